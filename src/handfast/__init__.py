@@ -1,0 +1,1 @@
+"""handfast: state that provably converges."""

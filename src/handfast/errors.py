@@ -1,0 +1,83 @@
+"""Every error that handfast raises on purpose: what is wrong, where, and what to do."""
+
+from collections.abc import Sequence
+
+from handfast.core.verdict import Verdict
+
+__all__ = [
+    "Blocked",
+    "Damaged",
+    "FormatError",
+    "HandfastError",
+    "Poisoned",
+    "Refused",
+    "SaveFailed",
+    "Superseded",
+    "Unstorable",
+]
+
+
+class HandfastError(Exception):
+    """The root of all errors that handfast raises on purpose."""
+
+
+class FormatError(HandfastError):
+    """Bytes that can't be read: not ours, of another version, or never written whole."""
+
+
+class Damaged(FormatError):
+    """Bytes that were right once: a digest differs, a file was cut, a record was overwritten."""
+
+
+class Unstorable(HandfastError):
+    """An object in the state that can't be stored.
+
+    ``path`` is where it stands in the state, ``type_name`` its type's qualified name.
+    """
+
+    def __init__(self, path: str, type_name: str, why: str) -> None:
+        self.path = path
+        self.type_name = type_name
+        super().__init__(
+            f"{path or 'the state'}: {type_name} can't be stored: {why}. Ways out: give the object "
+            f"a state_dict() of plain values, handfast.register({type_name.rpartition('.')[2]}, "
+            f"encode, decode), or pickle=({path!r},) if you trust whoever can write the run"
+        )
+
+
+class Refused(HandfastError):
+    """A restore or a read that would not be right. Nothing was changed.
+
+    ``verdict`` says what was found, ``shards`` names where, ``remedy`` what can be done.
+    """
+
+    def __init__(
+        self, message: str, *, verdict: Verdict, shards: Sequence[str] = (), remedy: str = ""
+    ) -> None:
+        self.verdict = verdict
+        self.shards = tuple(shards)
+        self.remedy = remedy
+        where = f" [{', '.join(self.shards)}]" if self.shards else ""
+        tail = f". What to do: {remedy}" if remedy else ""
+        super().__init__(f"{verdict}: {message}{where}{tail}")
+
+
+class Blocked(HandfastError):
+    """A wait that ran out of time. ``by`` names every domain that is still missing."""
+
+    def __init__(self, message: str, *, by: Sequence[str] = ()) -> None:
+        self.by = tuple(by)
+        names = ", ".join(self.by) if self.by else "nobody known"
+        super().__init__(f"{message}; blocked by: {names}")
+
+
+class SaveFailed(HandfastError):
+    """An epoch could not be persisted here. Older epochs are untouched."""
+
+
+class Superseded(HandfastError):
+    """A later round of the job has taken over this run; this process must stop."""
+
+
+class Poisoned(HandfastError):
+    """A load failed half-way, so the live state is of no epoch; only a restore mends it."""
