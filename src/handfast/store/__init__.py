@@ -1,0 +1,1 @@
+"""Where an epoch lives: images, manifests, objects, journals and tiers. Imports no framework."""
