@@ -40,7 +40,6 @@ __all__ = [
     "greatest_below",
     "greatest_retained",
     "join",
-    "lacking",
     "leq",
     "meet",
     "mixed",
@@ -48,6 +47,7 @@ __all__ = [
     "recovery_line",
     "skew",
     "violated",
+    "without",
 ]
 
 
@@ -202,7 +202,7 @@ def recovery_line(retained: Sequence[Collection[Epoch]]) -> Epoch | None:
     return next(iter(recoverable(retained)), None)
 
 
-def lacking(retained: Sequence[Collection[Epoch]], epoch: Epoch) -> tuple[int, ...]:
+def without(retained: Sequence[Collection[Epoch]], epoch: Epoch) -> tuple[int, ...]:
     """Return the domains (their indices) that do not retain ``epoch``.
 
     For an epoch above the recovery line this is the reason why it is not the line.

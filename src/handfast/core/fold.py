@@ -1,0 +1,175 @@
+"""From records to state: the one place where a durable record changes a member.
+
+A running member and one that boots from its journal go through the same function, so that what a
+member is after a crash is what it had written, by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from handfast.core import converge, recover
+from handfast.core.lattice import GENESIS
+from handfast.core.membership import Roster
+from handfast.core.messages import (
+    Accepted,
+    Bad,
+    Certificate,
+    Configured,
+    Converged,
+    Copy,
+    Frozen,
+    Lost,
+    Record,
+    Released,
+    RestoreCertificate,
+    Restored,
+    Skipped,
+    Staged,
+    Valid,
+)
+from handfast.core.recover import eligible
+from handfast.core.state import Member, Peer
+
+__all__ = ["boot", "fold"]
+
+_replace = msgspec.structs.replace
+
+
+def boot(
+    domain_id: str, incarnation: int, records: Sequence[Record], lost: Sequence[Lost] = ()
+) -> Member:
+    """Rebuild a member from its journal: own votes, freezes, judgements and certificates.
+
+    ``lost`` names retained copies that a look at the disk did not find whole. What peers had said
+    is not in the journal: it is asked for again, and nothing depends on it having been there.
+    """
+    state = Member(domain_id, incarnation)
+    for record in records:
+        state = fold(state, record)
+    gone = [item.epoch for item in lost]
+    retained = tuple(copy for copy in state.retained if copy.epoch not in gone)
+    return _replace(state, retained=retained, lost=tuple(lost))
+
+
+def fold(state: Member, record: Record) -> Member:
+    """Apply one own record to a member's state."""
+    match record:
+        case Configured():
+            return _configured(state, record)
+        case Frozen():
+            return _frozen(state, record)
+        case Staged() | Skipped():
+            return _voted(state, record)
+        case Valid() | Bad() | Accepted():
+            held = state.recovery
+            return _replace(state, recovery=held and recover.join(held, record), checking=None)
+        case Restored():
+            return _restored(state, record.certificate)
+        case Converged():
+            return _converged(state, record.certificate)
+        case Released():
+            kept = tuple(copy for copy in state.retained if copy.epoch not in record.epochs)
+            return _replace(state, retained=kept)
+
+
+def roster_of(state: Member) -> Roster:
+    """Give the roster that every record but the first relies on."""
+    if state.roster is None:
+        raise ValueError(f"{state.id}: a record comes before any configuration")
+    return state.roster
+
+
+def _configured(state: Member, record: Configured) -> Member:
+    roster = Roster(record.configuration)
+    me = roster.index(state.id)
+    if me is None:
+        raise ValueError(f"{state.id} is no member of configuration {roster.digest[:8]}")
+    first = state.roster is None
+    genesis = (Copy(GENESIS, ""),) if first and record.founding else ()
+    same = state.roster is not None and state.roster.tiers == roster.tiers
+    return _replace(
+        state,
+        roster=roster,
+        me=me,
+        founding=record.founding,
+        retained=(*genesis, *state.retained),
+        tallies=state.tallies if same else (converge.Tally(),) * len(roster.tiers),
+        peers=(Peer(),) * roster.size,
+    )
+
+
+def _frozen(state: Member, record: Frozen) -> Member:
+    """After FREEZE(g) nothing of an older generation is left that could be appended."""
+    roster = roster_of(state)
+    recovery = recover.begin(roster, record.generation, record.want)
+    return _replace(
+        state,
+        generation=record.generation,
+        round=record.round,
+        recovery=recover.join(recovery, record),
+        tallies=tuple(converge.Tally(tally.line) for tally in state.tallies),
+        peers=tuple(Peer(peer.incarnation) for peer in state.peers),
+        checking=None,
+        told=None,
+        persisting=(),
+        last=None,
+    )
+
+
+def _voted(state: Member, vote: Staged | Skipped) -> Member:
+    roster = roster_of(state)
+    tier = roster.tier_of[state.me]
+    tally = converge.join(roster, state.tallies[tier], vote)
+    state = with_tally(state, tier, tally)
+    state = _replace(
+        state,
+        persisting=tuple(epoch for epoch in state.persisting if epoch != vote.epoch),
+        last=max(vote.epoch, state.last or GENESIS),
+    )
+    if isinstance(vote, Skipped):
+        return state
+    return _replace(state, retained=(*state.retained, Copy(vote.epoch, vote.digest)))
+
+
+def with_tally(state: Member, tier: int, tally: converge.Tally) -> Member:
+    """Put one tier's tally in its place; the same state where it is the same tally."""
+    if tally is state.tallies[tier]:
+        return state
+    return _replace(state, tallies=(*state.tallies[:tier], tally, *state.tallies[tier + 1 :]))
+
+
+def _restored(state: Member, certificate: RestoreCertificate) -> Member:
+    roster = roster_of(state)
+    tallies = tuple(
+        _rebased(roster, tier, tally, certificate) for tier, tally in enumerate(state.tallies)
+    )
+    return _replace(
+        state, restored=certificate, recovery=None, checking=None, told=None, tallies=tallies
+    )
+
+
+def _rebased(
+    roster: Roster, tier: int, tally: converge.Tally, certificate: RestoreCertificate
+) -> converge.Tally:
+    """Find a tier's converged line on the timeline that is resumed.
+
+    The certificate counts as Conv_T(base) only for a tier that holds every shard's accepted copy,
+    and needs no more than that one; otherwise an older line stays if it lies on the timeline.
+    """
+    held, base = tally.line, certificate.base
+    inside = all(roster.tier_of[copy] == tier for copy in certificate.copies)
+    if inside and roster.needs[tier] == 1 and (held is None or held.epoch != base):
+        held = Certificate(
+            certificate.run, certificate.configuration, roster.tiers[tier], base, certificate.root
+        )
+    elif held is not None and not eligible(held.epoch, certificate.timeline):
+        held = None
+    return converge.Tally(held, tally.ballots)
+
+
+def _converged(state: Member, certificate: Certificate) -> Member:
+    tier = roster_of(state).tiers.index(certificate.tier)
+    return with_tally(state, tier, converge.learn(state.tallies[tier], certificate))

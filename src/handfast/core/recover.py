@@ -1,0 +1,281 @@
+"""Recovery: frozen reports, the descending meet, validate before mutate, one certificate.
+
+Every member freezes; from the frozen reports and the chain of bases alone each finds the same
+candidates, greatest first. Holders read every byte of the candidate and say VALID or BAD. An
+epoch is refuted only when every reported copy of some shard is BAD; it is accepted when every
+rank has taken a VALID copy of its shard. The certificate of that is what lets a rank mutate
+live state (the design, section 2, Recovery).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import TypeVar
+
+import msgspec
+
+from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.membership import Roster, bits
+from handfast.core.messages import (
+    Accepted,
+    Bad,
+    Branch,
+    Declined,
+    Frozen,
+    Report,
+    RestoreCertificate,
+    Valid,
+    merkle_root,
+)
+
+T = TypeVar("T")
+
+__all__ = [
+    "Check",
+    "Phase",
+    "Recovery",
+    "Standing",
+    "candidates",
+    "certificate",
+    "eligible",
+    "extend",
+    "join",
+    "standing",
+]
+
+
+class Phase(StrEnum):
+    """Where a recovery stands."""
+
+    FREEZING = "freezing"  # reports are missing
+    CHECKING = "checking"  # copies of the candidate are being read
+    READY = "ready"  # every shard has a valid copy; ranks may accept
+    DECLINED = "declined"  # a rank can't take the candidate
+    EXHAUSTED = "exhausted"  # no eligible epoch is left that every shard has
+    RESTORED = "restored"  # every rank accepted
+
+
+class Check(msgspec.Struct, frozen=True, array_like=True):
+    """What was said of the copies of one epoch."""
+
+    epoch: Epoch
+    valid: int = 0
+    bad: int = 0
+    reasons: tuple[tuple[int, str], ...] = ()
+
+
+class Recovery(msgspec.Struct, frozen=True, array_like=True):
+    """What is held of one generation's recovery. ``want`` restricts it to one step."""
+
+    generation: int
+    want: int | None
+    reports: tuple[Frozen | None, ...]
+    checks: tuple[Check, ...] = ()
+    accepted: tuple[Accepted | None, ...] = ()
+    declined: tuple[Declined, ...] = ()
+
+    @property
+    def frozen(self) -> int:
+        """Mask the members whose report is held."""
+        return sum(1 << i for i, report in enumerate(self.reports) if report is not None)
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """The phase, the candidate (None before there is one) and who is awaited.
+
+    ``copies[s]`` masks the VALID copies of shard s.
+    """
+
+    phase: Phase
+    epoch: Epoch | None = None
+    waiting: int = 0
+    copies: tuple[int, ...] = ()
+
+
+def eligible(epoch: Epoch, timeline: Sequence[Branch]) -> bool:
+    """Say whether an epoch lies on a timeline; all others are orphans of abandoned ones.
+
+    Of the newest generation every epoch does; of an older one those up to the base that its
+    successor resumed from. Without any restore certificate only genesis does.
+    """
+    cap: Epoch | None = None
+    for branch in timeline:
+        if epoch.generation == branch.generation:
+            return cap is None or epoch <= cap
+        cap = branch.base
+    return epoch == GENESIS and (cap is None or cap == GENESIS)
+
+
+def extend(
+    timeline: Sequence[Branch], generation: int, base: Epoch, floor: Epoch
+) -> tuple[Branch, ...]:
+    """Begin a branch at ``base``, and drop what lies below ``floor``, which nobody retains."""
+    older = [branch for branch in timeline if branch.generation <= base.generation]
+    kept = [branch for branch in older if branch.generation >= floor.generation]
+    return (Branch(generation, base), *kept)
+
+
+def timeline_of(reports: Sequence[Report]) -> tuple[Branch, ...]:
+    """Take the chain of the highest restore certificate that any member reports."""
+    held = [report.restored for report in reports if report.restored is not None]
+    return max(held, key=lambda c: c.generation).timeline if held else ()
+
+
+def candidates(roster: Roster, reports: Sequence[Report], want: int | None) -> tuple[Epoch, ...]:
+    """List the eligible epochs of which every shard has a reported copy, greatest first."""
+    timeline = timeline_of(reports)
+    held: dict[Epoch, int] = {}
+    for i, report in enumerate(reports):
+        for copy in report.retained:
+            held[copy.epoch] = held.get(copy.epoch, 0) | 1 << i
+    found = [
+        epoch
+        for epoch, mask in held.items()
+        if (want is None or epoch.step == want)
+        and all(mask & holders for holders in holders_of(roster))
+        and eligible(epoch, timeline)
+    ]
+    return tuple(sorted(found, reverse=True))
+
+
+def holders_of(roster: Roster) -> tuple[int, ...]:
+    """Mask, for each shard, the domains that may hold it, in any tier."""
+    shards = range(roster.configuration.shards)
+    return tuple(sum(tier[shard] for tier in roster.holders) for shard in shards)
+
+
+def begin(roster: Roster, generation: int, want: int | None) -> Recovery:
+    """Open the recovery of a generation, with nothing held."""
+    return Recovery(
+        generation, want, (None,) * roster.size, (), (None,) * roster.configuration.shards
+    )
+
+
+def join(recovery: Recovery, fact: Frozen | Valid | Bad | Accepted | Declined) -> Recovery:
+    """Join one fact of this generation; the same value, by identity, where it is not new."""
+    if isinstance(fact, Frozen):
+        if recovery.reports[fact.domain] is not None:
+            return recovery
+        return msgspec.structs.replace(recovery, reports=_put(recovery.reports, fact.domain, fact))
+    if isinstance(fact, Accepted):
+        if recovery.accepted[fact.shard] is not None:
+            return recovery
+        return msgspec.structs.replace(recovery, accepted=_put(recovery.accepted, fact.shard, fact))
+    if isinstance(fact, Declined):
+        if any(d.shard == fact.shard for d in recovery.declined):
+            return recovery
+        declined = tuple(sorted((*recovery.declined, fact), key=lambda d: d.shard))
+        return msgspec.structs.replace(recovery, declined=declined)
+    return _join_check(recovery, fact)
+
+
+def _put(row: tuple[T, ...], at: int, value: T) -> tuple[T, ...]:
+    return (*row[:at], value, *row[at + 1 :])
+
+
+def _join_check(recovery: Recovery, fact: Valid | Bad) -> Recovery:
+    check = check_of(recovery, fact.epoch)
+    bit = 1 << fact.domain
+    if (check.valid | check.bad) & bit:
+        return recovery
+    if isinstance(fact, Valid):
+        check = Check(check.epoch, check.valid | bit, check.bad, check.reasons)
+    else:
+        reasons = tuple(sorted((*check.reasons, (fact.domain, fact.reason))))
+        check = Check(check.epoch, check.valid, check.bad | bit, reasons)
+    others = [held for held in recovery.checks if held.epoch != fact.epoch]
+    checks = tuple(sorted((*others, check), key=lambda held: held.epoch))
+    return msgspec.structs.replace(recovery, checks=checks)
+
+
+def check_of(recovery: Recovery, epoch: Epoch) -> Check:
+    """Find what was said of an epoch's copies, or an empty check."""
+    return next((c for c in recovery.checks if c.epoch == epoch), Check(epoch))
+
+
+def reported(recovery: Recovery, epoch: Epoch) -> int:
+    """Mask the members that reported a copy of an epoch."""
+    return sum(
+        1 << i
+        for i, frozen in enumerate(recovery.reports)
+        if frozen is not None and any(copy.epoch == epoch for copy in frozen.report.retained)
+    )
+
+
+def standing(roster: Roster, recovery: Recovery) -> Standing:
+    """Work out where the recovery stands: a function of the facts held, whatever their order."""
+    missing = roster.everyone & ~recovery.frozen
+    if missing:
+        return Standing(Phase.FREEZING, waiting=missing)
+    reports = [frozen.report for frozen in recovery.reports if frozen is not None]
+    for epoch in candidates(roster, reports, recovery.want):
+        copies = reported(recovery, epoch)
+        check = check_of(recovery, epoch)
+        shards = holders_of(roster)
+        if any(not (copies & holders & ~check.bad) for holders in shards):
+            continue  # refuted: every reported copy of some shard is BAD
+        valid = tuple(check.valid & holders for holders in shards)
+        unproved = sum(
+            holders & copies & ~check.bad
+            for holders, good in zip(shards, valid, strict=True)
+            if not good
+        )
+        return _judge(recovery, epoch, valid, unproved, roster)
+    return Standing(Phase.EXHAUSTED)
+
+
+def _judge(
+    recovery: Recovery, epoch: Epoch, valid: tuple[int, ...], unproved: int, roster: Roster
+) -> Standing:
+    if unproved:
+        return Standing(Phase.CHECKING, epoch, unproved, valid)
+    if recovery.declined:
+        by = sum(1 << roster.homes[declined.shard] for declined in recovery.declined)
+        return Standing(Phase.DECLINED, epoch, by, valid)
+    silent = [s for s, accepted in enumerate(recovery.accepted) if accepted is None]
+    if silent:
+        return Standing(Phase.READY, epoch, sum(1 << roster.homes[s] for s in silent), valid)
+    return Standing(Phase.RESTORED, epoch, 0, valid)
+
+
+def certificate(roster: Roster, recovery: Recovery, round_: str) -> RestoreCertificate | None:
+    """Write the restore certificate where every rank has accepted; else None.
+
+    Acceptances are write-once, so every member that can write it writes the same one.
+    """
+    at = standing(roster, recovery)
+    accepted = [a for a in recovery.accepted if a is not None]
+    if at.phase is not Phase.RESTORED or at.epoch is None:
+        return None
+    reports = [frozen.report for frozen in recovery.reports if frozen is not None]
+    old = timeline_of(reports)
+    alive = [c.epoch for r in reports for c in r.retained if eligible(c.epoch, old)]
+    digests = [_digest(reports[a.copy], at.epoch) for a in accepted]
+    leaves = [f"{roster.ids[a.copy]}={d}" for a, d in zip(accepted, digests, strict=True)]
+    return RestoreCertificate(
+        run=roster.configuration.run,
+        configuration=roster.digest,
+        generation=recovery.generation,
+        round=round_,
+        base=at.epoch,
+        timeline=extend(old, recovery.generation, at.epoch, min(alive)),
+        copies=tuple(a.copy for a in accepted),
+        root=merkle_root(leaves),
+    )
+
+
+def _digest(report: Report, epoch: Epoch) -> str:
+    return next(copy.digest for copy in report.retained if copy.epoch == epoch)
+
+
+def blame(roster: Roster, recovery: Recovery) -> tuple[str, ...]:
+    """Say, shard by shard, why nothing newer could be restored: lost, damaged, or never there."""
+    lines = []
+    for i, frozen in enumerate(recovery.reports):
+        if frozen is not None:
+            lines += [f"{roster.ids[i]}: {lost.epoch} {lost.reason}" for lost in frozen.report.lost]
+    for check in recovery.checks:
+        said = dict(check.reasons)
+        lines += [f"{roster.ids[i]}: {check.epoch} {said.get(i, '')}" for i in bits(check.bad)]
+    return tuple(lines)
