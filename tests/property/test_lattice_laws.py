@@ -21,7 +21,6 @@ from handfast.core.lattice import (
     greatest_below,
     greatest_retained,
     join,
-    lacking,
     leq,
     meet,
     mixed,
@@ -29,6 +28,7 @@ from handfast.core.lattice import (
     recovery_line,
     skew,
     violated,
+    without,
 )
 
 # Few values, so that equal epochs, equal steps and equal generations are common.
@@ -174,7 +174,7 @@ def test_the_recovery_line_is_the_greatest_epoch_that_everyone_retains(retained)
 @given(retained_epochs, epochs)
 def test_every_epoch_above_the_line_is_lacking_somewhere(retained, epoch):
     line = recovery_line(retained)
-    missing = lacking(retained, epoch)
+    missing = without(retained, epoch)
     assert (missing == ()) == (epoch in recoverable(retained))
     if line is None or epoch > line:
         assert missing
@@ -197,7 +197,7 @@ def test_the_floor_of_the_newest_is_only_an_upper_bound_of_the_line(retained):
     line = recovery_line(retained)
     newest = tuple(max(held) for held in retained)
     assert line is None or line <= floor(newest)
-    if not lacking(retained, floor(newest)):
+    if not without(retained, floor(newest)):
         assert line == floor(newest)
 
 

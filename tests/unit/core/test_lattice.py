@@ -16,7 +16,6 @@ from handfast.core.lattice import (
     greatest_below,
     greatest_retained,
     join,
-    lacking,
     leq,
     meet,
     mixed,
@@ -24,6 +23,7 @@ from handfast.core.lattice import (
     recovery_line,
     skew,
     violated,
+    without,
 )
 
 
@@ -93,10 +93,10 @@ def test_the_recovery_line_is_not_the_minimum_of_the_newest():
     """Shows the usual `min` over ranks picking an epoch that a rank no longer has."""
     retained = [steps(100, 200, 300), steps(100, 300), steps(100, 200)]
     assert floor([max(held) for held in retained]) == Epoch(1, 200)
-    assert lacking(retained, Epoch(1, 200)) == (1,)
-    assert lacking(retained, Epoch(1, 300)) == (2,)
+    assert without(retained, Epoch(1, 200)) == (1,)
+    assert without(retained, Epoch(1, 300)) == (2,)
     assert recovery_line(retained) == Epoch(1, 100)
-    assert lacking(retained, Epoch(1, 100)) == ()
+    assert without(retained, Epoch(1, 100)) == ()
 
 
 def test_recoverable_epochs_come_newest_first():
