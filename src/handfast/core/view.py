@@ -65,14 +65,14 @@ def view(member: Member) -> Lattice:
             certified = told[tier] if told else None
         shown[domain.id] = DomainView(domain.shard, domain.tier, staged, persisted, certified)
     own = roster.tier_of[member.me]
-    line = member.tallies[own].line
+    converged = member.tallies[own].line
     steps = [
         d.persisted.step for d in shown.values() if d.persisted and d.tier == roster.tiers[own]
     ]
     phase, by = _blocked(member)
     return Lattice(
         shown,
-        line.epoch if line else None,
+        converged.epoch if converged else None,
         max(steps) - min(steps) if steps else 0,
         by,
         phase,
