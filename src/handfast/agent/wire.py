@@ -14,8 +14,9 @@ Each frame, big-endian::
 
     u32 length of the body   u16 wire version   u8 kind   u64 sequence   body
 
-Version and sequence of a handshake frame are 0 and its form never changes; later frames carry the version
-agreed on, and their body ends with a keyed blake2b of 16 bytes over direction, header and payload.
+Version and sequence of a handshake frame are 0, and its form never changes. Later frames carry the
+version agreed on and count from 0; their body ends with a keyed blake2b of 16 bytes over direction,
+header and payload.
 
 What is sent is authenticated, not encrypted.
 """

@@ -1,0 +1,346 @@
+"""A mesh of authenticated connections between the agents of a run, over TCP.
+
+A link carries messages in order and at most once, and may lose any of them: what is sent while a
+link is down or its queue full is dropped, because the protocol sends again by state, not by history
+(DESIGN section 2, Edges). A link that comes up is therefore the moment to tell the peer where one
+stands, which is what ``on_up`` is for.
+
+Each pair has one connection: the lower id dials, the other waits. Timers decide only when to dial
+again and when to give a connection up; whether a peer is reachable says nothing about what it has
+persisted or attested, and must change no protocol state.
+"""
+
+import asyncio
+import logging
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Container, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from handfast.agent.wire import MAX_PAYLOAD, VERSIONS, Wire, WireError
+
+__all__ = ["Address", "Links", "Pace"]
+
+logger = logging.getLogger(__name__)
+
+Address = tuple[str, int]
+"""Host and port."""
+
+_READ = 1 << 16
+_QUEUE_MESSAGES = 1024
+_QUEUE_BYTES = 32 << 20
+_GREETING = 64
+"""The most connections that may stand in the handshake at once: strangers hold no more."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When timers fire, in seconds. They resend and reconnect; they decide nothing."""
+
+    beat: float = 2.0
+    """After so long without a message of ours, a heartbeat is sent."""
+    silent: float = 8.0
+    """After so long without a byte from the peer, the connection is given up and dialed again."""
+    handshake: float = 5.0
+    """So long a connection may take to be made, and then to be authenticated."""
+    backoff: float = 0.05
+    """The first pause before dialing again; doubled each time, between a half and all of it."""
+    backoff_most: float = 2.0
+
+
+class _Link:
+    """One authenticated connection to one peer, with the messages that wait to be sent on it."""
+
+    def __init__(
+        self, wire: Wire, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.peer = wire.peer
+        self.wire = wire
+        self.reader = reader
+        self.writer = writer
+        self.queue: deque[bytes] = deque()
+        self.queued = 0
+        self.filled = asyncio.Event()
+
+    def offer(self, payload: bytes) -> bool:
+        """Queue a message, unless that would break the bounds."""
+        if len(self.queue) >= _QUEUE_MESSAGES or self.queued + len(payload) > _QUEUE_BYTES:
+            return False
+        self.queue.append(payload)
+        self.queued += len(payload)
+        self.filled.set()
+        return True
+
+    async def pump(self, beat: float) -> None:
+        """Send what is queued, and a heartbeat where nothing is; ends with the connection."""
+        try:
+            while True:
+                if self.queue:
+                    payload = self.queue.popleft()
+                    self.queued -= len(payload)
+                    self.writer.write(self.wire.message(payload))
+                else:
+                    self.filled.clear()
+                    try:
+                        async with asyncio.timeout(beat):
+                            await self.filled.wait()
+                        continue
+                    except TimeoutError:
+                        self.writer.write(self.wire.beat())
+                await self.writer.drain()
+        finally:
+            self.writer.transport.abort()
+
+
+class Links:
+    """This agent's links to its peers. To be used from within one running event loop.
+
+    ``secret`` and ``run`` are what all agents of a run share (see :class:`Wire`), ``me`` is this
+    agent's id. ``on_message(peer, payload)``, ``on_up(peer)`` and ``on_down(peer)`` are called in
+    the loop and must not block; a message of a peer comes only between its ``on_up`` and its
+    ``on_down``. A callback that raises is logged and counted, and harms no link.
+
+    ``counters`` counts by name what happened: ``up``, ``down``, ``replaced``, ``silent``, ``lost``,
+    ``unreachable``, ``dropped_down``, ``dropped_full``, ``callback_failed``, ``refused_busy``,
+    ``refused_timeout`` and ``refused_<reason>`` for each :class:`Reason`.
+    """
+
+    def __init__(
+        self,
+        *,
+        secret: bytes,
+        run: str,
+        me: str,
+        on_message: Callable[[str, bytes], None],
+        on_up: Callable[[str], None],
+        on_down: Callable[[str], None],
+        versions: tuple[int, int] = VERSIONS,
+        pace: Pace | None = None,
+    ) -> None:
+        self._secret = secret
+        self._run = run
+        self._me = me
+        self._on_message = on_message
+        self._on_up = on_up
+        self._on_down = on_down
+        self._versions = versions
+        self._pace = pace or Pace()
+        self._server: asyncio.Server | None = None
+        self._peers: dict[str, Address] = {}
+        self._links: dict[str, _Link] = {}
+        self._dialers: dict[str, asyncio.Task[object]] = {}
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._greeting = 0
+        self._closed = False
+        self.counters: Counter[str] = Counter()
+
+    @property
+    def up(self) -> frozenset[str]:
+        """The peers whose link is up now, as far as this side knows."""
+        return frozenset(self._links)
+
+    def version(self, peer: str) -> int | None:
+        """The wire version spoken with ``peer``, or None while its link is down."""
+        link = self._links.get(peer)
+        return None if link is None else link.wire.version
+
+    async def listen(self, host: str, port: int = 0) -> Address:
+        """Wait for peers on ``host``; port 0 takes a free one. Returns the address listened on."""
+        self._server = await asyncio.start_server(self._accepted, host, port, limit=_READ)
+        bound: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
+        return bound
+
+    def set_peers(self, peers: Mapping[str, Address]) -> None:
+        """Say who the peers are and where they listen; what is not listed is dropped and refused.
+
+        A peer of another address than before is dialed there; a peer that only waited for our
+        dial, or dials us, keeps its link until the new process brings its own.
+        """
+        old, self._peers = self._peers, {p: a for p, a in peers.items() if p != self._me}
+        for peer in old:
+            if peer not in self._peers or (peer > self._me and self._peers[peer] != old[peer]):
+                dialer = self._dialers.pop(peer, None)
+                if dialer is not None:
+                    dialer.cancel()
+                self._drop(peer)
+        for peer, address in self._peers.items():
+            if peer > self._me and peer not in self._dialers and not self._closed:
+                self._dialers[peer] = self._start(self._keep_dialing(peer, address))
+
+    def send(self, peer: str, payload: bytes) -> bool:
+        """Queue a message; False where it was dropped, the link being down or its queue full.
+
+        Raises ValueError for a payload above MAX_PAYLOAD.
+        """
+        if len(payload) > MAX_PAYLOAD:
+            raise ValueError(f"a message has at most {MAX_PAYLOAD} bytes, this one {len(payload)}")
+        link = self._links.get(peer)
+        if link is None:
+            self.counters["dropped_down"] += 1
+            return False
+        if not link.offer(payload):
+            self.counters["dropped_full"] += 1
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Drop all links and end all tasks. No callback comes after this was called."""
+        self._closed = True
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await asyncio.sleep(0)  # the aborted transports close their sockets in the loop's next turn
+
+    # -- connections -----------------------------------------------------------------------
+
+    def _start(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closed or self._greeting >= _GREETING:
+            self._count("refused_busy", "too many connections stand in the handshake")
+            writer.transport.abort()
+            return
+        lower = {peer for peer in self._peers if peer < self._me}
+        task = self._start(self._converse(self._wire(lower, dialer=False), reader, writer))
+        # a task that is cancelled before its first step never reaches its own clean-up
+        task.add_done_callback(lambda _: writer.transport.abort())
+
+    async def _keep_dialing(self, peer: str, address: Address) -> None:
+        failures = 0
+        while True:
+            lived = await self._dial(peer, address)
+            # a link that breaks as soon as it is up is no reason to hurry
+            failures = 0 if lived > self._pace.backoff_most else min(failures + 1, 30)
+            most = min(self._pace.backoff * 2**failures, self._pace.backoff_most)
+            await asyncio.sleep(most * random.uniform(0.5, 1.0))  # noqa: S311
+
+    async def _dial(self, peer: str, address: Address) -> float:
+        try:
+            async with asyncio.timeout(self._pace.handshake):
+                reader, writer = await asyncio.open_connection(*address, limit=_READ)
+        except OSError as error:
+            self._count("unreachable", f"agent {peer} at {address}: {error}")
+            return 0.0
+        return await self._converse(self._wire({peer}, dialer=True), reader, writer)
+
+    def _wire(self, expect: Container[str], *, dialer: bool) -> Wire:
+        return Wire(
+            secret=self._secret,
+            run=self._run,
+            me=self._me,
+            expect=expect,
+            dialer=dialer,
+            versions=self._versions,
+        )
+
+    async def _converse(
+        self, wire: Wire, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> float:
+        """Serve one connection from handshake to end; returns the seconds that it was up."""
+        clock = asyncio.get_running_loop().time
+        link, began = None, clock()
+        try:
+            if await self._greet(wire, reader, writer):
+                link, began = _Link(wire, reader, writer), clock()
+                self._adopt(link)
+                await self._exchange(link)
+        except WireError as error:
+            where = writer.get_extra_info("peername")
+            self._count(f"refused_{error.reason}", f"a connection with {where}: {error}")
+        except OSError as error:
+            self._count("lost", f"the connection with {wire.peer or 'a stranger'}: {error!r}")
+        finally:
+            writer.transport.abort()
+            if link is not None:
+                self._down(link)
+        return clock() - began if link is not None else 0.0
+
+    async def _greet(
+        self, wire: Wire, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        """The handshake; False where the other end left or was too slow."""
+        self._greeting += 1
+        try:
+            async with asyncio.timeout(self._pace.handshake):
+                while True:
+                    writer.write(wire.outgoing())
+                    if wire.open:
+                        return True
+                    data = await reader.read(_READ)
+                    if not data:
+                        return False
+                    wire.feed(data)
+                    wire.shake()
+        except TimeoutError:
+            self._count("refused_timeout", f"no handshake within {self._pace.handshake} s")
+            return False
+        finally:
+            self._greeting -= 1
+
+    async def _exchange(self, link: _Link) -> None:
+        """Take and send messages until either direction fails or the link is replaced."""
+        pump = asyncio.create_task(link.pump(self._pace.beat))
+        try:
+            while self._links.get(link.peer) is link:
+                payload = link.wire.take()
+                if payload is not None:
+                    self._call(self._on_message, link.peer, payload)
+                    continue
+                async with asyncio.timeout(self._pace.silent):
+                    data = await link.reader.read(_READ)
+                if not data:
+                    return
+                link.wire.feed(data)
+        except TimeoutError:
+            # half open, or frozen: all that follows from it is a new connection
+            self._count("silent", f"nothing from {link.peer} for {self._pace.silent} s")
+        finally:
+            pump.cancel()
+            await asyncio.gather(pump, return_exceptions=True)
+
+    # -- who is up -------------------------------------------------------------------------
+
+    def _adopt(self, link: _Link) -> None:
+        if link.peer in self._links:
+            self.counters["replaced"] += 1
+            self._drop(link.peer)
+        if link.peer in self._peers:
+            self._links[link.peer] = link
+            self.counters["up"] += 1
+            self._call(self._on_up, link.peer)
+
+    def _drop(self, peer: str) -> None:
+        link = self._links.get(peer)
+        if link is not None:
+            link.writer.transport.abort()
+            self._down(link)
+
+    def _down(self, link: _Link) -> None:
+        if self._links.get(link.peer) is link:
+            del self._links[link.peer]
+            self.counters["down"] += 1
+            self._call(self._on_down, link.peer)
+
+    def _call(self, callback: Callable[..., None], *args: object) -> None:
+        if self._closed:
+            return
+        try:
+            callback(*args)
+        except Exception:
+            self.counters["callback_failed"] += 1
+            logger.exception("a callback of the links of %s failed", self._me)
+
+    def _count(self, name: str, message: str) -> None:
+        """Count, and log the 1st, 2nd, 4th, 8th ...: a stranger must not fill the log."""
+        self.counters[name] += 1
+        count = self.counters[name]
+        if count & (count - 1) == 0:
+            logger.warning("%s: %s (%d so far)", name, message, count)
