@@ -1,0 +1,393 @@
+"""The directory tier: a domain whose epochs are files, claimed by one incarnation at a time."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from handfast.core.lattice import Epoch
+from handfast.errors import Damaged, FormatError, HandfastError, SaveFailed, Superseded
+from handfast.store import delta
+from handfast.store import manifest as codec
+from handfast.store.claims import Claim, incarnations, take
+from handfast.store.files import (
+    TEMPORARY,
+    Files,
+    closing,
+    discard,
+    read_file,
+    reading,
+    write_all,
+    write_file,
+    writing,
+)
+from handfast.store.image import Layout
+from handfast.store.manifest import CHUNK, Manifest, Piece, Stamp
+from handfast.store.pins import pinned
+from handfast.store.port import Buffer, Progress, Verify, Written
+from handfast.store.shelf import ENDING, Shelf, named_epoch, parts
+
+__all__ = ["Directory", "claim"]
+
+RELEASED: Final = ".released"  # the end of a manifest's name that was taken away
+SAMPLE: Final = 6  # chunks that are read back besides the first and the last
+
+
+def claim(files: Files, root: str, name: str) -> "Directory":
+    """Take the next incarnation of an identified domain (see :mod:`handfast.store.claims`).
+
+    Raises SaveFailed if a call fails (another claim starts afresh), Damaged or FormatError if
+    what the predecessors left can't be read.
+    """
+    return Directory(files, root, name, take(files, root, name))
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One try at an epoch: the names that it may make, and the parent that it may refer to."""
+
+    home: str  # of the domain
+    incarnation: int
+    stem: str
+    parent: Manifest | None
+
+    @property
+    def manifest(self) -> str:
+        """The manifest's final path."""
+        return f"{self.home}/{self.incarnation}/manifests/{self.stem}{ENDING}"
+
+    def source(self, *, full: bool) -> str:
+        """The data file's final name, relative to the domain."""
+        return f"{self.incarnation}/chunks/{self.stem}.{'safetensors' if full else 'delta'}"
+
+    def names(self) -> tuple[str, ...]:
+        """All paths that may come to be, in the order in which they are discarded."""
+        final = [self.manifest, *(f"{self.home}/{self.source(full=f)}" for f in (True, False))]
+        return tuple(path + end for path in final for end in ("", TEMPORARY))
+
+
+class Directory(Shelf):
+    """A claimed domain; it fills the port :class:`handfast.store.port.Tier`.
+
+    `write` may run in another thread than the rest; one epoch is written at a time. `may_clean`
+    is for the caller to set, once it holds a certificate of its own generation: until then no
+    file of a predecessor is touched.
+    """
+
+    def __init__(self, files: Files, root: str, name: str, claimed: Claim) -> None:
+        super().__init__(files, root, name)
+        self.incarnation = claimed.incarnation
+        self.journal = claimed.journal
+        self.history = claimed.history
+        self.may_clean = False
+        self._lock = threading.Lock()  # a release and the bounds of an attempt exclude each other
+        self._writing = threading.Lock()
+        self._attempts: dict[Epoch, int] = {}
+        self._done: set[Epoch] = set()
+        self._attempt: Attempt | None = None
+
+    def current(self) -> bool:
+        """Whether no later incarnation is claimed; looks at the disk each time.
+
+        The rule of :mod:`handfast.store.claims`: append, sync, `current()`, and only then act.
+        """
+        with reading(self.path):
+            return max(incarnations(self.files, self.path), default=0) == self.incarnation
+
+    def free_bytes(self) -> int:
+        """Bytes that this user may still write to the domain's file system."""
+        with reading(self.path):
+            return self.files.free_bytes(self.path)
+
+    def close(self) -> None:
+        """Give the journal's descriptor back."""
+        self.journal.close()
+
+    # Writing
+
+    def write(
+        self,
+        stamp: Stamp,
+        layout: Layout,
+        image: Buffer,
+        *,
+        objects: bytes,
+        aliases: Mapping[str, str],
+        environment: Mapping[str, str],
+        replicated: Iterable[str],
+        structure: str,
+        parent: Manifest | None = None,
+        verify: Verify = "sampled",
+        progress: Progress | None = None,
+    ) -> Written:
+        """Make one epoch durable. Only when this returns may STAGED be journaled.
+
+        `image` is a buffer of at least `layout.nbytes` bytes that begins with `layout.header`; it
+        must not change meanwhile. Chunks that equal those of `parent`, an epoch retained here,
+        are referenced and not written.
+
+        Order. *Must*: the data file is synced, and its final name made durable, before the
+        manifest gets its final name (a visible manifest refers only to existing data); the
+        manifest is synced before its rename, and the rename made durable before this returns.
+        *Should*: data are read back before they are named, so that a bad disk is found while the
+        image is still in memory. A failure at any step leaves temporary names, data without a
+        manifest, or a sound manifest that nobody voted for; all are discarded as far as they go,
+        never written or synced again, and the next try uses new names. A delta whose bytes don't
+        read back right is written once more, as a full image.
+
+        Raises SaveFailed naming the step, the path and a remedy; ValueError if the stamp is not
+        this incarnation's, the image is not the layout's, or the epoch was written already.
+        """
+        view = self._checked(stamp, layout, image, verify)
+        draft = Manifest(
+            stamp=stamp,
+            slots=layout.slots,
+            aliases=dict(aliases),
+            objects=objects,
+            environment=dict(environment),
+            image_bytes=layout.nbytes,
+            chunk_bytes=CHUNK,
+            hashes=b"",
+            sources=(),
+            pieces=(),
+            replicated=tuple(replicated),
+            structure=structure,
+        )
+        trouble: HandfastError | None = None
+        with self._writing:
+            for candidate in (None,) if parent is None else (parent, None):
+                try:
+                    return self._try(draft, view, candidate, verify, progress)
+                except SaveFailed:
+                    raise
+                except HandfastError as error:  # something could not be read, or not read back
+                    trouble = error
+        raise SaveFailed(f"epoch {stamp.epoch} does not read back right: {trouble}") from trouble
+
+    def _checked(self, stamp: Stamp, layout: Layout, image: Buffer, verify: Verify) -> memoryview:
+        mine = (self.identity.run, self.identity.id, self.identity.shard, self.incarnation)
+        if (stamp.run, stamp.domain, stamp.shard, stamp.incarnation) != mine:
+            raise ValueError(f"the stamp {stamp} is not this incarnation's, which is {mine}")
+        if verify not in ("fsync", "sampled", "full"):
+            raise ValueError(f"verify={verify!r}: choose fsync, sampled or full")
+        view = memoryview(image).cast("B")[: layout.nbytes]
+        if len(view) < layout.nbytes or view[: len(layout.header)] != layout.header:
+            raise ValueError("the image is shorter than its layout, or lacks the layout's header")
+        if stamp.epoch in self._done:
+            raise ValueError(f"epoch {stamp.epoch} was written already, and votes are write-once")
+        return view
+
+    def _try(
+        self,
+        draft: Manifest,
+        view: memoryview,
+        parent: Manifest | None,
+        verify: Verify,
+        progress: Progress | None,
+    ) -> Written:
+        attempt = self._begin(draft.stamp.epoch, parent)
+        try:
+            manifest, fresh = self._write_data(attempt, draft, view, verify, progress)
+            encoded = self._write_manifest(attempt, manifest, verify)
+        except BaseException:
+            discard(self.files, *attempt.names())
+            raise
+        finally:
+            with self._lock:
+                self._attempt = None
+        self._done.add(draft.stamp.epoch)
+        return Written(codec.digest(encoded), manifest, fresh + len(encoded), len(view))
+
+    def _begin(self, epoch: Epoch, parent: Manifest | None) -> Attempt:
+        """Choose new names, and hold the parent's files if it is still here."""
+        with self._lock:
+            tried = self._attempts.get(epoch, 0)
+            self._attempts[epoch] = tried + 1
+            stem = f"{epoch.generation}-{epoch.step}" + (f".r{tried}" if tried else "")
+            if parent is not None:
+                found = self.entry(parent.stamp.epoch)
+                parent = parent if found is not None and found.manifest == parent else None
+            self._attempt = Attempt(self.path, self.incarnation, stem, parent)
+            return self._attempt
+
+    def _write_data(
+        self,
+        attempt: Attempt,
+        draft: Manifest,
+        view: memoryview,
+        verify: Verify,
+        progress: Progress | None,
+    ) -> tuple[Manifest, int]:
+        """The data file, durable under its final name; (the manifest, bytes written)."""
+        hashes, plan = b"", None
+        if attempt.parent is not None:
+            hashes = codec.hash_chunks(view)
+            plan = delta.delta(attempt.parent, hashes, len(view), attempt.source(full=False))
+        own = attempt.source(full=plan is None)
+        path = f"{self.path}/{own}"
+        if plan is None:
+            plan = delta.full(-(-len(view) // CHUNK), own)
+        if plan.fresh:
+            with writing("write the image", path):
+                found = self._write_chunks(path + TEMPORARY, view, plan.fresh, progress, hashes)
+            hashes = hashes or found
+        manifest = msgspec.structs.replace(
+            draft, hashes=hashes, sources=plan.sources, pieces=plan.pieces
+        )
+        if verify != "fsync":
+            chosen = _all(manifest) if verify == "full" else _sample(manifest)
+            self._read_parts(manifest, chosen, None, moved={own: path + TEMPORARY})
+        if plan.fresh:
+            self._publish("name the image", path)
+        return manifest, sum(_bytes(piece, len(view)) for piece in plan.fresh)
+
+    def _write_chunks(
+        self,
+        path: str,
+        view: memoryview,
+        fresh: tuple[Piece, ...],
+        progress: Progress | None,
+        hashes: bytes,
+    ) -> bytes:
+        """Write the pieces into a new synced file; returns all hashes, made here if none are."""
+        found = bytearray()
+        with closing(self.files, self.files.create(path)) as fd:
+            for part in (part for piece in fresh for part in parts(piece, CHUNK)):
+                end = min((part.first + part.count) * CHUNK, len(view))
+                block = view[part.first * CHUNK : end]
+                if not hashes:
+                    found += codec.hash_chunks(block)
+                write_all(self.files, fd, block, part.at)
+                if progress is not None:
+                    progress(end, len(view))
+            self.files.fsync(fd)
+        return hashes or bytes(found)
+
+    def _write_manifest(self, attempt: Attempt, manifest: Manifest, verify: Verify) -> bytes:
+        path = attempt.manifest
+        encoded = codec.encode(manifest)
+        with writing("write the manifest", path):
+            write_file(self.files, path + TEMPORARY, encoded)
+        if verify != "fsync" and read_file(self.files, path + TEMPORARY) != encoded:
+            raise Damaged(f"{path}{TEMPORARY}: differs from what was written")
+        self._publish("name the manifest", path)
+        return encoded
+
+    def _publish(self, step: str, path: str) -> None:
+        with writing(step, path):
+            self.files.rename(path + TEMPORARY, path)
+            self.files.fsync_dir(os.path.dirname(path))
+
+    # Releasing
+
+    def release(self, epochs: Iterable[Epoch]) -> tuple[Epoch, ...]:
+        """Let epochs go, and all data that no manifest refers to; safe to repeat at any time.
+
+        The caller *must* have journaled and synced that these epochs are released, so that a
+        successor does not build on them while this process is frozen in the middle.
+
+        Order. *Must*: the manifests are renamed away, and the renames are durable, before any
+        data go; data go only if no manifest that is left here, of whichever incarnation and
+        attempt, refers to them, nor a write in progress; pins are looked at after the renames
+        (and before them, so that a pin that stands never sees its manifest vanish). *Should*:
+        names that were renamed away go last. A failure or a crash at any step leaves work for
+        the next call, which also sweeps what failed writes left. If a manifest that stays can't
+        be read, its references are not known: no data go until it is released itself.
+
+        Manifests of predecessors stay unless `may_clean` is set. Returns the epochs among
+        `epochs` that stay because a reader has pinned them. Raises Superseded if a later
+        incarnation is claimed, SaveFailed if a call fails.
+        """
+        wanted = set(epochs)
+        with self._lock:
+            if not self.current():
+                raise Superseded(
+                    f"{self.path}: incarnation {self.incarnation} may release nothing: a later "
+                    "one has claimed the domain"
+                )
+            with writing("release epochs", self.path):
+                kept = self._take_away(wanted)
+                self._sweep()
+        return tuple(sorted(kept))
+
+    def _mine(self) -> list[str]:
+        """The incarnations' directories in which this one may take files away."""
+        return [
+            str(number)
+            for number in incarnations(self.files, self.path)
+            if number == self.incarnation or (number < self.incarnation and self.may_clean)
+            if self.files.exists(f"{self.path}/{number}/manifests")
+        ]
+
+    def _take_away(self, wanted: set[Epoch]) -> set[Epoch]:
+        """Rename manifests away, durably, and back where a pin turned up."""
+        standing = pinned(self.files, self.path)
+        for number in self._mine():
+            where = f"{self.path}/{number}/manifests"
+            for name in self.files.listdir(where):
+                if named_epoch(name) in wanted - standing:
+                    self.files.rename(f"{where}/{name}", f"{where}/{name}{RELEASED}")
+        standing = pinned(self.files, self.path)
+        for number in self._mine():
+            where = f"{self.path}/{number}/manifests"
+            gone = [name for name in self.files.listdir(where) if name.endswith(RELEASED)]
+            for name in gone:
+                if named_epoch(name.removesuffix(RELEASED)) in standing:
+                    self.files.rename(f"{where}/{name}", f"{where}/{name.removesuffix(RELEASED)}")
+            if gone:
+                self.files.fsync_dir(where)
+        return wanted & standing
+
+    def _sweep(self) -> None:
+        """Take away data that nothing refers to, temporary names, and released manifests."""
+        used = self._references()
+        if used is None:
+            return
+        for number in self._mine():
+            for kind in ("chunks", "manifests"):
+                for name in self.files.listdir(f"{self.path}/{number}/{kind}"):
+                    path = f"{number}/{kind}/{name}"
+                    garbage = kind == "chunks" or name.endswith((TEMPORARY, RELEASED))
+                    if garbage and path not in used:
+                        with contextlib.suppress(FileNotFoundError):
+                            self.files.unlink(f"{self.path}/{path}")
+
+    def _references(self) -> set[str] | None:
+        """Every file that a manifest or the write in progress needs; None if one can't be read."""
+        used: set[str] = set()
+        if self._attempt is not None:
+            used.update(path.removeprefix(f"{self.path}/") for path in self._attempt.names())
+            used.update(self._attempt.parent.sources if self._attempt.parent else ())
+        for number in incarnations(self.files, self.path):
+            where = f"{self.path}/{number}/manifests"
+            for name in self.files.listdir(where) if self.files.exists(where) else ():
+                if named_epoch(name) is None:
+                    continue
+                try:
+                    path = f"{where}/{name}"
+                    used.update(codec.decode(read_file(self.files, path), path).sources)
+                except FormatError:
+                    return None
+        return used
+
+
+def _all(manifest: Manifest) -> Iterator[Piece]:
+    for piece in manifest.pieces:
+        yield from parts(piece, CHUNK)
+
+
+def _sample(manifest: Manifest) -> Iterator[Piece]:
+    """The first chunk, the last, and a few that are others for another step."""
+    chunks = manifest.pieces[-1].first + manifest.pieces[-1].count
+    wanted = {(manifest.stamp.step + k * chunks // SAMPLE) % chunks for k in range(SAMPLE)}
+    wanted |= {0, chunks - 1}
+    for piece in manifest.pieces:
+        for index in range(piece.first, piece.first + piece.count):
+            if index in wanted:
+                yield Piece(index, 1, piece.source, piece.at + (index - piece.first) * CHUNK)
+
+
+def _bytes(piece: Piece, image_bytes: int) -> int:
+    return min((piece.first + piece.count) * CHUNK, image_bytes) - piece.first * CHUNK

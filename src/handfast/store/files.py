@@ -1,0 +1,271 @@
+"""The few system calls that the store makes, behind one door.
+
+Everything in the store does its input and output through a :class:`Files`, so that a test can
+fail, shorten or stop each single call, and a simulation can lose what was never synced.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from typing import Protocol
+
+from handfast.errors import Damaged, HandfastError, SaveFailed
+
+__all__ = ["TEMPORARY", "Files", "Posix"]
+
+TEMPORARY = ".tmp"  # the end of a name that is not published yet; readers never look at these
+
+PIECE = 16 << 20  # bytes handed to the kernel in one call: large enough that the call costs nothing
+
+GONE_BAD = {errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENODATA, errno.EBADMSG,
+            errno.EUCLEAN}  # fmt: skip
+
+FULL = "free some space there, or keep fewer epochs, and save again"
+BROKEN = (
+    "the device or its file system reports errors: look at the kernel's log and replace it; what "
+    "was being written is given up, and is never synced a second time"
+)
+DENIED = "make the directory writable for this user"
+REMEDIES = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EIO: BROKEN,
+    errno.EROFS: "the file system is mounted read-only: mount it read-write, or use another one",
+    errno.EACCES: DENIED,
+    errno.EPERM: DENIED,
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EOPNOTSUPP: "this file system lacks hard links: use a local or POSIX file system",
+}
+
+
+class Files(Protocol):
+    """What the store asks of an operating system. Every method but `forget` may raise OSError."""
+
+    def create(self, path: str) -> int:
+        """Make a new file, open for reading and writing; FileExistsError if the name is taken."""
+
+    def open(self, path: str) -> int:
+        """Open a file for reading (a descriptor that can be synced all the same)."""
+
+    def close(self, fd: int) -> None:
+        """Close the descriptor; it is gone even when this raises."""
+
+    def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        """Write at an offset; returns the count of bytes taken, which may be short."""
+
+    def pread(self, fd: int, into: memoryview, offset: int) -> int:
+        """Read at an offset into a buffer; returns the count of bytes read, 0 at the end."""
+
+    def fsync(self, fd: int) -> None:
+        """Make the file's bytes and attributes durable. After an error: never again."""
+
+    def fdatasync(self, fd: int) -> None:
+        """Make the file's bytes and its length durable. After an error: never again."""
+
+    def forget(self, fd: int) -> None:
+        """Drop the file's clean pages from the cache, where the system allows; never raises."""
+
+    def size(self, fd: int) -> int:
+        """The file's length in bytes."""
+
+    def rename(self, source: str, target: str) -> None:
+        """Give a file another name, at once, replacing what had it."""
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name, at once; FileExistsError if the name is taken."""
+
+    def unlink(self, path: str) -> None:
+        """Take a name away."""
+
+    def mkdir(self, path: str) -> None:
+        """Make a directory; FileExistsError if the name is taken."""
+
+    def listdir(self, path: str) -> list[str]:
+        """The names in a directory, sorted."""
+
+    def exists(self, path: str) -> bool:
+        """Whether the name is there."""
+
+    def fsync_dir(self, path: str) -> None:
+        """Make the names in a directory durable."""
+
+    def free_bytes(self, path: str) -> int:
+        """Bytes that this user may still write to the path's file system."""
+
+
+class Posix:
+    """The real calls. Python retries EINTR by itself; short counts are returned as they are."""
+
+    def create(self, path: str) -> int:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def open(self, path: str) -> int:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        return os.pwrite(fd, data, offset)
+
+    def pread(self, fd: int, into: memoryview, offset: int) -> int:
+        return os.preadv(fd, [into], offset)
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def fdatasync(self, fd: int) -> None:
+        os.fdatasync(fd)
+
+    def forget(self, fd: int) -> None:
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def size(self, fd: int) -> int:
+        return os.fstat(fd).st_size
+
+    def rename(self, source: str, target: str) -> None:
+        os.rename(source, target)
+
+    def link(self, source: str, target: str) -> None:
+        os.link(source, target)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+
+    def mkdir(self, path: str) -> None:
+        os.mkdir(path)
+
+    def listdir(self, path: str) -> list[str]:
+        return sorted(os.listdir(path))
+
+    def exists(self, path: str) -> bool:
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def fsync_dir(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def free_bytes(self, path: str) -> int:
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
+
+
+@contextlib.contextmanager
+def writing(step: str, path: str) -> Iterator[None]:
+    """Turn an OSError of the body into a SaveFailed that names the step, the path and a remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "see the error's number")
+        raise SaveFailed(f"{step}: {path}: {describe(error)}. What to do: {remedy}") from error
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn an OSError of the body into Damaged (the bytes are gone) or a plain HandfastError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in GONE_BAD:
+            raise Damaged(
+                f"{path}: can't be read: {describe(error)}. What to do: restore this domain "
+                "from another epoch or another copy"
+            ) from error
+        remedy = REMEDIES.get(error.errno or 0, "see the error's number").replace("writ", "read")
+        raise HandfastError(
+            f"{path}: can't be read: {describe(error)}. What to do: {remedy}"
+        ) from error
+
+
+def describe(error: OSError) -> str:
+    """The error's text and its symbolic name: `No space left on device (ENOSPC)`."""
+    return f"{error.strerror} ({errno.errorcode.get(error.errno or 0, error.errno)})"
+
+
+@contextlib.contextmanager
+def closing(files: Files, fd: int) -> Iterator[int]:
+    """Close the descriptor after the body; an error of the body is not masked by one of close."""
+    try:
+        yield fd
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.close(fd)
+        raise
+    files.close(fd)
+
+
+def write_all(files: Files, fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write every byte, going on after short counts."""
+    view = memoryview(data)
+    while view:
+        count = files.pwrite(fd, view[:PIECE], offset)
+        if count <= 0:
+            raise OSError(errno.EIO, "the system took no bytes and gave no reason")
+        view, offset = view[count:], offset + count
+
+
+def read_into(files: Files, fd: int, into: memoryview, offset: int) -> int:
+    """Fill the buffer as far as the file goes; returns the count of bytes read."""
+    done = 0
+    while done < len(into):
+        count = files.pread(fd, into[done : done + PIECE], offset + done)
+        if count <= 0:
+            break
+        done += count
+    return done
+
+
+def read_file(files: Files, path: str, limit: int | None = None) -> bytes:
+    """A small file's bytes, at most `limit` of them."""
+    with reading(path), closing(files, files.open(path)) as fd:
+        size = files.size(fd)
+        buffer = bytearray(size if limit is None else min(size, limit))
+        return bytes(buffer[: read_into(files, fd, memoryview(buffer), 0)])
+
+
+def write_file(files: Files, path: str, data: bytes) -> None:
+    """Make a new small file whose bytes are durable; its name is not yet."""
+    with closing(files, files.create(path)) as fd:
+        write_all(files, fd, data, 0)
+        files.fsync(fd)
+
+
+def discard(files: Files, *paths: str) -> None:
+    """Take names away in this order, up to the first that will not go.
+
+    So a manifest that stays keeps its data, too. What stays behind was never voted for.
+    """
+    with contextlib.suppress(OSError):
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                files.unlink(path)
+
+
+def make_directory(files: Files, path: str) -> None:
+    """Make a directory and its parents where they are missing, each durable in its parent.
+
+    A directory that was there already is synced too: whoever made it may have died before that.
+    """
+    parent = os.path.dirname(path) or "."
+    if not files.exists(parent):
+        make_directory(files, parent)
+    found = False
+    try:
+        files.mkdir(path)
+    except FileExistsError:
+        found = True
+    try:
+        files.fsync_dir(parent)
+    except PermissionError:
+        if not found:  # a mount point made by an operator may stand in a directory we can't read
+            raise

@@ -1,0 +1,134 @@
+"""Pins: how a reader keeps an epoch from being released while it reads.
+
+A pin is a file `pins/<generation>-<step>-<nonce>.json` in the domain's directory. The reader
+*must* make its pin durable and only then look whether the manifest is there; who releases *must*
+rename the manifest away and only then look at the pins, and rename it back if there is one. So
+one of the two sees the other. A pin never expires by time: it is taken away by the reader, by
+somebody who has proof that the reader is dead, or by an operator (it is one file to unlink).
+"""
+
+import contextlib
+import os
+import re
+import socket
+from typing import Final, Self
+
+import msgspec
+
+from handfast.core.lattice import Epoch
+from handfast.core.verdict import Verdict
+from handfast.errors import HandfastError, Refused
+from handfast.store.claims import domain_path
+from handfast.store.files import (
+    TEMPORARY,
+    Files,
+    discard,
+    read_file,
+    reading,
+    write_file,
+    writing,
+)
+from handfast.store.shelf import find
+
+__all__ = ["Holder", "Pin", "pin", "pinned", "pins"]
+
+NAME: Final = re.compile(r"(0|[1-9]\d*)-(0|[1-9]\d*)-[0-9a-f]+\.json")
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who holds a pin, and what for: enough to ask, or to prove that it is dead."""
+
+    pid: int
+    host: str
+    purpose: str
+
+
+class Pin:
+    """One held epoch; `holder` is None if the pin's file can't be read (it holds all the same)."""
+
+    def __init__(self, files: Files, path: str, epoch: Epoch, holder: Holder | None) -> None:
+        self._files = files
+        self.path = path
+        self.epoch = epoch
+        self.holder = holder
+
+    def release(self) -> None:
+        """Take the pin away; once more does no harm. Raises SaveFailed if it can't be done."""
+        with writing("release the pin", self.path):
+            with contextlib.suppress(FileNotFoundError):
+                self._files.unlink(self.path)
+            self._files.fsync_dir(os.path.dirname(self.path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def pin(files: Files, root: str, name: str, epoch: Epoch, purpose: str) -> Pin:
+    """Hold an epoch of a domain until the pin is released, also beyond this process's death.
+
+    Order: a temporary file, synced; its final name; the directory, synced; then a look for the
+    manifest. Raises Refused(MISSING) if the epoch is not there, or is going this moment, and
+    SaveFailed if the pin can't be made durable; both leave no pin.
+    """
+    domain = domain_path(root, name)
+    holder = Holder(os.getpid(), socket.gethostname(), purpose)
+    path = f"{domain}/pins/{epoch.generation}-{epoch.step}-{os.urandom(8).hex()}.json"
+    made = Pin(files, path, epoch, holder)
+    try:
+        with writing("pin an epoch", path):
+            if not files.exists(f"{domain}/pins"):
+                with contextlib.suppress(FileExistsError):
+                    files.mkdir(f"{domain}/pins")
+            files.fsync_dir(domain)
+            write_file(files, path + TEMPORARY, msgspec.json.encode(holder))
+            files.rename(path + TEMPORARY, path)
+            files.fsync_dir(f"{domain}/pins")
+        with reading(domain):
+            there = find(files, domain, epoch)
+    except BaseException:
+        discard(files, path + TEMPORARY, path)
+        raise
+    if not there:
+        made.release()
+        raise Refused(
+            f"epoch {epoch} has no manifest in {domain}",
+            verdict=Verdict.MISSING,
+            shards=(name,),
+            remedy="choose an epoch that the domain retains",
+        )
+    return made
+
+
+def pins(files: Files, root: str, name: str) -> tuple[Pin, ...]:
+    """All pins of a domain, oldest epoch first."""
+    domain = domain_path(root, name)
+    with reading(f"{domain}/pins"):
+        names = _names(files, domain)
+    found = []
+    for entry, epoch in names:
+        path = f"{domain}/pins/{entry}"
+        try:
+            holder = msgspec.json.decode(read_file(files, path), type=Holder)
+        except (HandfastError, msgspec.MsgspecError, UnicodeDecodeError):
+            holder = None
+        found.append(Pin(files, path, epoch, holder))
+    return tuple(sorted(found, key=lambda made: (made.epoch, made.path)))
+
+
+def pinned(files: Files, domain: str) -> set[Epoch]:
+    """The epochs that are pinned in a domain's directory. The name alone holds; raises OSError."""
+    return {epoch for _, epoch in _names(files, domain)}
+
+
+def _names(files: Files, domain: str) -> list[tuple[str, Epoch]]:
+    if not files.exists(f"{domain}/pins"):
+        return []
+    found = []
+    for name in files.listdir(f"{domain}/pins"):
+        match = NAME.fullmatch(name)
+        if match:
+            found.append((name, Epoch(int(match[1]), int(match[2]))))
+    return found

@@ -1,0 +1,219 @@
+"""The reading side of a directory domain: what manifests there are, and every byte of an epoch.
+
+Files of an incarnation: `manifests/<generation>-<step>.manifest` and, named by it,
+`chunks/<generation>-<step>.safetensors` (a full image) or `.delta` (only the changed chunks).
+Names that a second attempt took have `.r1`, `.r2` ... before the ending. Readers *must* ignore
+names that they don't know: temporary ones, and manifests that were renamed away to be released.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from handfast.core.lattice import Epoch
+from handfast.core.verdict import Verdict
+from handfast.errors import Damaged, FormatError, Refused
+from handfast.store import manifest as codec
+from handfast.store.claims import Identity, domain_path, incarnations, read_identity, recall
+from handfast.store.files import Files, closing, read_file, read_into, reading
+from handfast.store.manifest import HASH_BYTES, Manifest, Piece
+from handfast.store.port import Buffer, Entry, Progress
+
+__all__ = ["ENDING", "PART", "Shelf", "find", "named_epoch", "parts", "read_chunks"]
+
+ENDING: Final = ".manifest"
+NAME = re.compile(r"(0|[1-9]\d*)-(0|[1-9]\d*)(?:\.r([1-9]\d*))?\.manifest")
+PART: Final = 16  # chunks read before they are checked
+
+
+class Shelf:
+    """A domain that is only read, beside its owner or without one. Nothing here writes."""
+
+    def __init__(self, files: Files, root: str, name: str) -> None:
+        """Open an identified domain; FormatError (or Damaged) if it is none that can be read."""
+        self.files = files
+        self.root = root
+        self.path = domain_path(root, name)
+        self.identity: Identity = read_identity(files, root, name)
+
+    def records(self) -> tuple[bytes, ...]:
+        """All records of all incarnations that count so far, oldest first; for lookers-on."""
+        with reading(self.path):
+            return recall(self.files, self.path, self.identity)[1]
+
+    def manifests(self) -> dict[Epoch, Entry]:
+        """Every epoch that has a manifest in any incarnation, sound or not, oldest first.
+
+        Where several have one (a first attempt that failed late, an owner that woke up after its
+        successor), the latest incarnation's latest attempt is shown: votes are write-once, so
+        only that one can have been voted for.
+        """
+        with reading(self.path):
+            latest = find(self.files, self.path)
+        found = {epoch: self._entry(path, epoch) for epoch, path in sorted(latest.items())}
+        return {epoch: entry for epoch, entry in found.items() if entry is not None}
+
+    def entry(self, epoch: Epoch) -> Entry | None:
+        """One epoch's manifest as `manifests` shows it; None if there is none."""
+        with reading(self.path):
+            path = find(self.files, self.path, epoch).get(epoch)
+        return self._entry(path, epoch) if path else None
+
+    def read(
+        self,
+        epoch: Epoch,
+        into: Buffer | None = None,
+        *,
+        digest: str = "",
+        progress: Progress | None = None,
+    ) -> Manifest:
+        """Read an epoch's image and verify every byte that is left in the buffer.
+
+        `into` is a writable buffer of at least the image's bytes; without one the bytes are
+        verified and dropped. `digest` is the one that was voted for, where the caller knows it.
+        Nothing of the buffer may be used unless this returns. Raises Damaged (naming chunk, file
+        and offset) for bytes that are not those written, Refused for a manifest of another
+        epoch (MIXED), domain, shard or run (FOREIGN) or none at all (MISSING).
+        """
+        entry = self.entry(epoch)
+        if entry is None:
+            raise Refused(
+                f"no manifest of epoch {epoch} in {self.path}",
+                verdict=Verdict.MISSING,
+                shards=(self.identity.id,),
+                remedy="restore an epoch that this domain retains, or this shard's other copy",
+            )
+        manifest = entry.sound()
+        if digest and digest != entry.digest:
+            raise Damaged(
+                f"{entry.path}: its digest is {entry.digest}, but {digest} was voted for. "
+                "What to do: restore this shard from another copy or another epoch"
+            )
+        view = None
+        if into is not None:
+            view = memoryview(into).cast("B")
+            if len(view) < manifest.image_bytes:
+                raise ValueError(
+                    f"a buffer of {len(view)} bytes for an image of {manifest.image_bytes}"
+                )
+        everything = (
+            part for piece in manifest.pieces for part in parts(piece, manifest.chunk_bytes)
+        )
+        self._read_parts(manifest, everything, view, progress=progress)
+        return manifest
+
+    def _read_parts(
+        self,
+        manifest: Manifest,
+        chosen: Iterable[Piece],
+        into: memoryview | None,
+        *,
+        moved: Mapping[str, str] = MappingProxyType({}),
+        progress: Progress | None = None,
+    ) -> None:
+        """Read and verify parts of an image; `moved` says which sources still have other paths."""
+        size, unit = manifest.image_bytes, manifest.chunk_bytes
+        scratch = memoryview(bytearray(min(size, PART * unit) if into is None else 0))
+        opened: dict[int, int] = {}
+        with reading(self.path), contextlib.ExitStack() as stack:
+            for part in chosen:
+                source = manifest.sources[part.source]
+                path = moved.get(source, f"{self.path}/{source}")
+                if part.source not in opened:
+                    with reading(path):
+                        fd = stack.enter_context(closing(self.files, self.files.open(path)))
+                    self.files.forget(fd)  # what counts is what the medium holds
+                    opened[part.source] = fd
+                start, end = part.first * unit, min((part.first + part.count) * unit, size)
+                target = scratch[: end - start] if into is None else into[start:end]
+                read_chunks(self.files, opened[part.source], path, manifest, part, target)
+                if progress is not None:
+                    progress(end, size)
+
+    def _entry(self, path: str, epoch: Epoch) -> Entry | None:
+        """What one manifest's file holds; None if it was released since it was listed."""
+        try:
+            data = read_file(self.files, path)
+            manifest = codec.decode(data, path)
+        except FormatError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            verdict = Verdict.CORRUPT if isinstance(error, Damaged) else Verdict.FOREIGN
+            return Entry(path, epoch, verdict=verdict, problem=str(error))
+        stamp, identity = manifest.stamp, self.identity
+        for what, there, here, verdict in (
+            ("run", stamp.run, identity.run, Verdict.FOREIGN),
+            ("domain", stamp.domain, identity.id, Verdict.FOREIGN),
+            ("shard", stamp.shard, identity.shard, Verdict.FOREIGN),
+            ("incarnation", stamp.incarnation, _incarnation(path), Verdict.MIXED),
+            ("epoch", stamp.epoch, epoch, Verdict.MIXED),
+        ):
+            if there != here:
+                problem = (
+                    f"{path}: stamped for {what} {there}, found as {what} {here}. What to do: "
+                    "move it back to where it belongs, and restore this shard from another copy"
+                )
+                return Entry(path, epoch, verdict=verdict, problem=problem)
+        return Entry(path, epoch, manifest, codec.digest(data))
+
+
+def _incarnation(path: str) -> int:
+    return int(os.path.basename(os.path.dirname(os.path.dirname(path))))
+
+
+def named_epoch(name: str) -> Epoch | None:
+    """The epoch that a manifest's file name speaks of; None for any other file."""
+    match = NAME.fullmatch(name)
+    return Epoch(int(match[1]), int(match[2])) if match else None
+
+
+def find(files: Files, path: str, epoch: Epoch | None = None) -> dict[Epoch, str]:
+    """The latest manifest's path of each epoch (or of one) in a domain's directory."""
+    found: dict[Epoch, tuple[tuple[int, int], str]] = {}
+    for number in incarnations(files, path):
+        where = f"{path}/{number}/manifests"
+        for name in files.listdir(where) if files.exists(where) else ():
+            match = NAME.fullmatch(name)
+            if match is None:
+                continue
+            key = Epoch(int(match[1]), int(match[2]))
+            age = (number, int(match[3] or 0))
+            if epoch in (None, key) and (key not in found or found[key][0] < age):
+                found[key] = (age, f"{where}/{name}")
+    return {key: where for key, (_, where) in found.items()}
+
+
+def parts(piece: Piece, unit: int) -> Iterator[Piece]:
+    """A piece as pieces of at most PART chunks of `unit` bytes."""
+    for done in range(0, piece.count, PART):
+        count = min(PART, piece.count - done)
+        yield Piece(piece.first + done, count, piece.source, piece.at + done * unit)
+
+
+def read_chunks(
+    files: Files, fd: int, path: str, manifest: Manifest, part: Piece, target: memoryview
+) -> None:
+    """Read a part's chunks into `target`, which they fill, and verify each one there.
+
+    Raises Damaged, naming the chunk, the file and the offset.
+    """
+    with reading(path):
+        got = read_into(files, fd, target, part.at)
+    unit = manifest.chunk_bytes
+    for done in range(part.count):
+        chunk, index = target[done * unit : (done + 1) * unit], part.first + done
+        expected = manifest.hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
+        if got < done * unit + len(chunk):
+            what = f"is cut: the file ends at byte {part.at + got}"
+        elif codec.chunk_hash(chunk) != expected:
+            what = "differs from its hash"
+        else:
+            continue
+        raise Damaged(
+            f"{path}: chunk {index} of epoch {manifest.stamp.epoch}, at byte "
+            f"{part.at + done * unit} of the file, {what}. What to do: restore this shard from "
+            "another copy or another epoch"
+        )

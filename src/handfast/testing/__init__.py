@@ -1,0 +1,1 @@
+"""Shipped tests: conformance suites for tiers, and files that fail where you say."""

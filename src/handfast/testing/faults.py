@@ -1,0 +1,164 @@
+"""Files that fail at the k-th call, so that every error path of a store can be walked.
+
+The loop that finds them all, after SQLite: fail call 1, then call 2, and so on, until a run in
+which nothing failed::
+
+    for k in itertools.count(1):
+        files = FaultyFiles(Posix(), fail_at=k, error=errno.EIO)
+        ...
+        if not files.fired:
+            break
+"""
+
+import os
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple, TypeVar
+
+from handfast.store.files import Files
+
+__all__ = ["Call", "Crash", "Fault", "FaultyFiles"]
+
+Result = TypeVar("Result")
+
+Fault = int | Literal["short", "crash"] | Callable[[], None]
+"""An errno: the call raises it. "short": a read or write moves half of its bytes. "crash": the
+call and all later ones raise Crash. A function is called before the call, which then proceeds:
+stop the process there, or let another owner act in between."""
+
+MOVERS: Final = ("pwrite", "pread")
+
+
+class Call(NamedTuple):
+    """One recorded call: its name, the path that it is about, and whether it was made to fail."""
+
+    kind: str
+    path: str
+    failed: bool
+
+
+class Crash(BaseException):
+    """The process is gone: nothing catches this, and nothing can be cleaned up."""
+
+
+class FaultyFiles:
+    """A `Files` that hands all calls to another one, but for the `fail_at`-th (from 1 on).
+
+    `kinds` limits what is counted to some calls ("fsync", "rename" ...), `path` to paths that
+    contain it. With `after=True` the call is carried out and reported as failed all the same, as
+    a lost answer is. `fired` tells whether the fault came, `calls` what was asked, in order.
+    """
+
+    def __init__(
+        self,
+        inner: Files,
+        fail_at: int = 0,
+        error: Fault = "crash",
+        *,
+        kinds: tuple[str, ...] = (),
+        path: str = "",
+        after: bool = False,
+    ) -> None:
+        self.inner = inner
+        self.fail_at = fail_at
+        self.error = error
+        self.kinds = MOVERS if error == "short" and not kinds else kinds
+        self.path = path
+        self.after = after
+        self.fired = False
+        self.calls: list[Call] = []
+        self._counted = 0
+        self._dead = False
+        self._paths: dict[int, str] = {}
+
+    def _do(self, kind: str, path: str, action: Callable[[], Result]) -> Result:
+        if self._dead:
+            raise Crash
+        if (self.kinds and kind not in self.kinds) or self.path not in path:
+            self.calls.append(Call(kind, path, failed=False))
+            return action()
+        self._counted += 1
+        now = self._counted == self.fail_at
+        self.calls.append(Call(kind, path, failed=now and isinstance(self.error, int)))
+        if now:
+            self.fired = True
+            if self.after:
+                action()
+            if callable(self.error):
+                self.error()
+            elif self.error == "crash":
+                self._dead = True
+                raise Crash
+            elif isinstance(self.error, int):
+                raise OSError(self.error, os.strerror(self.error), path)
+        return action()
+
+    def _half(self, length: int) -> int:
+        now = self.error == "short" and self.fired and self._counted == self.fail_at
+        return max(1, length // 2) if now else length
+
+    def create(self, path: str) -> int:
+        fd = self._do("create", path, lambda: self.inner.create(path))
+        self._paths[fd] = path
+        return fd
+
+    def open(self, path: str) -> int:
+        fd = self._do("open", path, lambda: self.inner.open(path))
+        self._paths[fd] = path
+        return fd
+
+    def close(self, fd: int) -> None:
+        path = self._paths.pop(fd)
+        try:
+            self._do("close", path, lambda: None)
+        finally:
+            self.inner.close(fd)  # a descriptor is gone even when close reports an error
+
+    def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        return self._do(
+            "pwrite",
+            self._paths[fd],
+            lambda: self.inner.pwrite(fd, data[: self._half(len(data))], offset),
+        )
+
+    def pread(self, fd: int, into: memoryview, offset: int) -> int:
+        return self._do(
+            "pread",
+            self._paths[fd],
+            lambda: self.inner.pread(fd, into[: self._half(len(into))], offset),
+        )
+
+    def fsync(self, fd: int) -> None:
+        self._do("fsync", self._paths[fd], lambda: self.inner.fsync(fd))
+
+    def fdatasync(self, fd: int) -> None:
+        self._do("fdatasync", self._paths[fd], lambda: self.inner.fdatasync(fd))
+
+    def forget(self, fd: int) -> None:
+        self.inner.forget(fd)  # never raises, so it is no place for a fault
+
+    def size(self, fd: int) -> int:
+        return self._do("size", self._paths[fd], lambda: self.inner.size(fd))
+
+    def rename(self, source: str, target: str) -> None:
+        self._do("rename", target, lambda: self.inner.rename(source, target))
+
+    def link(self, source: str, target: str) -> None:
+        self._do("link", target, lambda: self.inner.link(source, target))
+
+    def unlink(self, path: str) -> None:
+        self._do("unlink", path, lambda: self.inner.unlink(path))
+
+    def mkdir(self, path: str) -> None:
+        self._do("mkdir", path, lambda: self.inner.mkdir(path))
+
+    def listdir(self, path: str) -> list[str]:
+        return self._do("listdir", path, lambda: self.inner.listdir(path))
+
+    def exists(self, path: str) -> bool:
+        return self._do("exists", path, lambda: self.inner.exists(path))
+
+    def fsync_dir(self, path: str) -> None:
+        self._do("fsync_dir", path, lambda: self.inner.fsync_dir(path))
+
+    def free_bytes(self, path: str) -> int:
+        return self._do("free_bytes", path, lambda: self.inner.free_bytes(path))
