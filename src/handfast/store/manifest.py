@@ -139,9 +139,15 @@ def digest(encoded: bytes) -> str:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The bytes of a manifest. Raises ValueError if it contradicts itself (see :func:`check`)."""
+    """The bytes of a manifest.
+
+    Raises ValueError if it contradicts itself (see :func:`check`), or would not be read back
+    equal: better now, while the state is still in memory.
+    """
     check(manifest)
     body = _ENCODER.encode(_Body(_writer(), manifest))
+    if _DECODER.decode(body).manifest != manifest:
+        raise ValueError("a manifest that would not be read back equal: a list for a tuple?")
     head = MAGIC + VERSION.to_bytes(4, "little") + len(body).to_bytes(8, "little")
     framed = head + body
     return framed + chunk_hash(framed)
