@@ -1,0 +1,42 @@
+# The recipes of the house; .ci/run calls the same ones. Each makes `.venv` itself if need be.
+# Paths are relative, so a checkout may lie under a path with spaces in it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+JOBS ?= 2
+ARGS ?=
+STAMP := .venv/ready-$(shell { pwd -P; cat pyproject.toml constraints.txt .ci/venv; } | cksum | cut -d ' ' -f 1)
+PYTEST := .venv/bin/python -m pytest
+
+.PHONY: help venv check test heavy demo clean
+
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'ARGS="..." is passed on: make test ARGS="tests/unit/core -x". PYTHON=... picks the Python.'
+
+venv: $(STAMP) ## Make .venv, with everything that development needs (a second time: nothing)
+
+$(STAMP):
+	@.ci/venv '$@'
+
+check: $(STAMP) ## Lint, format, types, layers, and the rules of the house
+	.venv/bin/python -m ruff check --output-format=concise .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+	.venv/bin/lint-imports --no-logo
+	$(PYTEST) -q tests/test_tidy.py tests/test_layers.py
+
+test: $(STAMP) ## All tests but the heavy ones, with the core's coverage (JOBS=2)
+	$(PYTEST) -n $(JOBS) --dist loadgroup --cov --cov-report=term:skip-covered $(ARGS)
+
+heavy: $(STAMP) ## The long tests, one after the other: kill storms and the like
+	$(PYTEST) -m heavy -s $(ARGS)
+
+demo: $(STAMP) ## Train, kill, resume, compare, in under four minutes
+	.venv/bin/python -m handfast demo $(ARGS)
+
+clean: ## Remove everything that make made, .venv included
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* \
+		build dist
+	find src tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +
