@@ -26,8 +26,10 @@ def split(value: Any) -> tuple[int, tuple[object, ...]] | None:
         return _DTYPE, _split_dtype(numpy, value)
     if isinstance(value, numpy.generic) and type(value) is value.dtype.type:
         _split_dtype(numpy, value.dtype)
-        if isinstance(value, numpy.str_):  # NumPy itself drops trailing NULs, even in str()
+        if isinstance(value, numpy.str_):  # NumPy's own view drops trailing NULs, or adds one
             return _SCALAR, (value.dtype, str.__str__(value))
+        if isinstance(value, numpy.bytes_):
+            return _SCALAR, (value.dtype, bytes.__bytes__(value))
         return _SCALAR, (value.dtype, value.tobytes())
     if type(value) is numpy.ndarray:
         _split_dtype(numpy, value.dtype)
@@ -40,9 +42,12 @@ def _split_dtype(numpy: Any, dtype: Any) -> tuple[object, ...]:
     parts: tuple[object, ...]
     if dtype.subdtype is not None:
         parts = dtype.subdtype
+        _split_dtype(numpy, dtype.base)
     elif dtype.names is not None:
         fields = [dtype.fields[name][:2] for name in dtype.names]
         kinds, offsets = zip(*fields, strict=True) if fields else ((), ())
+        for kind in kinds:
+            _split_dtype(numpy, kind)
         parts = (dtype.names, kinds, offsets, dtype.itemsize, dtype.isalignedstruct)
     else:
         parts = (dtype.str,)
@@ -68,11 +73,11 @@ def _dtype(numpy: Any, parts: Any) -> Any:
             return numpy.dtype(code)
         case (base, tuple(shape)):
             return numpy.dtype((_known(numpy, base), shape))
-        case (names, kinds, offsets, itemsize, aligned):
+        case (tuple(names), tuple(kinds), tuple(offsets), int(itemsize), bool(aligned)):
             formats = [_known(numpy, kind) for kind in kinds]
             fields = {"names": names, "formats": formats, "offsets": offsets, "itemsize": itemsize}
             return numpy.dtype(fields, align=aligned)
-    raise ValueError(f"a dtype of {len(parts)} parts")
+    raise ValueError("the parts of a dtype are not those of one")
 
 
 def _known(numpy: Any, dtype: object) -> Any:

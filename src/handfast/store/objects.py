@@ -272,15 +272,17 @@ def decode(data: bytes, *, pickle: Sequence[str] = (), where: str = "") -> objec
     """
     where = where or "stored objects"
     try:
-        match msgspec.msgpack.decode(data):
-            case [int(version), node] if version == VERSION:
-                return _Decoder(pickle).node(node)
-            case [int(version), *_]:
-                raise ValueError(
-                    f"objects of format {version}, where this handfast reads {VERSION}: "
-                    "read them with the handfast that wrote them, or a later one"
-                )
-        raise ValueError("no encoded objects: neither a version nor a value is there")
+        root = msgspec.msgpack.decode(data)
+        if type(root) is not list or not root or type(root[0]) is not int:
+            raise ValueError("no encoded objects: they begin with a format version")
+        if root[0] != VERSION:
+            raise ValueError(
+                f"objects of format {root[0]}, where this handfast reads {VERSION}: "
+                "read them with the handfast that wrote them, or a later one"
+            )
+        if len(root) != 2:
+            raise ValueError(f"{len(root) - 1} values, where one belongs")
+        return _Decoder(pickle).node(root[1])
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
         raise FormatError(f"{where}: {error}") from error
 
