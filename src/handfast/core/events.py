@@ -25,6 +25,7 @@ __all__ = [
     "Effects",
     "Event",
     "Failed",
+    "Forgone",
     "Greet",
     "Overtaken",
     "Persist",
@@ -86,6 +87,13 @@ class Failed(_Value, frozen=True):
     reason: str
 
 
+class Forgone(_Value, frozen=True):
+    """The trainer does not save this epoch, though its schedule says so, and why."""
+
+    epoch: Epoch
+    reason: str
+
+
 class Checked(_Value, frozen=True):
     """Every byte of the own copy was read: ``reason`` is empty where all were right."""
 
@@ -133,7 +141,7 @@ class Tick(_Value, frozen=True):
 
 
 Event = (
-    Begin | Captured | Persisted | Failed | Checked | Accept | Decline | Pinned | Received | Greet
+    Begin | Captured | Persisted | Failed | Forgone | Checked | Accept | Decline | Pinned | Received | Greet
     | Tick
 )  # fmt: skip
 

@@ -209,6 +209,15 @@ def _failed(turn: _Turn, event: events.Failed) -> None:
         turn.say(Skipped(turn.state.me, event.epoch, event.reason))
 
 
+def _forgone(turn: _Turn, event: events.Forgone) -> None:
+    """Vote SKIP on an epoch that was never captured, so that nobody waits for it."""
+    why, by = _unfit(turn.state, event.epoch)
+    if why and not by:
+        turn.do(events.Refuse(event.epoch, why))
+    else:
+        turn.say(Skipped(turn.state.me, event.epoch, event.reason))
+
+
 def _checked(turn: _Turn, event: events.Checked) -> None:
     state = turn.state
     if event.generation != state.generation or event.epoch != state.checking:
@@ -459,6 +468,7 @@ _HANDLERS: Final[dict[type, Callable[[_Turn, Any], None]]] = {
     events.Captured: _captured,
     events.Persisted: _persisted,
     events.Failed: _failed,
+    events.Forgone: _forgone,
     events.Checked: _checked,
     events.Pinned: _pinned,
     events.Received: _received,

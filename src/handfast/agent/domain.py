@@ -1,0 +1,379 @@
+"""One domain at work: a claimed store, a member of the protocol, and the order between them.
+
+Events are taken in batches; each batch's records are appended and synced **before** any of its
+messages is sent or any of its actions done, and a look at the disk in between makes sure that no
+successor has claimed the domain (see :mod:`handfast.store.claims`). That loop is here and nowhere
+else, so there is one place in which the order persist -> send -> apply could be wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from handfast.agent.keeper import Image, Keeper
+from handfast.agent.snapshot import Outcome, Proposal, Skip, Snapshot, Stuck
+from handfast.core import events
+from handfast.core.gossip import restless
+from handfast.core.lattice import Epoch
+from handfast.core.member import step
+from handfast.core.messages import Certificate, encode
+from handfast.core.state import Member
+from handfast.core.view import view
+from handfast.errors import HandfastError
+from handfast.store.files import Files
+from handfast.store.manifest import Manifest
+
+__all__ = ["DomainHost"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+OUTCOMES: Final = 64
+TICK_FIRST_S: Final = 0.02
+TICK_MOST_S: Final = 2.0
+SNAPSHOT_S: Final = 0.005
+
+
+class _Pending(msgspec.Struct):
+    image: Image
+    objects: bytes
+    decided: asyncio.Future[events.Refuse | None]
+
+
+class DomainHost:
+    """Drives one member over one claimed directory.
+
+    ``route(domain_id, payload)`` sends a message towards another domain and may lose it;
+    ``notify(snapshot)`` is called in the loop when there is something new to tell.
+    """
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        member: Member,
+        *,
+        name: str,
+        route: Callable[[str, bytes], None],
+        notify: Callable[[Snapshot], None],
+    ) -> None:
+        self.keeper = keeper
+        self.member = member
+        self.name = name
+        self._route = route
+        self._notify = notify
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[events.Event] = deque()
+        self._wake = asyncio.Event()
+        self._journal = ThreadPoolExecutor(1, f"journal-{member.id}")
+        self._writer = ThreadPoolExecutor(1, f"store-{member.id}")
+        self._pending: dict[Epoch, _Pending] = {}
+        self._loaded: dict[Epoch, tuple[int, Manifest]] = {}
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._outcomes: deque[Outcome] = deque(maxlen=OUTCOMES)
+        self._skipped: deque[Skip] = deque(maxlen=OUTCOMES)
+        self._proposal: Proposal | None = None
+        self._stuck: Stuck | None = None
+        self.overtaken = 0
+        self._tick: asyncio.TimerHandle | None = None
+        self._pause = TICK_FIRST_S
+        self._telling: asyncio.TimerHandle | None = None
+        self.rejected = 0
+        self.failure = ""
+        self._task = self._loop.create_task(self._run(), name=f"domain-{member.id}")
+
+    @classmethod
+    async def open(
+        cls,
+        files: Files,
+        root: str,
+        name: str,
+        *,
+        route: Callable[[str, bytes], None],
+        notify: Callable[[Snapshot], None],
+    ) -> DomainHost:
+        """Claim an identified domain and boot its member from the journals.
+
+        Raises what :meth:`handfast.agent.keeper.Keeper.claim` raises.
+        """
+        loop = asyncio.get_running_loop()
+        keeper, member = await loop.run_in_executor(None, Keeper.claim, files, root, name)
+        return cls(keeper, member, name=name, route=route, notify=notify)
+
+    # --- what the agent asks -------------------------------------------------------------------
+
+    def post(self, event: events.Event) -> None:
+        """Queue an event for the member."""
+        if not self.failure:
+            self._queue.append(event)
+            self._wake.set()
+            if isinstance(event, events.Received):
+                self._pause = TICK_FIRST_S
+
+    async def begin(self, event: events.Begin, drain_s: float) -> None:
+        """Drain what is being persisted, for ``drain_s`` seconds at most, then freeze."""
+        if event.generation > self.member.generation:
+            await self.drain(drain_s)
+        if event.generation > self.member.generation:
+            self._proposal = self._stuck = None
+        self.post(event)
+
+    async def stage(self, epoch: Epoch, image: Image, objects: bytes) -> events.Refuse | None:
+        """Take an image to persist; says why not where it can't be taken."""
+        if self.failure:
+            return events.Refuse(epoch, self.failure)
+        if image.busy is not None or epoch in self._pending:
+            return events.Refuse(epoch, f"its image is still being persisted for {image.busy}")
+        decided: asyncio.Future[events.Refuse | None] = self._loop.create_future()
+        self._pending[epoch] = _Pending(image, objects, decided)
+        image.busy = epoch
+        self.post(events.Captured(epoch))
+        refusal = await decided
+        if refusal is not None:
+            image.busy = None
+            self._pending.pop(epoch, None)
+        return refusal
+
+    async def load(self, epoch: Epoch) -> tuple[int, Manifest]:
+        """Give a verified copy as a memfd that stays this domain's, and its manifest.
+
+        Raises Damaged or Refused where the copy is not what was attested.
+        """
+        if epoch not in self._loaded:
+            self._loaded[epoch] = await self._blocking(self.keeper.read, self.member, epoch)
+        return self._loaded[epoch]
+
+    @property
+    def busy(self) -> bool:
+        """Say whether something is being persisted, read or released."""
+        return bool(self._jobs or self._queue)
+
+    @property
+    def settled(self) -> bool:
+        """Say whether nothing is left to persist or to tell."""
+        return not self.busy and not restless(self.member)
+
+    async def drain(self, limit_s: float) -> None:
+        """Wait until nothing is being persisted, or the limit has passed."""
+        if self._jobs:
+            await asyncio.wait(self._jobs, timeout=limit_s)
+
+    async def close(self) -> None:
+        """Stop. What was journaled stays true; what was not was never said."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        for timer in (self._tick, self._telling):
+            if timer is not None:
+                timer.cancel()
+        if self._jobs:
+            await asyncio.wait(self._jobs)
+        self._journal.shutdown()
+        self._writer.shutdown()
+        self._drop_loaded()
+        self.keeper.directory.close()
+
+    # --- the loop ------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._turn()
+        except asyncio.CancelledError:
+            raise
+        except HandfastError as error:
+            self._fail(str(error))
+        except Exception as error:
+            logger.exception("domain %s stopped", self.member.id)
+            self._fail(f"{type(error).__name__}: {error}")
+
+    async def _turn(self) -> None:
+        """Take what is queued: step, then persist, then send, then apply."""
+        batch: list[events.Effects] = []
+        while self._queue:
+            self.member, effects = step(self.member, self._queue.popleft())
+            batch.append(effects)
+        records = [record for effects in batch for record in effects.persist]
+        if records:
+            self._pause = TICK_FIRST_S
+            await self._loop.run_in_executor(self._journal, self.keeper.commit, records)
+        roster = self.member.roster
+        for effects in batch:
+            for send in effects.send:
+                if roster is not None:
+                    self._route(roster.ids[send.to], encode(send.message))
+        for effects in batch:
+            for action in effects.apply:
+                self._apply(action)
+        self._schedule()
+
+    def _fail(self, problem: str) -> None:
+        self.failure = problem
+        logger.error("domain %s: %s", self.member.id, problem)
+        for epoch, pending in self._pending.items():
+            if not pending.decided.done():
+                pending.decided.set_result(events.Refuse(epoch, problem))
+        self._tell()
+
+    def _schedule(self) -> None:
+        """Arrange the next tick, if any peer seems to lack something, and tell the trainer."""
+        if restless(self.member) and self._tick is None:
+            pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+            self._tick = self._loop.call_later(pause, self._tock)
+        if self._telling is None:
+            self._telling = self._loop.call_later(SNAPSHOT_S, self._tell)
+
+    def _tock(self) -> None:
+        self._tick = None
+        self._pause = min(self._pause * 2, TICK_MOST_S)
+        self.post(events.Tick())
+
+    def _tell(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        self._notify(self.snapshot())
+
+    def snapshot(self) -> Snapshot:
+        """Show everything that a trainer may want to know."""
+        member = self.member
+        tally = member.tallies[member.roster.tier_of[member.me]] if member.roster else None
+        return Snapshot(
+            domain=member.id,
+            incarnation=member.incarnation,
+            generation=member.generation,
+            round=member.round,
+            lattice=view(member),
+            proposal=None if member.open else self._proposal,
+            stuck=self._stuck,
+            resumed=member.restored if member.open else None,
+            line=tally.line if tally else None,
+            retained=tuple(copy.epoch for copy in member.retained),
+            persisting=tuple(self._pending),
+            outcomes=tuple(self._outcomes),
+            skipped=self._skips(),
+            overtaken=self.overtaken,
+            failure=self.failure,
+        )
+
+    def _skips(self) -> tuple[Skip, ...]:
+        member = self.member
+        if member.roster is not None:
+            tally = member.tallies[member.roster.tier_of[member.me]]
+            for ballot in tally.ballots:
+                for i, name in enumerate(member.roster.ids):
+                    skip = Skip(ballot.epoch, name, ballot.said[i])
+                    if ballot.skipped >> i & 1 and skip not in self._skipped:
+                        self._skipped.append(skip)
+        return tuple(self._skipped)
+
+    # --- actions -------------------------------------------------------------------------------
+
+    def _apply(self, action: events.Action) -> None:
+        match action:
+            case events.Persist(epoch):
+                self._decide(epoch, None)
+                self._start(self._persist(epoch))
+            case events.Refuse(epoch):
+                self._decide(epoch, action)
+            case events.Check(generation, epoch):
+                self._start(self._check(generation, epoch))
+            case events.Propose(_, epoch, copies):
+                self._proposal = Proposal(epoch, copies)
+            case events.Stuck(phase, epoch, reasons):
+                self._stuck = Stuck(phase.value, epoch, reasons)
+            case events.Resume(certificate):
+                self._start(self._resume(certificate.base))
+            case events.Publish(certificate):
+                self._start(self._publish(certificate))
+            case events.Release(epochs):
+                self._start(self._release(epochs))
+            case events.Overtaken(generation):
+                self.overtaken = max(self.overtaken, generation)
+            case events.Reject(reason):
+                self.rejected += 1
+                logger.info("domain %s refused a message: %s", self.member.id, reason)
+
+    def _start(self, job: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(job)
+        self._jobs.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._jobs.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(f"{type(error).__name__}: {error}")
+
+    async def _blocking(self, work: Callable[..., T], *args: object) -> T:
+        """Do the store's work in its one thread, in the order in which it was asked."""
+        return await self._loop.run_in_executor(self._writer, work, *args)
+
+    def _decide(self, epoch: Epoch, refusal: events.Refuse | None) -> None:
+        pending = self._pending.get(epoch)
+        if pending is not None and not pending.decided.done():
+            pending.decided.set_result(refusal)
+
+    async def _persist(self, epoch: Epoch) -> None:
+        pending, member = self._pending[epoch], self.member
+        began = time.monotonic()
+        event: events.Event
+        try:
+            written = await self._blocking(
+                self.keeper.write, member, member.roster, epoch, pending.image, pending.objects
+            )
+        except HandfastError as error:
+            event = events.Failed(epoch, str(error)[:500])
+            outcome = Outcome(epoch, str(error))
+        else:
+            event = events.Persisted(epoch, written.digest)
+            seconds = time.monotonic() - began
+            outcome = Outcome(epoch, "", written.bytes_written, written.bytes_total, seconds)
+        pending.image.busy = None
+        self._pending.pop(epoch, None)
+        self._outcomes.append(outcome)
+        self.post(event)
+
+    async def _check(self, generation: int, epoch: Epoch) -> None:
+        """Read every byte of the own copy, and keep it in memory: what was validated is loaded."""
+        try:
+            await self.load(epoch)
+        except HandfastError as error:
+            self.post(events.Checked(generation, epoch, str(error)[:500]))
+        else:
+            self.post(events.Checked(generation, epoch))
+
+    async def _resume(self, base: Epoch) -> None:
+        """Every rank has fetched what it loads, so this domain's own hold on it can go."""
+        self._drop_loaded()
+        await self._blocking(self.keeper.resume, self.member, base)
+        self.post(events.Pinned(await self._blocking(self.keeper.pinned)))
+
+    def _drop_loaded(self) -> None:
+        for fd, _ in self._loaded.values():
+            os.close(fd)
+        self._loaded.clear()
+
+    async def _publish(self, certificate: Certificate) -> None:
+        try:
+            await self._blocking(self.keeper.publish, self.name, certificate)
+        except HandfastError as error:
+            logger.warning("domain %s: %s", self.member.id, error)
+
+    async def _release(self, epochs: tuple[Epoch, ...]) -> None:
+        """Free space. A failure costs space, not safety: the next release or boot tries again."""
+        try:
+            await self._blocking(self.keeper.release, epochs)
+            self.post(events.Pinned(await self._blocking(self.keeper.pinned)))
+        except HandfastError as error:
+            logger.warning("domain %s: %s", self.member.id, error)

@@ -1,0 +1,380 @@
+"""The agent: one process a node, the home of its domains, in nobody's process group.
+
+Trainers come and go; their images, the journals and the conversation with other agents stay. The
+agent knows of training only what a trainer tells it: a round, a plan, an image of an epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from handfast.agent.domain import DomainHost
+from handfast.agent.keeper import Image, Plan
+from handfast.agent.links import Links
+from handfast.agent.local import Server, Trainer
+from handfast.agent.snapshot import Snapshot
+from handfast.agent.snapshot import encode as encode_snapshot
+from handfast.core import events
+from handfast.core.lattice import Epoch
+from handfast.core.membership import Change, Configuration, Roster
+from handfast.core.messages import decode_message
+from handfast.core.retain import Keep
+from handfast.core.verdict import Verdict
+from handfast.errors import FormatError, Refused
+from handfast.store import manifest as codec
+from handfast.store.claims import identify
+from handfast.store.files import Files
+
+__all__ = ["Agent", "Opened", "Round"]
+
+logger = logging.getLogger(__name__)
+
+HANDOVER_S: Final = 5.0  # so long a dying trainer may hold its domain against its successor
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """What a trainer learns when it opens its domain: who it is, and where its agent is found."""
+
+    domain: str
+    incarnation: int
+    generation: int
+    known: Configuration | None
+    agent: str
+    address: tuple[str, int]
+
+
+class Round(msgspec.Struct, frozen=True):
+    """All that an agent must know to begin a generation.
+
+    ``homes`` maps each domain to its agent, ``agents`` each agent to its address.
+    """
+
+    generation: int
+    nonce: str
+    configuration: Configuration
+    founding: bool
+    homes: dict[str, str]
+    agents: dict[str, tuple[str, int]]
+    changes: tuple[Change, ...] = ()
+    want: int | None = None
+    keep: Keep = Keep()
+    window: int = 2
+    drain_s: float = 30.0
+
+
+class _Seat:
+    """A domain that is open here, the trainer that owns it for now, and that trainer's images."""
+
+    def __init__(self, root: str, name: str) -> None:
+        self.root = root
+        self.name = name
+        self.lock = asyncio.Lock()
+        self.host: DomainHost | None = None
+        self.trainer: Trainer | None = None
+        self.images: dict[int, Image] = {}
+        self.retired: list[Image] = []
+
+    def tell(self, snapshot: Snapshot) -> None:
+        """Push the newest snapshot to the trainer, if there is one."""
+        self.sweep()
+        if self.trainer is not None:
+            self.trainer.push("snapshot", data=encode_snapshot(snapshot))
+
+    def retire(self) -> None:
+        """Keep images only for as long as they are being persisted."""
+        self.retired += self.images.values()
+        self.images = {}
+        self.sweep()
+
+    def sweep(self) -> None:
+        for image in [image for image in self.retired if image.busy is None]:
+            self.retired.remove(image)
+            image.close()
+
+
+class Agent:
+    """Serves trainers on a Unix socket and talks to other agents over TCP.
+
+    To be made within a running event loop. ``label`` names the node; ``linger_s`` is how long an
+    agent without trainers stays when it was not told that they are done.
+    """
+
+    def __init__(
+        self, listener: socket.socket, files: Files, *, label: str, linger_s: float = 60.0
+    ) -> None:
+        self._label = label
+        self._files = files
+        self._linger_s = linger_s
+        self._seats: dict[tuple[str, str], _Seat] = {}
+        self._hosts: dict[str, DomainHost] = {}
+        self._homes: dict[str, str] = {}
+        self._links: Links | None = None
+        self._address = ("", 0)
+        self._nonce = ""
+        self._dialing = asyncio.Lock()
+        self._calls = {
+            "open": self._open,
+            "begin": self._begin,
+            "plan": self._plan,
+            "stage": self._stage,
+            "skip": self._skip,
+            "load": self._load,
+            "accept": self._accept,
+            "decline": self._decline,
+            "status": self._status,
+            "close": self._close,
+        }
+        self._idle_since: float | None = time.monotonic()
+        self._done = False
+        self._stopping = asyncio.Event()
+        self._server = Server(listener, on_call=self._on_call, on_gone=self._on_gone)
+
+    # --- life ----------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Work until told to stop, or until nobody needs this agent any more."""
+        while not self._stopping.is_set() and not self._idle():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.25):
+                    await self._stopping.wait()
+        await self._shut()
+
+    def stop(self) -> None:
+        """Drain and end; for SIGTERM."""
+        self._stopping.set()
+
+    def _idle(self) -> bool:
+        """Say whether the agent may end: settled and told so, or alone for too long."""
+        if any(seat.trainer is not None for seat in self._seats.values()):
+            self._idle_since = None
+            return False
+        now = time.monotonic()
+        if self._idle_since is None:
+            self._idle_since = now
+        busy = any(host.busy for host in self._hosts.values())
+        settled = all(host.settled for host in self._hosts.values())
+        alone = now - self._idle_since
+        return not busy and ((self._done and settled) or alone > self._linger_s)
+
+    async def _shut(self) -> None:
+        await self._server.close()
+        for host in self._hosts.values():
+            await host.drain(10.0)
+        for host in self._hosts.values():
+            await host.close()
+        if self._links is not None:
+            await self._links.close()
+
+    # --- trainers ------------------------------------------------------------------------------
+
+    async def _on_call(
+        self, trainer: Trainer, name: str, fields: dict[str, Any], fds: list[int]
+    ) -> dict[str, Any]:
+        call = self._calls.get(name)
+        if call is None:
+            raise FormatError(f"this agent knows no call {name!r}: it is of another handfast")
+        return await call(trainer, fields, fds)
+
+    def _on_gone(self, trainer: Trainer) -> None:
+        """A trainer died or left: what it handed over whole is persisted all the same."""
+        for seat in self._seats.values():
+            if seat.trainer is trainer:
+                seat.trainer = None
+                seat.retire()
+
+    async def _open(self, trainer: Trainer, fields: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """Give a trainer its domain: claimed, booted, and reachable for this round."""
+        root, name, run = fields["root"], fields["name"], fields["run"]
+        seat = self._seats.setdefault((root, name), _Seat(root, name))
+        await self._take_seat(seat, trainer)
+        async with seat.lock:
+            if seat.host is not None and seat.host.failure:
+                self._hosts.pop(seat.host.member.id, None)
+                await seat.host.close()
+                seat.host = None
+            if seat.host is None:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(
+                    None, lambda: identify(self._files, root, name, run=run, shard=fields["shard"])
+                )
+                seat.host = await DomainHost.open(
+                    self._files, root, name, route=self._route, notify=seat.tell
+                )
+                self._hosts[seat.host.member.id] = seat.host
+        await self._meet(run, fields["nonce"], fields["secret"], fields["bind"], fields["port"])
+        member = seat.host.member
+        opened = Opened(
+            member.id,
+            member.incarnation,
+            max(member.generation, seat.host.overtaken),
+            member.roster.configuration if member.roster else None,
+            self._label,
+            self._address,
+        )
+        return {"opened": msgspec.msgpack.encode(opened)}
+
+    async def _take_seat(self, seat: _Seat, trainer: Trainer) -> None:
+        deadline = time.monotonic() + HANDOVER_S
+        while seat.trainer is not None and seat.trainer is not trainer:
+            if time.monotonic() > deadline:
+                raise Refused(
+                    f"process {seat.trainer.pid} trains this run already, on {seat.name}",
+                    verdict=Verdict.FOREIGN,
+                    shards=(seat.name,),
+                    remedy="stop that job first, or give this one a path of its own",
+                )
+            await asyncio.sleep(0.05)
+        seat.trainer = trainer
+        self._done = False
+
+    async def _meet(self, run: str, nonce: str, secret: bytes, bind: str, port: int) -> None:
+        """Listen for the agents of this round, under its own secret."""
+        async with self._dialing:
+            if self._nonce == nonce:
+                return
+            if self._links is not None:
+                await self._links.close()
+            self._links = Links(
+                secret=secret,
+                run=run,
+                me=self._label,
+                on_message=self._on_message,
+                on_up=self._on_up,
+                on_down=lambda peer: logger.info("agent %s is away", peer),
+            )
+            try:
+                self._address = await self._links.listen(bind, port)
+            except OSError:
+                self._address = await self._links.listen(bind, 0)
+            self._nonce = nonce
+
+    async def _begin(self, _: Trainer, fields: dict[str, Any], __: list[int]) -> dict[str, Any]:
+        host = self._host(fields)
+        spec = msgspec.msgpack.decode(fields["round"], type=Round)
+        self._homes.update(spec.homes)
+        if self._links is not None:
+            others = {who: at for who, at in spec.agents.items() if who != self._label}
+            self._links.set_peers(others)
+        event = events.Begin(
+            spec.generation,
+            spec.nonce,
+            Roster(spec.configuration),
+            spec.founding,
+            spec.changes,
+            spec.want,
+            spec.keep,
+            spec.window,
+        )
+        await host.begin(event, spec.drain_s)
+        return {}
+
+    async def _plan(
+        self, trainer: Trainer, fields: dict[str, Any], fds: list[int]
+    ) -> dict[str, Any]:
+        """Receive the trainer's images: memory that outlives it."""
+        seat = self._seat_of(trainer)
+        plan = msgspec.msgpack.decode(fields["plan"], type=Plan)
+        seat.retire()
+        for number in fields["images"]:
+            seat.images[number] = Image(fds.pop(0), plan)
+        return {}
+
+    async def _stage(
+        self, trainer: Trainer, fields: dict[str, Any], _: list[int]
+    ) -> dict[str, Any]:
+        seat = self._seat_of(trainer)
+        epoch = Epoch(*fields["epoch"])
+        image = seat.images.get(fields["image"])
+        if image is None:
+            raise FormatError(f"{epoch}: image {fields['image']} was never handed over")
+        refusal = await self._host(fields).stage(epoch, image, fields["objects"])
+        if refusal is None:
+            return {"taken": True, "reason": "", "by": ()}
+        return {"taken": False, "reason": refusal.reason, "by": refusal.by}
+
+    async def _skip(self, _: Trainer, fields: dict[str, Any], __: list[int]) -> dict[str, Any]:
+        epoch = Epoch(*fields["epoch"])
+        self._host(fields).post(events.Forgone(epoch, fields["reason"]))
+        return {}
+
+    async def _load(self, _: Trainer, fields: dict[str, Any], __: list[int]) -> dict[str, Any]:
+        fd, manifest = await self._host(fields).load(Epoch(*fields["epoch"]))
+        return {"manifest": codec.encode(manifest), "fds": [fd]}
+
+    async def _accept(self, _: Trainer, fields: dict[str, Any], __: list[int]) -> dict[str, Any]:
+        epoch = Epoch(*fields["epoch"])
+        self._host(fields).post(events.Accept(fields["generation"], epoch, fields["copy"]))
+        return {}
+
+    async def _decline(self, _: Trainer, fields: dict[str, Any], __: list[int]) -> dict[str, Any]:
+        epoch = Epoch(*fields["epoch"])
+        self._host(fields).post(events.Decline(fields["generation"], epoch, fields["reason"]))
+        return {}
+
+    async def _status(self, _: Trainer, __: dict[str, Any], ___: list[int]) -> dict[str, Any]:
+        shown = [encode_snapshot(host.snapshot()) for host in self._hosts.values()]
+        counters: Mapping[str, int] = self._links.counters if self._links else {}
+        return {"agent": self._label, "pid": os.getpid(), "domains": shown, "links": dict(counters)}
+
+    async def _close(self, trainer: Trainer, _: dict[str, Any], __: list[int]) -> dict[str, Any]:
+        """A trainer is done: once all are, and all is settled, so is this agent."""
+        self._done = True
+        self._on_gone(trainer)
+        return {}
+
+    def _host(self, fields: dict[str, Any]) -> DomainHost:
+        host = self._hosts.get(fields["domain"])
+        if host is None:
+            raise FormatError(f"{fields['domain']} is not open at this agent: open it first")
+        return host
+
+    def _seat_of(self, trainer: Trainer) -> _Seat:
+        for seat in self._seats.values():
+            if seat.trainer is trainer:
+                return seat
+        raise FormatError(f"process {trainer.pid} has opened no domain: open it first")
+
+    # --- other agents --------------------------------------------------------------------------
+
+    def _route(self, domain: str, payload: bytes) -> None:
+        """Send a message towards a domain; it may be lost, and the protocol sends by state."""
+        host = self._hosts.get(domain)
+        if host is not None:
+            asyncio.get_running_loop().call_soon(self._deliver, domain, payload)
+        elif self._links is not None and domain in self._homes:
+            self._links.send(self._homes[domain], msgspec.msgpack.encode((domain, payload)))
+
+    def _on_message(self, peer: str, data: bytes) -> None:
+        try:
+            domain, payload = msgspec.msgpack.decode(data, type=tuple[str, bytes])
+        except msgspec.MsgspecError as error:
+            logger.warning("agent %s sent what is no message: %s", peer, error)
+            return
+        self._deliver(domain, payload)
+
+    def _deliver(self, domain: str, payload: bytes) -> None:
+        host = self._hosts.get(domain)
+        if host is None:
+            return
+        try:
+            host.post(events.Received(decode_message(payload)))
+        except msgspec.MsgspecError as error:
+            logger.warning("a message for %s can't be read: %s", domain, error)
+
+    def _on_up(self, peer: str) -> None:
+        """A link is up, perhaps again: greet every domain that lives there."""
+        for host in self._hosts.values():
+            roster = host.member.roster
+            for domain, agent in self._homes.items():
+                at = roster.index(domain) if roster is not None and agent == peer else None
+                if at is not None:
+                    host.post(events.Greet(at))

@@ -1,0 +1,262 @@
+"""A domain's store at work: the blocking half, always called from one thread of its own.
+
+Writing, reading back, releasing and publishing take turns here, so that no file is released while
+a write that may refer to it is under way.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.member import boot
+from handfast.core.membership import Roster
+from handfast.core.messages import Certificate, Copy, Lost, Record, decode_record, encode
+from handfast.core.state import Member
+from handfast.errors import FormatError, Superseded
+from handfast.store.directory import Directory, claim
+from handfast.store.files import Files, make_directory, write_file, writing
+from handfast.store.image import BLOCK, Layout, Slot
+from handfast.store.manifest import Manifest, Stamp
+from handfast.store.pins import pinned
+from handfast.store.port import Verify, Written
+
+__all__ = ["Image", "Keeper", "Plan", "memory_file"]
+
+_SEALS: Final = 0x0001 | 0x0002 | 0x0004  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
+_ADD_SEALS: Final = 1033  # fcntl.F_ADD_SEALS, which the fcntl module has from Python 3.13 on
+
+
+class Plan(msgspec.Struct, frozen=True, array_like=True):
+    """How a trainer's images are laid out; sent once, and again when the structure changes."""
+
+    slots: tuple[Slot, ...]
+    header: bytes
+    nbytes: int
+    padded: int
+    aliases: dict[str, str]
+    replicated: tuple[str, ...]
+    structure: str
+    environment: dict[str, str]
+    lineage: str
+    verify: Verify
+
+
+class Image:
+    """A trainer's memory image, received as a memfd: it outlives the trainer.
+
+    Owns ``fd``. Raises FormatError where the memory is smaller than the plan says.
+    """
+
+    def __init__(self, fd: int, plan: Plan) -> None:
+        size = os.fstat(fd).st_size
+        if size < plan.padded:
+            os.close(fd)
+            raise FormatError(f"an image of {size} bytes is too small for its {plan.padded}")
+        self.fd = fd
+        self.plan = plan
+        self.map = mmap.mmap(fd, plan.padded, mmap.MAP_SHARED, mmap.PROT_READ)
+        self.busy: Epoch | None = None
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.map.close()
+        os.close(self.fd)
+
+
+def memory_file(name: str, nbytes: int) -> int:
+    """Make anonymous memory of whole blocks that can be handed to another process.
+
+    It has no name that could leak, no limit of /dev/shm, and can't be resized by either side.
+    """
+    import fcntl
+
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, -(-max(nbytes, 1) // BLOCK) * BLOCK)
+        fcntl.fcntl(fd, _ADD_SEALS, _SEALS)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Keeper:
+    """One claimed directory, and what is done with it on behalf of its member."""
+
+    def __init__(self, files: Files, root: str, directory: Directory) -> None:
+        self.files = files
+        self.root = root
+        self.directory = directory
+        self.parent: Manifest | None = None
+
+    @classmethod
+    def claim(cls, files: Files, root: str, name: str) -> tuple[Keeper, Member]:
+        """Claim an identified domain and boot its member from all that it ever journaled.
+
+        Raises what :func:`handfast.store.directory.claim` raises, and FormatError for a record
+        that this handfast can't read.
+        """
+        directory = claim(files, root, name)
+        try:
+            records = [_decode(record, directory) for record in directory.history]
+            domain, incarnation = directory.identity.id, directory.incarnation
+            member = boot(domain, incarnation, records)
+            lost = _lost(directory, member.retained)
+            if lost:
+                member = boot(domain, incarnation, records, lost)
+        except BaseException:
+            directory.close()
+            raise
+        return cls(files, root, directory), member
+
+    def commit(self, records: list[Record]) -> None:
+        """Make records durable, then look whether this incarnation may still speak of them.
+
+        Raises SaveFailed where the journal can't be written (this incarnation has then said its
+        last word), and Superseded where a later one has claimed the domain.
+        """
+        for record in records:
+            self.directory.journal.append(encode(record))
+        self.directory.journal.sync()
+        if not self.directory.current():
+            raise Superseded(
+                f"a later agent has claimed {self.directory.identity.id}: this one was taken for "
+                "dead, and stops"
+            )
+
+    def write(
+        self, member: Member, roster: Roster, epoch: Epoch, image: Image, objects: bytes
+    ) -> Written:
+        """Persist one epoch from a trainer's image. Raises SaveFailed."""
+        plan, configuration = image.plan, roster.configuration
+        parent = self.parent if self.parent and self.parent.stamp.epoch in _epochs(member) else None
+        stamp = Stamp(
+            run=configuration.run,
+            lineage=plan.lineage,
+            generation=epoch.generation,
+            step=epoch.step,
+            domain=member.id,
+            shard=configuration.domains[member.me].shard,
+            shards=configuration.shards,
+            incarnation=member.incarnation,
+            configuration=roster.digest,
+            parent=parent.stamp.epoch if parent else None,
+        )
+        written = self.directory.write(
+            stamp,
+            Layout(plan.slots, plan.header, plan.nbytes, plan.padded),
+            memoryview(image.map),
+            objects=objects,
+            aliases=plan.aliases,
+            environment=plan.environment,
+            replicated=plan.replicated,
+            structure=plan.structure,
+            parent=parent,
+            verify=plan.verify,
+        )
+        self.parent = written.manifest
+        return written
+
+    def read(
+        self, member: Member, epoch: Epoch, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[int, Manifest]:
+        """Read and verify every byte of a copy into memory that can be handed over.
+
+        Returns a memfd and the manifest. Raises Damaged or Refused where the copy is not what
+        this domain attested.
+        """
+        digest = next((copy.digest for copy in member.retained if copy.epoch == epoch), "")
+        manifest = self.directory.manifests()[epoch].sound() if digest else None
+        if manifest is None:
+            raise FormatError(f"{member.id} retains nothing of {epoch}")
+        fd = memory_file(f"handfast-{epoch.generation}-{epoch.step}", manifest.image_bytes)
+        try:
+            with mmap.mmap(fd, manifest.image_bytes) as memory, memoryview(memory) as view:
+                manifest = self.directory.read(epoch, view, digest=digest, progress=progress)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, manifest
+
+    def resume(self, member: Member, base: Epoch) -> None:
+        """Begin a generation: the base is the parent of what comes, and left-overs may go.
+
+        A left-over is an epoch that was written and never attested, or released and not yet
+        removed. Nothing of a predecessor is touched before this.
+        """
+        self.directory.may_clean = True
+        held = _epochs(member)
+        found = self.directory.manifests()
+        entry = found.get(base)
+        self.parent = entry.manifest if entry and base in held else None
+        self.directory.release(epoch for epoch in found if epoch not in held)
+
+    def release(self, epochs: tuple[Epoch, ...]) -> None:
+        """Remove what the journal says is released; what a reader has pinned stays for now."""
+        self.directory.release(epoch for epoch in epochs if epoch != GENESIS)
+
+    def pinned(self) -> tuple[Epoch, ...]:
+        """List the epochs that readers hold here."""
+        return tuple(sorted(pinned(self.files, self.directory.path)))
+
+    def publish(self, name: str, certificate: Certificate) -> None:
+        """Show a certificate to people and scripts, as ``ROOT/certificates/<domain>.json``.
+
+        Nothing of handfast reads it back: the journal is the record. Each domain has a file of
+        its own, replaced as a whole, so that no two writers share one.
+        """
+        home = f"{self.root}/certificates"
+        path = f"{home}/{name}.json"
+        with writing("publish the certificate", path):
+            make_directory(self.files, home)
+            temporary = f"{path}.{self.directory.incarnation}.tmp"
+            write_file(self.files, temporary, msgspec.json.encode(certificate_fields(certificate)))
+            self.files.rename(temporary, path)
+            self.files.fsync_dir(home)
+
+
+def certificate_fields(certificate: Certificate) -> dict[str, object]:
+    """Spell a certificate out for JSON."""
+    return {
+        "run": certificate.run,
+        "configuration": certificate.configuration,
+        "tier": certificate.tier,
+        "generation": certificate.epoch.generation,
+        "step": certificate.epoch.step,
+        "root": certificate.root,
+    }
+
+
+def _epochs(member: Member) -> tuple[Epoch, ...]:
+    return tuple(copy.epoch for copy in member.retained)
+
+
+def _decode(data: bytes, directory: Directory) -> Record:
+    try:
+        return decode_record(data)
+    except msgspec.MsgspecError as error:
+        raise FormatError(
+            f"{directory.path}: a record of the journal is not known to this handfast: {error}. "
+            "What to do: use the release of handfast that wrote it, or a later one"
+        ) from error
+
+
+def _lost(directory: Directory, retained: tuple[Copy, ...]) -> list[Lost]:
+    """Hold what the journal says is retained against what is there, manifests only."""
+    found = directory.manifests()
+    lost = []
+    for copy in retained:
+        entry = found.get(copy.epoch)
+        if copy.epoch == GENESIS or (entry is not None and entry.digest == copy.digest):
+            continue
+        if entry is None:
+            lost.append(Lost(copy.epoch, "its manifest is missing"))
+        else:
+            lost.append(Lost(copy.epoch, entry.problem or "its manifest is not the attested one"))
+    return lost

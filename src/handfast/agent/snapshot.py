@@ -1,0 +1,86 @@
+"""What an agent tells a trainer of its domain: one value, whole, the newest wins.
+
+The trainer never asks "what happened?", it looks at what is so. A lost, repeated or overtaken
+snapshot does no harm, and a trainer that finds its agent again needs no history.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from handfast.core.lattice import Epoch
+from handfast.core.messages import Certificate, RestoreCertificate
+from handfast.core.view import Lattice
+
+__all__ = ["Outcome", "Proposal", "Skip", "Snapshot", "Stuck", "decode", "encode"]
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """What became of a save here: ``problem`` is empty where it was persisted and attested."""
+
+    epoch: Epoch
+    problem: str = ""
+    bytes_written: int = 0
+    bytes_total: int = 0
+    seconds: float = 0.0
+
+
+class Skip(msgspec.Struct, frozen=True, array_like=True):
+    """A domain's vote SKIP, so that this epoch will not converge."""
+
+    epoch: Epoch
+    domain: str
+    reason: str
+
+
+class Proposal(msgspec.Struct, frozen=True, array_like=True):
+    """Every shard of this epoch has a valid copy; ``copies[s]`` masks those of shard s."""
+
+    epoch: Epoch
+    copies: tuple[int, ...]
+
+
+class Stuck(msgspec.Struct, frozen=True, array_like=True):
+    """This generation will restore nothing, and why."""
+
+    phase: str
+    epoch: Epoch | None
+    reasons: tuple[str, ...]
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The state of one domain as its agent knows it.
+
+    ``failure`` is not empty once the domain can't go on under this agent (its journal failed, or
+    a successor claimed it). ``overtaken`` is the highest generation heard of, if higher than ours.
+    """
+
+    domain: str
+    incarnation: int
+    generation: int = 0
+    round: str = ""
+    lattice: Lattice = Lattice({})
+    proposal: Proposal | None = None
+    stuck: Stuck | None = None
+    resumed: RestoreCertificate | None = None
+    line: Certificate | None = None
+    retained: tuple[Epoch, ...] = ()
+    persisting: tuple[Epoch, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+    overtaken: int = 0
+    failure: str = ""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Snapshot)
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """Encode a snapshot for the local socket."""
+    return _encoder.encode(snapshot)
+
+
+def decode(data: bytes) -> Snapshot:
+    """Decode a snapshot; raises ``msgspec.MsgspecError`` for anything that is none."""
+    return _decoder.decode(data)
