@@ -22,8 +22,8 @@ Result = TypeVar("Result")
 
 Fault = int | Literal["short", "crash"] | Callable[[], None]
 """An errno: the call raises it. "short": a read or write moves half of its bytes. "crash": the
-call and all later ones raise Crash. A function is called before the call, which then proceeds:
-stop the process there, or let another owner act in between."""
+call and all later ones raise Crash. A function is called just before the call, which then
+proceeds: stop the process there, or let another owner act in between."""
 
 MOVERS: Final = ("pwrite", "pread")
 
@@ -44,8 +44,8 @@ class FaultyFiles:
     """A `Files` that hands all calls to another one, but for the `fail_at`-th (from 1 on).
 
     `kinds` limits what is counted to some calls ("fsync", "rename" ...), `path` to paths that
-    contain it. With `after=True` the call is carried out and reported as failed all the same, as
-    a lost answer is. `fired` tells whether the fault came, `calls` what was asked, in order.
+    contain it. With `after=True` a call that fails, or is the last before a crash, is carried out
+    all the same, as one whose answer was lost. `fired` tells whether the fault came, `calls` what was asked, in order.
     """
 
     def __init__(
@@ -68,33 +68,32 @@ class FaultyFiles:
         self.calls: list[Call] = []
         self._counted = 0
         self._dead = False
+        self._halve = False
         self._paths: dict[int, str] = {}
 
     def _do(self, kind: str, path: str, action: Callable[[], Result]) -> Result:
         if self._dead:
             raise Crash
-        if (self.kinds and kind not in self.kinds) or self.path not in path:
-            self.calls.append(Call(kind, path, failed=False))
-            return action()
-        self._counted += 1
-        now = self._counted == self.fail_at
+        counted = (not self.kinds or kind in self.kinds) and self.path in path
+        self._counted += counted
+        now = counted and self._counted == self.fail_at
+        self.fired |= now
+        self._halve = now and self.error == "short"
         self.calls.append(Call(kind, path, failed=now and isinstance(self.error, int)))
-        if now:
-            self.fired = True
-            if self.after:
-                action()
-            if callable(self.error):
-                self.error()
-            elif self.error == "crash":
-                self._dead = True
-                raise Crash
-            elif isinstance(self.error, int):
-                raise OSError(self.error, os.strerror(self.error), path)
-        return action()
+        if not now or self.error == "short":
+            return action()
+        if callable(self.error):
+            self.error()
+            return action()
+        if self.after:
+            action()
+        if isinstance(self.error, int):
+            raise OSError(self.error, os.strerror(self.error), path)
+        self._dead = True
+        raise Crash
 
     def _half(self, length: int) -> int:
-        now = self.error == "short" and self.fired and self._counted == self.fail_at
-        return max(1, length // 2) if now else length
+        return max(1, length // 2) if self._halve else length
 
     def create(self, path: str) -> int:
         fd = self._do("create", path, lambda: self.inner.create(path))

@@ -1,0 +1,195 @@
+"""Shows that the store's few system calls do what the store takes them to do."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from handfast.errors import Damaged, HandfastError, SaveFailed
+from handfast.store.files import (
+    Files,
+    Posix,
+    closing,
+    discard,
+    make_directory,
+    read_file,
+    read_into,
+    reading,
+    write_all,
+    write_file,
+    writing,
+)
+from handfast.testing.faults import Crash, FaultyFiles
+
+FILES = Posix()
+
+
+def test_names_are_taken_once(tmp_path: Path) -> None:
+    """Shows that create, link and mkdir are exclusive: what all claims rest on."""
+    taken, other = str(tmp_path / "taken"), str(tmp_path / "other")
+    for path in (taken, other):
+        FILES.close(FILES.create(path))
+    for attempt in (
+        lambda: FILES.create(taken),
+        lambda: FILES.link(other, taken),
+        lambda: FILES.mkdir(taken),
+    ):
+        with pytest.raises(FileExistsError):
+            attempt()
+
+
+def test_short_counts_are_gone_on_from(tmp_path: Path) -> None:
+    """Shows that a call that moves only half of its bytes loses none of the rest."""
+    data = os.urandom(100_000)
+    path = str(tmp_path / "file")
+    files = FaultyFiles(FILES, fail_at=1, error="short", kinds=("pwrite",))
+    write_file(files, path, data)
+    assert [call.kind for call in files.calls].count("pwrite") == 2
+    files = FaultyFiles(FILES, fail_at=1, error="short", kinds=("pread",))
+    assert read_file(files, path) == data
+    assert [call.kind for call in files.calls].count("pread") == 2
+    assert read_file(FILES, path, limit=7) == data[:7]
+
+
+class TakesNothing(Posix):
+    """A file system that reports success and takes no byte."""
+
+    def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        return 0
+
+
+def test_a_write_that_takes_nothing_is_an_error(tmp_path: Path) -> None:
+    """Shows that a file system that never takes a byte is no endless loop."""
+    with pytest.raises(OSError, match="took no bytes") as found:
+        write_file(TakesNothing(), str(tmp_path / "file"), b"data")
+    assert found.value.errno == errno.EIO
+
+
+def test_forgotten_pages_are_read_from_the_medium(tmp_path: Path) -> None:
+    """Shows that a read-back after a sync does not come out of the page cache."""
+    path = str(tmp_path / "file")
+    with closing(FILES, FILES.create(path)) as fd:
+        write_all(FILES, fd, bytes(1 << 20), 0)
+        FILES.fsync(fd)
+        buffer = [bytearray(4096)]
+        try:
+            assert os.preadv(fd, buffer, 0, os.RWF_NOWAIT) == 4096
+        except OSError as error:
+            pytest.skip(f"this file system does not say what is cached: {error}")
+        FILES.forget(fd)
+        try:
+            with pytest.raises(BlockingIOError):
+                os.preadv(fd, buffer, 0, os.RWF_NOWAIT)
+        except pytest.fail.Exception:
+            pytest.skip("this file system keeps its pages: a read-back reads the cache")
+        assert read_into(FILES, fd, memoryview(bytearray(1 << 20)), 0) == 1 << 20
+    FILES.forget(fd)  # closed: forgetting is a hint, and never an error
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EIO, "replace it"),
+        (errno.EROFS, "read-write"),
+        (errno.EACCES, "writable"),
+        (errno.EOPNOTSUPP, "hard links"),
+        (errno.EBUSY, "error's number"),
+    ],
+)
+def test_a_failed_write_says_where_why_and_what_to_do(code: int, remedy: str) -> None:
+    """Shows that a full disk and a broken one are told apart."""
+    expected = rf"write it: /the/path: .*\({errno.errorcode[code]}\)\. What to do: .*{remedy}"
+    with pytest.raises(SaveFailed, match=expected), writing("write it", "/the/path"):
+        raise OSError(code, os.strerror(code))
+
+
+def test_a_failed_read_tells_lost_bytes_from_a_busy_system() -> None:
+    """Shows that running out of descriptors is not taken for damage."""
+    for code, kind in ((errno.EIO, Damaged), (errno.ENOENT, Damaged), (errno.EMFILE, None)):
+        with pytest.raises(HandfastError, match="/the/path: can't be read") as found:
+            with reading("/the/path"):
+                raise OSError(code, os.strerror(code))
+        assert isinstance(found.value, Damaged) == (kind is Damaged)
+
+
+def test_an_error_of_close_masks_no_other(tmp_path: Path) -> None:
+    """Shows that the first error is the one that is told, and close's own is not lost."""
+    path = str(tmp_path / "file")
+    files = FaultyFiles(FILES, fail_at=1, error=errno.EIO, kinds=("close",))
+    with pytest.raises(OSError, match="Input/output"), closing(files, files.create(path)):
+        pass
+    files = FaultyFiles(FILES, fail_at=1, error=errno.EIO, kinds=("close",))
+    with pytest.raises(ZeroDivisionError), closing(files, files.open(path)):
+        raise ZeroDivisionError
+
+
+def test_directories_are_durable_in_their_parents(tmp_path: Path) -> None:
+    """Shows that each level is synced, also one that somebody made and died."""
+    files = FaultyFiles(FILES)
+    make_directory(files, str(tmp_path / "a/b"))
+    make_directory(files, str(tmp_path / "a/b"))
+    synced = [call.path for call in files.calls if call.kind == "fsync_dir"]
+    assert synced == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a")]
+
+
+def test_a_mount_point_in_a_closed_directory_is_good_enough(tmp_path: Path) -> None:
+    """Shows that a directory made by an operator where we can't read is used as it is."""
+    for existed in (True, False):
+        files = FaultyFiles(FILES, fail_at=1, error=errno.EACCES, kinds=("fsync_dir",))
+        path = str(tmp_path / str(existed))
+        if existed:
+            FILES.mkdir(path)
+            make_directory(files, path)
+        else:
+            with pytest.raises(PermissionError):
+                make_directory(files, path)
+        assert files.fired
+
+
+def test_discarding_stops_at_what_will_not_go(tmp_path: Path) -> None:
+    """Shows that a manifest that can't be unlinked keeps its data."""
+    paths = [str(tmp_path / name) for name in ("manifest", "missing", "data")]
+    for path in (paths[0], paths[2]):
+        write_file(FILES, path, b"")
+    discard(FaultyFiles(FILES, fail_at=1, error=errno.EROFS, kinds=("unlink",)), *paths)
+    assert all(map(FILES.exists, (paths[0], paths[2])))
+    discard(FILES, *paths)
+    assert os.listdir(tmp_path) == []
+
+
+def test_exists_tells_absence_from_trouble(tmp_path: Path) -> None:
+    """Shows that a path that can't be looked at is not taken for a missing one."""
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    assert FILES.exists(str(file))
+    assert not FILES.exists(str(file / "below"))
+    assert not FILES.exists(str(tmp_path / "none"))
+    with pytest.raises(OSError, match="too long"):
+        FILES.exists(str(tmp_path / ("x" * 300)))
+
+
+def test_faulty_files_record_count_and_crash(tmp_path: Path) -> None:
+    """Shows the test tool itself: which call fails, what a crash leaves, what is recorded."""
+    path = str(tmp_path / "file")
+    files: Files = FaultyFiles(FILES)
+    assert files.free_bytes(str(tmp_path)) > 0
+    crashing = FaultyFiles(FILES, fail_at=2, kinds=("create", "pwrite"), after=True)
+    with pytest.raises(Crash):
+        write_file(crashing, path, b"data")
+    assert crashing.fired
+    assert [call.kind for call in crashing.calls] == ["create", "pwrite"]
+    assert Path(path).read_bytes() == b"data"
+    for late in (lambda: crashing.unlink(path), lambda: crashing.listdir(str(tmp_path))):
+        with pytest.raises(Crash):
+            late()
+    seen: list[str] = []
+    calling = FaultyFiles(FILES, fail_at=1, error=lambda: seen.append("now"), path="file")
+    assert calling.exists(path)
+    assert seen == ["now"]
+    failing = FaultyFiles(FILES, fail_at=1, error=errno.EIO, after=True)
+    with pytest.raises(OSError, match="Input/output"):
+        failing.unlink(path)
+    assert not Path(path).exists()
