@@ -1,0 +1,128 @@
+"""What every test shares: one thread, reproducible examples, and nothing left running behind it."""
+
+import itertools
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+import handfast
+
+ROOT = Path(__file__).resolve().parent.parent
+MARK = "HANDFAST_TEST_ID"
+GRACE_S = 10.0  # how long a process that was told to go may take
+HELPERS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")  # one an interpreter
+
+# Before any test imports torch, and for all processes that tests start: two cores are shared by
+# all of them, and the order of a sum must not depend on how many threads share it.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+settings.register_profile("dev", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("heavy", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+def pytest_sessionstart() -> None:
+    """Refuse to judge another checkout's code than the one that these tests belong to."""
+    found = Path(handfast.__file__).resolve().parent
+    if found != ROOT / "src" / "handfast":
+        pytest.exit(f"handfast is imported from {found}, not from {ROOT}: run `make venv`", 4)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session() -> Iterator[str]:
+    """Keep this session's agents apart from all others, and see that none outlives it."""
+    mark = f"{os.getpid()}-{time.time_ns()}"
+    sockets = tempfile.mkdtemp(prefix="handfast-test-")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("HANDFAST_")]:
+            patch.delenv(name)
+        patch.setenv("XDG_RUNTIME_DIR", sockets)
+        patch.setenv(MARK, mark)
+        yield mark
+    shutil.rmtree(sockets, ignore_errors=True)
+    _fail_on(_leftovers(mark, of_session=True), "the tests")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_running(
+    _session: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Fail a test that leaves a process behind: an agent, a trainer, a forked child."""
+    mark = f"{_session}.{next(_numbers)}"
+    monkeypatch.setenv(MARK, mark)
+    before = _children()
+    yield
+    _fail_on(_leftovers(mark, before), request.node.name)
+
+
+_numbers = itertools.count()
+
+
+def _fail_on(left: dict[int, str], who: str) -> None:
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    if left:
+        pytest.fail(f"{who} left running (killed now): {left}", pytrace=False)
+
+
+def _leftovers(
+    mark: str, before: dict[int, str] | None = None, *, of_session: bool = False
+) -> dict[int, str]:
+    """Processes that are still there after a while: by the mark, and forked ones by their parent.
+
+    A child that only forked shows its parent's first environment, so the mark can't find it; an
+    agent in a session of its own is nobody's child, so the parent can't.
+    """
+    deadline = time.monotonic() + GRACE_S
+    while True:
+        left = _marked(mark, of_session=of_session)
+        if before is not None:
+            left |= {pid: name for pid, name in _children().items() if pid not in before}
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.02)
+
+
+def _marked(mark: str, *, of_session: bool) -> dict[int, str]:
+    wanted = f"{MARK}={mark}".encode()
+    found = {}
+    for pid in _pids():
+        variables = _proc(pid, "environ").split(b"\0")
+        if any(v.startswith(wanted) if of_session else v == wanted for v in variables):
+            found[pid] = _command(pid)
+    return {pid: name for pid, name in found.items() if name and pid != os.getpid()}
+
+
+def _children() -> dict[int, str]:
+    parent = str(os.getpid()).encode()
+    return {
+        pid: name
+        for pid in _pids()
+        if _proc(pid, "stat").rpartition(b") ")[2].split()[1:2] == [parent]
+        and (name := _command(pid))
+    }
+
+
+def _command(pid: int) -> str:
+    """The command line; empty for a zombie, and for the helpers that live with their parent."""
+    line = _proc(pid, "cmdline").replace(b"\0", b" ").strip()
+    return "" if any(name in line for name in HELPERS) else line.decode(errors="replace")
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _proc(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:  # it is gone, or not ours
+        return b""
