@@ -138,11 +138,7 @@ class DomainHost:
         self._pending[epoch] = _Pending(image, objects, decided)
         image.busy = epoch
         self.post(events.Captured(epoch))
-        refusal = await decided
-        if refusal is not None:
-            image.busy = None
-            self._pending.pop(epoch, None)
-        return refusal
+        return await decided
 
     async def load(self, epoch: Epoch) -> tuple[int, Manifest]:
         """Give a verified copy as a memfd that stays this domain's, and its manifest.
@@ -320,8 +316,14 @@ class DomainHost:
         return await self._loop.run_in_executor(self._writer, work, *args)
 
     def _decide(self, epoch: Epoch, refusal: events.Refuse | None) -> None:
+        """Answer the trainer, who may be gone by now."""
         pending = self._pending.get(epoch)
-        if pending is not None and not pending.decided.done():
+        if pending is None:
+            return
+        if refusal is not None:
+            pending.image.busy = None
+            del self._pending[epoch]
+        if not pending.decided.done():
             pending.decided.set_result(refusal)
 
     async def _persist(self, epoch: Epoch) -> None:

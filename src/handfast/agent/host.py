@@ -20,7 +20,7 @@ import msgspec
 from handfast.agent.domain import DomainHost
 from handfast.agent.keeper import Image, Plan
 from handfast.agent.links import Links
-from handfast.agent.local import Server, Trainer
+from handfast.agent.server import Server, Trainer
 from handfast.agent.snapshot import Snapshot
 from handfast.agent.snapshot import encode as encode_snapshot
 from handfast.core import events
@@ -34,11 +34,16 @@ from handfast.store import manifest as codec
 from handfast.store.claims import identify
 from handfast.store.files import Files
 
-__all__ = ["Agent", "Opened", "Round"]
+__all__ = ["Agent", "Opened", "Round", "node_label"]
 
 logger = logging.getLogger(__name__)
 
 HANDOVER_S: Final = 5.0  # so long a dying trainer may hold its domain against its successor
+
+
+def node_label() -> str:
+    """Name this node: ``HANDFAST_NODE``, else the host's name."""
+    return os.environ.get("HANDFAST_NODE") or socket.gethostname()
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -285,7 +290,8 @@ class Agent:
         plan = msgspec.msgpack.decode(fields["plan"], type=Plan)
         seat.retire()
         for number in fields["images"]:
-            seat.images[number] = Image(fds.pop(0), plan)
+            seat.images[number] = Image(fds[0], plan)
+            fds.pop(0)
         return {}
 
     async def _stage(

@@ -9,10 +9,10 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
-from typing import Final
 
 import msgspec
 
+from handfast.agent.frames import image_size, make_image
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.member import boot
 from handfast.core.membership import Roster
@@ -21,15 +21,12 @@ from handfast.core.state import Member
 from handfast.errors import FormatError, Superseded
 from handfast.store.directory import Directory, claim
 from handfast.store.files import Files, make_directory, write_file, writing
-from handfast.store.image import BLOCK, Layout, Slot
+from handfast.store.image import Layout, Slot
 from handfast.store.manifest import Manifest, Stamp
 from handfast.store.pins import pinned
 from handfast.store.port import Verify, Written
 
-__all__ = ["Image", "Keeper", "Plan", "memory_file"]
-
-_SEALS: Final = 0x0001 | 0x0002 | 0x0004  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
-_ADD_SEALS: Final = 1033  # fcntl.F_ADD_SEALS, which the fcntl module has from Python 3.13 on
+__all__ = ["Image", "Keeper", "Plan"]
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True):
@@ -50,13 +47,13 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
 class Image:
     """A trainer's memory image, received as a memfd: it outlives the trainer.
 
-    Owns ``fd``. Raises FormatError where the memory is smaller than the plan says.
+    Takes ``fd`` over, unless it raises: FormatError where the memory could be resized by the
+    trainer, or is smaller than the plan says.
     """
 
     def __init__(self, fd: int, plan: Plan) -> None:
-        size = os.fstat(fd).st_size
+        size = image_size(fd)
         if size < plan.padded:
-            os.close(fd)
             raise FormatError(f"an image of {size} bytes is too small for its {plan.padded}")
         self.fd = fd
         self.plan = plan
@@ -67,23 +64,6 @@ class Image:
         """Give the memory back."""
         self.map.close()
         os.close(self.fd)
-
-
-def memory_file(name: str, nbytes: int) -> int:
-    """Make anonymous memory of whole blocks that can be handed to another process.
-
-    It has no name that could leak, no limit of /dev/shm, and can't be resized by either side.
-    """
-    import fcntl
-
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, -(-max(nbytes, 1) // BLOCK) * BLOCK)
-        fcntl.fcntl(fd, _ADD_SEALS, _SEALS)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
 
 
 class Keeper:
@@ -175,7 +155,7 @@ class Keeper:
         manifest = self.directory.manifests()[epoch].sound() if digest else None
         if manifest is None:
             raise FormatError(f"{member.id} retains nothing of {epoch}")
-        fd = memory_file(f"handfast-{epoch.generation}-{epoch.step}", manifest.image_bytes)
+        fd = make_image(manifest.image_bytes)
         try:
             with mmap.mmap(fd, manifest.image_bytes) as memory, memoryview(memory) as view:
                 manifest = self.directory.read(epoch, view, digest=digest, progress=progress)

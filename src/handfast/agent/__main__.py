@@ -1,0 +1,42 @@
+"""The agent's process: ``python -m handfast.agent MEETING_PLACE`` (see :mod:`~.process`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from handfast.agent.host import Agent, node_label
+from handfast.agent.process import Seat, take_seat
+from handfast.store.files import Posix
+
+
+def main() -> int:
+    """Serve until nobody needs this agent, or until SIGTERM; 0 also where another one serves."""
+    logging.basicConfig(
+        level=os.environ.get("HANDFAST_LOG", "INFO").upper(),
+        format="%(asctime)s agent %(process)d %(levelname)s %(message)s",
+    )
+    seat = take_seat(sys.argv[1])
+    if seat is None:
+        return 0
+    try:
+        asyncio.run(_serve(seat))
+    finally:
+        seat.leave()
+    return 0
+
+
+async def _serve(seat: Seat) -> None:
+    linger = float(os.environ.get("HANDFAST_LINGER_S", "60"))
+    agent = Agent(seat.socket, Posix(), label=node_label(), linger_s=linger)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.stop)
+    await agent.serve()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

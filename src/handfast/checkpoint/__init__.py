@@ -1,0 +1,1 @@
+"""Saving and restoring as one job: rounds, sessions and handles. Knows no framework."""

@@ -1,0 +1,223 @@
+"""How a job's ranks meet: look, agree on who takes part, be counted.
+
+A launch is a *round*. Its nonce, its secret and, for a new run, the run's name are made by rank 0;
+its generation is allocated once, from a record in the run's directory that is changed under a
+lock, and is higher than any that a member reports (the design, section 2, Generations). Two
+engines with separate records could allocate the same number: then each domain freezes for
+whichever came first, and the other round is told that it was overtaken.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from handfast.checkpoint.collective import Collective
+from handfast.core.membership import (
+    Configuration,
+    Domain,
+    Entrant,
+    Formation,
+    Refusal,
+    RoundRecord,
+    allocate,
+    form,
+)
+from handfast.core.messages import Configured, Frozen, decode_record
+from handfast.core.verdict import Verdict
+from handfast.errors import FormatError, Refused, Superseded
+from handfast.store.claims import read_identity
+from handfast.store.files import Files
+from handfast.store.shelf import Shelf
+
+__all__ = ["Meeting", "Peek", "allocate_in", "domain_name", "meet", "peek", "settle"]
+
+TIER: Final = "directory"
+
+
+def domain_name(shard: int) -> str:
+    """Name the directory of a rank's domain."""
+    return f"rank-{shard:05d}"
+
+
+class Peek(msgspec.Struct, frozen=True):
+    """What one rank's directory holds, looked at without touching it."""
+
+    node: str
+    root: str
+    domain: str = ""
+    run: str = ""
+    shard: int = -1
+    known: Configuration | None = None
+    generation: int = 0
+    problem: str = ""
+
+
+class _Hand(msgspec.Struct, frozen=True):
+    """What each rank lays on the table; only rank 0's offers count."""
+
+    peek: Peek
+    nonce: str
+    run: str
+    secret: bytes
+
+
+class Meeting(msgspec.Struct, frozen=True):
+    """A round before its agents are opened: all peeks, in order of rank, and what rank 0 made."""
+
+    peeks: tuple[Peek, ...]
+    nonce: str
+    run: str
+    secret: bytes
+
+
+def peek(files: Files, root: str, node: str, shard: int) -> Peek:
+    """Look at a rank's directory; what can't be read is said, not raised, so that all learn it."""
+    name = domain_name(shard)
+    if not files.exists(f"{root}/domains/{name}/domain.json"):
+        return Peek(node, root)
+    try:
+        identity = read_identity(files, root, name)
+        known, generation = None, 0
+        for data in Shelf(files, root, name).records():
+            record = decode_record(data)
+            if isinstance(record, Configured):
+                known = record.configuration
+            elif isinstance(record, Frozen):
+                generation = record.generation
+    except (FormatError, Refused) as error:
+        return Peek(node, root, problem=str(error))
+    except msgspec.MsgspecError as error:
+        return Peek(node, root, problem=f"{root}: a record that this handfast can't read: {error}")
+    return Peek(node, root, identity.id, identity.run, identity.shard, known, generation)
+
+
+def meet(collective: Collective, mine: Peek) -> Meeting:
+    """Lay all peeks side by side. Every rank sees the same, so every rank raises the same.
+
+    Raises Refused: CORRUPT for a directory that can't be read, FOREIGN for several runs, MISSING
+    where the run exists on some ranks and another's directory is empty. Nothing has been created.
+    """
+    hand = _Hand(mine, secrets.token_hex(16), secrets.token_hex(8), secrets.token_bytes(32))
+    hands = [
+        msgspec.msgpack.decode(data, type=_Hand)
+        for data in collective.gather(msgspec.msgpack.encode(hand))
+    ]
+    peeks = tuple(h.peek for h in hands)
+    _refuse(peeks)
+    runs = sorted({p.run for p in peeks if p.run})
+    return Meeting(peeks, hands[0].nonce, runs[0] if runs else hands[0].run, hands[0].secret)
+
+
+def _refuse(peeks: Sequence[Peek]) -> None:
+    broken = [f"rank {rank}: {p.problem}" for rank, p in enumerate(peeks) if p.problem]
+    if broken:
+        raise Refused(
+            "a rank's directory can't be read",
+            verdict=Verdict.CORRUPT,
+            shards=broken,
+            remedy="see `handfast verify`; put the named file back from a copy if there is one",
+        )
+    runs = sorted({p.run for p in peeks if p.run})
+    if len(runs) > 1:
+        raise Refused(
+            f"the ranks' directories belong to {len(runs)} runs",
+            verdict=Verdict.FOREIGN,
+            shards=[f"rank {r}: run {p.run or 'none'} in {p.root}" for r, p in enumerate(peeks)],
+            remedy="give every rank the directory that it had",
+        )
+    empty = [f"rank {r}: {p.root} on {p.node}" for r, p in enumerate(peeks) if not p.domain]
+    began = [p.known for p in peeks if p.known is not None]
+    if began and len(peeks) != began[0].shards:
+        _refuse_world(began[0].shards, len(peeks))
+    if began and empty:
+        raise Refused(
+            f"the run {runs[0]} exists, but some of its directories are not here",
+            verdict=Verdict.MISSING,
+            shards=empty,
+            remedy="bring the missing directory back, or begin anew on a fresh path",
+        )
+
+
+def _refuse_world(was: int, now: int) -> None:
+    raise Refused(
+        f"the run was saved by {was} ranks, and this job has {now}",
+        verdict=Verdict.FOREIGN,
+        remedy=f"start {was} ranks, or `handfast export` the run and begin a new one",
+    )
+
+
+def settle(
+    collective: Collective, meeting: Meeting, domains: Sequence[tuple[str, Configuration | None]]
+) -> Formation:
+    """Decide the configuration from what all agents opened: (domain id, what it knows) by rank.
+
+    Raises Refused with what :func:`handfast.core.membership.form` found.
+    """
+    entrants = [
+        Entrant(Domain(domain, TIER, shard, meeting.peeks[shard].node), known, 0)
+        for shard, (domain, known) in enumerate(domains)
+    ]
+    size = collective.place.size
+    formed = form(entrants, shards=size, need=((TIER, 1),), run=meeting.run)
+    if isinstance(formed, Refusal):
+        raise Refused(
+            formed.message, verdict=formed.verdict, shards=formed.shards, remedy=formed.remedy
+        )
+    return formed
+
+
+def allocate_in(root: str, nonce: str, reported: int) -> int:
+    """Allocate a round's generation from ``ROOT/round.json``, changed under a lock.
+
+    ``reported`` is the greatest generation that any member knows. Raises Superseded where a later
+    round is recorded already, FormatError where the record can't be read.
+    """
+    os.makedirs(root, exist_ok=True)
+    path = f"{root}/round.json"
+    lock = os.open(f"{root}/round.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        record = allocate(_read(path), nonce, reported)
+        if record is None:
+            raise Superseded(f"a later launch is recorded in {path}: this one must stop")
+        _write(path, record)
+        return record.generation
+    finally:
+        os.close(lock)
+
+
+def _read(path: str) -> RoundRecord | None:
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        return None
+    try:
+        return msgspec.json.decode(data, type=RoundRecord)
+    except msgspec.MsgspecError as error:
+        raise FormatError(
+            f"{path}: not a record of a round: {error}. What to do: remove the file; the members' "
+            "own journals keep generations from being used twice"
+        ) from error
+
+
+def _write(path: str, record: RoundRecord) -> None:
+    temporary = f"{path}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, msgspec.json.encode(record))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+    home = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(home)
+    finally:
+        os.close(home)

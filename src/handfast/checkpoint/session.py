@@ -1,0 +1,496 @@
+"""One rank's part in one round: its agent, its images, its restore and its saves.
+
+The session holds the newest snapshot that its agent pushed and looks at that; nothing here asks
+the agent "what happened?". If the agent dies, training goes on: the next call that needs one
+starts another, which finds in the journals where its predecessor was, and gets from here what was
+not persisted yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from handfast.agent.host import Opened, Round
+from handfast.agent.keeper import Plan
+from handfast.agent.local import AgentGone, Client
+from handfast.agent.snapshot import Proposal, Snapshot
+from handfast.agent.snapshot import decode as decode_snapshot
+from handfast.checkpoint import rounds
+from handfast.checkpoint.collective import Collective
+from handfast.checkpoint.images import Loaded, StagingImage
+from handfast.core.lattice import Epoch
+from handfast.core.membership import Formation, bits
+from handfast.core.messages import Certificate, RestoreCertificate
+from handfast.core.retain import Keep
+from handfast.core.verdict import Verdict
+from handfast.core.view import Lattice
+from handfast.errors import Blocked, HandfastError, Refused, SaveFailed, Superseded
+from handfast.store import manifest as codec
+from handfast.store.files import Files
+
+__all__ = ["Session"]
+
+logger = logging.getLogger("handfast")
+
+REMIND_S: Final = 10.0
+POLL_S: Final = 0.25
+REVIVALS: Final = 3
+
+
+class Session:
+    """Drives one rank through a round. Used by one training thread.
+
+    ``connect`` finds this node's agent or starts one. ``bind`` is the address that agents listen
+    on. Errors of the methods: Superseded where a later launch has taken over; AgentGone where no
+    agent can be kept alive.
+    """
+
+    def __init__(
+        self,
+        collective: Collective,
+        root: str,
+        files: Files,
+        *,
+        connect: Callable[[], Client],
+        bind: str = "127.0.0.1",
+    ) -> None:
+        self.collective = collective
+        self.root = root
+        self._files = files
+        self._connect = connect
+        self._bind = bind
+        self._changed = threading.Condition()
+        self._snapshot = Snapshot("", 0)
+        self._client: Client | None = None
+        self._opened: Opened | None = None
+        self._meeting: rounds.Meeting | None = None
+        self._round: Round | None = None
+        self._plan: Plan | None = None
+        self._images: list[StagingImage] = []
+        self._retired: dict[Epoch, str] = {}
+        self._reported: set[Epoch] = set()
+
+    # --- what is known, without I/O ------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest that the agent has told."""
+        return self._snapshot
+
+    @property
+    def lattice(self) -> Lattice:
+        """The lattice as this rank's domain knows it now."""
+        return self._snapshot.lattice
+
+    @property
+    def generation(self) -> int:
+        """The generation of this round; 0 before it began."""
+        return self._round.generation if self._round else 0
+
+    def phase_of(self, epoch: Epoch) -> str:
+        """Say how far an epoch of this generation has come."""
+        now = self._snapshot
+        if now.line is not None and now.line.epoch >= epoch:
+            return "converged"
+        if self._problems(epoch):
+            return "failed"
+        return "persisted" if self._done(epoch) else "staged"
+
+    def _done(self, epoch: Epoch) -> bool:
+        """Say whether this domain has an outcome for an epoch: attested, failed or superseded."""
+        now = self._snapshot
+        return (
+            epoch in now.retained
+            or any(outcome.epoch == epoch for outcome in now.outcomes)
+            or (now.line is not None and now.line.epoch >= epoch)
+        )
+
+    def _problems(self, epoch: Epoch) -> list[str]:
+        now = self._snapshot
+        own = [o.problem for o in now.outcomes if o.epoch == epoch and o.problem]
+        return own or [f"{s.domain}: {s.reason}" for s in now.skipped if s.epoch == epoch]
+
+    # --- the round -----------------------------------------------------------------------------
+
+    def start(self, *, want: int | None, keep: Keep, window: int, drain_s: float) -> Formation:
+        """Meet the other ranks, open this rank's domain, and begin a generation.
+
+        Raises Refused, the same on every rank, where the directories don't make one run.
+        """
+        place = self.collective.place
+        mine = rounds.peek(self._files, self.root, place.node, place.rank)
+        self._meeting = rounds.meet(self.collective, mine)
+        self._client = self._dial()
+        opened, problem = None, ""
+        try:
+            opened = self._open(port=0)
+        except HandfastError as error:
+            problem = str(error)
+        generation, trouble = self._count() if place.rank == 0 else (0, "")
+        hands = self.collective.gather(
+            msgspec.msgpack.encode((opened, problem or trouble, generation, want))
+        )
+        return self._begin(hands, keep, window, drain_s)
+
+    def _count(self) -> tuple[int, str]:
+        """Rank 0 allocates the generation for all."""
+        if self._meeting is None:
+            return 0, "the ranks have not met"
+        reported = max(p.generation for p in self._meeting.peeks)
+        try:
+            return rounds.allocate_in(self.root, self._meeting.nonce, reported), ""
+        except (HandfastError, OSError) as error:
+            return 0, str(error)
+
+    def _begin(self, hands: Sequence[bytes], keep: Keep, window: int, drain_s: float) -> Formation:
+        kind = tuple[Opened | None, str, int, int | None]
+        said = [msgspec.msgpack.decode(data, type=kind) for data in hands]
+        troubles = [f"rank {rank}: {hand[1]}" for rank, hand in enumerate(said) if hand[1]]
+        opened = [hand[0] for hand in said if hand[0] is not None]
+        if troubles or self._meeting is None or len(opened) < len(said):
+            raise Refused("a rank can't take part", verdict=Verdict.MISSING, shards=troubles)
+        wants = {hand[3] for hand in said}
+        if len(wants) > 1:
+            asked = [f"rank {rank}: step {hand[3]}" for rank, hand in enumerate(said)]
+            raise Refused("the ranks ask for different steps", verdict=Verdict.MIXED, shards=asked)
+        generation = said[0][2]
+        if any(o.generation >= generation for o in opened):
+            raise Superseded("a later launch has begun on this run: this one must stop")
+        formed = rounds.settle(
+            self.collective, self._meeting, [(o.domain, o.known) for o in opened]
+        )
+        self._round = Round(
+            generation=generation,
+            nonce=self._meeting.nonce,
+            configuration=formed.configuration,
+            founding=formed.founding,
+            homes={o.domain: o.agent for o in opened},
+            agents={o.agent: o.address for o in opened},
+            want=wants.pop(),
+            keep=keep,
+            window=window,
+            drain_s=drain_s,
+        )
+        self._call("begin", round=msgspec.msgpack.encode(self._round))
+        return formed
+
+    def _open(self, port: int) -> Opened:
+        meeting, place = self._meeting, self.collective.place
+        if self._client is None or meeting is None:
+            raise AgentGone("no agent is connected", socket="")
+        reply = self._client.call(
+            "open",
+            root=os.path.abspath(self.root),
+            name=rounds.domain_name(place.rank),
+            shard=place.rank,
+            run=meeting.run,
+            nonce=meeting.nonce,
+            secret=meeting.secret,
+            bind=self._bind,
+            port=port,
+        )
+        self._opened = msgspec.msgpack.decode(reply["opened"], type=Opened)
+        return self._opened
+
+    def _dial(self) -> Client:
+        client = self._connect()
+        client.on_push(self._take)
+        return client
+
+    def _take(self, topic: str, fields: dict[str, Any]) -> None:
+        """Keep the newest snapshot; called in the client's reader thread."""
+        if topic == "snapshot":
+            snapshot = decode_snapshot(fields["data"])
+            with self._changed:
+                self._snapshot = snapshot
+                self._changed.notify_all()
+
+    # --- restoring -----------------------------------------------------------------------------
+
+    def await_proposal(self, timeout: float | None) -> Proposal:
+        """Wait until every shard of some epoch has a valid copy.
+
+        Raises Refused where no epoch is left or a rank declined, Blocked where time is up.
+        """
+        self._wait(lambda now: bool(now.proposal or now.stuck or now.resumed), timeout, "restore")
+        self._raise_stuck()
+        if self._snapshot.proposal is None:
+            raise Superseded("this round was restored already")
+        return self._snapshot.proposal
+
+    def await_certificate(self, timeout: float | None) -> RestoreCertificate:
+        """Wait until every rank has accepted, and that is durable here.
+
+        Raises what :meth:`await_proposal` raises. Only after this may live state be mutated.
+        """
+        self._wait(lambda now: bool(now.stuck or now.resumed), timeout, "restore")
+        if self._snapshot.resumed is None:
+            self._raise_stuck()
+        if self._snapshot.resumed is None:
+            raise Superseded("the restore ended without a certificate")
+        return self._snapshot.resumed
+
+    def _raise_stuck(self) -> None:
+        stuck = self._snapshot.stuck
+        if stuck is None or self._snapshot.resumed is not None:
+            return
+        if stuck.phase == "exhausted":
+            damaged = any("missing" not in reason for reason in stuck.reasons)
+            want = self._round.want if self._round else None
+            what = "no epoch" if want is None else f"no epoch of step {want}"
+            raise Refused(
+                f"{what} is left that every shard holds whole, on the timeline of this run",
+                verdict=Verdict.CORRUPT if stuck.reasons and damaged else Verdict.MISSING,
+                shards=stuck.reasons,
+                remedy="`handfast verify` says what each directory holds; a lost run is never "
+                "restarted from scratch in silence: give a fresh path for that",
+            )
+        raise Refused(
+            f"a rank can't take epoch {stuck.epoch}",
+            verdict=Verdict.FOREIGN,
+            shards=stuck.reasons,
+            remedy="build the model and optimizer that the run was saved with",
+        )
+
+    def copy_for(self, proposal: Proposal, shard: int) -> int:
+        """Choose the copy of a shard to load: this rank's own domain's first."""
+        return bits(proposal.copies[shard])[0]
+
+    def load(self, proposal: Proposal, shard: int) -> Loaded:
+        """Get a verified image of a shard from this node's agent. The caller closes it."""
+        if self._round is None:
+            raise Superseded("no round has begun")
+        epoch = proposal.epoch
+        domain = self._round.configuration.domains[self.copy_for(proposal, shard)].id
+        reply = self._call("load", domain=domain, epoch=msgspec.structs.astuple(epoch))
+        manifest = codec.decode(reply["manifest"], where=f"{domain} {epoch}")
+        return Loaded.take(reply["fds"][0], manifest)
+
+    def accept(self, proposal: Proposal) -> None:
+        """Say that this rank compared the epoch with its live state and will load it."""
+        copy = self.copy_for(proposal, self.collective.place.rank)
+        self._answer("accept", proposal.epoch, copy=copy)
+
+    def decline(self, epoch: Epoch, reason: str) -> None:
+        """Say that this rank can't load the epoch, so that no rank waits for it."""
+        self._answer("decline", epoch, reason=reason)
+
+    def _answer(self, name: str, epoch: Epoch, **fields: Any) -> None:
+        told = msgspec.structs.astuple(epoch)
+        self._call(name, generation=self.generation, epoch=told, **fields)
+
+    # --- saving --------------------------------------------------------------------------------
+
+    def set_plan(self, plan: Plan, images: int) -> None:
+        """Make memory for images of a structure and hand it to the agent, once a structure."""
+        for image in self._images:
+            self._idle(image, None)
+            image.close()
+        self._images = [StagingImage(plan) for _ in range(images)]
+        self._plan = plan
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._plan is not None:
+            self._call(
+                "plan",
+                fds=[image.fd for image in self._images],
+                plan=msgspec.msgpack.encode(self._plan),
+                images=list(range(len(self._images))),
+            )
+
+    def free_image(self, timeout: float | None) -> StagingImage | None:
+        """Find an image that is not being persisted; waits; None where time is up."""
+        for image in self._images:
+            if self._is_idle(image):
+                return image
+        try:
+            self._wait(lambda _: any(map(self._is_idle, self._images)), timeout, "save")
+        except Blocked:
+            return None
+        return next(image for image in self._images if self._is_idle(image))
+
+    def _is_idle(self, image: StagingImage) -> bool:
+        """Say whether an image's epoch has an outcome, so that its memory may be overwritten."""
+        if image.epoch is not None and self._done(image.epoch):
+            image.epoch = None
+        return image.epoch is None
+
+    def _idle(self, image: StagingImage, timeout: float | None) -> None:
+        self._wait(lambda _: self._is_idle(image), timeout, "save")
+
+    def stage(self, epoch: Epoch, image: StagingImage, objects: bytes) -> tuple[str, list[str]]:
+        """Hand an image over; returns why it was not taken and who is in the way, or ("", [])."""
+        image.epoch, image.objects = epoch, objects
+        reply = self._call(
+            "stage",
+            epoch=msgspec.structs.astuple(epoch),
+            image=self._images.index(image),
+            objects=objects,
+        )
+        if not reply["taken"]:
+            image.epoch = None
+            return reply["reason"], list(reply["by"])
+        return "", []
+
+    def forgo(self, epoch: Epoch, reason: str) -> None:
+        """Vote SKIP on an epoch that the schedule named and this rank does not save."""
+        self._call("skip", epoch=msgspec.structs.astuple(epoch), reason=reason)
+
+    def await_window(self, timeout: float | None) -> bool:
+        """Wait until the lattice has moved; false where time is up."""
+        line = self._snapshot.line
+        try:
+            self._wait(lambda now: now.line != line, timeout, "save")
+        except Blocked:
+            return False
+        return True
+
+    def new_problems(self) -> list[str]:
+        """List failures of saves that were learned of and not reported yet."""
+        fresh: list[str] = []
+        now = self._snapshot
+        own = [(o.epoch, o.problem) for o in now.outcomes if o.problem]
+        others = [(s.epoch, f"{s.domain}: {s.reason}") for s in now.skipped]
+        for epoch, problem in own + others:
+            if epoch.generation == self.generation and epoch not in self._reported:
+                fresh.append(f"epoch {epoch}: {problem}")
+        self._reported.update(epoch for epoch, _ in own + others)
+        return fresh
+
+    def wait_persisted(self, epoch: Epoch, timeout: float | None) -> None:
+        """See :meth:`handfast.checkpoint.save.Save.persisted`."""
+        self._wait(lambda _: self.phase_of(epoch) != "staged", timeout, f"epoch {epoch}")
+        problems = [o.problem for o in self._snapshot.outcomes if o.epoch == epoch and o.problem]
+        if problems:
+            self._reported.add(epoch)
+            raise SaveFailed(f"epoch {epoch}: {problems[0]}")
+
+    def wait_converged(self, epoch: Epoch, timeout: float | None) -> Certificate:
+        """See :meth:`handfast.checkpoint.save.Save.converged`."""
+        ends = ("converged", "failed")
+        self._wait(lambda _: self.phase_of(epoch) in ends, timeout, f"epoch {epoch}")
+        line = self._snapshot.line
+        if line is not None and line.epoch >= epoch:
+            return line
+        self._reported.add(epoch)
+        raise SaveFailed(f"epoch {epoch} will not converge: {'; '.join(self._problems(epoch))}")
+
+    # --- waiting, and agents that die ----------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise Superseded where a later launch has taken over; no I/O."""
+        now = self._snapshot
+        if now.overtaken > self.generation > 0:
+            raise Superseded(
+                f"generation {now.overtaken} has begun on this run: this job, generation "
+                f"{self.generation}, must stop"
+            )
+
+    def _wait(self, ready: Callable[[Snapshot], bool], timeout: float | None, what: str) -> None:
+        """Wait for the snapshot to say so, reviving the agent, naming who is missing."""
+        began = time.monotonic()
+        reminded = began
+        while True:
+            with self._changed:
+                if ready(self._snapshot):
+                    return
+                self._changed.wait(POLL_S)
+                if ready(self._snapshot):
+                    return
+            self.check()
+            self._revive()
+            now = time.monotonic()
+            by = self._missing()
+            if timeout is not None and now - began >= timeout:
+                phase = self._snapshot.lattice.phase
+                raise Blocked(f"{what} is not done after {timeout:g} s ({phase})", by=by)
+            if now - reminded >= REMIND_S:
+                reminded = now
+                logger.warning("%s has waited %.0f s for: %s", what, now - began, ", ".join(by))
+
+    def _missing(self) -> Sequence[str]:
+        """Name who is awaited, with rank and node where that is known."""
+        lattice = self._snapshot.lattice
+        if not lattice.blocked_by and self._opened is not None:
+            return (self._opened.domain,)
+        hosts = {}
+        if self._round is not None:
+            hosts = {d.id: d.host for d in self._round.configuration.domains}
+        return tuple(f"{name} (on {hosts.get(name, '?')})" for name in lattice.blocked_by)
+
+    def _call(self, name: str, fds: Sequence[int] = (), **fields: Any) -> dict[str, Any]:
+        """Ask the agent; if it dies, revive it and ask again. All calls are idempotent."""
+        for attempt in range(REVIVALS):
+            client = self._client
+            if client is None or self._opened is None:
+                break
+            try:
+                return client.call(name, fds=fds, **{"domain": self._opened.domain, **fields})
+            except AgentGone:
+                if attempt == REVIVALS - 1:
+                    raise
+                self._revive()
+        raise AgentGone("no agent is connected: call restore() first", socket="")
+
+    def _revive(self) -> None:
+        """Start another agent where ours has died, and give it what it must know."""
+        client, opened = self._client, self._opened
+        ended = client is not None and client.ended
+        if not ended and not self._snapshot.failure:
+            return
+        if client is None or opened is None or self._round is None:
+            return
+        self.check()
+        logger.warning(
+            "agent process %d of this node is gone (%s): starting another",
+            client.agent_pid,
+            self._snapshot.failure or "it ended",
+        )
+        if ended:
+            client.close()
+            self._client = self._dial()
+        with self._changed:
+            self._snapshot = Snapshot("", 0)
+        self._open(port=opened.address[1])
+        fresh = self._client
+        if fresh is None or self._opened is None:
+            return
+        domain = self._opened.domain
+        fresh.call("begin", domain=domain, round=msgspec.msgpack.encode(self._round))
+        self._again(fresh, domain)
+
+    def _again(self, client: Client, domain: str) -> None:
+        """Hand over again what the dead agent had not persisted; it is still in memory here."""
+        if self._plan is None:
+            return
+        plan = msgspec.msgpack.encode(self._plan)
+        fds = [image.fd for image in self._images]
+        client.call("plan", fds=fds, domain=domain, plan=plan, images=list(range(len(fds))))
+        held = [(image.epoch, n, image) for n, image in enumerate(self._images) if image.epoch]
+        for epoch, number, image in sorted(held, key=lambda item: item[0]):
+            told = msgspec.structs.astuple(epoch)
+            reply = client.call(
+                "stage", domain=domain, epoch=told, image=number, objects=image.objects
+            )
+            if not reply["taken"]:  # the dead agent had voted on it
+                image.epoch = None
+
+    def close(self) -> None:
+        """Leave: the agent ends by itself once all is settled."""
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(HandfastError, TimeoutError):
+                client.call("close", timeout=5.0)
+            client.close()
+        for image in self._images:
+            image.close()
+        self._images = []
