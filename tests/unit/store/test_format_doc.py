@@ -1,0 +1,68 @@
+"""Shows that docs/format.md says what the code does, where it lists things."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from handfast.core.lattice import Epoch
+from handfast.store import arrays, objects
+from handfast.store.image import DTYPES, Slot, TensorSpec
+from handfast.store.manifest import Manifest, Piece, Stamp
+
+TEXT = (Path(__file__).parents[3] / "docs" / "format.md").read_text().split("\n## The journal")[0]
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in TEXT.splitlines()
+    if line.startswith("| ")
+]
+
+
+def test_dtypes_are_listed_with_size_and_code() -> None:
+    """All of them, and no other."""
+    listed: dict[str, tuple[int, str | None]] = {}
+    for names, size, codes in (row for row in ROWS if len(row) == 3 and row[1].isdigit()):
+        kinds = re.findall("`(.+?)`", names)
+        found = re.findall("`(.+?)`", codes) or [None] * len(kinds)
+        listed |= {kind: (int(size), code) for kind, code in zip(kinds, found, strict=True)}
+    assert listed == DTYPES
+
+
+@pytest.mark.parametrize(
+    ("name", "struct"),
+    [
+        ("manifest", Manifest),
+        ("stamp", Stamp),
+        ("parent", Epoch),
+        ("slot", Slot),
+        ("tensor", TensorSpec),
+        ("piece", Piece),
+    ],
+)
+def test_fields_are_listed_in_their_order(name: str, struct: type[msgspec.Struct]) -> None:
+    """A field's place is its meaning in the bytes. `Slot.spec` is called what it is there."""
+    (row,) = [row for row in ROWS if len(row) == 2 and row[0] == name]
+    listed = tuple(row[1].removesuffix("; or nil").split(", "))
+    named = {"spec": "tensor"} if struct is Slot else {}
+    assert listed == tuple(named.get(field, field) for field in struct.__struct_fields__)
+
+
+def test_tags_are_listed_with_their_types() -> None:
+    """Every tag that is read, and the type that it is for."""
+    listed = {
+        int(tag): kind
+        for row in ROWS
+        if len(row) == 3 and re.fullmatch(r"[\d, ]+", row[0]) and row[0] != "1"
+        for tag, kind in zip(row[0].split(", "), _kinds(row), strict=True)
+    }
+    special = {objects._REGISTERED, objects._PICKLE}
+    assert set(listed) == {*objects._JOINS, *special}
+    for kind in objects._KINDS:
+        name = {objects._PATH: "Path", objects.TensorRef: "a tensor"}.get(kind.type)
+        assert listed[kind.tag] == (name or kind.type.__name__)
+    assert all(listed[tag].startswith("NumPy") for tag in arrays.JOINS)
+
+
+def _kinds(row: list[str]) -> list[str]:
+    return row[1].split(", ") if "," in row[0] else [row[1]]
