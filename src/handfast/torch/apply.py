@@ -1,0 +1,248 @@
+"""Restore: saved values put into the live state, in place and in one order.
+
+Tensors first, then optimizers, schedulers, scalers, loaders, the user's own objects and boxes; the
+generators and the random streams last, after each loader's ``state_dict()`` was read back and
+compared, because reading torchdata's draws a seed.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from handfast.errors import HandfastError, Poisoned, Unstorable
+from handfast.store import objects
+from handfast.store.objects import child
+from handfast.torch import optimizers
+from handfast.torch.capture import Walk, walk
+from handfast.torch.names import matches
+from handfast.torch.rng import write_generator, write_streams
+from handfast.torch.saved import EXTRA, RNG, Saved, Source
+from handfast.torch.tensors import HOST, Place, copy_into, local, place_of
+from handfast.torch.tree import Kind, Node, entries, kind_of
+
+__all__ = ["apply"]
+
+_LOG = logging.getLogger("handfast")
+
+_BY_STATE_DICT = (Kind.SCHEDULER, Kind.SCALER, Kind.LOADER, Kind.OBJECT)
+"""The kinds that are restored by their own ``load_state_dict``, in the order of the restore."""
+
+
+@torch.no_grad()
+def apply(
+    state: Mapping[str, object],
+    saved: Saved,
+    views: Mapping[str, Tensor],
+    *,
+    only: Sequence[str] = ("**",),
+    keep_live: Sequence[str] = (),
+) -> object:
+    """Put a saved state in place; gives what was saved as ``extra``.
+
+    ``views`` map each stored path to its values (see ``map_image``); nothing that stays in the
+    live state aliases them. Hold the two sides against each other with ``differences`` before: what
+    only one side has is left alone here. ``only`` are patterns of paths. ``keep_live`` names
+    hyperparameters by key (``lr``), or entries of optimizers, schedulers and other objects by path
+    (``scheduler/base_lrs``), that keep their live values.
+
+    Raises Poisoned if anything went wrong on the way: the live state is then of no epoch. The same
+    holds after a KeyboardInterrupt, which goes through.
+    """
+    source = Source(saved, views)
+    # A loader's state is about to be replaced, and reading it may start its workers.
+    live = walk(state, without=frozenset({Kind.LOADER}))
+    trees: dict[str, object] = {}
+    _pair(state, saved.objects, "", trees)
+    places = dict(zip(live.paths, map(place_of, live.tensors), strict=True))
+    restore = _Restore(live, trees, places, source, only, keep_live)
+    where = "the tensors"
+    try:
+        restore.tensors()
+        for node in restore.of(Kind.OPTIMIZER):
+            where = node.path
+            restore.optimizer(node)
+        for node in restore.of(*_BY_STATE_DICT):
+            where = node.path
+            restore.thing(node)
+        where = "the plain values"
+        for name, value in state.items():
+            if kind_of(value) is None and name in saved.objects:
+                _merge(value, saved.objects[name], child("", name), source, only)
+        for node in restore.of(Kind.LOADER, Kind.OBJECT):
+            where = node.path
+            restore.read_back(node)
+        for node in restore.of(Kind.GENERATOR):
+            where = node.path
+            write_generator(node.value, trees[node.path])
+        where = RNG
+        if RNG in saved.objects and matches(RNG, only):
+            for left in write_streams(saved.objects[RNG]):
+                _LOG.warning("handfast: restore: %s", left)
+    except Exception as error:
+        raise Poisoned(
+            f"the restore stopped at {where}: {error!r}. The live state is of no epoch now. What "
+            "to do: mend the cause and restore again, or start the process anew"
+        ) from error
+    return source.tree(saved.objects.get(EXTRA))
+
+
+def _pair(live: object, saved: object, path: str, trees: dict[str, object]) -> None:
+    """Find the saved tree of each live thing."""
+    if path and kind_of(live) is not None:
+        trees[path] = saved
+        return
+    before = dict(entries(saved))
+    for key, item in live.items() if isinstance(live, Mapping) else entries(live):
+        if key in before:
+            _pair(item, before[key], child(path, key), trees)
+
+
+class _Restore(NamedTuple):
+    """One restore: the live state as it was walked, and what is to become of it."""
+
+    live: Walk
+    trees: Mapping[str, object]
+    places: Mapping[str, Place]
+    source: Source
+    only: Sequence[str]
+    keep_live: Sequence[str]
+
+    def of(self, *kinds: Kind) -> list[Node]:
+        """The live things of these kinds that are to be restored, in the order of the kinds."""
+        return [
+            node
+            for kind in kinds
+            for node in self.live.nodes
+            if node.kind is kind and node.path in self.trees and matches(node.path, self.only)
+        ]
+
+    def tensors(self) -> None:
+        """Copy into modules and plain tensors; the rest of a module goes through its own door."""
+        modules = [node for node in self.live.nodes if node.kind is Kind.MODULE]
+        for node, paths in zip(modules, self.live.names.modules, strict=True):
+            self._module(node, paths)
+        self._copy([(n.path, n.value) for n in self.live.nodes if n.kind is Kind.TENSOR])
+
+    def _copy(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        found = [p for p in pairs if matches(p[0], self.only) and self.source.saved.spec(p[0])]
+        copy_into([local(t) for _, t in found], [self.source.view(path) for path, _ in found])
+
+    def _module(self, node: Node, paths: Sequence[str]) -> None:
+        module = node.value
+        held = module.state_dict(keep_vars=True)
+        own = {id(tensor) for tensor in chain(module.parameters(), module.buffers())}
+        keys = dict(zip(paths, held, strict=True))
+        self._copy([(path, held[key]) for path, key in keys.items() if id(held[key]) in own])
+        given: dict[str, object] = {}
+        for path, key in keys.items():
+            if id(held[key]) in own or not matches(path, self.only):
+                continue
+            if isinstance(held[key], Tensor):
+                if self.source.saved.spec(path):
+                    given[key] = self.source.tensor(path, place_of(held[key]))
+            elif (name := path.removeprefix(f"{node.path}/")) in self._extra(node):
+                given[key] = self.source.tree(self._extra(node)[name])
+        if given:
+            # Hooks or get_extra_state() made these, so only load_state_dict() knows where they
+            # belong; live tensors are given as themselves.
+            module.load_state_dict({**held, **given})
+
+    def _extra(self, node: Node) -> Mapping[str, object]:
+        tree: Any = self.trees.get(node.path, {})
+        return tree  # type: ignore[no-any-return]
+
+    def optimizer(self, node: Node) -> None:
+        """Put an optimizer in place, and say once which hyperparameters were replaced."""
+        own = [n for n in self.live.nodes if n.kind is Kind.OPTIMIZER].index(node)
+        names = self.live.names.optimizers[own].parameters
+        tree: Any = self.trees[node.path]
+        changed = optimizers.write(node.path, node.value, names, tree, self.source, self.keep_live)
+        if changed:
+            _LOG.warning(
+                "handfast: restore: saved hyperparameters replaced live ones (keep_live= reverses "
+                "it): %s",
+                "; ".join(changed),
+            )
+
+    def thing(self, node: Node) -> None:
+        """Restore by ``load_state_dict``, on a tree that is its own to keep."""
+        tree = self.source.tree(self.trees[node.path], lambda path: self.places.get(path, HOST))
+        if self.keep_live and isinstance(tree, dict):
+            now = node.value.state_dict()
+            kept = [k for k in tree if k in now and matches(child(node.path, k), self.keep_live)]
+            tree |= {key: now[key] for key in kept}
+        node.value.load_state_dict(tree)
+
+    def read_back(self, node: Node) -> None:
+        """Ask for the state that was just loaded: a loader elsewhere repeats or skips data."""
+        if any(matches(pattern, (node.path,)) for pattern in self.keep_live):
+            return
+        wanted = self.source.tree(self.trees[node.path])
+        found = _unlike(wanted, node.value.state_dict(), node.path)
+        if found is None:
+            return
+        if node.kind is Kind.LOADER:
+            raise HandfastError(f"{found} reads back as another value than the one it was given")
+        _LOG.warning("handfast: restore: %s reads back as another value than was loaded", found)
+
+
+def _unlike(wanted: Any, found: Any, path: str) -> str | None:
+    """The first path at which two plain trees differ; tensors are compared by their bytes."""
+    if isinstance(wanted, Tensor):
+        return None if isinstance(found, Tensor) and _same_bytes(wanted, found) else path
+    if type(wanted) is not type(found):
+        return path
+    before, after = dict(entries(wanted)), dict(entries(found))
+    if before.keys() != after.keys():
+        return path
+    if before:
+        parts = (_unlike(item, after[key], child(path, key)) for key, item in before.items())
+        return next((part for part in parts if part is not None), None)
+    try:
+        return None if objects.encode(wanted) == objects.encode(found) else path
+    except Unstorable:
+        return None  # it was pickled by wish, and need not know equality
+
+
+def _same_bytes(wanted: Tensor, found: Tensor) -> bool:
+    here = local(found).cpu()
+    if (here.dtype, here.shape) != (wanted.dtype, wanted.shape):
+        return False
+    pair = [t.contiguous().reshape(-1).view(torch.uint8) for t in (wanted, here)]
+    return torch.equal(*pair)
+
+
+def _merge(live: Any, saved: Any, path: str, source: Source, only: Sequence[str]) -> Any:
+    """What belongs at a place: boxes updated in place, live things as they are, saved values."""
+    if kind_of(live) is not None:
+        return live
+    mapping = isinstance(live, MutableMapping)
+    if type(live) is not type(saved) or not (mapping or isinstance(live, list | deque | tuple)):
+        return source.tree(saved) if matches(path, only) else live
+    now, before = dict(entries(live)), dict(entries(saved))
+    merged = {}
+    for key in {**before, **now}:
+        where = child(path, key)
+        if key not in before:
+            if not matches(where, only) or _holds_live(now[key]):
+                merged[key] = now[key]
+        elif key in now:
+            merged[key] = _merge(now[key], before[key], where, source, only)
+        elif matches(where, only):
+            merged[key] = source.tree(before[key])
+    if isinstance(live, tuple):
+        same = len(merged) == len(live) and all(merged[i] is item for i, item in now.items())
+        return live if same else tuple(merged.values())
+    live.clear()
+    fill: Callable[[Any], None] = live.update if mapping else live.extend
+    fill(merged if mapping else merged.values())
+    return live
+
+
+def _holds_live(value: object) -> bool:
+    return kind_of(value) is not None or any(_holds_live(item) for _, item in entries(value))

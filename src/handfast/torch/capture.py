@@ -1,0 +1,315 @@
+"""Capture: every tensor and every object of a training state, by name, at one moment.
+
+It walks the state itself: ``Module.state_dict()``, ``Optimizer.state`` and ``param_groups``, the
+local parts of DTensors, ``state_dict()`` of all else, the random streams last. Nothing is stepped,
+created or copied: :func:`~handfast.torch.stage.stage` copies.
+
+What is not captured: buffers that are not persistent, hooks, ``requires_grad``, and gradients.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from handfast.errors import Unstorable
+from handfast.store.image import TensorSpec
+from handfast.store.objects import child
+from handfast.torch import optimizers
+from handfast.torch.names import clean, loaded, matches
+from handfast.torch.rng import read_generator, read_streams
+from handfast.torch.saved import EXTRA, KINDS, RNG
+from handfast.torch.tensors import all_tensors, is_dtensor, local, spec_of, whole_everywhere
+from handfast.torch.tree import Kind, Node, assemble, nodes, split
+
+__all__ = ["Captured", "capture", "walk"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Captured:
+    """A state at one moment. The tensors are live: stage them before the training goes on.
+
+    ``specs`` and ``tensors`` (this rank's local parts) are in one order; ``aliases`` maps the path
+    of a tied tensor to the path that is stored. ``objects`` has a plain tree a component, with
+    references for tensors. ``replicated`` are the paths that every rank of the job holds alike,
+    which is known (DDP, DTensor) or was declared. While the structure stays, ``specs`` is the very
+    same tuple as in the capture before, and so a layout and its views can be used again.
+    """
+
+    specs: tuple[TensorSpec, ...]
+    tensors: tuple[Tensor, ...]
+    aliases: dict[str, str]
+    objects: dict[str, object]
+    replicated: tuple[str, ...]
+    fingerprint: object
+    stored: tuple[bool, ...]
+    names: "Names"
+
+
+class Names(NamedTuple):
+    """The names of a walk, kept while the signature stays: they cost more than all else."""
+
+    signature: object
+    modules: list[list[str]]
+    optimizers: list[optimizers.Names]
+    known: frozenset[int]  # ids of tensors that all ranks hold alike
+
+
+class Walk(NamedTuple):
+    """Everything in a state: the tensors by path, and a plain tree for each live thing."""
+
+    nodes: list[Node]
+    paths: list[str]
+    tensors: list[Any]
+    trees: dict[str, object]
+    names: Names
+
+
+_Dicts = list[tuple[Node, dict[str, Any]]]
+
+
+@torch.no_grad()
+def walk(
+    state: Mapping[str, object],
+    names: Names | None = None,
+    without: frozenset[Kind] = frozenset(),
+) -> Walk:
+    """Read every live thing of a state, without the random streams of the process.
+
+    ``names`` of an earlier walk save time while they still fit. Kinds in ``without`` are found and
+    not read. Generators are read last, because a loader's ``state_dict()`` may draw a seed.
+    Raises Unstorable for state that can't be stored.
+    """
+    found = nodes(state)
+    modules = [(n, n.value.state_dict(keep_vars=True)) for n in found if n.kind is Kind.MODULE]
+    opts = [node for node in found if node.kind is Kind.OPTIMIZER]
+    signature = (
+        [(list(entries), list(map(id, entries.values()))) for _, entries in modules],
+        [(node.path, optimizers.signature(node.value)) for node in opts],
+    )
+    if names is None or names.signature != signature:
+        names = _name(signature, modules, opts)
+    result = Walk(found, [], [], {}, names)
+    for (node, entries), paths in zip(modules, names.modules, strict=True):
+        _add_module(result, node, entries, paths)
+    for node, own in zip(opts, names.optimizers, strict=True):
+        tree, paths, tensors = optimizers.read(node.path, node.value, own)
+        _add(result, node, tree, paths, tensors)
+    for node in found:
+        if node.kind is Kind.TENSOR:
+            _add(result, node, *_split(node.value, node.path))
+        elif node.kind not in (Kind.MODULE, Kind.OPTIMIZER, Kind.GENERATOR, *without):
+            _add(result, node, *_split(node.value.state_dict(), node.path))
+    for node in found:
+        if node.kind is Kind.GENERATOR:
+            result.trees[node.path] = read_generator(node.value)
+    return result
+
+
+def _add(
+    result: Walk, node: Node, tree: object, paths: Sequence[str], tensors: Sequence[Any]
+) -> None:
+    result.trees[node.path] = tree
+    result.paths.extend(paths)
+    result.tensors.extend(tensors)
+
+
+def _split(value: object, path: str) -> tuple[object, list[str], list[Tensor]]:
+    found: list[tuple[str, Tensor]] = []
+    tree = split(value, path, found)
+    return tree, [p for p, _ in found], [t for _, t in found]
+
+
+def _add_module(result: Walk, node: Node, entries: Mapping[str, Any], paths: Sequence[str]) -> None:
+    """A module's tensors; its tree has only what is none, as ``get_extra_state`` gives it."""
+    result.trees[node.path] = extra = {}
+    if all_tensors(entries.values()):
+        result.paths.extend(paths)
+        result.tensors.extend(entries.values())
+        return
+    for path, value in zip(paths, entries.values(), strict=True):
+        if isinstance(value, Tensor):
+            result.paths.append(path)
+            result.tensors.append(value)
+        else:
+            tree, inner, tensors = _split(value, path)
+            extra[path.removeprefix(f"{node.path}/")] = tree
+            result.paths.extend(inner)
+            result.tensors.extend(tensors)
+
+
+def _name(signature: object, modules: _Dicts, opts: Sequence[Node]) -> Names:
+    owners: dict[int, tuple[str, str]] = {}
+    paths = []
+    known: set[int] = set()
+    for node, entries in modules:
+        keys = [clean(node.value, key) for key in entries]
+        for key, value in zip(keys, entries.values(), strict=True):
+            owners.setdefault(id(value), (node.path, child("", key)))
+        paths.append([child(node.path, key) for key in keys])
+        known.update(_known(node))
+    named = [optimizers.name_optimizer(node.path, node.value, owners) for node in opts]
+    return Names(signature, paths, named, frozenset(known))
+
+
+def _known(node: Node) -> Iterator[int]:
+    """The ids of the tensors of a module that every rank of the job is known to hold alike."""
+    for name, module in node.value.named_modules():
+        if isinstance(module, loaded("torch.distributed.fsdp", "FullyShardedDataParallel")):
+            raise Unstorable(
+                child(node.path, name),
+                "torch.distributed.fsdp.FullyShardedDataParallel",
+                "reading it takes a blocking collective: shard the model with fully_shard()",
+            )
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            yield from _known_by_ddp(module)
+
+
+def _known_by_ddp(ddp: Any) -> Iterator[int]:
+    """DDP keeps parameters alike, and rank 0's buffers win at the next forward if it says so."""
+    if ddp.process_group.size() != torch.distributed.get_world_size():
+        return
+    ignored = set(ddp.parameters_to_ignore)
+    held = list(ddp.module.named_parameters(remove_duplicate=False))
+    if ddp.broadcast_buffers:
+        held += ddp.module.named_buffers(remove_duplicate=False)
+    yield from (id(tensor) for name, tensor in held if name not in ignored)
+
+
+@torch.no_grad()
+def capture(
+    state: Mapping[str, object],
+    *,
+    rng: bool = True,
+    replicated: Sequence[str] = (),
+    extra: object = None,
+    previous: Captured | None = None,
+) -> Captured:
+    """Capture a state: a mapping of component names to live things, and boxes of them.
+
+    ``rng`` adds the streams of the process; ``replicated`` are ``fnmatch`` patterns of paths that
+    every rank holds alike; ``extra`` is a plain value that goes along; ``previous``, a capture of
+    the same state, saves most of the time while the structure stays.
+
+    Raises Unstorable for what can't be stored, TypeError for a plain value that no dict or list
+    holds, and ValueError if two things of the state have one path.
+    """
+    for name in (RNG, EXTRA):
+        if name in state:
+            raise ValueError(f"state: the name {name!r} is taken: give the component another one")
+    found = walk(state, previous.names if previous else None)
+    tree, paths, tensors = _split(extra, EXTRA)
+    found.paths.extend(paths)
+    found.tensors.extend(tensors)
+    objects: dict[str, object] = {
+        child("", name): assemble(value, child("", name), found.trees)
+        for name, value in state.items()
+    }
+    objects[EXTRA] = tree
+    objects[KINDS] = {node.path: node.kind.value for node in found.nodes}
+    if rng:
+        objects[RNG] = read_streams()  # last: whatever drew from them above has drawn
+    return _captured(found, objects, tuple(replicated), previous)
+
+
+def _captured(
+    found: Walk, objects: dict[str, object], declared: tuple[str, ...], previous: Captured | None
+) -> Captured:
+    dtensor: Any = loaded("torch.distributed.tensor", "DTensor")
+    parts, sharded = found.tensors, []
+    if any(issubclass(kind, dtensor) for kind in set(map(type, found.tensors))):
+        parts = [local(t) if isinstance(t, dtensor) else t for t in found.tensors]
+        sharded = [t._spec for t in found.tensors if isinstance(t, dtensor)]
+    try:
+        pointers = list(map(Tensor.data_ptr, parts))
+    except (RuntimeError, NotImplementedError, ValueError):
+        list(map(spec_of, found.paths, found.tensors))  # names the one without any memory
+        raise
+    fingerprint = (
+        found.paths,
+        [part.shape for part in parts],
+        [part.dtype for part in parts],
+        sharded,
+        _shared(pointers, parts),
+        declared,
+        found.names.known,
+    )
+    if previous is not None and previous.fingerprint == fingerprint:
+        kept = previous
+        tensors = tuple(compress(parts, kept.stored))
+        return replace(kept, tensors=tensors, objects=objects, names=found.names)
+    specs = list(map(spec_of, found.paths, found.tensors))
+    aliases = _aliases(specs, pointers, parts)
+    stored = tuple(spec.path not in aliases for spec in specs)
+    return Captured(
+        specs=tuple(compress(specs, stored)),
+        tensors=tuple(compress(parts, stored)),
+        aliases=aliases,
+        objects=objects,
+        replicated=_replicated(found, specs, aliases, declared),
+        fingerprint=fingerprint,
+        stored=stored,
+        names=found.names,
+    )
+
+
+def _shared(pointers: Sequence[int], parts: Sequence[Tensor]) -> list[tuple[object, ...]]:
+    """Which tensors begin where another one does: all that ties can depend on."""
+    if len(set(pointers)) == len(pointers):
+        return []
+    first: dict[int, int] = {}
+    return [
+        (index, at, parts[index].stride(), parts[at].stride())
+        for index, pointer in enumerate(pointers)
+        if (at := first.setdefault(pointer, index)) != index
+    ]
+
+
+def _aliases(
+    specs: Sequence[TensorSpec], pointers: Sequence[int], parts: Sequence[Tensor]
+) -> dict[str, str]:
+    """Tied tensors: the very same memory, seen in the same way. Other overlaps are kept apart.
+
+    Raises ValueError if two tensors have one path.
+    """
+    first: dict[object, str] = {}
+    aliases: dict[str, str] = {}
+    seen: set[str] = set()
+    for spec, pointer, part in zip(specs, pointers, parts, strict=True):
+        if spec.path in seen:
+            raise ValueError(f"state: two tensors have the path {spec.path}: rename one of them")
+        seen.add(spec.path)
+        memory = (pointer, part.device, spec.dtype, spec.shape, spec.stride, spec.offset)
+        path = first.setdefault((memory, spec.global_shape), spec.path) if part.numel() else None
+        if path is not None and path != spec.path:
+            aliases[spec.path] = path
+    return aliases
+
+
+def _replicated(
+    found: Walk,
+    specs: Sequence[TensorSpec],
+    aliases: Mapping[str, str],
+    declared: Sequence[str],
+) -> tuple[str, ...]:
+    """The stored paths that all ranks hold alike: known to, or declared and not known not to."""
+    known = found.names.known
+    alike = {
+        path
+        for own in found.names.optimizers
+        for path, owner in zip(own.paths, own.owners, strict=True)
+        if owner in known
+    }
+    paths = {
+        aliases.get(spec.path, spec.path)
+        for spec, tensor in zip(specs, found.tensors, strict=True)
+        if whole_everywhere(tensor)
+        or (
+            not is_dtensor(tensor)
+            and (id(tensor) in known or spec.path in alike or matches(spec.path, declared))
+        )
+    }
+    return tuple(sorted(paths))

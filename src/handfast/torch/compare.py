@@ -1,0 +1,174 @@
+"""What a saved state and a live one differ in, found before anything is changed."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from handfast.core.verdict import Verdict
+from handfast.errors import Refused
+from handfast.store.image import TensorSpec
+from handfast.store.objects import child
+from handfast.torch.capture import Captured
+from handfast.torch.names import matches
+from handfast.torch.saved import KINDS, Saved
+from handfast.torch.tree import Kind, entries
+
+__all__ = ["Difference", "differences", "refuse"]
+
+
+class Difference(NamedTuple):
+    """One thing that a restore would get wrong: where, in what respect, and both sides of it."""
+
+    path: str
+    what: str
+    saved: str
+    live: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}: saved {self.saved}, live {self.live}"
+
+
+ABSENT = "nothing"
+
+
+def differences(
+    live: Captured, saved: Saved, *, only: Sequence[str] = ("**",), strict: bool = True
+) -> list[Difference]:
+    """Everything that a restore of ``saved`` into ``live`` would get wrong, by path.
+
+    Compared are the live things and their kinds; the tensors of modules and plain ones, by path,
+    dtype, local and global shape, offset and ties; optimizers by the names in their groups. Their
+    state is not: it is made as it was saved. With ``strict=False`` what only one side has is none.
+    """
+    found = [*_things(live, saved), *_tensors(live, saved), *_optimizers(live, saved)]
+    return sorted(
+        difference
+        for difference in found
+        if matches(difference.path, only)
+        and (strict or ABSENT not in (difference.saved, difference.live))
+    )
+
+
+def refuse(found: Sequence[Difference], shard: str) -> None:
+    """Raise Refused if there are differences: counts of each kind, and the first ten."""
+    if not found:
+        return
+    counts = Counter(difference.what for difference in found)
+    kinds = ", ".join(f"{count} of {what}" for what, count in counts.items())
+    shown = "".join(f"\n  {difference}" for difference in found[:10])
+    more = f"\n  and {len(found) - 10} more" if len(found) > 10 else ""
+    raise Refused(
+        f"the live state has another structure than the saved one, {len(found)} differences "
+        f"({kinds}):{shown}{more}\n",
+        verdict=Verdict.FOREIGN,
+        shards=(shard,),
+        remedy="build the model and optimizers as they were at the save, or restore a part of "
+        "them with only= or strict=False",
+    )
+
+
+def _things(live: Captured, saved: Saved) -> Iterator[Difference]:
+    """Live things that only one side has, or that are of different kinds."""
+    here: Any = live.objects[KINDS]
+    for path in {**saved.kinds, **here}:
+        was, now = saved.kinds.get(path), here.get(path)
+        if Kind.TENSOR in (was, now) and {was, now} <= {Kind.TENSOR, None}:
+            continue  # compared as tensors
+        if was != now:
+            yield Difference(path, "kind", was or ABSENT, now or ABSENT)
+
+
+def _in_place(paths: Mapping[str, Any], kinds: Mapping[str, str]) -> set[str]:
+    """The paths of tensors that a restore copies into live ones: of modules, and plain ones."""
+    return {path for path in paths if kind_at(kinds, path) in (Kind.MODULE, Kind.TENSOR)}
+
+
+def kind_at(kinds: Mapping[str, str], path: str) -> str | None:
+    """The kind of the live thing that a tensor's path belongs to; None if it is in a box."""
+    end = len(path)
+    while end > 0:
+        if path[:end] in kinds:
+            return kinds[path[:end]]
+        end = max(path.rfind("/", 0, end), path.rfind("[", 0, end))
+    return None
+
+
+def _tensors(live: Captured, saved: Saved) -> Iterator[Difference]:
+    specs = {spec.path: spec for spec in live.specs}
+    specs |= {path: specs[kept] for path, kept in live.aliases.items()}
+    here: Any = live.objects[KINDS]
+    now = _in_place(specs, here)
+    was = _in_place(dict.fromkeys(saved.paths()), saved.kinds)
+    for path in now - was:
+        yield Difference(path, "tensor", ABSENT, _shown(specs[path]))
+    for path in was - now:
+        spec = saved.spec(path)
+        # A box that is filled as the training goes gets its tensors back as new ones.
+        in_box = saved.kinds.get(path) == Kind.TENSOR and ("/" in path or "[" in path)
+        if spec is not None and not in_box:
+            yield Difference(path, "tensor", _shown(spec), ABSENT)
+    for path in now & was:
+        spec = saved.spec(path)
+        if spec is not None:
+            yield from _tensor(path, spec, specs[path])
+    yield from _ties(now & was, saved.aliases, live.aliases)
+
+
+def _shown(spec: TensorSpec) -> str:
+    return f"{spec.dtype}{list(spec.global_shape)}"
+
+
+def _tensor(path: str, was: TensorSpec, now: TensorSpec) -> Iterator[Difference]:
+    if was.dtype != now.dtype:
+        yield Difference(path, "dtype", was.dtype, now.dtype)
+    if was.global_shape != now.global_shape:
+        yield Difference(path, "shape", str(was.global_shape), str(now.global_shape))
+    elif (was.shape, was.offset) != (now.shape, now.offset):
+        block = "block {0.shape} at {0.offset}"
+        yield Difference(path, "placement", block.format(was), block.format(now))
+    elif any(
+        size > 1 and step == 0 != before
+        for size, step, before in zip(now.shape, now.stride, was.stride, strict=True)
+    ):
+        yield Difference(path, "stride", str(was.stride), f"{now.stride}, which repeats elements")
+
+
+def _ties(paths: set[str], was: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Difference]:
+    """Tensors that are tied on one side only: one value would win, or both would drift apart."""
+    saved_to_live: dict[str, str] = {}
+    live_to_saved: dict[str, str] = {}
+    for path in sorted(paths):
+        then, here = was.get(path, path), now.get(path, path)
+        if saved_to_live.setdefault(then, here) != here:
+            yield Difference(path, "tie", f"tied to {then}", "apart")
+        if live_to_saved.setdefault(here, then) != then:
+            yield Difference(path, "tie", "apart", f"tied to {here}")
+
+
+def _optimizers(live: Captured, saved: Saved) -> Iterator[Difference]:
+    here: Any = live.objects[KINDS]
+    for path, now, was in _paired(live.objects, saved.objects, "", here):
+        if here[path] != Kind.OPTIMIZER or saved.kinds.get(path) != Kind.OPTIMIZER:
+            continue
+        before, after = was["param_groups"], now["param_groups"]
+        if len(before) != len(after):
+            yield Difference(path, "groups", f"{len(before)} groups", f"{len(after)} groups")
+            continue
+        for number, (old, new) in enumerate(zip(before, after, strict=True)):
+            where = child(f"{path}/param_groups", number)
+            for name in sorted(set(old["params"]) ^ set(new["params"])):
+                sides = (name, ABSENT) if name in old["params"] else (ABSENT, name)
+                yield Difference(where, "parameter", *sides)
+
+
+def _paired(
+    now: Any, was: Any, path: str, kinds: Mapping[str, str]
+) -> Iterator[tuple[str, Any, Any]]:
+    """The trees of each live thing on both sides, where both have one."""
+    if path in kinds and path:
+        yield path, now, was
+    elif type(now) is type(was):
+        before = dict(entries(was))
+        for key, item in entries(now):
+            if key in before and key != KINDS:
+                yield from _paired(item, before[key], child(path, key), kinds)

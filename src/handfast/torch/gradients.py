@@ -1,0 +1,145 @@
+"""Whether a save would fall into the middle of gradient accumulation.
+
+An epoch holds no gradients, so it is taken right only where none are pending: after an optimizer's
+step, or where the gradients are zero or None. Each step leaves a mark on the gradients that it has
+consumed, which says their version; a gradient without the mark, or with a later version, has
+changed since, and is clean only if it is zero.
+
+What is seen: accumulation by autograd, into new and into old gradients; all in-place operations
+that count versions, clipping and ``zero_grad`` among them; a step that ``GradScaler.step`` skipped;
+FSDP2's unsharded gradients under ``set_requires_gradient_sync(False)``.
+
+What is not: gradients of parameters that no optimizer in the state has; changes behind autograd's
+back (``grad.data``, collectives and kernels that do not count versions, the replay of a captured
+CUDA graph) to a gradient that carries a mark; optimizers inside of the user's own objects; and
+gradients that lie in buffers of another library. A gradient that one optimizer's backward left to
+another's parameters (a GAN's two losses) is pending: ``zero_grad()`` before the save.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from handfast.torch.names import clean, loaded
+from handfast.torch.tensors import local
+from handfast.torch.tree import nodes
+
+__all__ = ["unclean_gradients", "watch_gradients"]
+
+_MARK = "_handfast_consumed"
+
+
+def watch_gradients(state: Mapping[str, object]) -> Callable[[], None]:
+    """Watch the optimizers and scalers of a state; gives a function that ends it.
+
+    Scalers are watched by a ``step`` of their own, because a skipped step calls nothing else.
+    """
+    undo: list[Callable[[], None]] = []
+    for node in nodes(state):
+        if isinstance(node.value, Optimizer):
+            undo.append(node.value.register_step_post_hook(_stepped).remove)
+        elif isinstance(node.value, torch.amp.GradScaler):
+            node.value.step = partial(_scaled_step, node.value.step)  # type: ignore[method-assign]
+            undo.append(partial(delattr, node.value, "step"))
+
+    def end() -> None:
+        while undo:
+            undo.pop()()
+
+    return end
+
+
+def _stepped(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    for _, gradient in _gradients(optimizer):
+        setattr(gradient, _MARK, _version(gradient))
+
+
+def _scaled_step(step: Callable[..., Any], optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+    result = step(optimizer, *args, **kwargs)
+    _stepped(optimizer, args, kwargs)
+    return result
+
+
+def _gradients(optimizer: Optimizer) -> Iterator[tuple[Tensor, Any]]:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                yield parameter, parameter.grad
+
+
+def _version(gradient: Any) -> tuple[int, int]:
+    # FSDP2 accumulates into the local part, zero_grad() works on the whole: each counts for itself.
+    return gradient._version, local(gradient)._version
+
+
+@torch.no_grad()
+def unclean_gradients(state: Mapping[str, object]) -> tuple[str, ...]:
+    """The parameters whose gradients changed since their optimizer's last step; empty if clean.
+
+    Names are those of the first module in the state that has the parameter. Costs a look at each
+    parameter, and a pass over the values of those gradients that changed. Without
+    :func:`watch_gradients` before, each gradient that is not zero counts as changed.
+    """
+    found = nodes(state)
+    changed = [
+        (parameter, gradient)
+        for node in found
+        if isinstance(node.value, Optimizer)
+        for parameter, gradient in _gradients(node.value)
+        if getattr(gradient, _MARK, None) != _version(gradient)
+    ]
+    pending = {}
+    for (parameter, gradient), nonzero in zip(changed, _nonzero(changed), strict=True):
+        if nonzero:
+            pending[id(parameter)] = tuple(parameter.shape)
+        else:
+            setattr(gradient, _MARK, _version(gradient))  # so that its values are read once
+    modules = [(node.path, node.value) for node in found if isinstance(node.value, nn.Module)]
+    unsharded = [name for path, module in modules for name in _unsharded(path, module)]
+    return (*_named(pending, modules), *unsharded)
+
+
+def _nonzero(changed: list[tuple[Tensor, Any]]) -> list[bool]:
+    """Whether each gradient has a value that is not zero; one wait for the device in all."""
+    flags = []
+    for _, gradient in changed:
+        part = local(gradient)
+        flags.append((part._values() if part.is_sparse else part).any())
+    if len({flag.device for flag in flags}) > 1:
+        flags = [flag.cpu() for flag in flags]
+    return torch.stack(flags).tolist() if flags else []
+
+
+def _named(
+    pending: dict[int, tuple[int, ...]], modules: list[tuple[str, nn.Module]]
+) -> Iterator[str]:
+    left = dict(pending)
+    for path, module in modules if pending else ():
+        for name, parameter in module.named_parameters():
+            if left.pop(id(parameter), None) is not None:
+                yield f"{path}/{clean(module, name)}"
+    yield from (f"a parameter of shape {shape} in no module" for shape in left.values())
+
+
+def _unsharded(path: str, root: nn.Module) -> Iterator[str]:
+    """FSDP2 keeps gradients that it has not reduced yet out of ``grad``, in parameters of its own.
+
+    There is no public way to them.
+    """
+    fsdp: Any = loaded("torch.distributed.fsdp", "FSDPModule")
+    for name, module in root.named_modules():
+        if not isinstance(module, fsdp):
+            continue
+        group = module._get_fsdp_state()._fsdp_param_group
+        for held in group.fsdp_params if group is not None else ():
+            own = getattr(held, "_unsharded_param", None)
+            if (
+                held.unsharded_accumulated_grad is not None
+                or getattr(own, "grad", None) is not None
+            ):
+                where = f"{name}.{held._module_info.param_name}".lstrip(".")
+                yield f"{path}/{clean(root, where)} (not reduced yet)"

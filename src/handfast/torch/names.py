@@ -1,0 +1,85 @@
+"""Names in a state that stay the same when its wrappers come and go.
+
+A path is the component, then keys, joined by ``/``; a ``/`` inside a key is escaped (see
+``handfast.store.objects.child``). Segments that only a wrapper adds (``module`` of DDP,
+``_orig_mod`` of ``torch.compile``) are dropped, so that a run saved compiled loads uncompiled, and
+the other way.
+"""
+
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+__all__ = ["clean", "loaded", "matches"]
+
+
+class _NoSuchClass:
+    """Stands for a class whose module was never imported: nothing is an instance of it."""
+
+
+def loaded(module: str, name: str) -> type:
+    """The class if its module was imported by anybody, else one without instances.
+
+    Nothing can be an instance of a class that nobody imported, and importing DTensor or dynamo
+    only to ask would cost a second.
+    """
+    found: type = getattr(sys.modules.get(module), name, _NoSuchClass)
+    return found
+
+
+_WRAPPERS = (
+    ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
+    ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
+    ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
+    (
+        "torch.distributed.algorithms._checkpoint.checkpoint_wrapper",
+        "ActivationWrapper",
+        "_checkpoint_wrapped_module",
+    ),
+)
+
+
+def _wrapped(module: nn.Module | None) -> str | None:
+    """The name under which a wrapper holds what it wraps; None for all other modules."""
+    for where, name, segment in _WRAPPERS:
+        if isinstance(module, loaded(where, name)):
+            return segment
+    return None
+
+
+def clean(root: nn.Module, key: str) -> str:
+    """A ``state_dict`` key of ``root`` without the segments that wrappers add.
+
+    It goes by the modules' types, not by their names: a user's own child that is called
+    ``module`` keeps its name.
+    """
+    kept = []
+    module: nn.Module | None = root
+    for segment in key.split("."):
+        inner = _wrapped(module)
+        while module is not None and inner is not None and inner != segment:
+            # Checkpoint wrappers take their segment out of the keys by a hook of their own.
+            module = module._modules[inner]
+            inner = _wrapped(module)
+        if inner is None:
+            kept.append(segment)
+        module = module._modules.get(segment) if module is not None else None
+    return ".".join(kept)
+
+
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern names the path or something that holds it.
+
+    Patterns follow ``fnmatch``, where ``*`` crosses ``/``: ``model`` and ``model/*`` are all of
+    the component, ``**`` is everything.
+    """
+    return any(
+        # Literally first: in a glob the index of "a[3]" would be a class of characters.
+        path == pattern
+        or path.startswith((f"{pattern}/", f"{pattern}["))
+        or fnmatchcase(path, pattern)
+        or fnmatchcase(path, f"{pattern}/*")
+        for pattern in patterns
+    )

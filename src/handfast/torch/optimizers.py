@@ -1,0 +1,320 @@
+"""Optimizers by the names of their parameters.
+
+Neither ``Optimizer.state_dict`` (parameters by position) nor DCP's ``get_optimizer_state_dict``
+(it steps an optimizer that has no state yet) is used to read, nor ``Optimizer.load_state_dict`` to
+write: it aliases what it is given, and casts fp32 moments of bf16 parameters to bf16.
+
+The tree of an optimizer has these keys: ``param_groups``, with names for parameters; ``tensors``,
+which lists with each set of state keys the parameters that have a tensor under each of them, at
+``state/NAME/KEY``; ``placed``, the sharding of state tensors that are not sharded as their
+parameter is; ``state``, what is no tensor; and ``other``, state that belongs to no parameter.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from handfast.errors import Unstorable
+from handfast.store.image import TensorSpec
+from handfast.store.objects import child
+from handfast.torch.names import matches
+from handfast.torch.saved import Source
+from handfast.torch.tensors import (
+    HOST,
+    Place,
+    all_tensors,
+    copy_into,
+    is_dtensor,
+    local,
+    make,
+    place_of,
+)
+from handfast.torch.tree import split
+from handfast.torch.types import DTYPE_NAMES
+
+__all__ = ["Names", "Owners", "name_optimizer", "parameters", "read", "signature", "write"]
+
+Owners = Mapping[int, tuple[str, str]]
+"""id of a parameter -> its module's path in the state, and its name there."""
+
+
+class Names(NamedTuple):
+    """The names that an optimizer's tensors go by; they change only with its signature."""
+
+    parameters: dict[int, str]  # id -> name
+    groups: list[list[str]]
+    paths: list[str]  # of the tensors that lie directly in a parameter's state, in its order
+    owners: list[int]  # ids of the parameters that they belong to
+    tensors: list[tuple[tuple[object, ...], tuple[object, ...], list[str]]]
+    placed: dict[str, dict[object, list[int | None] | None]]
+
+
+def parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    """Every parameter of every group, in order."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def signature(optimizer: Optimizer) -> object:
+    """What the names depend on: quick to make, and to compare."""
+    groups = [list(map(id, group["params"])) for group in optimizer.param_groups]
+    entries = [entry for _, entry in _by_parameter(optimizer)]
+    values = list(chain.from_iterable(map(dict.values, entries)))
+    plain = () if all_tensors(values) else [isinstance(value, Tensor) for value in values]
+    return groups, list(map(id, optimizer.state)), list(map(tuple, entries)), plain
+
+
+def name_parameters(optimizer: Optimizer, owners: Owners) -> dict[int, str]:
+    """id -> name: the module's own name, or ``group/index`` where no module in the state has it.
+
+    Where the optimizer's parameters belong to several modules of the state, the module's path
+    stands before the name. Names depend only on modules that this optimizer trains, so that one
+    more in the state (an EMA copy, say) changes none.
+    """
+    several = len({owners[id(p)][0] for p in parameters(optimizer) if id(p) in owners}) > 1
+    names = {}
+    for number, group in enumerate(optimizer.param_groups):
+        for index, parameter in enumerate(group["params"]):
+            owner, name = owners.get(id(parameter), ("", f"{number}/{index}"))
+            names[id(parameter)] = f"{owner}.{name}" if several and owner else name
+    return names
+
+
+def name_optimizer(path: str, optimizer: Optimizer, owners: Owners) -> Names:
+    """All names of an optimizer that stands at ``path``.
+
+    Raises Unstorable for state of a parameter that is in none of the optimizer's groups.
+    """
+    names = name_parameters(optimizer, owners)
+    groups = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+    paths: list[str] = []
+    ids: list[int] = []
+    alike: dict[tuple[tuple[object, ...], tuple[object, ...]], list[str]] = {}
+    placed: dict[str, dict[object, list[int | None] | None]] = {}
+    for parameter, entry in _by_parameter(optimizer):
+        name = names.get(id(parameter))
+        if name is None:
+            raise Unstorable(
+                f"{path}/state",
+                type(parameter).__qualname__,
+                f"it has state for a parameter of shape {tuple(parameter.shape)} that is in none "
+                "of its param_groups: drop that state",
+            )
+        tensors = {key: value for key, value in entry.items() if isinstance(value, Tensor)}
+        host = tuple(key for key, value in tensors.items() if _stays_on_host(value, parameter))
+        alike.setdefault((tuple(tensors), host), []).append(name)
+        paths += [child(f"{path}/state/{name}", key) for key in tensors]
+        ids += [id(parameter)] * len(tensors)
+        if is_dtensor(parameter):
+            odd = {key: _dims(v) for key, v in tensors.items() if _placed_apart(v, parameter)}
+            placed |= {name: odd} if odd else {}
+    tensors_by_keys = [(keys, host, here) for (keys, host), here in alike.items()]
+    return Names(names, groups, paths, ids, tensors_by_keys, placed)
+
+
+def _by_parameter(optimizer: Optimizer) -> Iterator[tuple[Tensor, dict[object, Any]]]:
+    state: Mapping[Any, dict[object, Any]] = optimizer.state
+    return ((p, entry) for p, entry in state.items() if isinstance(p, Tensor))
+
+
+def _stays_on_host(value: Tensor, parameter: Tensor) -> bool:
+    """Counters such as Adam's ``step`` are kept off the device, whatever the device."""
+    return value.device.type == "cpu" and (value.ndim == 0 or parameter.device.type != "cpu")
+
+
+def _placed_apart(value: Any, parameter: Any) -> bool:
+    if is_dtensor(value):
+        return bool(value.placements != parameter.placements)
+    return bool(value.shape == parameter.shape)
+
+
+def _dims(value: Any) -> list[int | None] | None:
+    if not is_dtensor(value):
+        return None
+    return [p.dim if p.is_shard() else None for p in value.placements]
+
+
+def read(
+    path: str, optimizer: Optimizer, names: Names
+) -> tuple[dict[str, object], list[str], list[Tensor]]:
+    """The optimizer's tree, and its tensors with their paths. It changes nothing."""
+    tensors: list[Tensor] = []
+    nested: list[tuple[str, Tensor]] = []
+    rest: dict[str, dict[object, object]] = {}
+    for parameter, entry in _by_parameter(optimizer):
+        if all_tensors(entry.values()):
+            tensors += entry.values()
+            continue
+        name = names.parameters[id(parameter)]
+        for key, value in entry.items():
+            if isinstance(value, Tensor):
+                tensors.append(value)
+            else:
+                where = child(f"{path}/state/{name}", key)
+                rest.setdefault(name, {})[key] = split(value, where, nested)
+    groups = []
+    for number, group in enumerate(optimizer.param_groups):
+        where = child(f"{path}/param_groups", number)
+        hyper = {
+            key: split(value, child(where, key), nested)
+            for key, value in group.items()
+            if key != "params"
+        }
+        groups.append(hyper | {"params": names.groups[number]})
+    state: Mapping[Any, object] = optimizer.state
+    other = {
+        key: split(value, child(f"{path}/state", key), nested)
+        for key, value in state.items()
+        if not isinstance(key, Tensor)
+    }
+    tree: dict[str, object] = {
+        "param_groups": groups,
+        "tensors": names.tensors,
+        "placed": names.placed,
+        "state": rest,
+        "other": other,
+    }
+    return tree, names.paths + [p for p, _ in nested], tensors + [t for _, t in nested]
+
+
+def write(
+    path: str,
+    optimizer: Optimizer,
+    names: Mapping[int, str],
+    tree: dict[str, Any],
+    source: Source,
+    keep_live: Sequence[str],
+) -> list[str]:
+    """Put a saved optimizer in place: its state, then its hyperparameters.
+
+    State is copied into live tensors of the saved dtype and shape; all else is created with the
+    saved dtype and strides, and state that was not saved is dropped. The gradients are dropped
+    too: they belong to no epoch. Gives a sentence for each hyperparameter whose saved value
+    replaced another; ``keep_live`` lists those (by key, or by path) that keep theirs.
+    """
+    by_name = {names[id(p)]: p for p in parameters(optimizer)}
+    fresh = _state(path, optimizer, by_name, tree, source)
+    optimizer.state.clear()
+    for name, parameter in by_name.items():
+        parameter.grad = None
+        if name in fresh:
+            optimizer.state[parameter] = fresh[name]
+    for key, value in tree["other"].items():
+        optimizer.state[key] = source.tree(value)
+    changed: list[str] = []
+    pairs = zip(optimizer.param_groups, tree["param_groups"], strict=True)
+    for number, (live, saved) in enumerate(pairs):
+        where = child(f"{path}/param_groups", number)
+        changed += _hyperparameters(where, live, saved, source, keep_live)
+    return changed
+
+
+def _state(
+    path: str,
+    optimizer: Optimizer,
+    by_name: Mapping[str, Tensor],
+    tree: dict[str, Any],
+    source: Source,
+) -> dict[str, dict[object, Any]]:
+    """Every parameter's saved state by name, in live tensors where they fit, else in new ones."""
+    fresh: dict[str, dict[object, Any]] = {}
+    paths: list[str] = []
+    tensors: list[Tensor] = []
+    for keys, host, names in tree["tensors"]:
+        for name in filter(by_name.__contains__, names):
+            parameter = by_name[name]
+            old = optimizer.state.get(parameter, {})
+            placed = tree["placed"].get(name, {})
+            entry = fresh[name] = {}
+            for key in keys:
+                where = child(f"{path}/state/{name}", key)
+                spec = source.spec(where)
+                device = torch.device("cpu") if key in host else parameter.device
+                place = _place(parameter, device, spec, placed.get(key, ()))
+                value = old.get(key)
+                entry[key] = value if _fits(value, spec, place) else make(spec, place)
+                paths.append(where)
+                tensors.append(entry[key])
+    copy_into([local(t) for t in tensors], [source.view(where) for where in paths])
+    for name in filter(by_name.__contains__, tree["state"]):
+        beside = _beside(by_name[name])
+        entry = fresh.setdefault(name, {})
+        for key, value in tree["state"][name].items():
+            entry[key] = source.tree(value, beside)
+    return fresh
+
+
+def _place(
+    parameter: Any, device: torch.device, spec: TensorSpec, dims: Sequence[int | None] | None
+) -> Place:
+    """Where a state tensor belongs: sharded as its parameter is, unless ``dims`` say otherwise.
+
+    ``dims`` are None for a plain tensor, empty where nothing was recorded.
+    """
+    if dims is None or not is_dtensor(parameter):
+        return Place(device)
+    if dims:
+        tensor = sys.modules["torch.distributed.tensor"]
+        placements = [tensor.Replicate() if d is None else tensor.Shard(d) for d in dims]
+        return Place(device, parameter.device_mesh, tuple(placements))
+    if spec.global_shape != tuple(parameter.shape):
+        return Place(device)
+    return Place(device, parameter.device_mesh, parameter.placements)
+
+
+def _fits(value: Any, spec: TensorSpec, place: Place) -> bool:
+    """Whether a live tensor can take the saved values and be what was saved."""
+    if not isinstance(value, Tensor) or place_of(value) != place:
+        return False
+    part = local(value)
+    same = DTYPE_NAMES.get(part.dtype) == spec.dtype and tuple(part.shape) == spec.shape
+    return same and tuple(part.stride()) == spec.stride
+
+
+def _hyperparameters(
+    path: str,
+    live: dict[str, Any],
+    saved: dict[str, Any],
+    source: Source,
+    keep_live: Sequence[str],
+) -> list[str]:
+    changed = []
+    driven = _driven_by_scheduler(live, saved)
+    for key, value in saved.items():
+        where = child(path, key)
+        if key == "params" or key in keep_live or matches(where, keep_live):
+            continue
+        old = live.get(key)
+        fresh = source.tree(value, _beside(old))
+        if key in live and key not in driven and _shown(live[key]) != _shown(fresh):
+            changed.append(f"{where}: saved {_shown(fresh)!r}, live was {_shown(live[key])!r}")
+        if isinstance(old, Tensor) and isinstance(fresh, Tensor) and old.shape == fresh.shape:
+            old.copy_(fresh)  # in place: a captured CUDA graph or a scheduler may hold it
+        else:
+            live[key] = fresh
+    return changed
+
+
+def _beside(other: object) -> Callable[[str], Place]:
+    place = Place(other.device) if isinstance(other, Tensor) else HOST
+    return lambda _: place
+
+
+def _driven_by_scheduler(live: Mapping[str, Any], saved: Mapping[str, Any]) -> set[str]:
+    """Hyperparameters that a scheduler moves, so that they differ in every run that goes on.
+
+    What it moves them from is compared in their place: ``initial_lr``, ``max_momentum``.
+    """
+    driven = {"lr"} if "initial_lr" in live and "initial_lr" in saved else set()
+    if "max_momentum" in live and "max_momentum" in saved:
+        driven |= {"momentum", "betas"}
+    return driven
+
+
+def _shown(value: object) -> object:
+    return value.tolist() if isinstance(value, Tensor) else value

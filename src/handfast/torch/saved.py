@@ -1,0 +1,100 @@
+"""What was saved of one shard, as read back: manifests joined, values still in the image."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from handfast.errors import FormatError
+from handfast.store import objects
+from handfast.store.image import TensorSpec
+from handfast.store.manifest import Manifest
+from handfast.torch.tensors import HOST, Place, local, make
+from handfast.torch.tree import join
+
+__all__ = ["EXTRA", "KINDS", "RNG", "Saved", "Source", "read_manifests"]
+
+KINDS = ""
+"""The entry of the objects that says which kind of live thing each path was."""
+
+EXTRA = "extra"
+"""The entry of what the caller of ``save`` gave along."""
+
+RNG = "rng"
+"""The entry of the random streams of the process."""
+
+
+class Saved(NamedTuple):
+    """The tensors by path, tied paths with the path that is stored, plain trees by component."""
+
+    specs: dict[str, TensorSpec]
+    aliases: dict[str, str]
+    objects: dict[str, Any]
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Path -> kind of every live thing that was captured."""
+        found: dict[str, str] = self.objects[KINDS]
+        return found
+
+    def spec(self, path: str) -> TensorSpec | None:
+        """What was saved under a path, through ties; None if nothing was."""
+        return self.specs.get(self.aliases.get(path, path))
+
+    def paths(self) -> Iterable[str]:
+        """Every path under which a tensor can be found, ties too."""
+        yield from self.specs
+        yield from self.aliases
+
+
+def read_manifests(own: Manifest, *others: Manifest, pickle: Sequence[str] = ()) -> Saved:
+    """Join the manifests of one epoch: this rank's own, and those that hold what it shares.
+
+    Of the others only what they store for the whole node is taken. Raises FormatError for objects
+    that can't be read, and for two manifests that hold the same path.
+    """
+    specs = {slot.spec.path: slot.spec for slot in own.slots}
+    aliases = dict(own.aliases)
+    for other in others:
+        shared = set(other.replicated)
+        for slot in other.slots:
+            path = slot.spec.path
+            if path in shared and specs.setdefault(path, slot.spec) is not slot.spec:
+                raise FormatError(
+                    f"{path} is stored by shard {own.stamp.shard} and by shard "
+                    f"{other.stamp.shard}: what one stores for its node no other may"
+                )
+        aliases |= {path: kept for path, kept in other.aliases.items() if kept in shared}
+    tree = objects.decode(own.objects, pickle=pickle, where=f"objects of shard {own.stamp.shard}")
+    if not isinstance(tree, dict) or not isinstance(tree.get(KINDS), dict):
+        raise FormatError(
+            f"the objects of shard {own.stamp.shard} are of no captured torch state: read them "
+            "with what wrote them"
+        )
+    return Saved(specs, aliases, tree)
+
+
+class Source(NamedTuple):
+    """A saved state with its values: ``views`` maps each stored path to a tensor in the image."""
+
+    saved: Saved
+    views: Mapping[str, Tensor]
+
+    def spec(self, path: str) -> TensorSpec:
+        """What was saved under the path. Raises KeyError if nothing was."""
+        saved = self.saved
+        return saved.specs[saved.aliases.get(path, path)]
+
+    def view(self, path: str) -> Tensor:
+        """The values in the image, dense. Raises KeyError if nothing was saved there."""
+        return self.views[self.saved.aliases.get(path, path)]
+
+    def tensor(self, path: str, place: Place = HOST) -> Tensor:
+        """A new tensor with the saved values, dtype and strides. Gradients are disabled."""
+        made = make(self.spec(path), place)
+        local(made).copy_(self.view(path))
+        return made
+
+    def tree(self, tree: object, place: Callable[[str], Place] = lambda _: HOST) -> object:
+        """A plain tree with new tensors for its references; nothing aliases the image."""
+        return join(tree, lambda path: self.tensor(path, place(path)))

@@ -1,0 +1,210 @@
+"""One tensor: the part that this rank owns, what is said of it, and how it is made again."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from handfast.errors import Unstorable
+from handfast.store.image import TensorSpec
+from handfast.torch.names import loaded
+from handfast.torch.types import DTYPE_NAMES, TORCH_DTYPES
+
+__all__ = [
+    "HOST",
+    "Place",
+    "all_tensors",
+    "block",
+    "copy_into",
+    "is_dtensor",
+    "local",
+    "make",
+    "place_of",
+    "spec_of",
+    "whole_everywhere",
+]
+
+
+def is_dtensor(value: object) -> bool:
+    """Whether the value is a DTensor, without importing what would define it."""
+    return isinstance(value, loaded("torch.distributed.tensor", "DTensor"))
+
+
+def all_tensors(values: Iterable[object]) -> bool:
+    """Whether all are tensors; asked of types, since ten thousand may be of one type."""
+    return all(issubclass(kind, Tensor) for kind in set(map(type, values)))
+
+
+def local(tensor: Any) -> Tensor:
+    """The part that lies on this rank, sharing memory; call it with gradients disabled.
+
+    DTensors are unwrapped because ``_foreach_copy_`` refuses a mix of them and plain tensors.
+    """
+    part: Tensor = tensor.to_local() if is_dtensor(tensor) else tensor
+    return part
+
+
+def block(
+    shape: Sequence[int], mesh: Sequence[int], at: Sequence[int], dims: Sequence[int | None]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Local shape and offset of a tensor of ``shape`` on the rank at ``at`` of a ``mesh``.
+
+    ``dims`` has one entry a mesh dimension: the tensor's dimension that is sharded over it, or
+    None for replicated. Shards are those of ``torch.chunk``, outermost mesh dimension first: all
+    but the last ones are of one size, and the last ones may be empty.
+    """
+    here, offset = list(shape), [0] * len(shape)
+    for ranks, rank, dim in zip(mesh, at, dims, strict=True):
+        if dim is None:
+            continue
+        chunk = -(-here[dim] // ranks)
+        start = min(rank * chunk, here[dim])
+        here[dim] = min(chunk, here[dim] - start)
+        offset[dim] = offset[dim] + start if here[dim] else shape[dim]
+    return tuple(here), tuple(offset)
+
+
+def spec_of(path: str, tensor: Any) -> TensorSpec:
+    """What the image says of a tensor. Raises Unstorable for one that no image can hold."""
+    why = _why_not(tensor)
+    if why:
+        raise Unstorable(path, _type_name(tensor), why)
+    if is_dtensor(tensor):
+        part = local(tensor)
+        whole = tuple(tensor.shape)
+        shape, offset = _block_of(path, tensor)
+        if shape != tuple(part.shape):
+            raise Unstorable(
+                path,
+                _type_name(tensor),
+                f"its local part has shape {tuple(part.shape)} where its placements say {shape}",
+            )
+    else:
+        part = tensor
+        shape = whole = tuple(part.shape)
+        offset = (0,) * len(shape)
+    return TensorSpec(path, DTYPE_NAMES[part.dtype], shape, whole, offset, tuple(part.stride()))
+
+
+def _type_name(tensor: object) -> str:
+    return f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+
+
+def _why_not(tensor: Any) -> str:
+    """Why a tensor can't be stored; empty if it can."""
+    if is_lazy(tensor):
+        return "it has no shape before the first forward: run one before the first save"
+    if tensor.device.type == "meta":
+        return "it is on the meta device and has no values: materialize it first"
+    if tensor.layout != torch.strided:
+        return f"its layout is {tensor.layout}: store .to_dense(), or its indices and values"
+    if is_dtensor(tensor):
+        return _why_not(local(tensor))
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return "it is a tensor subclass whose bytes are not all of it: store its parts"
+    if tensor.dtype not in DTYPE_NAMES:
+        return f"images know no {tensor.dtype}: store its parts, such as int_repr() and scales"
+    return ""
+
+
+def _block_of(path: str, tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    dims: list[int | None] = []
+    for placement in tensor.placements:
+        if type(placement).__name__ not in ("Shard", "Replicate"):
+            raise Unstorable(
+                path,
+                _type_name(tensor),
+                f"the placement {placement} makes no single block of it: redistribute it to "
+                "Shard or Replicate",
+            )
+        dims.append(placement.dim if placement.is_shard() else None)
+    mesh = tensor.device_mesh
+    at = mesh.get_coordinate()
+    if at is None:
+        raise Unstorable(path, _type_name(tensor), "this rank is not in its device mesh")
+    return block(tensor.shape, mesh.shape, at, dims)
+
+
+def whole_everywhere(tensor: Any) -> bool:
+    """Whether it is a DTensor that each rank of the job holds whole."""
+    return (
+        is_dtensor(tensor)
+        and all(placement.is_replicate() for placement in tensor.placements)
+        and tensor.device_mesh.size() == torch.distributed.get_world_size()
+    )
+
+
+class Place(NamedTuple):
+    """Where a tensor is to be made: on a device, and over a mesh if it is to be a DTensor."""
+
+    device: torch.device
+    mesh: Any = None
+    placements: Any = None
+
+
+HOST = Place(torch.device("cpu"))
+
+
+def place_of(tensor: Any) -> Place:
+    """Where a tensor is."""
+    if is_dtensor(tensor):
+        return Place(tensor.device, tensor.device_mesh, tensor.placements)
+    return Place(tensor.device)
+
+
+def make(spec: TensorSpec, place: Place) -> Tensor:
+    """A tensor without values as ``spec`` says: its dtype, its shape, its strides if dense."""
+    dtype = TORCH_DTYPES[spec.dtype]
+    if _dense(spec.shape, spec.stride):
+        part = torch.empty_strided(spec.shape, spec.stride, dtype=dtype, device=place.device)
+    else:
+        part = torch.empty(spec.shape, dtype=dtype, device=place.device)
+    if place.mesh is None:
+        return part
+    made: Tensor = loaded("torch.distributed.tensor", "DTensor").from_local(  # type: ignore[attr-defined]
+        part,
+        place.mesh,
+        place.placements,
+        run_check=False,
+        shape=torch.Size(spec.global_shape),
+        stride=_like_strides(spec.global_shape, part.stride()),
+    )
+    return made
+
+
+def _like_strides(shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    """Dense strides for ``shape`` whose dimensions lie in the order that ``stride`` has."""
+    made, step = [0] * len(shape), 1
+    for dim in sorted(range(len(shape)), key=lambda dim: (stride[dim], -dim)):
+        made[dim] = step
+        step *= max(shape[dim], 1)
+    return tuple(made)
+
+
+def _dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether the strides fill their memory without gaps or overlaps, in whatever order."""
+    expected = 1
+    for step, size in sorted((st, n) for st, n in zip(stride, shape, strict=True) if n != 1):
+        if step != expected:
+            return False
+        expected *= size
+    return True
+
+
+def copy_into(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy values into live local tensors, in place; call it with gradients disabled.
+
+    Along a dimension that a target merely repeats (``expand``) one element is written.
+    """
+    pairs = [_without_repeats(t, s) for t, s in zip(targets, sources, strict=True)]
+    if pairs:
+        torch._foreach_copy_([t for t, _ in pairs], [s for _, s in pairs])
+
+
+def _without_repeats(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    for dim, (size, step) in enumerate(zip(target.shape, target.stride(), strict=True)):
+        if size > 1 and step == 0:
+            target, source = target.narrow(dim, 0, 1), source.narrow(dim, 0, 1)
+    return target, source

@@ -1,0 +1,164 @@
+"""The user's state as a tree: what lives in it, and what is merely a value.
+
+Live things (modules, optimizers, generators, tensors, objects with ``state_dict``) are restored in
+place. Dicts and lists are boxes: they may hold live things and plain values, and are updated in
+place too. A plain value can't be changed in place, so it may stand only inside of a dict or list.
+"""
+
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from handfast.errors import Unstorable
+from handfast.store.objects import DEPTH_LIMIT, TensorRef, child
+from handfast.torch.rng import is_generator
+
+__all__ = ["Kind", "Node", "assemble", "join", "kind_of", "nodes", "split"]
+
+
+class Kind(StrEnum):
+    """What a live thing is; it decides how it is captured, and when it is restored."""
+
+    MODULE = "module"
+    OPTIMIZER = "optimizer"
+    SCHEDULER = "scheduler"
+    SCALER = "scaler"
+    LOADER = "loader"
+    OBJECT = "object"
+    GENERATOR = "generator"
+    TENSOR = "tensor"
+
+
+class Node(NamedTuple):
+    """A live thing and where it stands."""
+
+    path: str
+    kind: Kind
+    value: Any
+
+
+_MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
+_SEQUENCES = (list, tuple, deque)
+
+
+def kind_of(value: object) -> Kind | None:
+    """The kind of a live thing; None for boxes and plain values.
+
+    An optimizer whose class has a ``state_dict`` of its own keeps more than torch's do, or shares
+    it out in its own way: that one is an object like any other.
+    """
+    if isinstance(value, nn.Module):
+        return Kind.MODULE
+    if isinstance(value, Tensor):
+        return Kind.TENSOR
+    if is_generator(value):
+        return Kind.GENERATOR
+    if isinstance(value, type) or not (
+        callable(getattr(value, "state_dict", None))
+        and callable(getattr(value, "load_state_dict", None))
+    ):
+        return None
+    if isinstance(value, Optimizer) and type(value).state_dict is Optimizer.state_dict:
+        return Kind.OPTIMIZER
+    if isinstance(value, torch.optim.lr_scheduler.LRScheduler):
+        return Kind.SCHEDULER
+    if isinstance(value, torch.amp.GradScaler):
+        return Kind.SCALER
+    return Kind.LOADER if hasattr(type(value), "__iter__") else Kind.OBJECT
+
+
+def entries(box: object) -> Iterator[tuple[object, Any]]:
+    """The keys or indices of a box, with what they hold; nothing for any other value."""
+    if type(box) in _MAPPINGS:
+        yield from box.items()  # type: ignore[attr-defined]
+    elif type(box) in _SEQUENCES:
+        yield from enumerate(box)  # type: ignore[arg-type]
+
+
+def nodes(state: Mapping[str, object]) -> list[Node]:
+    """Every live thing of a state, in its order.
+
+    Raises TypeError for a plain value that no dict or list holds, or a component without a name.
+    """
+    found: list[Node] = []
+
+    def visit(path: str, value: object, replaceable: bool, depth: int) -> None:
+        kind = kind_of(value)
+        if kind is not None:
+            found.append(Node(path, kind, value))
+        elif type(value) in _MAPPINGS or type(value) in _SEQUENCES:
+            _check_depth(path, value, depth)
+            inside = type(value) is not tuple or replaceable
+            for key, item in entries(value):
+                visit(child(path, key), item, inside, depth + 1)
+        elif not replaceable:
+            raise TypeError(_no_place(path, value))
+
+    items: Iterable[tuple[Any, object]] = state.items()
+    for name, value in items:
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"a component's name must be a string that is not empty, not {name!r}")
+        visit(child("", name), value, False, 1)
+    return found
+
+
+def _no_place(path: str, value: object) -> str:
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    return (
+        f"state: {path} is a {kind}, which a restore can't change in place. What to do: give the "
+        "object state_dict() and load_state_dict(), keep the value in a dict or list that the "
+        "training reads it from, or pass it to save() as extra= (a plain DataLoader has no "
+        "position to save: torchdata's StatefulDataLoader has)"
+    )
+
+
+def _check_depth(path: str, value: object, depth: int) -> None:
+    if depth > DEPTH_LIMIT:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise Unstorable(path, kind, f"it is nested in more than {DEPTH_LIMIT} levels")
+
+
+def assemble(value: object, path: str, trees: Mapping[str, object]) -> object:
+    """A box as plain values: each live thing inside is replaced by its entry in ``trees``."""
+    if path in trees:
+        return trees[path]
+    if type(value) not in _MAPPINGS and type(value) not in _SEQUENCES:
+        return value
+    return _rebuilt(value, lambda key, item: assemble(item, child(path, key), trees))
+
+
+def split(value: object, path: str, found: list[tuple[str, Tensor]], depth: int = 1) -> object:
+    """A tree with each tensor replaced by a reference; the tensors are added to ``found``."""
+    if isinstance(value, Tensor):
+        found.append((path, value))
+        return TensorRef(path)
+    if type(value) not in _MAPPINGS and type(value) not in _SEQUENCES:
+        return value
+    _check_depth(path, value, depth)
+    return _rebuilt(value, lambda key, item: split(item, child(path, key), found, depth + 1))
+
+
+def join(tree: object, fetch: Callable[[str], Tensor]) -> object:
+    """The inverse of :func:`split`: each reference becomes the tensor that ``fetch`` makes."""
+    if isinstance(tree, TensorRef):
+        return fetch(tree.path)
+    if type(tree) not in _MAPPINGS and type(tree) not in _SEQUENCES:
+        return tree
+    return _rebuilt(tree, lambda _, item: join(item, fetch))
+
+
+def _rebuilt(box: Any, change: Callable[[object, object], object]) -> object:
+    """A box of the same type whose items went through ``change(key, item)``."""
+    changed = {key: change(key, item) for key, item in entries(box)}
+    if type(box) is defaultdict:
+        return defaultdict(box.default_factory, changed)
+    if type(box) is deque:
+        return deque(changed.values(), box.maxlen)
+    if type(box) in _MAPPINGS:
+        return type(box)(changed)
+    return type(box)(changed.values())
