@@ -45,7 +45,8 @@ class FaultyFiles:
 
     `kinds` limits what is counted to some calls ("fsync", "rename" ...), `path` to paths that
     contain it. With `after=True` a call that fails, or is the last before a crash, is carried out
-    all the same, as one whose answer was lost. `fired` tells whether the fault came, `calls` what was asked, in order.
+    all the same, as one whose answer was lost. `fired` tells whether the fault came, `calls` what
+    was asked, in order.
     """
 
     def __init__(
@@ -86,14 +87,23 @@ class FaultyFiles:
             self.error()
             return action()
         if self.after:
-            action()
+            result = action()
+            if kind in ("create", "open") and isinstance(result, int):
+                self.inner.close(result)  # the name is there, and nobody got the descriptor
         if isinstance(self.error, int):
             raise OSError(self.error, os.strerror(self.error), path)
         self._dead = True
+        for fd in self._paths:
+            self.inner.close(fd)
         raise Crash
 
     def _half(self, length: int) -> int:
         return max(1, length // 2) if self._halve else length
+
+    def arm(self, fail_at: int) -> None:
+        """Count anew from here on: the fault comes at the `fail_at`-th call from now."""
+        self.fail_at = fail_at
+        self._counted = 0
 
     def create(self, path: str) -> int:
         fd = self._do("create", path, lambda: self.inner.create(path))
@@ -106,11 +116,14 @@ class FaultyFiles:
         return fd
 
     def close(self, fd: int) -> None:
-        path = self._paths.pop(fd)
+        if self._dead:
+            raise Crash  # which closed all descriptors
         try:
-            self._do("close", path, lambda: None)
+            self._do("close", self._paths[fd], lambda: None)
         finally:
-            self.inner.close(fd)  # a descriptor is gone even when close reports an error
+            if not self._dead:
+                self.inner.close(fd)  # a descriptor is gone even when close reports an error
+                del self._paths[fd]
 
     def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
         return self._do(

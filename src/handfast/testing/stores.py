@@ -9,7 +9,9 @@ To judge an implementation, subclass :class:`DirectorySuite` in a test module an
 
 import math
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
@@ -68,7 +70,7 @@ def save(
     *,
     parent: Manifest | None = None,
     verify: Verify = "sampled",
-    **changes: object,
+    changes: Mapping[str, object] = MappingProxyType({}),
 ) -> Written:
     """Write an epoch with everything that a manifest can hold; `changes` are to its stamp."""
     before = parent.stamp.epoch if parent else None
@@ -85,7 +87,7 @@ def save(
         parent=before,
     )
     return tier.write(
-        msgspec.structs.replace(stamp, **changes),
+        msgspec.structs.replace(stamp, **dict(changes)),
         layout,
         image,
         objects=b"objects of " + str(epoch).encode(),
@@ -262,7 +264,7 @@ class DirectorySuite:
         )
         for changes in foreign:
             with pytest.raises(ValueError, match="stamp"):
-                save(tier, home, Epoch(1, 1), image, layout, **changes)
+                save(tier, home, Epoch(1, 1), image, layout, changes=changes)
         assert tier.manifests() == {}
 
     def test_room_is_reported(self, tmp_path: Path) -> None:
