@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 
@@ -30,8 +31,9 @@ class StagingImage:
         self.objects = b""
 
     def close(self) -> None:
-        """Give this process's hold on the memory back; views into it must be gone."""
-        self.map.close()
+        """Give this process's hold on the memory back, at the latest with the last view."""
+        with contextlib.suppress(BufferError):
+            self.map.close()
         os.close(self.fd)
 
 
@@ -45,11 +47,13 @@ class Loaded(msgspec.Struct, frozen=True):
     def take(cls, fd: int, manifest: Manifest) -> Loaded:
         """Map a memfd that the agent passed, and close the descriptor."""
         try:
-            memory = mmap.mmap(fd, manifest.image_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
+            # Copy on write: frameworks want writable memory, and nothing here may reach the agent.
+            memory = mmap.mmap(fd, manifest.image_bytes, access=mmap.ACCESS_COPY)
         finally:
             os.close(fd)
         return cls(memory, manifest)
 
     def close(self) -> None:
-        """Unmap; views into it must be gone."""
-        self.memory.close()
+        """Unmap, unless a view is still in use: then the memory goes with the last view."""
+        with contextlib.suppress(BufferError):
+            self.memory.close()

@@ -128,7 +128,8 @@ class Session:
         place = self.collective.place
         mine = rounds.peek(self._files, self.root, place.node, place.rank)
         self._meeting = rounds.meet(self.collective, mine)
-        self._client = self._dial()
+        if self._client is None or self._client.ended:
+            self._client = self._dial()
         opened, problem = None, ""
         try:
             opened = self._open(port=0)
@@ -212,6 +213,14 @@ class Session:
             with self._changed:
                 self._snapshot = snapshot
                 self._changed.notify_all()
+
+    def leader(self) -> int:
+        """Find the shard that holds what the ranks of this node share: the node's lowest."""
+        if self._round is None:
+            raise Superseded("no round has begun")
+        domains = self._round.configuration.domains
+        host = domains[self.collective.place.rank].host
+        return min(domain.shard for domain in domains if domain.host == host)
 
     # --- restoring -----------------------------------------------------------------------------
 

@@ -1,1 +1,5 @@
-"""The state of a PyTorch training: captured, staged into an image, and put back in place."""
+"""handfast for torch: ``from handfast.torch import Checkpointer``."""
+
+from handfast.torch.checkpointer import Checkpointer
+
+__all__ = ["Checkpointer"]

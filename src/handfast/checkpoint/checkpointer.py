@@ -1,0 +1,389 @@
+"""The Checkpointer: one job's saves and restores, whatever framework its state is of.
+
+A framework gives a :class:`State`: how to read, copy, compare and write its objects. All else,
+the rounds, the agent, the policies, the waiting and the naming of who is missing, is here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Literal, Protocol, Self
+
+import msgspec
+
+from handfast.agent.keeper import Plan
+from handfast.agent.snapshot import Proposal
+from handfast.checkpoint.images import Loaded, StagingImage
+from handfast.checkpoint.save import Save
+from handfast.checkpoint.session import Session
+from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.messages import RestoreCertificate
+from handfast.core.retain import Keep
+from handfast.core.verdict import Verdict
+from handfast.core.view import Lattice
+from handfast.errors import Blocked, HandfastError, Poisoned, Refused, SaveFailed
+
+__all__ = ["Busy", "Checkpointer", "OnError", "State"]
+
+logger = logging.getLogger("handfast")
+
+Busy = Literal["wait", "skip", "raise"]
+OnError = Literal["raise", "retry", "warn"]
+RETRIES: Final = 3
+
+
+class State(Protocol):
+    """What a framework does for the Checkpointer. One thread at a time calls it."""
+
+    def capture(self, extra: object) -> Plan | None:
+        """Read the live state; a new plan where the structure differs from the last capture's.
+
+        Raises Unstorable, ValueError or TypeError for what can't be stored.
+        """
+
+    def copy(self, image: StagingImage) -> bytes:
+        """Copy what was captured into an image of the newest plan; gives the encoded objects."""
+
+    def pending(self) -> Sequence[str]:
+        """Name what makes this moment the middle of a step; empty where it is none."""
+
+    def compare(self, copies: Sequence[Loaded], only: Sequence[str], strict: bool) -> None:
+        """Hold a saved state against the live one; raises Refused and changes nothing.
+
+        The first copy is this rank's own shard; the others hold what it shares with its node.
+        """
+
+    def apply(
+        self, copies: Sequence[Loaded], only: Sequence[str], keep_live: Sequence[str]
+    ) -> object:
+        """Put a saved state in place; gives what was saved as ``extra``. Raises Poisoned."""
+
+    def replicas(self, copies: Sequence[Loaded]) -> dict[str, bytes]:
+        """Digest each tensor that every rank stores as its own, by path."""
+
+    def owns_replicas(self, owner: bool) -> None:
+        """Say whether this rank stores what its node's ranks hold alike."""
+
+
+class Checkpointer:
+    """Saves and restores the state of a job as epochs that converge or never count.
+
+    ``session`` joins this rank to the job and its agent; ``state`` reads and writes the
+    framework's objects. See :class:`handfast.torch.Checkpointer` for the arguments that users
+    give. Not for several threads at once.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        state: State,
+        *,
+        every: int = 1,
+        keep: Keep | None = None,
+        images: int = 1,
+        window: int = 2,
+        busy: Busy = "wait",
+        on_error: OnError = "raise",
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        drain_s: float = 30.0,
+        patience_s: float | None = 600.0,
+    ) -> None:
+        for name, value in (("every", every), ("images", images), ("window", window)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: it counts from 1")
+        if busy not in ("wait", "skip", "raise"):
+            raise ValueError(f"busy={busy!r}: one of 'wait', 'skip', 'raise'")
+        if on_error not in ("raise", "retry", "warn"):
+            raise ValueError(f"on_error={on_error!r}: one of 'raise', 'retry', 'warn'")
+        self._session = session
+        self._state = state
+        self._every = every
+        self._keep = keep or Keep()
+        self._image_count = images
+        self._window = window
+        self._busy: Busy = busy
+        self._on_error: OnError = on_error
+        self._on_event = on_event
+        self._drain_s = drain_s
+        self._patience_s = patience_s
+        self._restored: RestoreCertificate | None = None
+        self._planned = False
+        self._poison = ""
+        self._last: Save | None = None
+        self._failures = 0
+        self._overdue = False
+        self.extra: object = None
+        """What was given to the ``save(extra=...)`` that :meth:`restore` resumed from."""
+
+    # --- what is known --------------------------------------------------------------------------
+
+    @property
+    def lattice(self) -> Lattice:
+        """All domains' epochs, the converged line, the skew and who blocks; no I/O, no waiting."""
+        return self._session.lattice
+
+    @property
+    def restored(self) -> Epoch | None:
+        """The epoch that this generation resumed from; None before :meth:`restore`."""
+        return self._restored.base if self._restored is not None else None
+
+    def all_steps(self) -> list[int]:
+        """List the steps of the epochs that this rank's domain retains, oldest first."""
+        return [epoch.step for epoch in self._session.snapshot.retained if epoch != GENESIS]
+
+    def latest_step(self) -> int | None:
+        """Give the step of the newest epoch known converged; None where there is none."""
+        line = self._session.snapshot.line
+        return line.epoch.step if line is not None and line.epoch != GENESIS else None
+
+    def should_save(self, step: int) -> bool:
+        """Say whether the schedule names this step."""
+        return step % self._every == 0 or self._overdue
+
+    # --- restore --------------------------------------------------------------------------------
+
+    def restore(
+        self,
+        step: int | None = None,
+        *,
+        only: Sequence[str] = ("**",),
+        strict: bool = True,
+        require: bool = False,
+        keep_live: Sequence[str] = (),
+        dry_run: bool = False,
+    ) -> int:
+        """Resume from the recovery line of the whole job; gives its step, 0 on a first start.
+
+        Every rank must call it, once before its first save. ``step`` asks for one retained step
+        instead of the newest: what came after it is then an abandoned timeline for ever. ``only``
+        and ``strict`` restore a part; ``keep_live`` names hyperparameters that keep their live
+        values; ``require`` refuses a first start; ``dry_run`` stops before anything is changed (and
+        this generation can then save nothing).
+
+        Raises Refused where nothing can be restored rightly (nothing was changed), Blocked where
+        ranks are missing for ``patience_s`` seconds, Poisoned where a ``load_state_dict`` failed
+        half-way, Superseded where a later launch has taken over.
+        """
+        session = self._session
+        self._restored, self._last = None, None
+        session.start(want=step, keep=self._keep, window=self._window, drain_s=self._drain_s)
+        self._state.owns_replicas(session.leader() == session.collective.place.rank)
+        proposal = session.await_proposal(self._patience_s)
+        copies: list[Loaded] = []
+        try:
+            try:
+                if proposal.epoch == GENESIS:
+                    self._check_first(require)
+                else:
+                    copies = self._load(proposal)
+                    self._state.compare(copies, only, strict)
+            except Refused as refusal:
+                session.decline(proposal.epoch, str(refusal)[:2000])
+                raise
+            if dry_run:
+                return proposal.epoch.step
+            session.accept(proposal)
+            certificate = session.await_certificate(self._patience_s)
+            if copies:
+                self._apply(copies, only, keep_live)
+                self._suggest(copies)
+        finally:
+            for copy in copies:
+                copy.close()
+        self._restored, self._poison = certificate, ""
+        self._event("restored", epoch=str(certificate.base), generation=certificate.generation)
+        return certificate.base.step
+
+    def _check_first(self, require: bool) -> None:
+        if require:
+            raise Refused(
+                "nothing was ever saved in this run, and restore(require=True) asks for an epoch",
+                verdict=Verdict.MISSING,
+                remedy="look at the path; without require=True this is a first start",
+            )
+
+    def _load(self, proposal: Proposal) -> list[Loaded]:
+        """Get this rank's own shard, and the one that holds what its node shares."""
+        session = self._session
+        rank, leader = session.collective.place.rank, session.leader()
+        copies = [session.load(proposal, rank)]
+        if leader != rank:
+            copies.append(session.load(proposal, leader))
+        return copies
+
+    def _apply(
+        self, copies: Sequence[Loaded], only: Sequence[str], keep_live: Sequence[str]
+    ) -> None:
+        self._poison = "a restore was interrupted"
+        try:
+            self.extra = self._state.apply(copies, only, keep_live)
+        except Poisoned as error:
+            self._poison = str(error)
+            raise
+
+    def _suggest(self, copies: Sequence[Loaded]) -> None:
+        """Warn, once, of tensors that all ranks store and that are the same on all."""
+        collective = self._session.collective
+        if collective.place.size == 1:
+            return
+        mine = self._state.replicas(copies)
+        all_ranks = [
+            msgspec.msgpack.decode(data, type=dict[str, bytes])
+            for data in collective.gather(msgspec.msgpack.encode(mine))
+        ]
+        same = [p for p, d in sorted(mine.items()) if all(o.get(p) == d for o in all_ranks)]
+        if same and collective.place.rank == 0:
+            shown = ", ".join(same[:3]) + (f" and {len(same) - 3} more" if len(same) > 3 else "")
+            logger.warning(
+                "all ranks stored the same values of %s; if they are alike by design, say so by "
+                "replicated=(%r,) and they are stored once a node",
+                shown,
+                same[0],
+            )
+
+    # --- save -----------------------------------------------------------------------------------
+
+    def save(
+        self, step: int, *, force: bool = False, grads: bool = False, extra: object = None
+    ) -> Save:
+        """Save the state after ``step`` completed updates, if the schedule names it.
+
+        Returns once the state is copied: nothing that the training does afterwards is seen in the
+        epoch. ``force`` saves whatever the schedule says; ``extra`` is a plain value that goes
+        along; ``grads`` allows a save while gradients are being accumulated (they are not part of
+        the epoch: a resume begins the accumulation anew).
+
+        Raises ValueError for a step that is not above the last one; what went wrong with earlier
+        saves, by the policy ``on_error``; Blocked under ``busy="raise"``; Poisoned after a restore
+        that failed half-way; Unstorable for state that can't be stored; Superseded.
+        """
+        self._check(step)
+        base = self.restored
+        if base is not None and step == base.step and self._last is None:
+            return Save(self._session, None, f"step {step} is the one that was restored")
+        if not force and not self.should_save(step):
+            return Save(self._session, None, f"step {step} is not on the schedule")
+        pending = () if grads else self._state.pending()
+        if pending:
+            raise ValueError(
+                f"step {step}: gradients have changed since the last optimizer step "
+                f"({', '.join(pending[:3])}): save after the step, or pass grads=True"
+            )
+        began = time.monotonic()
+        epoch = Epoch(self._session.generation, step)
+        taken = self._take(epoch, extra)
+        if taken:
+            self._last, self._overdue = taken, False
+            blocked = time.monotonic() - began
+            self._event("staged", epoch=str(epoch), blocked_s=blocked)
+        return taken
+
+    def _check(self, step: int) -> None:
+        if self._poison:
+            raise Poisoned(f"nothing can be saved until a restore succeeds: {self._poison}")
+        if self._restored is None:
+            raise RuntimeError("call restore() before the first save: it gives 0 on a first start")
+        self.check_for_errors()
+        last = self._last.epoch.step if self._last and self._last.epoch else None
+        floor = self._restored.base.step - 1 if last is None else last
+        if step <= floor:
+            raise ValueError(
+                f"step {step} is not above {floor}: within one generation steps only rise; to go "
+                "back, call restore(step=...)"
+            )
+
+    def _take(self, epoch: Epoch, extra: object) -> Save:
+        plan = self._state.capture(extra)
+        if plan is not None or not self._planned:
+            if plan is None:
+                raise RuntimeError("the first capture of a state gives its plan")
+            self._session.set_plan(plan, self._image_count)
+            self._planned = True
+        image = self._session.free_image(None if self._busy == "wait" else 0.0)
+        if image is None:
+            return self._decline(epoch, "an earlier epoch is still being persisted", [])
+        objects = self._state.copy(image)
+        while True:
+            why, by = self._session.stage(epoch, image, objects)
+            if not why:
+                return Save(self._session, epoch)
+            if not by:
+                raise SaveFailed(f"epoch {epoch} was not taken: {why}")
+            if self._busy != "wait":
+                return self._decline(epoch, why, by)
+            self._session.await_window(None)
+
+    def _decline(self, epoch: Epoch, why: str, by: Sequence[str]) -> Save:
+        if self._busy == "raise":
+            raise Blocked(f"epoch {epoch}: {why}", by=by)
+        self._session.forgo(epoch, why)
+        self._event("skipped", epoch=str(epoch), reason=why, by=list(by))
+        return Save(self._session, None, why)
+
+    # --- failures and the end -------------------------------------------------------------------
+
+    def check_for_errors(self) -> None:
+        """Raise what became known of failed saves since the last call, by ``on_error``; no I/O.
+
+        Other ranks may learn of the same failure at another step: saves contain no collective.
+        """
+        self._session.check()
+        problems = self._session.new_problems()
+        if not problems:
+            if self._last is not None and self._last.phase == "converged":
+                self._failures = 0
+            return
+        self._failures += len(problems)
+        text = "; ".join(problems)
+        self._event("failed", problems=problems)
+        if self._on_error == "warn":
+            logger.warning("a save failed, training goes on: %s", text)
+        elif self._on_error == "retry" and self._failures < RETRIES:
+            self._overdue = True
+            logger.warning("a save failed and is tried again at the next step: %s", text)
+        else:
+            raise SaveFailed(text)
+
+    def wait_until_finished(self, timeout: float | None = None) -> None:
+        """Wait until the last save has converged. Raises what ``Save.converged`` raises."""
+        if self._last is not None:
+            self._last.converged(timeout)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Wait for the last save to converge, and leave the agent to end by itself."""
+        try:
+            self.wait_until_finished(timeout)
+        finally:
+            self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close(self._patience_s)
+            return
+        try:  # never mask what ended the training
+            if self._last is not None:
+                self._last.persisted(self._drain_s)
+        except HandfastError as late:
+            logger.warning("the last save was not finished: %s", late)
+        finally:
+            self._session.close()
+
+    def _event(self, name: str, **fields: Any) -> None:
+        """Tell an observer; its failure never blocks a save."""
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(name, fields)
+        except Exception:
+            logger.exception("on_event failed for %s", name)

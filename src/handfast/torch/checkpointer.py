@@ -1,0 +1,151 @@
+"""``handfast.torch.Checkpointer``: ten lines in a training script, one process or thousands."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch.distributed as dist
+
+from handfast.agent import process
+from handfast.agent.host import node_label
+from handfast.checkpoint import checkpointer
+from handfast.checkpoint.collective import Collective, Place, Solo, place_of
+from handfast.checkpoint.session import Session
+from handfast.core.retain import Keep
+from handfast.store.files import Posix
+from handfast.store.port import Verify
+from handfast.torch.capture import capture
+from handfast.torch.gradients import watch_gradients
+from handfast.torch.state import TorchState
+
+__all__ = ["Checkpointer"]
+
+
+class Group:
+    """The ranks of a ``torch.distributed`` job, by a gloo group of handfast's own."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self._group = group if group is not None else dist.new_group(backend="gloo")
+        self.place: Place = place_of(dist.get_rank(self._group), dist.get_world_size(self._group))
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """Give every rank the data of all. Used when a round begins, never by a save."""
+        found: list[bytes] = [b""] * self.place.size
+        dist.all_gather_object(found, data, group=self._group)
+        return found
+
+
+class Checkpointer(checkpointer.Checkpointer):
+    """Checkpoints of a torch training that can be neither torn nor mixed.
+
+    ``path`` is the run's directory and may hold ``{rank}``, ``{local_rank}`` and ``{host}``, for
+    disks that are not shared. ``state`` maps names to what makes up one epoch: modules,
+    optimizers, schedulers, scalers, loaders, generators, tensors, anything with ``state_dict`` and
+    ``load_state_dict``, and boxes of them.
+
+    ``every`` is the schedule, in steps; ``keep`` what is retained (never less than the recovery
+    line); ``replicated`` are ``fnmatch`` patterns of paths that all ranks hold alike (for DDP and
+    DTensors that is known); ``rng`` adds the random streams of Python, NumPy and torch;
+    ``images`` is how many copies of the state may be in memory; ``window`` how many epochs may be
+    voted and not yet converged; ``busy`` what a save does when it finds no image or window free:
+    "wait", "skip" or "raise"; ``on_error`` what becomes of failed saves: "raise" at the next call,
+    "retry" at the next step (three times), or "warn"; ``verify`` how much is read back before an
+    epoch counts: "fsync" (nothing), "sampled" or "full"; ``pickle`` names paths whose objects may
+    be pickled; ``group`` is a process group of CPU tensors to use instead of one of handfast's
+    own; ``on_event(name, fields)`` is told what happens; ``drain_s`` bounds what is waited for
+    after an exception and at a restart; ``patience_s`` bounds waits for other ranks.
+
+    Raises ValueError for arguments that make no sense, Unstorable and TypeError for a state that
+    could never be saved.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        state: Mapping[str, object],
+        *,
+        every: int = 1,
+        keep: Keep | None = None,
+        replicated: Sequence[str] = (),
+        rng: bool = True,
+        images: int = 1,
+        window: int = 2,
+        busy: checkpointer.Busy = "wait",
+        on_error: checkpointer.OnError = "raise",
+        verify: Verify = "sampled",
+        pickle: Sequence[str] = (),
+        group: dist.ProcessGroup | None = None,
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        drain_s: float = 30.0,
+        patience_s: float | None = 600.0,
+    ) -> None:
+        if verify not in ("fsync", "sampled", "full"):
+            raise ValueError(f"verify={verify!r}: one of 'fsync', 'sampled', 'full'")
+        capture(state, rng=rng, replicated=replicated)  # what can't be stored is said now
+        collective: Collective = Group(group) if _distributed() else Solo()
+        template = os.path.abspath(os.fspath(path))
+        session = Session(
+            collective,
+            root_of(template, collective.place),
+            Posix(),
+            connect=lambda: _connect(template),
+            bind=_bind(collective.place),
+        )
+        held = TorchState(state, rng=rng, replicated=replicated, pickle=pickle, verify=verify)
+        super().__init__(
+            session,
+            held,
+            every=every,
+            keep=keep,
+            images=images,
+            window=window,
+            busy=busy,
+            on_error=on_error,
+            on_event=on_event,
+            drain_s=drain_s,
+            patience_s=patience_s,
+        )
+        self._live = state
+        self._unwatch = watch_gradients(state)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Wait for the last save to converge, and leave the agent to end by itself."""
+        self._unwatch()
+        super().close(timeout)
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def root_of(template: str, place: Place) -> str:
+    """Fill a path's ``{rank}``, ``{local_rank}`` and ``{host}``.
+
+    Raises ValueError for another name in braces.
+    """
+    try:
+        return template.format(rank=place.rank, local_rank=place.local_rank, host=place.node)
+    except (KeyError, IndexError) as error:
+        raise ValueError(
+            f"{template}: {{{error.args[0]}}} is not known in a path; {{rank}}, {{local_rank}} and "
+            "{host} are"
+        ) from error
+
+
+def _connect(template: str) -> Any:
+    """Find this node's agent for the run, or start it."""
+    key = f"{template}\n{node_label()}"
+    return process.connect_or_start(key, os.path.join(process.meeting_place(key), "log"))
+
+
+def _bind(place: Place) -> str:
+    """Choose where agents listen: on loopback where the whole job is on this node."""
+    given = os.environ.get("HANDFAST_BIND")
+    if given:
+        return given
+    if place.local_size == place.size:
+        return "127.0.0.1"
+    return socket.gethostbyname(socket.gethostname())
