@@ -20,24 +20,11 @@ from handfast.core.lattice import Epoch
 from handfast.errors import HandfastError, Refused, SaveFailed
 from handfast.store.claims import identify
 from handfast.store.directory import Directory, claim
-from handfast.store.files import Files, Posix
+from handfast.store.files import Files
 from handfast.store.pins import pin, pins
 from handfast.store.shelf import Shelf
-from handfast.testing.faults import Call, Crash, Fault, FaultyFiles
+from handfast.testing.faults import Call, Crash, Fault, FaultyFiles, Hasty
 from handfast.testing.stores import picture, save
-
-
-class Hasty(Posix):
-    """Real files without the waiting: these tests end processes, and no power is lost."""
-
-    def fsync(self, fd: int) -> None:
-        """Leave it to the page cache."""
-
-    fdatasync = forget = fsync
-
-    def fsync_dir(self, path: str) -> None:
-        """Leave it to the page cache."""
-
 
 FILES = Hasty()
 MEBI = 1 << 20

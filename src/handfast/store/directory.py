@@ -290,11 +290,13 @@ class Directory(Shelf):
 
         Order. *Must*: the manifests are renamed away, and the renames are durable, before any
         data go; data go only if no manifest that is left here, of whichever incarnation and
-        attempt, refers to them, nor a write in progress; pins are looked at after the renames
-        (and before them, so that a pin that stands never sees its manifest vanish). *Should*:
-        names that were renamed away go last. A failure or a crash at any step leaves work for
-        the next call, which also sweeps what failed writes left. If a manifest that stays can't
-        be read, its references are not known: no data go until it is released itself.
+        attempt, refers to them, nor a write in progress, and if this was found out while no
+        successor had claimed (it refers only to what the manifests that it finds refer to, so
+        what was garbage before its claim is garbage for ever); pins are looked at after the
+        renames (and before them, so that a pin that stands never sees its manifest vanish).
+        *Should*: names that were renamed away go last. A failure or a crash at any step leaves
+        work for the next call, which also sweeps what failed writes left. If a manifest that
+        stays can't be read, its references are not known: no data go until it is released itself.
 
         Manifests of predecessors stay unless `may_clean` is set. Returns the epochs among
         `epochs` that stay because a reader has pinned them. Raises Superseded if a later
@@ -302,15 +304,23 @@ class Directory(Shelf):
         """
         wanted = set(epochs)
         with self._lock:
-            if not self.current():
-                raise Superseded(
-                    f"{self.path}: incarnation {self.incarnation} may release nothing: a later "
-                    "one has claimed the domain"
-                )
+            self._check_current()
             with writing("release epochs", self.path):
                 kept = self._take_away(wanted)
-                self._sweep()
+                garbage = self._garbage()
+            self._check_current()
+            with writing("release epochs", self.path):
+                for path in garbage:
+                    with contextlib.suppress(FileNotFoundError):
+                        self.files.unlink(f"{self.path}/{path}")
         return tuple(sorted(kept))
+
+    def _check_current(self) -> None:
+        if not self.current():
+            raise Superseded(
+                f"{self.path}: incarnation {self.incarnation} may release nothing: a later one "
+                "has claimed the domain"
+            )
 
     def _mine(self) -> list[str]:
         """The incarnations' directories in which this one may take files away."""
@@ -340,19 +350,19 @@ class Directory(Shelf):
                 self.files.fsync_dir(where)
         return wanted & standing
 
-    def _sweep(self) -> None:
-        """Take away data that nothing refers to, temporary names, and released manifests."""
+    def _garbage(self) -> list[str]:
+        """Data that nothing refers to, temporary names, and released manifests, in this order."""
         used = self._references()
         if used is None:
-            return
-        for number in self._mine():
-            for kind in ("chunks", "manifests"):
-                for name in self.files.listdir(f"{self.path}/{number}/{kind}"):
-                    path = f"{number}/{kind}/{name}"
-                    garbage = kind == "chunks" or name.endswith((TEMPORARY, RELEASED))
-                    if garbage and path not in used:
-                        with contextlib.suppress(FileNotFoundError):
-                            self.files.unlink(f"{self.path}/{path}")
+            return []
+        return [
+            path
+            for kind in ("chunks", "manifests")
+            for number in self._mine()
+            for name in self.files.listdir(f"{self.path}/{number}/{kind}")
+            if kind == "chunks" or name.endswith((TEMPORARY, RELEASED))
+            if (path := f"{number}/{kind}/{name}") not in used
+        ]
 
     def _references(self) -> set[str] | None:
         """Every file that a manifest or the write in progress needs; None if one can't be read."""

@@ -35,6 +35,8 @@ REMEDIES = {
     errno.EROFS: "the file system is mounted read-only: mount it read-write, or use another one",
     errno.EACCES: DENIED,
     errno.EPERM: DENIED,
+    errno.ENOENT: "somebody took the file away: whoever has claimed this domain since, or an "
+    "operator; look for a later incarnation before saving again",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.EOPNOTSUPP: "this file system lacks hard links: use a local or POSIX file system",
 }

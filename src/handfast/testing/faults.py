@@ -14,9 +14,9 @@ import os
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple, TypeVar
 
-from handfast.store.files import Files
+from handfast.store.files import Files, Posix
 
-__all__ = ["Call", "Crash", "Fault", "FaultyFiles"]
+__all__ = ["Call", "Crash", "Fault", "FaultyFiles", "Hasty"]
 
 Result = TypeVar("Result")
 
@@ -38,6 +38,18 @@ class Call(NamedTuple):
 
 class Crash(BaseException):
     """The process is gone: nothing catches this, and nothing can be cleaned up."""
+
+
+class Hasty(Posix):
+    """Real files without the waiting, for tests that end processes and lose no power."""
+
+    def fsync(self, fd: int) -> None:
+        """Leave it to the page cache."""
+
+    fdatasync = forget = fsync
+
+    def fsync_dir(self, path: str) -> None:
+        """Leave it to the page cache."""
 
 
 class FaultyFiles:
