@@ -220,7 +220,7 @@ class Links:
             # a link that breaks as soon as it is up is no reason to hurry
             failures = 0 if lived > self._pace.backoff_most else min(failures + 1, 30)
             most = min(self._pace.backoff * 2**failures, self._pace.backoff_most)
-            await asyncio.sleep(most * random.uniform(0.5, 1.0))  # noqa: S311
+            await asyncio.sleep(most * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
 
     async def _dial(self, peer: str, address: Address) -> float:
         try:

@@ -53,7 +53,7 @@ class Reason(StrEnum):
     """Why bytes were refused: a closed set, so that each can be counted."""
 
     # no proof of this run's secret, or a HELLO that was changed on the way
-    WRONG_SECRET = "wrong_secret"  # noqa: S105
+    WRONG_SECRET = "wrong_secret"  # noqa: S105 - a name
     WRONG_RUN = "wrong_run"  # an agent of another run
     WRONG_PEER = "wrong_peer"  # an id that is not expected on this connection
     TOO_LARGE = "too_large"  # a length above the bound

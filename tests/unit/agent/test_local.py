@@ -90,7 +90,7 @@ class Agent:
             assert self.server is not None
             return self.server.trainers
 
-        return self.run(look())  # type: ignore[no-any-return]
+        return self.run(look())
 
     def push(self, topic: str, **fields: Any) -> None:
         async def tell() -> None:
@@ -105,7 +105,7 @@ class Agent:
     ) -> dict[str, Any]:
         self.begun.append((name, fields))
         handler = getattr(self, f"on_{name}")
-        return await handler(fields, fds)  # type: ignore[no-any-return]
+        return await handler(fields, fds)
 
     async def on_echo(self, fields: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         return fields
@@ -598,7 +598,7 @@ def test_what_a_dying_trainer_had_sent_whole_is_still_begun(
     """
     before = open_fds()
     process = subprocess.Popen([sys.executable, "-c", code, agent.path])
-    processes.append(process)  # type: ignore[arg-type]
+    processes.append(process)
     until(lambda: agent.gone == [process.pid])
     assert [name for name, _ in agent.begun] == ["keep"]
     until(lambda: open_fds() == before + 1)
@@ -748,9 +748,9 @@ def test_a_real_other_user_is_refused_by_both_ends(directory: str) -> None:
         except Exception as error:
             print(type(error).__name__, error)
     """
-    os.chmod(directory, 0o755)  # noqa: S103
+    os.chmod(directory, 0o755)  # noqa: S103 - so that a stranger gets in
     with Agent(f"{directory}/agent") as agent:
-        os.chmod(agent.path, 0o777)  # noqa: S103
+        os.chmod(agent.path, 0o777)  # noqa: S103 - so that a stranger gets in
         done = subprocess.run(
             [sys.executable, "-c", code, agent.path], capture_output=True, text=True, check=True
         )
