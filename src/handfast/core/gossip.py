@@ -97,13 +97,16 @@ def _above(
 
 
 def lacking(member: Member, peer: Knows) -> tuple[Fact, ...]:
-    """List the facts that a member holds and a peer does not, certificates first."""
-    facts: list[Fact] = []
-    if member.open and member.restored is not None:
-        if not peer.restored:
-            facts.append(Restored(member.restored))
-    elif member.recovery is not None and not peer.restored:
-        facts += _lacking_recovery(member.recovery, peer)
+    """List the facts that a member holds and a peer does not, certificates first.
+
+    In a recovery these are its own facts only: of what converged before, the restore certificate
+    will say whether it still counts, and no peer would take it before.
+    """
+    if not member.open or member.restored is None:
+        if member.recovery is None or peer.restored:
+            return ()
+        return tuple(_lacking_recovery(member.recovery, peer))
+    facts: list[Fact] = [] if peer.restored else [Restored(member.restored)]
     held = {(tier, epoch): mask for tier, epoch, mask in peer.votes}
     for tier, tally in enumerate(member.tallies):
         line = peer.lines[tier] if peer.lines else None

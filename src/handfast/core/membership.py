@@ -220,7 +220,11 @@ class Entrant(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Formation(msgspec.Struct, frozen=True):
-    """The configuration of a round. ``founding``: nobody had one, so genesis is its epoch."""
+    """The configuration of a round.
+
+    ``founding``: it is the run's first one, so whoever takes it now for the first time holds
+    genesis, in this round or in a later one if the first start was cut short.
+    """
 
     configuration: Configuration
     founding: bool
@@ -267,7 +271,7 @@ def form(
             tuple(f"{e.domain.id}: {e.known.run if e.known else 'empty'}" for e in entrants),
             "give every rank the directory that it had; see `handfast status` for each",
         )
-    return _fits(latest, entrants, shards)
+    return _fits(latest, entrants, shards, changes)
 
 
 def _latest(known: Sequence[Configuration], changes: Sequence[Change]) -> Configuration | None:
@@ -278,7 +282,9 @@ def _latest(known: Sequence[Configuration], changes: Sequence[Change]) -> Config
     return None
 
 
-def _fits(latest: Configuration, entrants: Sequence[Entrant], shards: int) -> Formation | Refusal:
+def _fits(
+    latest: Configuration, entrants: Sequence[Entrant], shards: int, changes: Sequence[Change]
+) -> Formation | Refusal:
     if shards != latest.shards:
         return Refusal(
             Verdict.FOREIGN,
@@ -306,4 +312,4 @@ def _fits(latest: Configuration, entrants: Sequence[Entrant], shards: int) -> Fo
             tuple(f"{d.id}: shard {places[d.id].shard}, brought by rank {d.shard}" for d in moved),
             "start each rank on the directory of its own shard",
         )
-    return Formation(latest, founding=False)
+    return Formation(latest, founding=latest.digest() not in [change.new for change in changes])

@@ -1,0 +1,69 @@
+"""Show that the protocol keeps its promises: scenes that once went wrong, storms, and laws.
+
+Each scene drives the real member through `world.World`, which holds every law of
+`handfast.core.invariants` against the truth after every step.
+"""
+
+import random
+
+from world import SHAPES, World
+
+from handfast.core import events as ev
+from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.retain import Keep
+
+
+def started(name: str, saves: int = 0, **settings) -> tuple[World, random.Random]:
+    """Give a world whose job has begun and has converged on so many epochs."""
+    world, rng = World(SHAPES[name], **settings), random.Random(0)
+    resume(world, rng)
+    for _ in range(saves):
+        save(world, rng)
+    return world, rng
+
+
+def resume(world: World, rng: random.Random, want: int | None = None) -> None:
+    round_ = world.launch(want=want)
+    for node in world.here():
+        world.begin(round_, node)
+    world.settle(rng)
+
+
+def save(world: World, rng: random.Random) -> None:
+    round_ = world.rounds[-1]
+    for shard in round_.alive:
+        world.save(round_, shard)
+    world.settle(rng)
+
+
+def lines(world: World) -> set[Epoch | None]:
+    return {t.line and t.line.epoch for n in world.here() for t in n.member.tallies}
+
+
+def retained(world: World, name: str) -> list[Epoch]:
+    return [copy.epoch for copy in world.nodes[name].member.retained]
+
+
+# --- scenes
+
+
+def test_a_job_killed_while_it_is_founded_can_be_started_again():
+    """Shows that a first start of which only one rank was written loses nobody their genesis."""
+    world, rng = World(SHAPES["two"]), random.Random(0)
+    first = world.launch()
+    world.begin(first, world.nodes["dir0a"])
+    world.pending.clear()
+    for node in world.here():
+        world.crash(node)
+        world.boot(node)
+    resume(world, rng)
+    assert [node.member.restored.base for node in world.here()] == [GENESIS, GENESIS]
+
+
+def test_members_that_wait_for_a_dead_one_fall_silent_to_each_other():
+    """Shows that a job which waits all night for a node does not chatter all night (L5)."""
+    world, rng = started("three", saves=1)
+    world.calm(rng, away=1)
+    for node in world.here():
+        world.run(node, ev.Tick())
+    assert {to for to, _ in world.sent[-4:]} == {"dir0a"}
