@@ -25,6 +25,7 @@ def started(name: str, saves: int = 0, **settings) -> tuple[World, random.Random
 def resume(world: World, rng: random.Random, want: int | None = None) -> None:
     round_ = world.launch(want=want)
     for node in world.here():
+        world.look(node)
         world.begin(round_, node)
     world.settle(rng)
 
@@ -67,3 +68,20 @@ def test_members_that_wait_for_a_dead_one_fall_silent_to_each_other():
     for node in world.here():
         world.run(node, ev.Tick())
     assert {to for to, _ in world.sent[-4:]} == {"dir0a"}
+
+
+def test_a_restarted_agent_releases_nothing_before_it_knows_what_is_wanted():
+    """Shows that neither a reader's pin nor the user's `keep` is forgotten with the agent."""
+    world, rng = started("two", saves=6, keep=Keep(5))
+    node = world.nodes["dir0a"]
+    world.pin(node, Epoch(1, 20))
+    save(world, rng)
+    held = retained(world, "dir0a")
+    assert held == [Epoch(1, step) for step in range(20, 80, 10)]
+    world.crash(node)
+    world.boot(node)
+    for nudge in (ev.Tick(), ev.Greet(1), world.rounds[-1].begin(Keep(5), 2), ev.Tick()):
+        world.run(node, nudge)
+        assert retained(world, "dir0a") == held
+    world.pin(node)
+    assert retained(world, "dir0a") == held[1:]

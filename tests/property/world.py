@@ -103,6 +103,7 @@ class Node:
     images: dict[Epoch, Image] = field(default_factory=dict)
     todo: list[ev.Action] = field(default_factory=list)
     pins: tuple[Epoch, ...] = ()
+    unread: bool = False
     armed: int | None = None
     fenced: bool = False
 
@@ -261,8 +262,8 @@ class World:
             if copy.epoch != GENESIS and copy.epoch not in node.images
         )
         node.member = door.boot(node.id, node.incarnation, records, lost)
+        node.unread = True
         self.story.append(f"{node.id}.{node.incarnation} boots")
-        self.run(node, ev.Pinned(node.pins))
 
     def work(self, node: Node, at: int = 0, *, fail: bool = False, decline: bool = False) -> None:
         """Do one thing that the agent was asked for: persist, check, or ask the rank."""
@@ -309,7 +310,12 @@ class World:
 
     def pin(self, node: Node, *epochs: Epoch) -> None:
         node.pins = epochs
-        self.run(node, ev.Pinned(epochs))
+        self.look(node)
+
+    def look(self, node: Node) -> None:
+        """Let the agent read which pins there are; after a boot that may take a while."""
+        node.unread = False
+        self.run(node, ev.Pinned(node.pins))
 
     # --- rounds
 
@@ -418,6 +424,7 @@ class World:
             node.armed = None
             if node.member is None:
                 self.boot(node)
+            self.look(node)
         round_ = self.launch()
         for node in nodes[:away]:
             self.crash(node)
@@ -487,7 +494,7 @@ def durable(member: Member) -> Member:
         )
     return msgspec.structs.replace(
         member, tallies=tallies, recovery=recovery, peers=(Peer(),) * len(member.peers), void=(),
-        keep=Keep(), window=2, pinned=(), told=None, checking=None, persisting=(), last=None,
+        keep=None, window=2, pinned=None, told=None, checking=None, persisting=(), last=None,
     )  # fmt: skip
 
 
@@ -527,7 +534,7 @@ class Storm:
         self.moves = {
             self.hear: 14, self.labour: 7, self.train: 5, self.start: 4, self.wake: 2,
             self.nag: 2, self.echo: 1, self.fall: 1, self.relaunch: 0.5, self.rot: 0.3,
-            self.read: 0.3, self.kill: 0.3, self.fence: 0.06, self.meet: 0.5,
+            self.read: 0.3, self.kill: 0.3, self.fence: 0.06, self.meet: 0.5, self.look: 1,
         }  # fmt: skip
 
     def blow(self, moves: int) -> World:
@@ -581,6 +588,10 @@ class Storm:
         down = [n for n in self.world.nodes.values() if n.member is None and not n.fenced]
         if down:
             self.world.boot(self.rng.choice(down))
+
+    def look(self) -> None:
+        if unread := [node for node in self.up() if node.unread]:
+            self.world.look(self.rng.choice(unread))
 
     def nag(self) -> None:
         if up := self.up():

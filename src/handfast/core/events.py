@@ -119,7 +119,7 @@ class Decline(_Value, frozen=True):
 
 
 class Pinned(_Value, frozen=True):
-    """These epochs, and no others, are held by readers."""
+    """These epochs, and no others, are held by readers; until it is said, nothing is released."""
 
     epochs: tuple[Epoch, ...]
 

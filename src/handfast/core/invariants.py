@@ -176,7 +176,8 @@ def s3_something_is_retained_by_all(truth: Truth) -> Iterator[str]:
 def s4_certified_is_not_lost(truth: Truth) -> Iterator[str]:
     """Each tier's newest certified epoch is intact, within its k - 1 losses; recovery finds it."""
     intact = {(d, e) for d, e, _ in truth.sound} & truth.retained()
-    certified = {(c.configuration, c.tier, c.epoch) for _, c in truth.published}
+    lines = [r.certificate for _, r in truth.records(messages.Converged)]
+    certified = {(c.configuration, c.tier, c.epoch) for c in lines}
     for c in truth.bases().values():
         roster = truth.roster(c.configuration)
         tiers = {roster.tier_of[copy] for copy in c.copies}
@@ -259,7 +260,9 @@ def s7_nothing_acts_without_a_certificate(truth: Truth) -> Iterator[str]:
 
 
 def s8_release_follows_knowledge(truth: Truth) -> Iterator[str]:
-    """Only below an own, known, retained, living converged epoch, or what can't be available."""
+    """Only below an own, known, retained, living converged epoch, or what can't be available;
+    and never what a reader holds or the user wants to keep.
+    """
     turn = truth.turn
     gone = [e for r in turn.effects.persist if isinstance(r, messages.Released) for e in r.epochs
             ] if turn else []  # fmt: skip
@@ -270,6 +273,8 @@ def s8_release_follows_knowledge(truth: Truth) -> Iterator[str]:
     skipped = {(d, v.epoch) for d, v in truth.records(messages.Skipped)}
     domains = roster.configuration.domains
     judged = {(d, b.epoch) for d, b in truth.records(messages.Bad)}
+    newest = member.generation
+    held = [c.epoch for c in member.retained]
     for epoch in gone:
         void = any(
             all((d.id, epoch) in skipped for d in domains if d.shard == shard)
@@ -282,10 +287,14 @@ def s8_release_follows_knowledge(truth: Truth) -> Iterator[str]:
         elif not void and (line is None or line.epoch <= epoch):
             yield f"{member.id} released {epoch}, not below what it knows converged"
         elif not void and line is not None:
-            held = line.epoch in {c.epoch for c in member.retained}
-            if not held or (member.id, line.epoch) in judged:
+            newer = [e for e in held if epoch < e <= line.epoch and _living(truth, e, newest)]
+            every = truth.keep.every is not None and epoch.step % truth.keep.every == 0
+            kept = every or len(newer) < truth.keep.newest
+            if kept and epoch != GENESIS and _living(truth, epoch, newest):
+                yield f"{member.id} released {epoch}, which the user keeps"
+            if line.epoch not in held or (member.id, line.epoch) in judged:
                 yield f"{member.id} released {epoch}, and does not retain {line.epoch}"
-            if not _living(truth, line.epoch, member.generation):
+            if not _living(truth, line.epoch, newest):
                 yield f"{member.id} released {epoch} below the orphan {line.epoch}"
 
 
@@ -427,10 +436,10 @@ def l5_traffic_quiesces(truth: Truth) -> Iterator[str]:
 def l6_storage_is_bounded(truth: Truth) -> Iterator[str]:
     """After progress a domain holds what is to be kept or pinned, the window, and nothing else."""
     for m in truth.members:
-        every = m.keep.every
+        every, newest = truth.keep.every, truth.keep.newest
         kept = [c.epoch for c in m.retained if every is None or c.epoch.step % every]
         free = [e for e in kept if (m.id, e) not in truth.pinned]
-        if len(free) > m.keep.newest + m.window + 1:
+        if len(free) > newest + m.window + 1:
             yield f"{m.id} retains {len(m.retained)} epochs"
 
 

@@ -418,7 +418,7 @@ def _release(turn: _Turn, roster: Roster) -> None:
     held = [copy.epoch for copy in state.retained]
     void = {*state.void, *(b.epoch for b in tally.ballots if converge.void(roster, b))}
     turn.set(void=tuple(epoch for epoch in held if epoch in void))
-    if state.restored is None:
+    if state.restored is None or state.keep is None or state.pinned is None:
         return
     gone = releasable(
         state.retained,

@@ -41,7 +41,8 @@ class Member(msgspec.Struct, frozen=True):
     ``generation`` is the highest frozen one (0: none yet); ``recovery`` is open between its
     freeze and its restore certificate. ``restored`` is the highest restore certificate held.
     ``last`` is the highest epoch captured or voted. ``told`` is what the trainer was last told of
-    the recovery, so that it is told once.
+    the recovery, so that it is told once. ``keep`` and ``pinned`` are None until a round and the
+    readers' pins were heard of in this incarnation: nothing is released before.
     """
 
     id: str
@@ -61,8 +62,8 @@ class Member(msgspec.Struct, frozen=True):
     told: tuple[Phase, Epoch | None] | None = None
     persisting: tuple[Epoch, ...] = ()
     last: Epoch | None = None
-    pinned: tuple[Epoch, ...] = ()
-    keep: Keep = Keep()
+    pinned: tuple[Epoch, ...] | None = None
+    keep: Keep | None = None
     window: int = 2
     peers: tuple[Peer, ...] = ()
 
