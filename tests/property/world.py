@@ -104,6 +104,7 @@ class Node:
     todo: list[ev.Action] = field(default_factory=list)
     pins: tuple[Epoch, ...] = ()
     unread: bool = False
+    turns: int = 0
     armed: int | None = None
     fenced: bool = False
 
@@ -194,6 +195,7 @@ class World:
         before = node.member
         after, effects = door.step(before, event)
         self.turns += 1
+        node.turns += 1
         todo = [*effects.persist, *effects.send, *effects.apply]
         cut = len(todo)
         if node.armed is not None and todo:
@@ -216,7 +218,7 @@ class World:
             self.apply(node, action)
         if crashed:
             node.todo.clear()
-        self.judge(Turn(before, event, after, ev.Effects(persist, send, apply)))
+        self.judge(Turn(before, event, after, ev.Effects(persist, send, apply), node.turns == 1))
         if not crashed and node.member is not None:
             again = door.boot(node.id, node.incarnation, node.records, after.lost)
             assert durable(again) == durable(after), f"{durable(again)}\n{durable(after)}"
@@ -262,7 +264,7 @@ class World:
             if copy.epoch != GENESIS and copy.epoch not in node.images
         )
         node.member = door.boot(node.id, node.incarnation, records, lost)
-        node.unread = True
+        node.unread, node.turns = True, 0
         self.story.append(f"{node.id}.{node.incarnation} boots")
 
     def work(self, node: Node, at: int = 0, *, fail: bool = False, decline: bool = False) -> None:

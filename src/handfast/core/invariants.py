@@ -37,12 +37,13 @@ class Written(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """One call of ``step``."""
+    """One call of ``step``; the ``first`` of an incarnation also concludes what its journal allows."""
 
     before: Member
     event: events.Event
     after: Member
     effects: events.Effects
+    first: bool = False
 
 
 class Truth(msgspec.Struct, frozen=True):
@@ -317,7 +318,9 @@ def s9_joins_agree(truth: Truth) -> Iterator[str]:
 def s10_stale_is_refused(truth: Truth) -> Iterator[str]:
     """What is of another generation, round, configuration or a past incarnation changes nothing."""
     turn = truth.turn
-    if turn is None or not isinstance(turn.event, events.Received) or turn.before.roster is None:
+    if turn is None or turn.first or not isinstance(turn.event, events.Received):
+        return
+    if turn.before.roster is None:
         return
     m, before = turn.event.message, turn.before
     here = (before.generation, before.round, turn.before.roster.digest)
@@ -382,7 +385,7 @@ def s14_what_is_corrupt_never_counts(truth: Truth) -> Iterator[str]:
 def s15_time_changes_nothing(truth: Truth) -> Iterator[str]:
     """A tick, early or late, only sends."""
     turn = truth.turn
-    if turn is not None and isinstance(turn.event, events.Tick):
+    if turn is not None and isinstance(turn.event, events.Tick) and not turn.first:
         if turn.effects.persist or turn.effects.apply:
             yield f"a tick made {turn.before.id} do {turn.effects}"
 

@@ -49,7 +49,7 @@ def releasable(
     ``line`` is the highest epoch known converged in this domain's tier on the living timeline, or
     None during a recovery. ``void`` are epochs that can never be available.
     """
-    epochs = [copy.epoch for copy in retained]
+    epochs = sorted(copy.epoch for copy in retained)
     if line is None:
         return ()
     dead = [epoch for epoch in epochs if epoch in void and epoch not in pinned]
