@@ -19,6 +19,7 @@ from handfast.store.files import Posix
 from handfast.store.port import Verify
 from handfast.torch.capture import capture
 from handfast.torch.gradients import watch_gradients
+from handfast.torch.prime import prime
 from handfast.torch.state import TorchState
 
 __all__ = ["Checkpointer"]
@@ -110,6 +111,15 @@ class Checkpointer(checkpointer.Checkpointer):
         )
         self._live = state
         self._unwatch = watch_gradients(state)
+
+    def prime(self, fn: Callable[[], object]) -> None:
+        """Run one throwaway forward and backward before :meth:`restore`, and take it back.
+
+        DDP needs it to resume bit for bit (see :mod:`handfast.torch.prime`). Every rank calls it,
+        on every start, with an ``fn`` that has the shapes of a real step. It leaves no trace but
+        the order in which gradients are reduced from then on.
+        """
+        prime(self._live, fn)
 
     def close(self, timeout: float | None = None) -> None:
         """Wait for the last save to converge, and leave the agent to end by itself."""

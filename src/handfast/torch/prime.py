@@ -1,0 +1,49 @@
+"""Priming: what a first backward pass changes for good is changed before the restore.
+
+DDP rebuilds its buckets after its first iteration, and so changes the order in which gradients are
+reduced. A job that resumes runs that first iteration again, in the other order: with four gloo
+ranks its first step differed in the last bits though every byte of state was right. One throwaway
+forward and backward before the restore makes the resumed job's order that of the job it continues:
+on every start, the first too, or else the very first step of all is the one that differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch.optim import Optimizer
+
+from handfast.torch.capture import capture
+from handfast.torch.rng import read_generator, read_streams, write_generator, write_streams
+from handfast.torch.tree import Kind, nodes
+
+__all__ = ["prime"]
+
+
+def prime(state: Mapping[str, object], fn: Callable[[], object]) -> None:
+    """Run ``fn``, one forward and backward, and take back all that it did to the state.
+
+    Parameters, buffers, the random streams and generators are put back, gradients are dropped;
+    ``fn`` must step no optimizer, scheduler or loader. Raises whatever ``fn`` raises, after that.
+    """
+    streams = read_streams()
+    generators = [node.value for node in nodes(state) if node.kind is Kind.GENERATOR]
+    drawn = [read_generator(generator) for generator in generators]
+    held = capture(state, rng=False).tensors
+    with torch.no_grad():
+        before = [tensor.clone() for tensor in held]
+    try:
+        fn()
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(held, before, strict=True):
+                tensor.copy_(value)
+        for node in nodes(state):
+            if node.kind is Kind.MODULE:
+                node.value.zero_grad(set_to_none=True)
+            elif isinstance(node.value, Optimizer):
+                node.value.zero_grad(set_to_none=True)
+        for generator, mark in zip(generators, drawn, strict=True):
+            write_generator(generator, mark)
+        write_streams(streams)

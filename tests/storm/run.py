@@ -1,0 +1,261 @@
+"""The storm: a 4-rank job killed again and again, and held against an uninterrupted one.
+
+``python -m tests.storm.run --kills 20 --seed 1`` prints one JSON object with the counts. Ranks are
+forked from this process, which has torch loaded and no threads; agents are those that the job
+starts. Only processes that this run started are killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.storm import job
+
+from handfast.agent import process
+from handfast.errors import HandfastError
+
+SIZE = 4
+
+
+class Storm:
+    """One run of a job under fire. ``nodes`` agents share its ``SIZE`` ranks."""
+
+    def __init__(self, home: Path, *, seed: int, kind: str, nodes: int, steps: int) -> None:
+        self.home, self.kind, self.nodes, self.steps = home, kind, nodes, steps
+        self.random = random.Random(seed)
+        self.out = str(home / "witness")
+        self.path = str(home / "disks" / "{rank}")
+        self.starts = 0
+        self.pids: list[int] = []
+        self.kills: list[dict[str, object]] = []
+
+    def start(self, main: object = job.main, out: str = "", steps: int = 0) -> None:
+        """Fork the ranks of one start."""
+        self.starts += 1
+        meet = str(self.home / f"meet-{self.starts}")
+        self.pids = []
+        for rank in range(SIZE):
+            pid = os.fork()
+            if pid == 0:
+                self._rank(main, rank, meet, out or self.out, steps or self.steps)
+            self.pids.append(pid)
+
+    def _rank(self, main: object, rank: int, meet: str, out: str, steps: int) -> None:
+        """Be one rank; never returns into the launcher."""
+        per_node = SIZE // self.nodes
+        os.environ |= {
+            "LOCAL_RANK": str(rank % per_node),
+            "LOCAL_WORLD_SIZE": str(per_node),
+            "HANDFAST_NODE": f"node{rank // per_node}",
+            "HANDFAST_BIND": "127.0.0.1",
+            "HANDFAST_LINGER_S": "20",
+        }
+        code = 1
+        try:
+            with open(f"{self.home}/stderr.{rank}", "a") as err:
+                os.dup2(err.fileno(), 2)
+            if main is job.main:
+                job.main(rank, SIZE, meet, self.kind, steps, self.path, out)
+            else:
+                job.reference(rank, SIZE, meet, self.kind, steps, out)
+            code = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def agents(self) -> dict[str, int]:
+        """Find the agents of this run that are alive, by node."""
+        found = {}
+        for node in range(self.nodes):
+            client = None
+            with contextlib.suppress(HandfastError, OSError):  # it is just ending
+                client = process.connect(f"{self.path}\nnode{node}")
+            if client is not None:
+                found[f"node{node}"] = client.agent_pid
+                client.close()
+        return found
+
+    def kill(self, pids: list[int]) -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    def reap(self, pids: list[int], limit_s: float = 60.0) -> list[int]:
+        """Wait for ranks; gives their exit codes. A rank that hangs is killed, and counts as -1."""
+        codes = []
+        deadline = time.monotonic() + limit_s
+        for pid in pids:
+            while True:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    codes.append(os.waitstatus_to_exitcode(status))
+                    break
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    codes.append(-1000)
+                    break
+                time.sleep(0.01)
+        return codes
+
+    def progress(self) -> int:
+        """Read how far the slowest rank has come since this start."""
+        return min(len(_lines(f"{self.out}.{rank}")) for rank in range(SIZE))
+
+    def episode(self) -> None:
+        """Start, let it come to train, kill, and clear away what is left."""
+        before = self.progress()
+        self.start()
+        deadline = time.monotonic() + 60
+        while self.progress() <= before and time.monotonic() < deadline:
+            if self._died():
+                break
+            time.sleep(0.01)
+        time.sleep(self.random.uniform(0.0, 0.8))
+        how = self.random.choice(["job", "job", "rank", "agent", "both"])
+        if how == "agent":
+            self.strike("agent")
+            time.sleep(self.random.uniform(0.3, 1.2))  # the job must go on by itself
+            how = self.random.choice(["job", "rank"])
+        self.strike(how)
+
+    def strike(self, how: str) -> None:
+        """Kill, and where that ends the job, take the rest of it down as a launcher does."""
+        entry = {"how": how, "at": round(time.time(), 3), "steps": self.progress()}
+        self.kills.append(entry)
+        if how == "agent":
+            agents = list(self.agents().values())
+            self.kill(self.random.sample(agents, min(1, len(agents))))
+            return
+        first = [self.random.choice(self.pids)] if how == "rank" else list(self.pids)
+        if how == "both":
+            first = list(self.agents().values()) + first
+        self.kill(first)
+        if how == "rank":
+            time.sleep(self.random.uniform(0.0, 0.3))
+            self.kill([pid for pid in self.pids if pid not in first and not _gone(pid)])
+        self.reap(self.pids)
+
+    def _died(self) -> bool:
+        return any(_gone(pid) for pid in self.pids)
+
+    def finish(self) -> list[int]:
+        """One last start that runs to its end, a little further than any before."""
+        reached = max(_steps(f"{self.out}.{rank}") for rank in range(SIZE))
+        self.steps = reached + 4
+        self.start()
+        return self.reap(self.pids, 180)
+
+    def judge(self) -> dict[str, object]:
+        """Hold every resume and every step against the uninterrupted run."""
+        out = str(self.home / "reference")
+        self.start(job.reference, out, self.steps)
+        codes = self.reap(self.pids, 600)
+        truth = [_lines(f"{out}.{rank}") for rank in range(SIZE)]
+        witness = [[line.split(" ") for line in _lines(f"{self.out}.{r}")] for r in range(SIZE)]
+        wrong = [
+            f"rank {rank}: {what} {step}"
+            for rank, lines in enumerate(witness)
+            for what, step, said in lines
+            if what in "RS" and truth[rank][int(step)] != said
+        ]
+        return {"reference": codes, "inexact": wrong, **_resumes(witness)}
+
+
+def _resumes(witness: list[list[list[str]]]) -> dict[str, object]:
+    """Count mixtures (ranks resumed from different steps) and certified epochs that were lost."""
+    lives = [_lives(lines) for lines in witness]
+    mixed, lost, resumes = [], [], []
+    converged = 0
+    for number in range(max(map(len, lives))):
+        here = [life[number] for life in lives if number < len(life)]
+        begun = {life["R"] for life in here if life["R"] is not None}
+        resumes += sorted(begun)[:1]
+        if len(begun) > 1:
+            mixed.append(sorted(begun))
+        if begun and min(begun) < converged:
+            lost.append([min(begun), converged])
+        converged = max([converged, *(life["C"] for life in here)])
+    return {"resumes": resumes, "mixtures": mixed, "certified_lost": lost}
+
+
+def _lives(lines: list[list[str]]) -> list[dict[str, int | None]]:
+    """Cut a rank's log at its starts; a start that never resumed has none."""
+    found: list[dict[str, int | None]] = []
+    for what, step, _ in lines:
+        if what == "R":
+            found.append({"R": int(step), "C": 0})
+        elif what == "C" and found:
+            found[-1]["C"] = int(step)
+    return found
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        data = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return data.split("\n")[:-1]
+
+
+def _steps(path: str) -> int:
+    return max([int(line.split(" ")[1]) for line in _lines(path)], default=0)
+
+
+def _gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+def main() -> int:
+    """Run the storm that the arguments ask for."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kind", default="fsdp", choices=["fsdp", "ddp"])
+    parser.add_argument("--nodes", type=int, default=1, choices=[1, 2, 4])
+    parser.add_argument("--keep", default="")
+    options = parser.parse_args()
+    home = Path(options.keep or tempfile.mkdtemp(prefix="handfast-storm-"))
+    home.mkdir(exist_ok=True)
+    storm = Storm(home, seed=options.seed, kind=options.kind, nodes=options.nodes, steps=1_000_000)
+    began = time.monotonic()
+    while len(storm.kills) < options.kills:
+        storm.episode()
+    codes = storm.finish()
+    result = {
+        "kills": len(storm.kills),
+        "by": {
+            how: sum(k["how"] == how for k in storm.kills)
+            for how in ("job", "rank", "agent", "both")
+        },
+        "starts": storm.starts,
+        "last_run": codes,
+        "steps": storm.steps,
+        **storm.judge(),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    storm.kill(list(storm.agents().values()))
+    print(json.dumps(result))
+    if not options.keep:
+        shutil.rmtree(home)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
