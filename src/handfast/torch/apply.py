@@ -153,8 +153,8 @@ class _Restore(NamedTuple):
             module.load_state_dict({**held, **given})
 
     def _extra(self, node: Node) -> Mapping[str, object]:
-        tree: Any = self.trees.get(node.path, {})
-        return tree  # type: ignore[no-any-return]
+        tree = self.trees.get(node.path)
+        return tree if isinstance(tree, dict) else {}
 
     def optimizer(self, node: Node) -> None:
         """Put an optimizer in place, and say once which hyperparameters were replaced."""

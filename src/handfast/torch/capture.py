@@ -218,7 +218,7 @@ def capture(
 def _captured(
     found: Walk, objects: dict[str, object], declared: tuple[str, ...], previous: Captured | None
 ) -> Captured:
-    dtensor: Any = loaded("torch.distributed.tensor", "DTensor")
+    dtensor = loaded("torch.distributed.tensor", "DTensor")
     parts, sharded = found.tensors, []
     if any(issubclass(kind, dtensor) for kind in set(map(type, found.tensors))):
         parts = [local(t) if isinstance(t, dtensor) else t for t in found.tensors]

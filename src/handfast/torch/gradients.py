@@ -43,8 +43,9 @@ def watch_gradients(state: Mapping[str, object]) -> Callable[[], None]:
         if isinstance(node.value, Optimizer):
             undo.append(node.value.register_step_post_hook(_stepped).remove)
         elif isinstance(node.value, torch.amp.GradScaler):
-            node.value.step = partial(_scaled_step, node.value.step)  # type: ignore[method-assign]
-            undo.append(partial(delattr, node.value, "step"))
+            scaler: Any = node.value
+            scaler.step = partial(_scaled_step, scaler.step)
+            undo.append(partial(delattr, scaler, "step"))
 
     def end() -> None:
         while undo:
@@ -130,7 +131,7 @@ def _unsharded(path: str, root: nn.Module) -> Iterator[str]:
 
     There is no public way to them.
     """
-    fsdp: Any = loaded("torch.distributed.fsdp", "FSDPModule")
+    fsdp = loaded("torch.distributed.fsdp", "FSDPModule")
     for name, module in root.named_modules():
         if not isinstance(module, fsdp):
             continue

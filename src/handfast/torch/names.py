@@ -9,6 +9,7 @@ the other way.
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -19,14 +20,13 @@ class _NoSuchClass:
     """Stands for a class whose module was never imported: nothing is an instance of it."""
 
 
-def loaded(module: str, name: str) -> type:
+def loaded(module: str, name: str) -> Any:
     """The class if its module was imported by anybody, else one without instances.
 
     Nothing can be an instance of a class that nobody imported, and importing DTensor or dynamo
     only to ask would cost a second.
     """
-    found: type = getattr(sys.modules.get(module), name, _NoSuchClass)
-    return found
+    return getattr(sys.modules.get(module), name, _NoSuchClass)
 
 
 _WRAPPERS = (

@@ -81,7 +81,8 @@ def write_generator(generator: object, state: object) -> None:
 
 def _cuda_in_use() -> bool:
     # Asking an unused CUDA for its streams would start it, on every device.
-    return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    cuda: Any = torch.cuda
+    return bool(cuda.is_available() and cuda.is_initialized())
 
 
 def read_streams() -> dict[str, object]:

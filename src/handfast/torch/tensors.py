@@ -163,7 +163,7 @@ def make(spec: TensorSpec, place: Place) -> Tensor:
         part = torch.empty(spec.shape, dtype=dtype, device=place.device)
     if place.mesh is None:
         return part
-    made: Tensor = loaded("torch.distributed.tensor", "DTensor").from_local(  # type: ignore[attr-defined]
+    made: Tensor = loaded("torch.distributed.tensor", "DTensor").from_local(
         part,
         place.mesh,
         place.placements,

@@ -72,12 +72,12 @@ def kind_of(value: object) -> Kind | None:
     return Kind.LOADER if hasattr(type(value), "__iter__") else Kind.OBJECT
 
 
-def entries(box: object) -> Iterator[tuple[object, Any]]:
+def entries(box: Any) -> Iterator[tuple[object, Any]]:
     """The keys or indices of a box, with what they hold; nothing for any other value."""
     if type(box) in _MAPPINGS:
-        yield from box.items()  # type: ignore[attr-defined]
+        yield from box.items()
     elif type(box) in _SEQUENCES:
-        yield from enumerate(box)  # type: ignore[arg-type]
+        yield from enumerate(box)
 
 
 def nodes(state: Mapping[str, object]) -> list[Node]:

@@ -1,0 +1,84 @@
+"""What the tests of this room share: a save and a restore through a real image, in memory."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import multiprocessing as mp
+
+from handfast.store import objects
+from handfast.store.image import plan
+from handfast.torch.apply import apply
+from handfast.torch.capture import Captured, capture
+from handfast.torch.compare import Difference, differences
+from handfast.torch.saved import Saved
+from handfast.torch.stage import map_image, stage
+
+State = Mapping[str, object]
+
+
+class Snapshot:
+    """A state as it was at one moment: the image's bytes, and the objects encoded and decoded."""
+
+    def __init__(self, state: State, pickle: tuple[str, ...] = (), **options: Any) -> None:
+        self.captured: Captured = capture(state, **options)
+        layout = plan(self.captured.specs)
+        self.buffer = bytearray(layout.padded)
+        self.views: dict[str, Tensor] = map_image(layout.slots, self.buffer)
+        stage(self.captured, self.views).wait()
+        tree: Any = objects.decode(
+            objects.encode(self.captured.objects, pickle=pickle), pickle=pickle
+        )
+        specs = {slot.spec.path: slot.spec for slot in layout.slots}
+        self.saved = Saved(specs, self.captured.aliases, tree)
+
+    def differences(self, live: State, **options: Any) -> list[Difference]:
+        """What a restore into `live` would get wrong."""
+        return differences(capture(live), self.saved, **options)
+
+    def restore(self, live: State, **options: Any) -> object:
+        """A restore that finds no difference; gives what was saved as extra."""
+        assert self.differences(live) == []
+        return apply(live, self.saved, self.views, **options)
+
+    def paths(self) -> set[str]:
+        """Every path at which a tensor can be found."""
+        return set(self.saved.paths())
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same dtype, shape and bits, NaNs too."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    pair = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
+    return torch.equal(*pair)
+
+
+def train(model: nn.Module, *opts: torch.optim.Optimizer, steps: int = 1, width: int = 4) -> None:
+    """Some steps on random data."""
+    for _ in range(steps):
+        for opt in opts:
+            opt.zero_grad()
+        model(torch.randn(3, width)).square().sum().backward()
+        for opt in opts:
+            opt.step()
+
+
+def ranks(count: int, body: Callable[..., None], path: Path) -> None:
+    """Run `body(rank)` on gloo ranks: processes that fork from a helper which has torch loaded.
+
+    Not from this process: autograd and gloo have threads here, which a fork would lose.
+    """
+    mp.get_context("forkserver").set_forkserver_preload(["statekit", "rankbodies"])
+    where = f"file://{path}/{body.__name__}{count}"
+    mp.start_processes(_rank, (count, where, body), count, start_method="forkserver")
+
+
+def _rank(rank: int, count: int, where: str, body: Callable[..., None]) -> None:
+    torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=count)
+    try:
+        body(rank)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,216 @@
+"""Shows when a save falls into the middle of gradient accumulation, and when it does not."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from handfast.torch.gradients import unclean_gradients, watch_gradients
+
+NAMES = ("model/weight", "model/bias")
+
+
+@pytest.fixture(params=["sgd", "foreach", "fused", "loop", "maximize", "amsgrad", "nesterov"])
+def state(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """A watched model and optimizer, of each implementation that torch has on a CPU."""
+    options: dict[str, Any] = {
+        "foreach": {"foreach": True},
+        "fused": {"fused": True},
+        "loop": {"foreach": False},
+        "maximize": {"maximize": True},
+        "amsgrad": {"amsgrad": True},
+    }
+    model = nn.Linear(4, 2)
+    if request.param in options:
+        opt: Any = torch.optim.AdamW(model.parameters(), **options[request.param])
+    else:
+        heavy = request.param == "nesterov"
+        opt = torch.optim.SGD(
+            model.parameters(), momentum=0.9 * heavy, nesterov=heavy, weight_decay=0.1
+        )
+    state = {"model": model, "opt": opt}
+    end = watch_gradients(state)
+    yield state
+    end()
+
+
+def backward(model: nn.Module, scale: float = 1.0) -> None:
+    (model(torch.randn(3, 4) * scale).square().sum()).backward()
+
+
+@pytest.mark.parametrize("to_none", [True, False], ids=["none", "zeros"])
+def test_a_loop_that_accumulates_four_times(state: dict[str, Any], to_none: bool) -> None:
+    """Clean after the step and after zero_grad, pending in between: at each of nine windows."""
+    model, opt = state["model"], state["opt"]
+    assert unclean_gradients(state) == ()
+    for _ in range(9):
+        for _ in range(4):
+            backward(model)
+            assert unclean_gradients(state) == NAMES
+        opt.step()
+        assert unclean_gradients(state) == ()  # consumed, though it is still there
+        opt.zero_grad(set_to_none=to_none)
+        assert unclean_gradients(state) == ()
+        assert unclean_gradients(state) == ()
+
+
+def test_a_loop_that_zeroes_late_is_clean_after_each_step(state: dict[str, Any]) -> None:
+    """zero_grad at the top of the loop: at the save the gradients of the last step are there."""
+    model, opt = state["model"], state["opt"]
+    for _ in range(20):
+        opt.zero_grad()
+        backward(model)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        assert unclean_gradients(state) == NAMES
+        opt.step()
+        assert unclean_gradients(state) == ()
+
+
+def test_accumulation_onto_consumed_gradients_is_seen(state: dict[str, Any]) -> None:
+    """Without zero_grad the next backward adds to what the step has used."""
+    model, opt = state["model"], state["opt"]
+    backward(model)
+    opt.step()
+    backward(model)
+    assert unclean_gradients(state) == NAMES
+
+
+def test_a_new_gradient_at_the_old_address_is_not_taken_for_the_old_one(
+    state: dict[str, Any],
+) -> None:
+    """The allocator gives the same memory again, with the same version: only a mark tells."""
+    memory = bytearray(b"\1" * 32)
+    for _ in range(3):
+        gradient = torch.frombuffer(memory, dtype=torch.float32).detach().reshape(2, 4)
+        assert gradient.data_ptr() == torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+        assert gradient._version == 0
+        state["model"].weight.grad = gradient
+        assert unclean_gradients(state) == ("model/weight",)
+        state["opt"].step()
+        assert unclean_gradients(state) == ()
+        memory[:] = b"\1" * 32
+
+
+def test_only_the_pending_parameter_is_named(state: dict[str, Any]) -> None:
+    """A frozen or unused one has no gradient."""
+    state["model"].weight.requires_grad_(False)
+    backward(state["model"])
+    assert unclean_gradients(state) == ("model/bias",)
+
+
+def test_nan_and_inf_are_not_zero(state: dict[str, Any]) -> None:
+    """A gradient that overflowed is pending until a step or zero_grad."""
+    for value in (float("nan"), float("inf"), -1e-45):
+        state["model"].weight.grad = torch.full((2, 4), value)
+        assert unclean_gradients(state) == ("model/weight",)
+
+
+def test_a_step_that_the_scaler_skipped_is_clean() -> None:
+    """Nothing else is called in that step: the window is over all the same."""
+    model = nn.Linear(4, 2)
+    for opt in (
+        torch.optim.SGD(model.parameters()),
+        torch.optim.AdamW(model.parameters(), fused=True),
+    ):
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        state = {"model": model, "opt": opt, "scaler": scaler}
+        end = watch_gradients(state)
+        for scale, skipped in ((1.0, False), (float("inf"), True), (1.0, False)):
+            opt.zero_grad()
+            before, weight = scaler.get_scale(), model.weight.detach().clone()
+            for _ in range(2):
+                scaler.scale(model(torch.ones(3, 4) * scale).square().sum()).backward()
+                assert unclean_gradients(state) == NAMES
+            scaler.step(opt)
+            scaler.update()
+            assert (scaler.get_scale() < before) is skipped
+            assert torch.equal(model.weight, weight) is skipped
+            assert unclean_gradients(state) == ()
+        end()
+        assert "step" not in vars(scaler)
+
+
+def test_each_of_several_optimizers_counts_for_itself() -> None:
+    """One that steps every time hides nothing of one that accumulates."""
+    one, two = nn.Linear(4, 4), nn.Linear(4, 2)
+    opts = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (one, two)]
+    state = {"one": one, "two": two, "opts": opts}
+    watch_gradients(state)
+    backward(nn.Sequential(one, two))
+    opts[0].step()
+    opts[0].zero_grad()
+    assert unclean_gradients(state) == ("two/weight", "two/bias")
+    opts[1].step()
+    assert unclean_gradients(state) == ()
+
+
+def test_a_step_with_a_closure_is_a_step() -> None:
+    """LBFGS runs the backward inside of its step."""
+    model = nn.Linear(4, 2)
+    opt = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    state = {"model": model, "opt": opt}
+    watch_gradients(state)
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        loss: Tensor = model(torch.ones(2, 4)).square().sum()
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    assert unclean_gradients(state) == ()
+    closure()
+    assert unclean_gradients(state) == NAMES
+
+
+def test_sparse_gradients() -> None:
+    """Embeddings with sparse gradients have no dense values to look at."""
+    model = nn.Embedding(5, 2, sparse=True)
+    state = {"model": model, "opt": torch.optim.SparseAdam(model.parameters())}
+    watch_gradients(state)
+    for _ in range(3):
+        state["opt"].zero_grad()
+        assert unclean_gradients(state) == ()
+        model(torch.tensor([1, 3])).sum().backward()
+        assert unclean_gradients(state) == ("model/weight",)
+        state["opt"].step()
+        assert unclean_gradients(state) == ()
+
+
+def test_a_parameter_of_no_module_is_shown_by_its_shape() -> None:
+    """Only the optimizer knows it."""
+    loose = nn.Parameter(torch.ones(3))
+    state = {"opt": torch.optim.SGD([loose])}
+    loose.sum().backward()
+    assert unclean_gradients(state) == ("a parameter of shape (3,) in no module",)
+
+
+def test_after_the_watch_ended_nothing_is_marked() -> None:
+    """A closed Checkpointer leaves no hooks in the user's training."""
+    model = nn.Linear(4, 2)
+    opt = torch.optim.SGD(model.parameters())
+    end: Callable[[], None] = watch_gradients({"model": model, "opt": opt})
+    end()
+    end()
+    assert not opt._optimizer_step_post_hooks
+    backward(model)
+    opt.step()
+    assert unclean_gradients({"model": model, "opt": opt}) == NAMES
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_step_leaves_its_mark() -> None:
+    """torch.compile traces through the optimizer and its hooks."""
+    model = nn.Linear(4, 2)
+    opt = torch.optim.AdamW(model.parameters())
+    state = {"model": model, "opt": opt}
+    watch_gradients(state)
+    step = torch.compile(opt.step, backend="eager")
+    for _ in range(3):
+        opt.zero_grad()
+        backward(model)
+        assert unclean_gradients(state) == NAMES
+        step()
+        assert unclean_gradients(state) == ()

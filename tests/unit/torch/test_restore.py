@@ -1,0 +1,553 @@
+"""Shows what a restore leaves behind: every part of one epoch, in the order that makes it exact."""
+
+import logging
+import random
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from statekit import Snapshot, same_bytes, train
+from torch import nn
+
+from handfast.errors import Poisoned, Refused
+from handfast.torch.apply import apply
+from handfast.torch.compare import refuse
+
+L = torch.optim.lr_scheduler
+
+
+class Decay:
+    """A callable with a state of its own, which LambdaLR saves."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, epoch: int) -> float:
+        return float(self.rate**epoch)
+
+
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "lambda": lambda o: L.LambdaLR(o, lambda epoch: 0.9**epoch),
+    "callable": lambda o: L.LambdaLR(o, Decay(0.5)),
+    "multi step": lambda o: L.MultiStepLR(o, [2, 4, 4]),
+    "one cycle": lambda o: L.OneCycleLR(o, 0.1, total_steps=20),
+    "cyclic": lambda o: L.CyclicLR(o, 0.1, 0.2, step_size_up=3),
+    "plateau": lambda o: L.ReduceLROnPlateau(o, patience=1),
+    "sequential": lambda o: L.SequentialLR(o, [L.LinearLR(o), L.CosineAnnealingLR(o, 9)], [3]),
+    "restarts": lambda o: L.CosineAnnealingWarmRestarts(o, 3),
+    "chained": lambda o: L.ChainedScheduler([L.ExponentialLR(o, 0.9), L.ConstantLR(o)]),
+}
+
+
+def scheduled(name: str, seed: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    model = nn.Linear(4, 4)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return {"scheduler": SCHEDULERS[name](opt), "model": model, "opt": opt}
+
+
+def rates(state: dict[str, Any], steps: int) -> list[float]:
+    """The learning rates of some more steps."""
+    found = []
+    for step in range(steps):
+        train(state["model"], state["opt"])
+        args = (1.0 + step,) if isinstance(state["scheduler"], L.ReduceLROnPlateau) else ()
+        state["scheduler"].step(*args)
+        found.append(state["opt"].param_groups[0]["lr"])
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:Please also save or load the state of the optimizer")
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_go_on_where_they_were(name: str) -> None:
+    """Int keys of milestones, inf of plateaus, lambdas that no file can hold."""
+    one, other = scheduled(name, 0), scheduled(name, 1)
+    rates(one, 5)
+    Snapshot(one).restore(other)
+    assert rates(other, 6) == rates(one, 6)
+
+
+def test_keep_live_reaches_into_a_scheduler() -> None:
+    """The rate that a scheduler starts from is its own: keeping lr alone would last one step."""
+    one, other = scheduled("lambda", 0), scheduled("lambda", 1)
+    rates(one, 2)
+    other["opt"].param_groups[0].update(lr=0.5, initial_lr=0.5)
+    other["scheduler"].base_lrs = [0.5]
+    Snapshot(one).restore(other, keep_live=("lr", "initial_lr", "scheduler/base_lrs"))
+    assert other["scheduler"].last_epoch == 2
+    assert rates(other, 1) == [0.5 * 0.9**3]
+
+
+def test_grad_scaler_and_ema_copy() -> None:
+    """Loss scale, growth tracker and averaged weights are of the same epoch as the model."""
+
+    def build(seed: int) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        model = nn.Linear(4, 4)
+        ema = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+        return {
+            "scaler": torch.amp.GradScaler("cpu", growth_interval=3),
+            "model": model,
+            "ema": ema,
+        }
+
+    one, other = build(0), build(1)
+    opt = torch.optim.SGD(one["model"].parameters())
+    for _ in range(4):
+        opt.zero_grad()
+        one["scaler"].scale(one["model"](torch.ones(2, 4)).sum()).backward()
+        one["scaler"].step(opt)
+        one["scaler"].update()
+        one["ema"].update_parameters(one["model"])
+    Snapshot(one).restore(other)
+    assert other["scaler"].state_dict() == one["scaler"].state_dict()
+    assert other["scaler"].get_scale() == 2 * 65536
+    assert other["ema"].n_averaged == 4
+    assert same_bytes(other["ema"].module.weight, one["ema"].module.weight)
+
+
+class Loader:
+    """Behaves as torchdata's: making its iterator draws a seed, and so does reading it back."""
+
+    def __init__(self, size: int = 20, *, lost: int = 0) -> None:
+        self.size, self.lost = size, lost
+        self.at: Iterator[int] | None = None
+        self.done = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self._start()
+        while self.done < self.size:
+            self.done += 1
+            yield self.order[self.done - 1]
+
+    def _start(self) -> None:
+        if self.at is None:
+            torch.randint(2**31, ())  # the seed of its workers
+            self.at = iter(())
+
+    def state_dict(self) -> dict[str, Any]:
+        self._start()
+        return {"done": self.done, "order": self.__dict__.setdefault("order", [*range(self.size)])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.at = None
+        self.done, self.order = state["done"] - self.lost, list(state["order"])
+
+
+def test_reading_a_loader_back_shifts_no_later_dropout_mask() -> None:
+    """The random streams come last: else the first mask after a resume is another one."""
+    loader = Loader()
+    state = {"loader": loader, "model": nn.Dropout()}
+    loader.state_dict()
+    batches = iter(loader)
+    assert [next(batches) for _ in range(3)] == [0, 1, 2]
+    saved = Snapshot(state)
+    masks = [torch.rand(4) for _ in range(2)]
+    fresh = {"loader": Loader(), "model": nn.Dropout()}
+    torch.manual_seed(99)
+    saved.restore(fresh)
+    rest = iter(fresh["loader"])
+    assert next(rest) == 3  # the batch after the last one that was consumed
+    assert all(torch.equal(mask, torch.rand(4)) for mask in masks)
+
+
+def test_a_loader_that_takes_up_elsewhere_is_found() -> None:
+    """torchtitan#4686: the model at step 500, the loader at 501."""
+    loader = Loader()
+    loader.state_dict()
+    batches = iter(loader)
+    for _ in range(3):
+        next(batches)
+    saved = Snapshot({"loader": loader})
+    with pytest.raises(Poisoned, match="loader/done reads back as another value"):
+        saved.restore({"loader": Loader(lost=1)})
+
+
+class Counter:
+    """A user's object with a state of its own; `fails` makes its load raise."""
+
+    def __init__(self, fails: bool = False, forgets: bool = False) -> None:
+        self.fails, self.forgets = fails, forgets
+        self.n, self.seen = 0, torch.zeros(2, dtype=torch.bfloat16)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"n": self.n, "seen": self.seen, "nan": float("nan"), "deep": [(1, {"k": b"x"})]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.fails:
+            raise RuntimeError("no room")
+        self.n, self.seen = (0 if self.forgets else state["n"]), state["seen"]
+
+
+def test_a_users_object_comes_back_with_tensors_of_its_own() -> None:
+    """What it is given aliases neither the image nor the next restore."""
+    counter, fresh = Counter(), Counter()
+    counter.n, counter.seen = 2**80, torch.tensor([1.5, float("nan")], dtype=torch.bfloat16)
+    saved = Snapshot({"counter": counter})
+    image = bytes(saved.buffer)
+    saved.restore({"counter": fresh})
+    assert fresh.n == 2**80
+    assert same_bytes(fresh.seen, counter.seen)
+    fresh.seen.fill_(0)
+    assert bytes(saved.buffer) == image
+
+
+def test_a_load_that_raises_poisons_and_names_its_part() -> None:
+    """The live state is of no epoch then; going on would train a mixture."""
+    model = nn.Linear(2, 2)
+    saved = Snapshot({"model": model, "counter": Counter()})
+    with pytest.raises(Poisoned, match=r"stopped at counter: RuntimeError\('no room'\)"):
+        saved.restore({"model": model, "counter": Counter(fails=True)})
+
+
+def test_an_object_that_forgets_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Its load took nothing, which may be meant: a warning, with the path."""
+    counter = Counter()
+    counter.n = 3
+    with caplog.at_level(logging.WARNING, "handfast"):
+        Snapshot({"counter": counter}).restore({"counter": Counter(forgets=True)})
+    assert "counter/n reads back as another value" in caplog.text
+
+
+def test_all_streams_and_generators_go_on() -> None:
+    """Python, NumPy, torch, and the generators that the user holds."""
+
+    def held() -> dict[str, Any]:
+        return {
+            "torch": torch.Generator(),
+            "python": random.Random(3),
+            "numpy": [np.random.default_rng(5), np.random.RandomState(7)],
+        }
+
+    def draw(g: dict[str, Any]) -> list[Any]:
+        return [
+            random.random(),
+            np.random.rand(3).tolist(),
+            torch.rand(3).tolist(),
+            torch.rand(3, generator=g["torch"]).tolist(),
+            g["python"].gauss(0, 1),
+            g["numpy"][0].standard_normal(3).tolist(),
+            g["numpy"][1].standard_normal(3).tolist(),
+        ]
+
+    one, other = held(), held()
+    draw(one)
+    saved = Snapshot({"held": one})
+    expected = draw(one)
+    draw(other)
+    saved.restore({"held": other})
+    assert draw(other) == expected
+
+
+def test_without_rng_the_streams_are_left_alone() -> None:
+    """An evaluation that restores weights must not disturb the run around it."""
+    model = nn.Linear(2, 2)
+    for saved, options in (
+        (Snapshot({"model": model}, rng=False), {}),
+        (Snapshot({"model": model}), {"only": ("model",)}),
+    ):
+        before = torch.get_rng_state()
+        torch.rand(3)
+        moved = torch.get_rng_state()
+        saved.restore({"model": model}, **options)
+        assert not torch.equal(before, moved)
+        assert torch.equal(torch.get_rng_state(), moved)
+
+
+def test_boxes_are_updated_in_place() -> None:
+    """Whoever holds the dict, its inner list or its tensor sees the restored values."""
+    box = {
+        "step": 5,
+        "log": [1.5, {"a": 1}],
+        "w": torch.ones(2),
+        "pair": (torch.full((1,), 2.0), 7),
+        "new": {"t": torch.ones(3)},
+        "q": deque([1, 2], 3),
+        "d": defaultdict(list, {1: [2]}),
+        "o": OrderedDict(b=1, a=2),
+    }
+    saved = Snapshot({"box": box})
+    log, pair, w = [0.5, {"a": 9}, 3], (torch.zeros(1), 1), torch.zeros(2)
+    inner = log[1]
+    queue: deque[int] = deque(maxlen=3)
+    live = {"w": w, "log": log, "pair": pair, "gone": 1, "q": queue, "d": 3, "step": 0}
+    saved.restore({"box": live})
+    assert list(live) == list(box)
+    assert live["log"] is log
+    assert log == [1.5, {"a": 1}]
+    assert log[1] is inner
+    assert live["w"] is w
+    assert w.tolist() == [1, 1]
+    assert live["pair"][0] is pair[0]
+    assert pair[0].item() == 2.0
+    assert live["pair"][1] == 7
+    assert live["q"] is queue
+    assert queue == deque([1, 2], 3)
+    assert live["d"] == {1: [2]}
+    assert live["d"].default_factory is list
+    assert live["new"]["t"].tolist() == [1, 1, 1]
+    assert live["o"] == OrderedDict(b=1, a=2)
+
+
+def test_live_things_inside_of_boxes_are_restored_where_they_are() -> None:
+    """Models by name in a dict, with the counters beside them."""
+    one = {"gen": nn.Linear(2, 2), "all": [nn.Linear(1, 1), 4], "n": 3}
+    other = {"gen": nn.Linear(2, 2), "all": [nn.Linear(1, 1), 0], "n": 0}
+    kept = other["gen"]
+    Snapshot({"nets": one}).restore({"nets": other})
+    assert other["gen"] is kept
+    assert same_bytes(kept.weight, one["gen"].weight)
+    assert same_bytes(other["all"][0].weight, one["all"][0].weight)
+    assert (other["all"][1], other["n"]) == (4, 3)
+
+
+def test_extra_goes_along() -> None:
+    """What a save was given beside the state comes back as it was."""
+    extra = {"loss": 0.5, "best": torch.ones(2), "at": (1, 2)}
+    back: Any = Snapshot({"model": nn.Linear(1, 1)}, extra=extra).restore(
+        {"model": nn.Linear(1, 1)}
+    )
+    assert back["loss"] == 0.5
+    assert same_bytes(back["best"], extra["best"])
+    assert back["at"] == (1, 2)
+
+
+class WithExtra(nn.Linear):
+    """A module with state that is no tensor, and one that a hook computes."""
+
+    count = 0
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"count": self.count, "t": torch.full((2,), float(self.count))}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        assert state["t"].tolist() == [state["count"]] * 2
+        self.count = state["count"]
+
+
+def test_extra_state_of_modules() -> None:
+    """get_extra_state (transformer-engine's scales, say) is part of the model."""
+    one, other = nn.Sequential(WithExtra(2, 2)), nn.Sequential(WithExtra(2, 2))
+    one[0].count = 3
+    Snapshot({"model": one}).restore({"model": other})
+    assert other[0].count == 3
+    assert same_bytes(other[0].weight, one[0].weight)
+
+
+def test_a_tensor_that_a_hook_computes_goes_through_load_state_dict() -> None:
+    """It is no live tensor, so only the module knows what to do with it."""
+
+    class Packed(nn.Linear):
+        def _save_to_state_dict(self, into: dict[str, Any], prefix: str, keep: bool) -> None:
+            into[prefix + "packed"] = self.weight.detach() * 2
+
+        def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *_: Any) -> None:
+            self.weight.data.copy_(state[prefix + "packed"] / 2)
+
+    one, other = Packed(2, 2), Packed(2, 2)
+    Snapshot({"model": one}).restore({"model": other})
+    assert same_bytes(other.weight, one.weight)
+
+
+def test_tied_parameters_stay_tied() -> None:
+    """And take one value, in whichever order they are named."""
+
+    def build() -> nn.ModuleDict:
+        model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "out": nn.Linear(3, 5, bias=False)})
+        model["out"].weight = model["embed"].weight
+        return model
+
+    one, other = build(), build()
+    Snapshot({"model": one, "head": one["out"]}).restore({"head": other["out"], "model": other})
+    assert other["out"].weight is other["embed"].weight
+    assert same_bytes(other["out"].weight, one["embed"].weight)
+
+
+def test_live_tensors_keep_their_memory() -> None:
+    """DDP's buckets, captured graphs and the optimizer point at it."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    saved = Snapshot({"model": model})
+    held = {key: (id(t), t.data_ptr()) for key, t in model.state_dict(keep_vars=True).items()}
+    saved.restore({"model": model})
+    after = {key: (id(t), t.data_ptr()) for key, t in model.state_dict(keep_vars=True).items()}
+    assert after == held
+    assert model[0].weight.requires_grad
+
+
+def test_the_same_run_with_and_without_a_break() -> None:
+    """Model with dropout and batch norm, optimizer, schedule, loader and streams, bit for bit."""
+
+    def build(seed: int) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        random.seed(seed)
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2))
+        opt = torch.optim.AdamW(model.parameters(), lr=0.01)
+        return {
+            "loader": Loader(40),
+            "model": model,
+            "opt": opt,
+            "scheduler": L.OneCycleLR(opt, 0.1, total_steps=40),
+            "book": {"losses": []},
+        }
+
+    def go(state: dict[str, Any], steps: int) -> list[float]:
+        state["loader"].state_dict()
+        batches = iter(state["loader"])
+        for _ in range(steps):
+            x = torch.randn(6, 4) * random.random() + next(batches)
+            state["opt"].zero_grad()
+            loss = state["model"](x).square().mean()
+            loss.backward()
+            state["opt"].step()
+            state["scheduler"].step()
+            state["book"]["losses"].append(loss.item())
+        return list(state["book"]["losses"])
+
+    one = build(0)
+    go(one, 5)
+    saved = Snapshot(one)
+    expected = go(one, 7)
+    other = build(1)
+    saved.restore(other)
+    assert go(other, 7) == expected
+    pairs = zip(
+        one["model"].state_dict().values(), other["model"].state_dict().values(), strict=True
+    )
+    assert all(same_bytes(a, b) for a, b in pairs)
+
+
+# Differences, found dry
+
+
+def layers(*sizes: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    return nn.Sequential(*(nn.Linear(4, size, dtype=dtype) for size in sizes))
+
+
+def tied(*, tie: bool) -> nn.Sequential:
+    model = layers(4, 4)
+    if tie:
+        model[1].weight = model[0].weight
+    return model
+
+
+def grouped(*sizes: int) -> dict[str, Any]:
+    model = layers(4, 4)
+    parts = iter(model.parameters())
+    groups = [{"params": [next(parts) for _ in range(size)]} for size in sizes]
+    return {"model": model, "opt": torch.optim.SGD(groups, lr=0.1)}
+
+
+DIFFERENCES: dict[str, tuple[Any, Any, list[str]]] = {
+    "missing": (
+        {"m": layers(2, 3)},
+        {"m": layers(2)},
+        [
+            "m/1.bias: tensor: saved float32[3], live nothing",
+            "m/1.weight: tensor: saved float32[3, 4], live nothing",
+        ],
+    ),
+    "unexpected": ({}, {"t": torch.ones(2)}, ["t: tensor: saved nothing, live float32[2]"]),
+    "component": (
+        {"m": nn.Sequential()},
+        {"n": nn.Sequential()},
+        ["m: kind: saved module, live nothing", "n: kind: saved nothing, live module"],
+    ),
+    "shape": ({"t": torch.ones(2)}, {"t": torch.ones(3)}, ["t: shape: saved (2,), live (3,)"]),
+    "dtype": (
+        {"t": torch.ones(2)},
+        {"t": torch.ones(2).half()},
+        ["t: dtype: saved float32, live float16"],
+    ),
+    "kind": (
+        {"x": nn.Sequential()},
+        {"x": torch.Generator()},
+        ["x: kind: saved module, live generator"],
+    ),
+    "tie gone": (
+        {"m": tied(tie=True)},
+        {"m": tied(tie=False)},
+        ["m/1.weight: tie: saved tied to m/0.weight, live apart"],
+    ),
+    "tie new": (
+        {"m": tied(tie=False)},
+        {"m": tied(tie=True)},
+        ["m/1.weight: tie: saved apart, live tied to m/0.weight"],
+    ),
+    "repeats": (
+        {"t": torch.ones(2, 3)},
+        {"t": torch.ones(2, 1).expand(2, 3)},
+        ["t: stride: saved (3, 1), live (1, 0), which repeats elements"],
+    ),
+    "groups": (grouped(2, 2), grouped(4), ["opt: groups: saved 2 groups, live 1 groups"]),
+    "parameters": (
+        grouped(2),
+        grouped(1),
+        ["opt/param_groups[0]: parameter: saved 0.bias, live nothing"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_differences_are_found_before_anything_changes(name: str) -> None:
+    """Each one by path, with both sides."""
+    saved, live, expected = DIFFERENCES[name]
+    assert list(map(str, Snapshot(saved).differences(live))) == expected
+
+
+def test_a_refusal_lists_ten_and_counts_all() -> None:
+    """A wrong model differs everywhere; a thousand lines would hide what it is."""
+    saved = Snapshot({"m": layers(*[2] * 20)})
+    live = {"m": layers(*[3] * 20)}
+    before = {key: value.clone() for key, value in live["m"].state_dict().items()}
+    found = saved.differences(live)
+    with pytest.raises(Refused, match=r"foreign: .*40 differences \(40 of shape\)") as caught:
+        refuse(found, "rank 3")
+    assert str(caught.value).count("saved (") == 10
+    assert "and 30 more" in str(caught.value)
+    assert caught.value.shards == ("rank 3",)
+    assert all(torch.equal(value, before[key]) for key, value in live["m"].state_dict().items())
+    refuse([], "rank 3")
+
+
+def test_only_a_part_is_compared_and_restored() -> None:
+    """Weights for a new head, or an evaluation without the optimizer."""
+    one, other = layers(4, 2), layers(4, 3)
+    train(one[0], opt := torch.optim.SGD(one.parameters(), momentum=0.9))
+    saved = Snapshot({"m": one, "o": opt, "b": {"n": 1, "k": 2}})
+    fresh = torch.optim.SGD(other.parameters(), momentum=0.9)
+    live: dict[str, Any] = {"m": other, "o": fresh, "b": {"n": 0, "k": 0, "z": 5}}
+    head = other[1].weight.clone()
+    only = ("m/0*", "b/n")
+    assert saved.differences(live, only=only) == []
+    apply(live, saved.saved, saved.views, only=only)
+    assert same_bytes(other[0].weight, one[0].weight)
+    assert same_bytes(other[1].weight, head)
+    assert not fresh.state
+    assert live["b"] == {"n": 1, "k": 0, "z": 5}
+
+
+def test_not_strict_leaves_what_only_one_side_has() -> None:
+    """A model with a new layer starts from what is there; shapes that differ are still refused."""
+    one, other = layers(4, 2), layers(4, 2, 3)
+    opt = torch.optim.SGD(one.parameters(), momentum=0.9)
+    train(one[0], opt)
+    fresh = torch.optim.SGD(other.parameters(), momentum=0.9)
+    saved = Snapshot({"m": one, "o": opt, "old": nn.Linear(1, 1), "g": torch.Generator()})
+    live: dict[str, Any] = {"m": other, "o": fresh, "new": [torch.ones(1)]}
+    assert len(saved.differences(live)) == 9
+    assert saved.differences(live, strict=False) == []
+    apply(live, saved.saved, saved.views)
+    assert same_bytes(other[1].weight, one[1].weight)
+    assert live["new"][0] == 1
+    assert set(map(id, fresh.state)) == {id(other[0].weight), id(other[0].bias)}
+    assert saved.differences({"m": layers(4, 3)}, strict=False)
+
+
+def test_a_broken_image_poisons() -> None:
+    """Whatever goes wrong after the first change is said in one way."""
+    saved = Snapshot({"t": torch.ones(2)})
+    with pytest.raises(Poisoned, match="the tensors"):
+        apply({"t": torch.ones(2)}, saved.saved, {})

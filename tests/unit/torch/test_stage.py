@@ -1,0 +1,131 @@
+"""Shows that what is staged is the state at that moment, bit for bit, whatever its dtype."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load
+from statekit import Snapshot, same_bytes, train
+from torch import nn
+
+from handfast.store.image import plan
+from handfast.torch.capture import capture
+from handfast.torch.stage import map_image, stage
+from handfast.torch.types import TORCH_DTYPES
+
+BASE = torch.arange(120, dtype=torch.uint8)
+
+SHAPES = {
+    "scalar": lambda t: t[0],
+    "empty": lambda t: t[:0],
+    "empty rows": lambda t: t[:0].reshape(3, 0),
+    "flat": lambda t: t[:6],
+    "turned": lambda t: t[:6].reshape(2, 3).t(),
+    "every other": lambda t: t[:6:2],
+    "channels last": lambda t: t[:6].reshape(1, 3, 1, 2).to(memory_format=torch.channels_last),
+    "expanded": lambda t: t[:2].reshape(2, 1).expand(2, 3),
+}
+
+
+def sample(dtype: torch.dtype) -> torch.Tensor:
+    """Seven or more values of a dtype, some of them NaN or infinite where it has such."""
+    if dtype == torch.bool:
+        return BASE % 3 == 0
+    return BASE.repeat(2).flip(0)[: 15 * dtype.itemsize].view(dtype)
+
+
+def zeros(like: torch.Tensor) -> torch.Tensor:
+    """As `zeros_like`, for dtypes too that torch can't fill."""
+    made = torch.empty_like(like)
+    made.untyped_storage().fill_(0)
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", TORCH_DTYPES)
+def test_every_dtype_and_shape_comes_back_bit_for_bit(name: str, shape: str) -> None:
+    """fp8, bf16, complex, unsigned, 0-d, empty, strided: nothing is cast on the way."""
+    tensor = SHAPES[shape](sample(TORCH_DTYPES[name]))
+    saved = Snapshot({"t": tensor, "kept": {"t": tensor.clone()}})
+    live = zeros(tensor)
+    if shape == "expanded":
+        live = live[:, :1].clone().expand(2, 3)
+    box = {"t": zeros(tensor)}
+    saved.restore({"t": live, "kept": box})
+    assert same_bytes(live, tensor)
+    assert same_bytes(box["t"], tensor)
+
+
+@given(
+    st.lists(st.integers(0, 4), max_size=4),
+    st.randoms(use_true_random=False),
+    st.sampled_from(["float32", "bfloat16", "complex64"]),
+)
+def test_strides_of_any_order_come_back(shape: list[int], order: object, name: str) -> None:
+    """A law: whatever the order of the dimensions in memory, values and order are kept."""
+    dims = list(range(len(shape)))
+    order.shuffle(dims)  # type: ignore[attr-defined] # hypothesis does not type its randoms
+    tensor = torch.randn(shape).to(TORCH_DTYPES[name]).permute(dims)
+    box: dict[str, torch.Tensor] = {}
+    Snapshot({"box": {"t": tensor}}).restore({"box": box})
+    assert same_bytes(box["t"], tensor)
+    if tensor.numel():
+        sizes = tensor.shape
+        kept = [
+            (a, b)
+            for a, b, n in zip(box["t"].stride(), tensor.stride(), sizes, strict=True)
+            if n > 1
+        ]
+        assert all(one == other for one, other in kept)
+
+
+def test_an_image_of_a_model_opens_with_safetensors() -> None:
+    """Nobody is locked in."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(torch.bfloat16)
+    saved = Snapshot({"model": model})
+    layout = plan(saved.captured.specs)
+    saved.buffer[: len(layout.header)] = layout.header
+    read = load(bytes(saved.buffer[: layout.nbytes]))
+    assert {k: v.tolist() for k, v in read.items()} == {
+        f"model/{k}": v.tolist() for k, v in model.state_dict().items()
+    }
+
+
+def test_training_after_the_stage_is_not_seen() -> None:
+    """pytorch#144657 (CPU tensors) and nvidia-resiliency-ext#376 (the optimizer's step)."""
+    model = nn.Linear(4, 4)
+    opt = torch.optim.AdamW(model.parameters())
+    train(model, opt, steps=2)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    saved = Snapshot({"model": model, "opt": opt})
+    image = bytes(saved.buffer)
+    train(model, opt, steps=3)
+    assert bytes(saved.buffer) == image
+    assert saved.views["opt/state/weight/step"] == 2
+    assert all(same_bytes(saved.views[f"model/{key}"], value) for key, value in before.items())
+
+
+def test_one_map_serves_many_stages() -> None:
+    """Saves reuse the memory and its views while the structure stays."""
+    model = nn.Linear(4, 4)
+    saved = Snapshot({"model": model})
+    train(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    again = capture({"model": model}, previous=saved.captured)
+    stage(again, saved.views).wait()
+    assert same_bytes(saved.views["model/weight"], model.weight)
+
+
+def test_a_short_buffer_is_refused() -> None:
+    """A map of another layout's memory would read and write past its end."""
+    layout = plan(capture({"t": torch.ones(5000)}).specs)
+    with pytest.raises(ValueError, match="t: its slot ends at byte"):
+        map_image(layout.slots, bytearray(layout.nbytes - 1))
+
+
+def test_conjugated_and_negated_views_are_stored_as_they_look() -> None:
+    """Their bits in memory are not their values."""
+    tensor = torch.tensor([1 + 2j, 3 - 4j])
+    saved = Snapshot({"conj": tensor.conj(), "imag": tensor.conj().imag})
+    assert saved.views["conj"].tolist() == [1 - 2j, 3 + 4j]
+    assert saved.views["imag"].tolist() == [-2.0, 4.0]
