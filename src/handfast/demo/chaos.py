@@ -1,0 +1,151 @@
+"""When to kill what: a schedule that follows from a seed, and eyes for the moment to strike.
+
+A strike waits until the run has gone some steps beyond its last resume, then either strikes at a
+random moment, or lies in wait for a phase of a save and strikes inside it.
+"""
+
+import os
+import random
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from handfast.demo.events import Event
+from handfast.demo.result import Target
+
+__all__ = ["Aim", "Eyes", "Strike", "plan"]
+
+Aim = Literal["moment", "saving", "staging", "persisting", "attesting", "releasing"]
+"""``moment``: whatever is under way; ``saving``: each moment of a save as likely; else a phase."""
+
+_HANDFAST: tuple[Aim, ...] = (
+    "staging", "persisting", "moment", "attesting", "releasing", "moment"
+)
+_PEERS: tuple[Aim, ...] = ("persisting", "saving", "persisting", "moment")
+
+
+class Strike(msgspec.Struct, frozen=True):
+    """One kill to come. ``gap`` is how many steps the run must first make; ``chance``, from 0 to
+    1, places the strike within its window; ``torchrun`` asks that torchrun runs the job then."""
+
+    target: Target
+    rank: int | None
+    aim: Aim
+    gap: int
+    chance: float
+    torchrun: bool = False
+
+
+def plan(seed: int, kills: int, *, steps: int, every: int, agents: bool = True) -> list[Strike]:
+    """A schedule of ``kills`` strikes over a run of ``steps``, the same for the same arguments.
+
+    Two of three aim at a phase of a save, all phases in turn. Two in the middle fall on the job
+    under torchrun: first a rank, so that torchrun restarts the others, then all of it. ``agents``
+    is False for savers that have none: then jobs and ranks are struck, in the phases that a plain
+    writer has, and torchrun is left out.
+    """
+    dice = random.Random(f"chaos/{seed}")  # noqa: S311 - a schedule, no secret
+    kinds = _HANDFAST if agents else _PEERS
+    aims = [kinds[i % len(kinds)] for i in range(kills)]
+    dice.shuffle(aims)
+    pool: list[Target] = ["job", "rank", "agent", "node", "rank"] if agents else ["job", "rank"]
+    targets = [pool[i % len(pool)] for i in range(kills)]
+    dice.shuffle(targets)
+    shortest = every + 1
+    longest = max(shortest + 1, 2 * steps * 9 // (10 * (kills + 1)) - shortest)
+    strikes: list[Strike] = []
+    episode = _episode(targets) if agents else -1
+    for number in range(kills):
+        target: Target = targets[number]
+        if number == episode:
+            target = "rank"
+        elif number == episode + 1 and episode >= 0:
+            target = "job"
+        rank = dice.randrange(4) if target == "rank" else None
+        gap = dice.randint(shortest, longest)
+        under = episode >= 0 and number in (episode, episode + 1)
+        strikes.append(Strike(target, rank, aims[number], gap, dice.random(), under))
+    return strikes
+
+
+def _episode(targets: list[Target]) -> int:
+    """Where torchrun's two strikes begin: about the middle, after one that ends the job."""
+    middle = len(targets) // 2
+    for number in range(max(1, middle), len(targets) - 1):
+        if targets[number - 1] != "agent":
+            return number
+    return -1
+
+
+class Eyes:
+    """Sees which phase of a save is under way, by the run's events and its files.
+
+    Most phases are shorter than the time between two looks, so a look tells what has happened
+    since the last one.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = Path(run)
+        self._saving: set[int] = set()
+        self._files: dict[str, tuple[int, int]] = {}
+        self._began = 0.0
+        self._lasted = 0.05
+
+    def take(self, event: Event) -> None:
+        """Note a save's beginning and end."""
+        if event.kind in ("start", "resumed", "error"):
+            self._saving.discard(event.rank)
+        elif event.kind == "saving":
+            if not self._saving:
+                self._began = event.at
+            self._saving.add(event.rank)
+        elif event.kind == "saved":
+            self._saving.discard(event.rank)
+            if not self._saving:
+                self._lasted = event.at - self._began
+
+    def forget(self) -> None:
+        """The ranks are gone: nobody is saving."""
+        self._saving.clear()
+
+    def window(self) -> tuple[float, float] | None:
+        """The save under way: when it began, and how many seconds the last one took."""
+        return (self._began, self._lasted) if self._saving else None
+
+    def look(self) -> set[str]:
+        """The phases seen since the last look."""
+        before, self._files = self._files, self._walk()
+        fresh = {path for path, stamp in self._files.items() if before.get(path) != stamp}
+        gone = before.keys() - self._files.keys()
+        seen = {"staging"} if self._saving else set()
+        if any("/manifests/" not in path for path in fresh):
+            seen.add("persisting")
+        if any("/manifests/" in path and not _draft(path) for path in fresh):
+            seen.add("attesting")
+        if any(not _draft(path) for path in gone):
+            seen.add("releasing")
+        return seen
+
+    def _walk(self) -> dict[str, tuple[int, int]]:
+        """Every checkpoint file with its inode and length: a rename is a change too."""
+        found: dict[str, tuple[int, int]] = {}
+        folders = [self._run / "checkpoints"]
+        while folders:
+            try:
+                entries = list(os.scandir(folders.pop()))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif entry.name != "journal":
+                    try:
+                        found[entry.path] = (entry.inode(), entry.stat().st_size)
+                    except FileNotFoundError:
+                        continue
+        return found
+
+
+def _draft(path: str) -> bool:
+    return "tmp" in path.rpartition("/")[2]
