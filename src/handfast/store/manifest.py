@@ -177,8 +177,6 @@ def decode(data: bytes, where: str = "") -> Manifest:
 def _unframe(data: memoryview, where: str) -> tuple[int, memoryview]:
     """Take the frame off: (format version, body). The frame is the same in every version."""
     remedy = "Restore from another copy of this shard"
-    if not data:
-        raise Damaged(f"{where}: an empty file where a manifest was. {remedy}")
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
         found = bytes(data[: len(MAGIC)])
         raise FormatError(

@@ -605,6 +605,31 @@ def test_nodes_that_no_value_is_written_as_are_refused(node: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("node", "says"),
+    [
+        ([9, 1.0], "1 parts where 2 belong"),
+        ([9, 1, 2], "a part of type int does not belong there"),
+        ([2, 1], "a key without a value"),
+        ([2, [12, "a"], 1], "a key that is neither a scalar nor a tuple of scalars"),
+        ([2, [1, [12, "a"]], 1], "a key that is neither a scalar nor a tuple of scalars"),
+        ([2, 1, 1, True, 2], "a key stands twice"),
+        ([99, 1], "the tag 99 is unknown: read this with a later handfast"),
+        ([31, 1, b""], "a pickle without a path or data"),
+        ({}, "a dict of msgpack that no value is written as"),
+        ([24, [24, "<f4"]], "the parts of a dtype are not those of one"),
+        ([24, "O"], "the dtype 'O' is none that is stored"),
+        ([25, "<f4", b"abcd"], "a str where a dtype belongs"),
+        ([25, [24, "<U4"], b"a"], "a bytes in a scalar of <U4"),
+        ([26, [24, "<f4"], [1, 2, 2], "C", b"abc"], r"3 bytes for shape \(2, 2\) of float32"),
+    ],
+)
+def test_errors_of_nodes_say_what_is_wrong(node: Any, says: str) -> None:
+    """And not what Python happens to say of it."""
+    with pytest.raises(FormatError, match=says):
+        decode(msgspec.msgpack.encode([1, node]), pickle=("*",))
+
+
+@pytest.mark.parametrize(
     ("data", "says"),
     [
         (b"", "truncated"),
