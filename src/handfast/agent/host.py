@@ -292,7 +292,7 @@ class Agent:
         for number in fields["images"]:
             seat.images[number] = Image(fds[0], plan)
             fds.pop(0)
-        return {}
+        return {"free": self._host(fields).keeper.directory.free_bytes()}
 
     async def _stage(
         self, trainer: Trainer, fields: dict[str, Any], _: list[int]

@@ -79,9 +79,9 @@ class Meeting(msgspec.Struct, frozen=True):
 def peek(files: Files, root: str, node: str, shard: int) -> Peek:
     """Look at a rank's directory; what can't be read is said, not raised, so that all learn it."""
     name = domain_name(shard)
-    if not files.exists(f"{root}/domains/{name}/domain.json"):
-        return Peek(node, root)
     try:
+        if not files.exists(f"{root}/domains/{name}/domain.json"):
+            return Peek(node, root)
         identity = read_identity(files, root, name)
         known, generation = None, 0
         for data in Shelf(files, root, name).records():
@@ -92,6 +92,8 @@ def peek(files: Files, root: str, node: str, shard: int) -> Peek:
                 generation = record.generation
     except (FormatError, Refused) as error:
         return Peek(node, root, problem=str(error))
+    except OSError as error:
+        return Peek(node, root, problem=f"{root}: {error.strerror}: {error.filename}")
     except msgspec.MsgspecError as error:
         return Peek(node, root, problem=f"{root}: a record that this handfast can't read: {error}")
     return Peek(node, root, identity.id, identity.run, identity.shard, known, generation)

@@ -45,6 +45,16 @@ POLL_S: Final = 0.25
 REVIVALS: Final = 3
 
 
+class _Hand(msgspec.Struct, frozen=True):
+    """What each rank lays on the table once its domain is open, or could not be opened."""
+
+    opened: Opened | None = None
+    generation: int = 0
+    want: int | None = None
+    problem: str = ""
+    verdict: Verdict = Verdict.MISSING
+
+
 class Session:
     """Drives one rank through a round. Used by one training thread.
 
@@ -128,41 +138,43 @@ class Session:
         place = self.collective.place
         mine = rounds.peek(self._files, self.root, place.node, place.rank)
         self._meeting = rounds.meet(self.collective, mine)
-        if self._client is None or self._client.ended:
-            self._client = self._dial()
-        opened, problem = None, ""
-        try:
-            opened = self._open(port=0)
-        except HandfastError as error:
-            problem = str(error)
-        generation, trouble = self._count() if place.rank == 0 else (0, "")
-        hands = self.collective.gather(
-            msgspec.msgpack.encode((opened, problem or trouble, generation, want))
-        )
-        return self._begin(hands, keep, window, drain_s)
-
-    def _count(self) -> tuple[int, str]:
-        """Rank 0 allocates the generation for all."""
-        if self._meeting is None:
-            return 0, "the ranks have not met"
-        reported = max(p.generation for p in self._meeting.peeks)
-        try:
-            return rounds.allocate_in(self.root, self._meeting.nonce, reported), ""
+        hand = _Hand(want=want)
+        try:  # whatever happens here, the others must hear of it: they wait in the gathering
+            if self._client is None or self._client.ended:
+                self._client = self._dial()
+            generation = self._count() if place.rank == 0 else 0
+            hand = _Hand(self._open(port=0), generation, want)
+        except Refused as error:
+            hand = _Hand(want=want, problem=str(error), verdict=error.verdict)
         except (HandfastError, OSError) as error:
-            return 0, str(error)
+            hand = _Hand(want=want, problem=str(error))
+        said = [
+            msgspec.msgpack.decode(data, type=_Hand)
+            for data in self.collective.gather(msgspec.msgpack.encode(hand))
+        ]
+        return self._begin(said, keep, window, drain_s)
 
-    def _begin(self, hands: Sequence[bytes], keep: Keep, window: int, drain_s: float) -> Formation:
-        kind = tuple[Opened | None, str, int, int | None]
-        said = [msgspec.msgpack.decode(data, type=kind) for data in hands]
-        troubles = [f"rank {rank}: {hand[1]}" for rank, hand in enumerate(said) if hand[1]]
-        opened = [hand[0] for hand in said if hand[0] is not None]
-        if troubles or self._meeting is None or len(opened) < len(said):
-            raise Refused("a rank can't take part", verdict=Verdict.MISSING, shards=troubles)
-        wants = {hand[3] for hand in said}
+    def _count(self) -> int:
+        """Rank 0 allocates the generation for all. Raises what :func:`rounds.allocate_in` does."""
+        if self._meeting is None:
+            raise Superseded("the ranks have not met")
+        reported = max(p.generation for p in self._meeting.peeks)
+        return rounds.allocate_in(self.root, self._meeting.nonce, reported)
+
+    def _begin(self, said: Sequence[_Hand], keep: Keep, window: int, drain_s: float) -> Formation:
+        opened = [hand.opened for hand in said if hand.opened is not None]
+        if self._meeting is None or len(opened) < len(said):
+            first = next(hand for hand in said if hand.problem)
+            raise Refused(
+                "a rank can't take part",
+                verdict=first.verdict,
+                shards=[f"rank {r}: {hand.problem}" for r, hand in enumerate(said) if hand.problem],
+            )
+        wants = {hand.want for hand in said}
         if len(wants) > 1:
-            asked = [f"rank {rank}: step {hand[3]}" for rank, hand in enumerate(said)]
+            asked = [f"rank {rank}: step {hand.want}" for rank, hand in enumerate(said)]
             raise Refused("the ranks ask for different steps", verdict=Verdict.MIXED, shards=asked)
-        generation = said[0][2]
+        generation = said[0].generation
         if any(o.generation >= generation for o in opened):
             raise Superseded("a later launch has begun on this run: this one must stop")
         formed = rounds.settle(
@@ -309,12 +321,23 @@ class Session:
 
     def _hand_over(self) -> None:
         if self._plan is not None:
-            self._call(
+            reply = self._call(
                 "plan",
                 fds=[image.fd for image in self._images],
                 plan=msgspec.msgpack.encode(self._plan),
                 images=list(range(len(self._images))),
             )
+            window = self._round.window if self._round else 0
+            wanted = (window + 3) * self._plan.nbytes
+            if reply["free"] < wanted:
+                logger.warning(
+                    "%s has %.1f GB free, and up to %d epochs of %.1f GB may be there at once: a "
+                    "full disk makes saves fail",
+                    self.root,
+                    reply["free"] / 1e9,
+                    window + 3,
+                    self._plan.nbytes / 1e9,
+                )
 
     def free_image(self, timeout: float | None) -> StagingImage | None:
         """Find an image that is not being persisted; waits; None where time is up."""
