@@ -148,6 +148,7 @@ class World:
         self.journal: list[Written] = []
         self.spoilt: set[tuple[str, Epoch]] = set()
         self.published: list[tuple[str, object]] = []
+        self.stuck: dict[str, ev.Stuck] = {}
         self.resumed: list[tuple[str, object]] = []
         self.sent: list[tuple[str, bytes]] = []
         self.pending: list[int] = []
@@ -242,6 +243,8 @@ class World:
                     shard = node.domain.shard
                     if round_.name == action.certificate.round and round_.alive.get(shard):
                         round_.step.setdefault(shard, action.certificate.base.step)
+            case ev.Stuck():
+                self.stuck[node.id] = action
             case ev.Release():
                 for epoch in action.epochs:
                     node.images.pop(epoch, None)
@@ -349,11 +352,12 @@ class World:
         formed = form(entrants, shards=first.shards, need=first.need, run="run")
         return isinstance(formed, Formation) and formed.founding and not self.changes
 
-    def begin(self, round_: Round, node: Node) -> None:
+    def begin(self, round_: Round, node: Node, **other: object) -> None:
         if node.fenced or node.id not in round_.roster.ids:
             return
         if round_.alive.get(node.domain.shard):
-            self.run(node, round_.begin(self.keep, self.window))
+            event = round_.begin(self.keep, self.window)
+            self.run(node, msgspec.structs.replace(event, **other))
 
     def save(self, round_: Round, shard: int) -> None:
         """Let one rank reach its next step, and hand its image to all domains of its shard."""
@@ -584,7 +588,8 @@ class Storm:
             late = self.rng.random() < 0.15
             round_ = self.rng.choice(self.world.rounds) if late else self.world.rounds[-1]
             behind = [n for n in up if n.member.generation < round_.generation]
-            self.world.begin(round_, self.rng.choice(behind or up))
+            other = {"want": self.rng.choice([None, 10, 20])} if self.rng.random() < 0.02 else {}
+            self.world.begin(round_, self.rng.choice(behind or up), **other)
 
     def wake(self) -> None:
         down = [n for n in self.world.nodes.values() if n.member is None and not n.fenced]

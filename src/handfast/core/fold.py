@@ -64,8 +64,7 @@ def fold(state: Member, record: Record) -> Member:
         case Staged() | Skipped():
             return _voted(state, record)
         case Valid() | Bad() | Accepted():
-            held = state.recovery
-            return _replace(state, recovery=held and recover.join(held, record), checking=None)
+            return _said(state, record)
         case Restored():
             return _restored(state, record.certificate)
         case Converged():
@@ -83,20 +82,23 @@ def roster_of(state: Member) -> Roster:
 
 
 def _configured(state: Member, record: Configured) -> Member:
+    """Take part in nothing until the freeze that follows: what was known was of other members."""
     roster = Roster(record.configuration)
     me = roster.index(state.id)
     if me is None:
         raise ValueError(f"{state.id} is no member of configuration {roster.digest[:8]}")
     first = state.roster is None
     genesis = (Copy(GENESIS, ""),) if first and record.founding else ()
-    same = state.roster is not None and state.roster.tiers == roster.tiers
     return _replace(
         state,
         roster=roster,
         me=me,
         founding=record.founding,
         retained=(*genesis, *state.retained),
-        tallies=state.tallies if same else (converge.Tally(),) * len(roster.tiers),
+        round="",
+        recovery=None,
+        persisting=(),
+        tallies=(converge.Tally(),) * len(roster.tiers),
         peers=(Peer(),) * roster.size,
     )
 
@@ -104,7 +106,7 @@ def _configured(state: Member, record: Configured) -> Member:
 def _frozen(state: Member, record: Frozen) -> Member:
     """After FREEZE(g) nothing of an older generation is left that could be appended."""
     roster = roster_of(state)
-    recovery = recover.begin(roster, record.generation, record.want)
+    recovery = recover.begin(roster, record.generation)
     return _replace(
         state,
         generation=record.generation,
@@ -141,6 +143,17 @@ def with_tally(state: Member, tier: int, tally: converge.Tally) -> Member:
     return _replace(state, tallies=(*state.tallies[:tier], tally, *state.tallies[tier + 1 :]))
 
 
+def _said(state: Member, record: Valid | Bad | Accepted) -> Member:
+    held = state.recovery
+    state = _replace(state, recovery=held and recover.join(held, record), checking=None)
+    if isinstance(record, Accepted):
+        return state
+    doubted = tuple(epoch for epoch in state.doubted if epoch != record.epoch)
+    return _replace(
+        state, doubted=doubted if isinstance(record, Valid) else (*doubted, record.epoch)
+    )
+
+
 def _restored(state: Member, certificate: RestoreCertificate) -> Member:
     roster = roster_of(state)
     tallies = tuple(
@@ -157,7 +170,8 @@ def _rebased(
     """Find a tier's converged line on the timeline that is resumed.
 
     The certificate counts as Conv_T(base) only for a tier that holds every shard's accepted copy,
-    and needs no more than that one; otherwise an older line stays if it lies on the timeline.
+    and needs no more than that one; otherwise an older line stays if it lies on the timeline. What
+    another tier had to restore is no line of this one any more: its own copy may have been BAD.
     """
     held, base = tally.line, certificate.base
     inside = all(roster.tier_of[copy] == tier for copy in certificate.copies)
@@ -165,8 +179,8 @@ def _rebased(
         held = Certificate(
             certificate.run, certificate.configuration, roster.tiers[tier], base, certificate.root
         )
-    elif held is not None and not eligible(held.epoch, certificate.timeline):
-        held = None
+    elif held is not None and not (inside and held.epoch == base):
+        held = held if held.epoch < base and eligible(held.epoch, certificate.timeline) else None
     return converge.Tally(held, tally.ballots)
 
 

@@ -176,7 +176,8 @@ def s3_something_is_retained_by_all(truth: Truth) -> Iterator[str]:
 
 def s4_certified_is_not_lost(truth: Truth) -> Iterator[str]:
     """Each tier's newest certified epoch is intact, within its k - 1 losses; recovery finds it."""
-    intact = {(d, e) for d, e, _ in truth.sound} & truth.retained()
+    intact = {(d, e) for d, e in truth.retained() if e == GENESIS}
+    intact |= {(d, e) for d, e, _ in truth.sound} & truth.retained()
     lines = [r.certificate for _, r in truth.records(messages.Converged)]
     certified = {(c.configuration, c.tier, c.epoch) for c in lines}
     for c in truth.bases().values():
@@ -245,6 +246,15 @@ def s6_certificates_are_of_one_whole(truth: Truth) -> Iterator[str]:
             yield f"generation {c.generation} was frozen in two configurations"
         if absent := [d for d in truth.roster(c.configuration).ids if d not in frozen]:
             yield f"generation {c.generation} was restored without {absent}"
+    configured, frozen_in = {}, {}
+    for w in truth.journal:
+        if isinstance(w.record, messages.Configured):
+            configured[w.domain] = w.record.configuration.digest()
+        elif isinstance(w.record, messages.Frozen):
+            frozen_in[w.domain, w.record.generation] = w.record.configuration
+        elif isinstance(w.record, messages.Staged | messages.Skipped):
+            if frozen_in.get((w.domain, w.record.epoch.generation)) != configured[w.domain]:
+                yield f"{w.domain} voted on {w.record.epoch} in another configuration"
     for domain, line in truth.published:
         if line.epoch.generation and line.epoch.generation not in first:
             yield f"{domain} published {line.epoch}, of a generation that never began"
@@ -295,6 +305,12 @@ def s8_release_follows_knowledge(truth: Truth) -> Iterator[str]:
                 yield f"{member.id} released {epoch}, which the user keeps"
             if line.epoch not in held or (member.id, line.epoch) in judged:
                 yield f"{member.id} released {epoch}, and does not retain {line.epoch}"
+            if line.configuration != roster.digest:
+                yield f"{member.id} released {epoch} by a certificate of another configuration"
+            for mask in roster.holders[roster.tier_of[member.me]]:
+                copies = {(d, line.epoch) for d in roster.names(mask)}
+                if copies <= judged:
+                    yield f"{member.id} released {epoch}; of {line.epoch} {mask:b} is all bad"
             if not _living(truth, line.epoch, newest):
                 yield f"{member.id} released {epoch} below the orphan {line.epoch}"
 

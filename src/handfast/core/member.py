@@ -123,11 +123,11 @@ def _freeze(turn: _Turn, event: events.Begin) -> bool:
     if why is not None or me is None:
         turn.do(events.Stuck(Phase.DECLINED, None, (why or "",)))
         return False
+    lines = tuple(tally.line for tally in state.tallies if tally.line is not None)
     if state.roster != roster:
         founding = state.founding if known is not None else event.founding
         turn.write(Configured(roster.configuration, founding))
     state = turn.state
-    lines = tuple(tally.line for tally in state.tallies if tally.line is not None)
     report = Report(state.retained, state.lost, state.restored, lines)
     turn.say(
         Frozen(me, state.incarnation, event.generation, event.round, roster.digest, report,
@@ -334,8 +334,8 @@ def _learn_restored(turn: _Turn, roster: Roster, certificate: RestoreCertificate
 
 def _learn_converged(turn: _Turn, roster: Roster, fact: Converged) -> None:
     state, certificate = turn.state, fact.certificate
-    if certificate.run != roster.configuration.run or certificate.tier not in roster.tiers:
-        turn.do(events.Reject(f"a certificate of run {certificate.run}"))
+    if certificate.configuration != roster.digest or certificate.tier not in roster.tiers:
+        turn.do(events.Reject(f"a certificate of configuration {certificate.configuration[:8]}"))
     elif state.open and state.restored is not None:
         line = state.tallies[roster.tiers.index(certificate.tier)].line
         living = recover.eligible(certificate.epoch, state.restored.timeline)
@@ -427,6 +427,7 @@ def _release(turn: _Turn, roster: Roster) -> None:
         keep=state.keep,
         pinned=state.pinned,
         void=turn.state.void,
+        doubted=state.doubted,
     )
     if gone:
         turn.write(Released(gone))

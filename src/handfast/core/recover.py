@@ -66,10 +66,9 @@ class Check(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Recovery(msgspec.Struct, frozen=True, array_like=True):
-    """What is held of one generation's recovery. ``want`` restricts it to one step."""
+    """What is held of one generation's recovery."""
 
     generation: int
-    want: int | None
     reports: tuple[Frozen | None, ...]
     checks: tuple[Check, ...] = ()
     accepted: tuple[Accepted | None, ...] = ()
@@ -145,11 +144,9 @@ def holders_of(roster: Roster) -> tuple[int, ...]:
     return tuple(sum(tier[shard] for tier in roster.holders) for shard in shards)
 
 
-def begin(roster: Roster, generation: int, want: int | None) -> Recovery:
+def begin(roster: Roster, generation: int) -> Recovery:
     """Open the recovery of a generation, with nothing held."""
-    return Recovery(
-        generation, want, (None,) * roster.size, (), (None,) * roster.configuration.shards
-    )
+    return Recovery(generation, (None,) * roster.size, (), (None,) * roster.configuration.shards)
 
 
 def join(recovery: Recovery, fact: Frozen | Valid | Bad | Accepted | Declined) -> Recovery:
@@ -208,8 +205,10 @@ def standing(roster: Roster, recovery: Recovery) -> Standing:
     missing = roster.everyone & ~recovery.frozen
     if missing:
         return Standing(Phase.FREEZING, waiting=missing)
-    reports = [frozen.report for frozen in recovery.reports if frozen is not None]
-    for epoch in candidates(roster, reports, recovery.want):
+    held = [frozen for frozen in recovery.reports if frozen is not None]
+    if len({frozen.want for frozen in held}) > 1:
+        return Standing(Phase.EXHAUSTED)  # no epoch is what all ask for
+    for epoch in candidates(roster, [frozen.report for frozen in held], held[0].want):
         copies = reported(recovery, epoch)
         check = check_of(recovery, epoch)
         shards = holders_of(roster)
@@ -270,8 +269,13 @@ def _digest(report: Report, epoch: Epoch) -> str:
 
 
 def blame(roster: Roster, recovery: Recovery) -> tuple[str, ...]:
-    """Say, shard by shard, why nothing newer could be restored: lost, damaged, or never there."""
+    """Say why nothing newer could be restored: asked for otherwise, lost, damaged."""
     lines = []
+    wants = {frozen.want for frozen in recovery.reports if frozen is not None}
+    for i, frozen in enumerate(recovery.reports if len(wants) > 1 else ()):
+        if frozen is not None:
+            step = "the newest step" if frozen.want is None else f"step {frozen.want}"
+            lines.append(f"{roster.ids[i]} asks for {step}")
     for i, frozen in enumerate(recovery.reports):
         if frozen is not None:
             lines += [f"{roster.ids[i]}: {lost.epoch} {lost.reason}" for lost in frozen.report.lost]

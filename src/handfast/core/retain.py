@@ -43,20 +43,23 @@ def releasable(
     keep: Keep,
     pinned: Collection[Epoch],
     void: Collection[Epoch],
+    doubted: Collection[Epoch],
 ) -> tuple[Epoch, ...]:
     """List, lowest first, the epochs that may be released now.
 
     ``line`` is the highest epoch known converged in this domain's tier on the living timeline, or
-    None during a recovery. ``void`` are epochs that can never be available.
+    None during a recovery. ``void`` are epochs that can never be available, ``doubted`` those
+    whose copy here was found BAD: it is no reason to release another, nor worth keeping.
     """
     epochs = sorted(copy.epoch for copy in retained)
     if line is None:
         return ()
     dead = [epoch for epoch in epochs if epoch in void and epoch not in pinned]
-    if line not in epochs:
+    if line not in epochs or line in doubted:
         return tuple(dead)
     past = [epoch for epoch in epochs if epoch <= line and epoch not in void]
-    living = [epoch for epoch in past if epoch != GENESIS and eligible(epoch, timeline)]
+    sound = [epoch for epoch in past if epoch != GENESIS and epoch not in doubted]
+    living = [epoch for epoch in sound if eligible(epoch, timeline)]
     wanted = {line, *living[-keep.newest :]}
     if keep.every is not None:
         wanted.update(epoch for epoch in living if epoch.step % keep.every == 0)

@@ -38,6 +38,7 @@ class Peer(msgspec.Struct, frozen=True):
 class Member(msgspec.Struct, frozen=True):
     """One domain's voice in the protocol.
 
+    ``doubted`` are retained copies that were found BAD when they were last read.
     ``generation`` is the highest frozen one (0: none yet); ``recovery`` is open between its
     freeze and its restore certificate. ``restored`` is the highest restore certificate held.
     ``last`` is the highest epoch captured or voted. ``told`` is what the trainer was last told of
@@ -54,6 +55,7 @@ class Member(msgspec.Struct, frozen=True):
     round: str = ""
     retained: tuple[Copy, ...] = ()
     lost: tuple[Lost, ...] = ()
+    doubted: tuple[Epoch, ...] = ()
     void: tuple[Epoch, ...] = ()
     restored: RestoreCertificate | None = None
     tallies: tuple[Tally, ...] = ()
@@ -70,7 +72,8 @@ class Member(msgspec.Struct, frozen=True):
     @property
     def open(self) -> bool:
         """Say whether this generation holds its restore certificate, and so may vote."""
-        return self.restored is not None and self.restored.generation == self.generation > 0
+        held = self.restored
+        return held is not None and (held.generation, held.round) == (self.generation, self.round)
 
     def own(self, fact: Frozen | Valid | Bad | Accepted | Declined) -> bool:
         """Say whether a fact is this member's own word."""
