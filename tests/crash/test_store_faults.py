@@ -376,6 +376,83 @@ def test_any_call_of_a_first_start_may_fail(tmp_path: Path, fault: Fault, after:
     pytest.fail("the loop never came to a run without a fault")
 
 
+def in_order(files: FaultyFiles, *steps: str) -> None:
+    """Check that calls came in this order; a step is a call's name and the end of its path.
+
+    Each step is looked for behind the one before, and `!` in front of one says that it has not
+    come before it. So whichever call is left out or moved, a step is not found.
+    """
+    calls = [f"{call.kind} {call.path}" for call in files.calls]
+    at = 0
+    for step in steps:
+        kind, end = step.removeprefix("!").split()
+        hits = [n for n, call in enumerate(calls) if call.split()[0] == kind if call.endswith(end)]
+        later = [n for n in hits if n >= at]
+        assert later, f"{step} does not come after {calls[:at]}"
+        assert not step.startswith("!") or later == hits, f"{step} comes too early: {calls}"
+        at = later[0] + 1
+
+
+def test_identity_and_claim_are_durable_before_they_are_used(tmp_path: Path) -> None:
+    """Shows the order that a first start, and a claim on a predecessor's journal, must keep."""
+    files = FaultyFiles(FILES)
+    root = str(tmp_path)
+    identify(files, root, NAME, run=RUN, shard=SHARD)
+    in_order(
+        files, "mkdir /domains", f"fsync_dir {root}", "mkdir /rank0", "fsync_dir /domains",
+        "create .tmp", "fsync .tmp", "!link /domain.json", "fsync_dir /rank0", "!open /domain.json",
+    )  # fmt: skip
+    claim(FILES, root, NAME).close()
+    files = FaultyFiles(FILES)
+    claim(files, root, NAME).close()
+    in_order(
+        files, "mkdir /2", "fsync_dir /rank0", "!fsync /1/journal", "!pread /1/journal",
+        "!create /2/journal", "pwrite /2/journal", "fdatasync /2/journal", "pwrite /2/journal",
+        "fdatasync /2/journal", "fsync_dir /2",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("parent", [None, DELTA])
+def test_nothing_is_named_before_it_is_durable(
+    template: Path, tmp_path: Path, parent: Epoch | None
+) -> None:
+    """Shows the order of a write: data before the manifest, and each synced before its name."""
+    base = copied(template, tmp_path / "copy")
+    files = FaultyFiles(FILES)
+    with closing(base.claim(files)) as tier:
+        files.calls.clear()
+        base.save(tier, NEW, parent)
+    data = "/2-3.delta" if parent else "/2-3.safetensors"
+    in_order(
+        files, f"create {data}.tmp", f"fsync {data}.tmp", f"pread {data}.tmp", f"!rename {data}",
+        "fsync_dir /chunks", "!create /2-3.manifest.tmp", "fsync /2-3.manifest.tmp",
+        "pread /2-3.manifest.tmp", "!rename /2-3.manifest", "fsync_dir /manifests",
+    )  # fmt: skip
+
+
+def test_data_go_only_after_their_manifest_is_durably_gone(template: Path, tmp_path: Path) -> None:
+    """Shows the order of a release, and of a pin: each looks for the other after its own mark."""
+    base = copied(template, tmp_path / "copy")
+    files = FaultyFiles(FILES)
+    with closing(base.claim(files)) as tier:
+        tier.may_clean = True
+        base.save(tier, NEW)
+        files.calls.clear()
+        tier.release([OLD, DELTA])
+    in_order(
+        files, "exists /pins", "!rename /1-1.manifest.released", "rename /1-2.manifest.released",
+        "exists /pins", "fsync_dir /manifests", "!open .manifest", f"listdir /{NAME}",
+        "!unlink /1-1.safetensors", "unlink /1-2.delta", "!unlink /1-1.manifest.released",
+    )  # fmt: skip
+    files = FaultyFiles(FILES)
+    pin(files, base.root, NAME, NEW, "export").release()
+    in_order(
+        files, "mkdir /pins", f"fsync_dir /{NAME}", "create .json.tmp", "fsync .json.tmp",
+        "!rename .json", "fsync_dir /pins", "!listdir /manifests", "unlink .json",
+        "fsync_dir /pins",
+    )  # fmt: skip
+
+
 class Lying(Hasty):
     """A disk that reports success and keeps other bytes in one file."""
 

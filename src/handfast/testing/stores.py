@@ -166,7 +166,7 @@ class DirectorySuite:
         layout, image = picture(1)
         parent = save(tier, home, Epoch(1, 1), image, layout).manifest
         tier.release([Epoch(1, 1)])
-        child = save(tier, home, Epoch(1, 2), image, layout, parent=parent)
+        child = save(tier, home, Epoch(1, 2), image, layout, parent=parent, verify="fsync")
         assert child.bytes_written >= child.bytes_total
         tier.read(Epoch(1, 2))
 
