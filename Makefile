@@ -31,10 +31,10 @@ test: $(STAMP) ## All tests but the heavy ones, with the core's coverage (JOBS=2
 	$(PYTEST) -n $(JOBS) --dist loadgroup --cov --cov-report=term:skip-covered $(ARGS)
 
 heavy: $(STAMP) ## The long tests, one after the other: kill storms and the like
-	$(PYTEST) -m heavy -s $(ARGS)
+	HYPOTHESIS_PROFILE=heavy $(PYTEST) -m heavy -s $(ARGS)
 
 demo: $(STAMP) ## Train, kill, resume, compare, in under four minutes
-	.venv/bin/python -m handfast demo $(ARGS)
+	.venv/bin/handfast demo $(ARGS)
 
 clean: ## Remove everything that make made, .venv included
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* \
