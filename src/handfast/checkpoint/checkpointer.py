@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, Protocol, Self
 import msgspec
 
 from handfast.agent.keeper import Plan
+from handfast.agent.local import AgentGone
 from handfast.agent.snapshot import Proposal
 from handfast.checkpoint.images import Loaded, StagingImage
 from handfast.checkpoint.save import Save
@@ -274,7 +275,11 @@ class Checkpointer:
             )
         began = time.monotonic()
         epoch = Epoch(self._session.generation, step)
-        taken = self._take(epoch, extra)
+        try:
+            taken = self._take(epoch, extra)
+        except (SaveFailed, AgentGone) as error:
+            self._trouble([f"epoch {epoch}: {error}"])
+            return Save(self._session, None, str(error))
         if taken:
             self._last, self._overdue = taken, False
             blocked = time.monotonic() - began
@@ -336,9 +341,13 @@ class Checkpointer:
             if self._last is not None and self._last.phase == "converged":
                 self._failures = 0
             return
+        self._trouble(problems)
+
+    def _trouble(self, problems: Sequence[str]) -> None:
+        """Do with failed saves what ``on_error`` says."""
         self._failures += len(problems)
         text = "; ".join(problems)
-        self._event("failed", problems=problems)
+        self._event("failed", problems=list(problems))
         if self._on_error == "warn":
             logger.warning("a save failed, training goes on: %s", text)
         elif self._on_error == "retry" and self._failures < RETRIES:

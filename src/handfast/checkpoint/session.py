@@ -362,12 +362,16 @@ class Session:
     def stage(self, epoch: Epoch, image: StagingImage, objects: bytes) -> tuple[str, list[str]]:
         """Hand an image over; returns why it was not taken and who is in the way, or ("", [])."""
         image.epoch, image.objects = epoch, objects
-        reply = self._call(
-            "stage",
-            epoch=msgspec.structs.astuple(epoch),
-            image=self._images.index(image),
-            objects=objects,
-        )
+        try:
+            reply = self._call(
+                "stage",
+                epoch=msgspec.structs.astuple(epoch),
+                image=self._images.index(image),
+                objects=objects,
+            )
+        except HandfastError:
+            image.epoch = None
+            raise
         if not reply["taken"]:
             image.epoch = None
             return reply["reason"], list(reply["by"])
