@@ -240,7 +240,8 @@ def recall(
         number = found.pop()
         limit = None if sealed is None else sealed.get(number, 0)
         journal = f"{path}/{number}/journal"
-        if limit is None and not _began(files, path, number):
+        if limit is None and not files.exists(journal):
+            _check_unused(files, path, number)
             lengths[number] = 0
             continue
         if settle and limit is None:
@@ -249,6 +250,8 @@ def recall(
                 files.forget(fd)
         read = scan(files, journal, limit)
         lengths[number] = read.length
+        if limit is None and not read.records:
+            _check_unused(files, path, number)
         if read.records:
             seal = _seal(journal, read.records[0], identity, number)
             parts.append(read.records[1:])
@@ -258,14 +261,11 @@ def recall(
     return lengths, tuple(record for part in reversed(parts) for record in part)
 
 
-def _began(files: Files, path: str, number: int) -> bool:
-    """Whether a journal was created; its absence beside manifests is damage."""
+def _check_unused(files: Files, path: str, number: int) -> None:
+    """Raise Damaged if an incarnation without a seal has manifests: it sealed before it wrote."""
     here = f"{path}/{number}"
-    if files.exists(f"{here}/journal"):
-        return True
     if files.exists(f"{here}/manifests") and files.listdir(f"{here}/manifests"):
-        raise Damaged(f"{here}/journal: missing, though manifests are there. {LOST}")
-    return False
+        raise Damaged(f"{here}/journal: missing or cut, though manifests are there. {LOST}")
 
 
 def _seal(journal: str, record: bytes, identity: Identity, number: int) -> Seal:

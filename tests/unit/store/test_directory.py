@@ -195,9 +195,33 @@ def test_a_lost_journal_beside_manifests_is_found(tmp_path: Path) -> None:
     home = Local(tmp_path)
     layout, image = picture(1)
     save(home.claim(), home, Epoch(1, 1), image, layout)
-    (home.path / "1/journal").unlink()
-    with pytest.raises(Damaged, match="missing, though manifests are there"):
-        home.claim()
+    journal = home.path / "1/journal"
+    journal.write_bytes(journal.read_bytes()[:20])
+    for spoil in (lambda: None, journal.unlink):
+        spoil()
+        with pytest.raises(Damaged, match="missing or cut, though manifests are there"):
+            home.claim()
+
+
+def test_a_journal_cut_at_every_byte_loses_the_newest_records_only(tmp_path: Path) -> None:
+    """Shows that what a domain remembers after a crash is a prefix of what it recorded."""
+    home = Local(tmp_path)
+    whole: tuple[bytes, ...] = ()
+    for number in (1, 2):
+        tier = home.claim()
+        for word in (b"a", b"b", b"c"):
+            whole += (b"%d%s" % (number, word),)
+            tier.journal.append(whole[-1])
+        tier.journal.sync()
+    file = home.path / "2/journal"
+    data = file.read_bytes()
+    seen = set()
+    for cut in range(len(data) + 1):
+        file.write_bytes(data[:cut])
+        found = home.shelf().records()
+        assert found == whole[: len(found)]
+        seen.add(len(found))
+    assert seen == {3, 4, 5, 6}
 
 
 def test_a_journal_of_another_domain_is_foreign(tmp_path: Path) -> None:
