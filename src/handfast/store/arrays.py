@@ -10,8 +10,9 @@ __all__ = ["JOINS", "split"]
 _DTYPE, _SCALAR, _ARRAY = 24, 25, 26
 
 # Fixed-size kinds whose bytes mean the same on every machine. Not longdouble, whose layout
-# depends on the processor, nor what NumPy's own name does not describe (bfloat16 of ml_dtypes).
-_SIMPLE = re.compile(r"[<>|](b1|[iu][1248]|f[248]|c(8|16)|[SUV]\d+|[mM]8(\[\w+\])?)")
+# depends on the processor, nor dates without a unit, nor what NumPy's own name does not describe
+# (bfloat16 of ml_dtypes).
+_SIMPLE = re.compile(r"[<>|](b1|[iu][1248]|f[248]|c(8|16)|[SUV]\d+|[mM]8\[\w+\])")
 
 
 def split(value: Any) -> tuple[int, tuple[object, ...]] | None:

@@ -5,7 +5,6 @@ that is there. ``docs/format.md`` has the bytes and says which rules are musts.
 """
 
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import msgspec
@@ -111,6 +110,8 @@ class _Writer(msgspec.Struct, frozen=True, array_like=True):
 
 @cache
 def _writer() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, seldom needed
+
     try:
         return f"handfast {version('handfast')}"
     except PackageNotFoundError:  # run from a source tree

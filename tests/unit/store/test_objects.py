@@ -172,7 +172,7 @@ VALUES: dict[str, Any] = {
     "NumPy's text scalars": [np.str_(""), np.str_("a\0"), np.bytes_(b""), np.bytes_(b"a\0")],
     "NumPy's other scalars": [
         np.datetime64("2024-01-02"),
-        np.datetime64("NaT"),
+        np.datetime64("NaT", "us"),
         np.timedelta64(3, "25s"),
         np.void(b"abc"),
         np.float32(np.nan),
@@ -198,9 +198,7 @@ VALUES: dict[str, Any] = {
         3, np.dtype([("a", "i1"), ("b", ">f8"), ("c", "U2", (2, 2))], align=True)
     ),
     "legacy NumPy generator": np.random.RandomState(3).get_state(),
-    "dtypes": [
-        np.dtype(code) for code in ("f4", ">i2", "S0", "U3", "V0", "M8[ns]", "M8", "?", "c16")
-    ],
+    "dtypes": [np.dtype(code) for code in ("f4", ">i2", "S0", "U3", "V0", "M8[ns]", "?", "c16")],
     "structured dtypes": [
         np.dtype([]),
         np.dtype([("a", "f4")], align=True),
@@ -564,6 +562,7 @@ HOSTILE: dict[str, Any] = {
     "object dtype": [24, "|O8"],
     "longdouble": [24, "<f16"],
     "list of fields": [24, "i4,i4"],
+    "no unit": [24, "<M8"],
     "bad unit": [24, "<M8[parsec]"],
     "huge string": [24, "<U99999999999999"],
     "dtype of an int": [24, 5],
