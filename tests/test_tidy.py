@@ -473,12 +473,16 @@ def test_a_dead_module_is_found() -> None:
 
 
 def doors() -> set[str]:
-    """Modules that are reached from outside: commands, `python -m`, and the shipped suites."""
+    """Modules that are reached from outside: commands, the shipped suites, and the invariants.
+
+    Invariants are predicates over what members have written, for whoever holds a run, a model or
+    a trace against them; the protocol itself must not need them.
+    """
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     suites = (ROOT / "src/handfast/testing").glob("*.py")
-    return {entry.partition(":")[0] for entry in scripts.values()} | {
-        f"handfast.testing.{path.stem}" for path in suites
-    }
+    commands = {entry.partition(":")[0] for entry in scripts.values()}
+    shipped = {f"handfast.testing.{path.stem}" for path in suites}
+    return {*commands, *shipped, "handfast.core.invariants"}
 
 
 def unused(package: dict[str, str], doors: set[str]) -> list[str]:
