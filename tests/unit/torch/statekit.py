@@ -18,6 +18,8 @@ from handfast.torch.stage import map_image, stage
 
 State = Mapping[str, object]
 
+PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor", "handfast.torch.compare"]
+
 
 class Snapshot:
     """A state as it was at one moment: the image's bytes, and the objects encoded and decoded."""
@@ -71,7 +73,7 @@ def ranks(count: int, body: Callable[..., None], path: Path) -> None:
 
     Not from this process: autograd and gloo have threads here, which a fork would lose.
     """
-    mp.get_context("forkserver").set_forkserver_preload(["statekit", "rankbodies"])
+    mp.get_context("forkserver").set_forkserver_preload(PRELOAD)
     where = f"file://{path}/{body.__name__}{count}"
     mp.start_processes(_rank, (count, where, body), count, start_method="forkserver")
 

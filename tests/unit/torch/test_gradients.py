@@ -161,7 +161,7 @@ def test_a_step_with_a_closure_is_a_step() -> None:
 
     opt.step(closure)
     assert unclean_gradients(state) == ()
-    closure()
+    backward(model)
     assert unclean_gradients(state) == NAMES
 
 

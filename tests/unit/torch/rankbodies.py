@@ -1,0 +1,278 @@
+"""What the ranks of `test_ranks.py` run; each is a process of its own, so they live in a module."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from statekit import Snapshot, same_bytes, train
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Replicate,
+    Shard,
+    distribute_tensor,
+    init_device_mesh,
+)
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.nn.parallel import DistributedDataParallel
+
+from handfast.errors import Unstorable
+from handfast.torch.capture import capture
+from handfast.torch.gradients import unclean_gradients, watch_gradients
+from handfast.torch.tensors import local
+
+
+def net(seed: int = 0, width: int = 4) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, width))
+
+
+def refused(state: dict[str, Any], why: str) -> bool:
+    """Whether the capture names the cause."""
+    try:
+        capture(state)
+    except Unstorable as error:
+        return why in str(error)
+    return False
+
+
+def ddp_is_known_to_be_replicated(rank: int) -> None:
+    """Parameters, broadcast buffers and moments are; what stands beside them is not."""
+    model = DistributedDataParallel(net(rank))
+    opt = torch.optim.AdamW(model.parameters())
+    train(model, opt)
+    head = nn.Linear(2, 2)
+    loose = torch.optim.SGD(head.parameters(), momentum=0.9)
+    train(head, loose, width=2)
+    state = {"model": model, "opt": opt, "head": head, "loose": loose, "t": torch.ones(1)}
+    captured = capture(state)
+    every = {spec.path for spec in captured.specs}
+    known = {path for path in every if path.startswith(("model/", "opt/"))}
+    assert set(captured.replicated) == known
+    assert "model/0.weight" in known  # and not model/module.0.weight
+    assert "opt/state/0.weight/step" in known
+    assert capture(state, replicated=("t",)).replicated == tuple(sorted(known | {"t"}))
+
+    alone = DistributedDataParallel(net(rank), broadcast_buffers=False)
+    found = capture({"model": alone}).replicated
+    assert set(found) == {f"model/{name}" for name, _ in alone.module.named_parameters()}
+
+    ignoring = net(rank)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(ignoring, ["0.weight"])
+    found = capture({"model": DistributedDataParallel(ignoring)}).replicated
+    assert "model/0.weight" not in found
+    assert "model/0.bias" in found
+
+
+def ddp_over_a_part_of_the_job_is_not_known(rank: int) -> None:
+    """Replicas of one expert are alike; two experts are not."""
+    groups = [dist.new_group([0]), dist.new_group([1])]
+    model = DistributedDataParallel(net(rank), process_group=groups[rank])
+    assert capture({"model": model}).replicated == ()
+
+
+def a_run_saved_under_ddp_loads_without(rank: int) -> None:
+    """And the other way: names are the same, and so is what comes after."""
+    model = DistributedDataParallel(net(rank))
+    opt = torch.optim.AdamW(model.parameters())
+    train(model, opt)
+    saved = Snapshot({"model": model, "opt": opt})
+    plain = net(7)
+    fresh = torch.optim.AdamW(plain.parameters())
+    saved.restore({"model": plain, "opt": fresh})
+    pairs = zip(plain.state_dict().values(), model.state_dict().values(), strict=True)
+    assert all(same_bytes(a, b) for a, b in pairs)
+    back = DistributedDataParallel(net(8))
+    Snapshot({"model": plain, "opt": fresh}).restore(
+        {"model": back, "opt": torch.optim.AdamW(back.parameters())}
+    )
+
+
+def ddp_accumulation_is_seen(rank: int) -> None:
+    """Under no_sync, and where gradients are views into buckets."""
+    for views in (False, True):
+        model = DistributedDataParallel(net(rank), gradient_as_bucket_view=views)
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        state = {"model": model, "opt": opt}
+        watch_gradients(state)
+        for to_none in (True, False):
+            for _ in range(2):
+                with model.no_sync():
+                    model(torch.randn(3, 4)).sum().backward()
+                assert "model/0.weight" in unclean_gradients(state)
+                model(torch.randn(3, 4)).sum().backward()
+                assert "model/0.weight" in unclean_gradients(state)
+                opt.step()
+                assert unclean_gradients(state) == ()
+                opt.zero_grad(set_to_none=to_none)
+                assert unclean_gradients(state) == ()
+
+
+def sharded(seed: int, width: int = 1) -> tuple[nn.Sequential, torch.optim.Optimizer]:
+    """Uneven shards of five rows, empty ones of one row; frozen rows; moments sharded alike."""
+    model = net(seed, width)
+    model[0].bias.requires_grad_(False)
+    fully_shard(model[0])
+    fully_shard(model)
+    return model, torch.optim.AdamW(model.parameters())
+
+
+def fsdp_blocks_are_recorded(rank: int) -> None:
+    """Local shape, offset and global shape are those that torch computes itself."""
+    model, opt = sharded(0)
+    train(model, opt)
+    captured = capture({"model": model, "opt": opt})
+    specs = {spec.path: spec for spec in captured.specs}
+    shards = {k: v for k, v in model.state_dict().items() if isinstance(v, DTensor)}
+    assert len(shards) == len(list(model.parameters()))
+    for name, tensor in shards.items():
+        for path in (f"model/{name}", f"opt/state/{name}/exp_avg"):
+            if name == "0.bias" and path.startswith("opt"):
+                assert path not in specs
+                continue
+            expected = compute_local_shape_and_global_offset(
+                tensor.shape, tensor.device_mesh, tensor.placements
+            )
+            assert (specs[path].shape, specs[path].offset) == expected
+            assert specs[path].global_shape == tuple(tensor.shape)
+    sizes = {spec.shape[0] for path, spec in specs.items() if path.startswith("model/2")}
+    world = dist.get_world_size()
+    assert sizes == ({1} if world == 1 or rank == 0 else {0})
+    assert not any(isinstance(t, DTensor) for t in captured.tensors)
+    assert captured.replicated == ()
+    assert capture({"model": model}, replicated=("model",)).replicated == tuple(
+        sorted(f"model/{k}" for k, v in model.state_dict().items() if not isinstance(v, DTensor))
+    )
+
+
+def fsdp_goes_on_bit_for_bit(rank: int) -> None:
+    """Into a fresh model and optimizer, whose moments must become DTensors again."""
+    one, other = sharded(0), sharded(1)
+    train(*one, steps=2)
+    saved = Snapshot(dict(zip(("model", "opt"), one, strict=True)))
+    live = dict(zip(("model", "opt"), other, strict=True))
+    saved.restore(live)
+    for name in ("exp_avg", "step"):
+        mine = [state[name] for state in other[1].state.values()]
+        theirs = [state[name] for state in one[1].state.values()]
+        assert [type(t) for t in mine] == [type(t) for t in theirs]
+        assert all(a.stride() == b.stride() for a, b in zip(mine, theirs, strict=True))
+    states = []
+    for model, opt in (one, other):
+        torch.manual_seed(5 + rank)
+        train(model, opt, steps=3)
+        states.append(Snapshot({"model": model, "opt": opt}, rng=False).buffer)
+    assert states[0] == states[1]
+
+
+def fsdp_accumulation_is_seen(rank: int) -> None:
+    """Reduced gradients in place, and unsharded ones that wait for their reduction."""
+    model, opt = sharded(0)
+    state = {"model": model, "opt": opt}
+    watch_gradients(state)
+    for to_none in (True, False):
+        for _ in range(3):
+            model.set_requires_gradient_sync(False)
+            model(torch.randn(3, 4)).square().sum().backward()
+            model.set_requires_gradient_sync(True)
+            assert "model/0.weight (not reduced yet)" in unclean_gradients(state)
+            model(torch.randn(3, 4)).square().sum().backward()
+            assert "model/0.weight" in unclean_gradients(state)
+            opt.step()
+            assert unclean_gradients(state) == ()
+            model(torch.randn(3, 4)).square().sum().backward()
+            assert "model/0.weight" in unclean_gradients(state)
+            opt.zero_grad(set_to_none=to_none)
+            assert unclean_gradients(state) == ()
+
+
+def other_placements_are_refused_dry(rank: int) -> None:
+    """Another world size or dimension: by path, before anything is touched."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    whole = torch.arange(12.0).reshape(4, 3)
+    rows, columns = (distribute_tensor(whole, mesh, [Shard(dim)]) for dim in (0, 1))
+    (found,) = Snapshot({"t": rows}).differences({"t": columns})
+    assert (found.path, found.what) == ("t", "placement")
+    (found,) = Snapshot({"t": rows}).differences({"t": rows.to_local()})
+    assert (found.path, found.what) == ("t", "shape")
+
+
+def a_tensor_that_each_rank_holds_whole_is_known(rank: int) -> None:
+    """Replicated over all of the job, not over a part of it; pending sums are refused."""
+    whole = torch.arange(6.0).reshape(2, 3)
+    mesh = init_device_mesh("cpu", (2,))
+    part = init_device_mesh("cpu", (2, 1), mesh_dim_names=("a", "b"))["b"]
+    state = {
+        "all": distribute_tensor(whole, mesh, [Replicate()]),
+        "part": distribute_tensor(whole, part, [Replicate()]),
+        "rows": distribute_tensor(whole, mesh, [Shard(0)]),
+    }
+    assert capture(state, replicated=("**",)).replicated == ("all",)
+    pending = DTensor.from_local(whole, mesh, [Partial()])
+    assert refused({"box": {"t": pending}}, "box/t: ")
+    assert refused({"box": {"t": pending}}, "no single block")
+
+
+class Factored(torch.optim.SGD):
+    """Keeps state that is not sharded as its parameter is: a whole DTensor, and a plain tensor."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            if "row" not in state:
+                state["row"] = DTensor.from_local(
+                    torch.rand(3), p.device_mesh, [Replicate()], run_check=False
+                )
+                state["plain"] = torch.rand(p.shape)
+            state["row"].mul_(0.5)
+
+
+def state_that_is_sharded_otherwise_comes_back_as_it_was(rank: int) -> None:
+    """Adafactor's rows and columns are whole where the parameter is in parts."""
+    opts = []
+    for seed in range(2):
+        model, _ = sharded(seed)
+        opt = Factored(model.parameters(), momentum=0.9)
+        train(model, opt)
+        opts.append((model, opt))
+    (model, opt), (other, live) = opts
+    live.state.clear()
+    Snapshot({"model": model, "opt": opt}).restore({"model": other, "opt": live})
+    for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
+        for key in opt.state[theirs]:
+            one, two = live.state[mine][key], opt.state[theirs][key]
+            assert type(one) is type(two)
+            if isinstance(one, DTensor):
+                assert one.placements == two.placements
+            assert same_bytes(local(one), local(two))
+
+
+class Average:
+    """A user's EMA of a sharded model: a dict of DTensors behind state_dict()."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.shadow = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.shadow
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert {k: type(v) for k, v in state.items()} == {
+            k: type(v) for k, v in self.shadow.items()
+        }
+        self.shadow = state
+
+
+def a_users_average_of_shards_comes_back(rank: int) -> None:
+    """As DTensors on the live mesh; other ranks' shards are not touched."""
+    (one, _), (other, _) = sharded(0), sharded(1)
+    mine, theirs = Average(one), Average(other)
+    Snapshot({"ema": mine}).restore({"ema": theirs})
+    for key, value in mine.shadow.items():
+        if isinstance(value, DTensor):
+            assert theirs.shadow[key].placements == value.placements
+            assert theirs.shadow[key].device_mesh == value.device_mesh
+        assert same_bytes(local(theirs.shadow[key]), local(value))

@@ -1,0 +1,67 @@
+"""Shows capture and restore on real gloo ranks: DDP, FSDP2 and DTensors of other kinds.
+
+What the ranks do stands in `rankbodies.py`; a rank that fails there fails the test here.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import rankbodies as bodies
+from hypothesis import given
+from hypothesis import strategies as st
+from statekit import ranks
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
+
+from handfast.torch.tensors import block
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        bodies.ddp_is_known_to_be_replicated,
+        bodies.ddp_over_a_part_of_the_job_is_not_known,
+        bodies.a_run_saved_under_ddp_loads_without,
+        bodies.ddp_accumulation_is_seen,
+        bodies.fsdp_blocks_are_recorded,
+        bodies.fsdp_goes_on_bit_for_bit,
+        bodies.fsdp_accumulation_is_seen,
+        bodies.other_placements_are_refused_dry,
+        bodies.a_tensor_that_each_rank_holds_whole_is_known,
+        bodies.state_that_is_sharded_otherwise_comes_back_as_it_was,
+        bodies.a_users_average_of_shards_comes_back,
+    ],
+    ids=lambda body: body.__name__,
+)
+def test_on_two_ranks(body: Callable[[int], None], tmp_path: Path) -> None:
+    """Two processes with gloo, as torchrun starts them."""
+    ranks(2, body, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [bodies.fsdp_blocks_are_recorded, bodies.fsdp_goes_on_bit_for_bit],
+    ids=lambda body: body.__name__,
+)
+def test_on_one_rank(body: Callable[[int], None], tmp_path: Path) -> None:
+    """A mesh of one: nothing differs in shape, and moments must be DTensors all the same."""
+    ranks(1, body, tmp_path)
+
+
+@st.composite
+def placed(draw: st.DrawFn) -> tuple[list[int], list[int], list[int], list[int | None]]:
+    shape = draw(st.lists(st.integers(0, 9), min_size=1, max_size=3))
+    mesh = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    at = [draw(st.integers(0, size - 1)) for size in mesh]
+    dims = st.none() | st.integers(0, len(shape) - 1)
+    return shape, mesh, at, [draw(dims) for _ in mesh]
+
+
+@given(placed())
+def test_blocks_are_those_of_torch(case: tuple[list[int], list[int], list[int], list[int | None]]):
+    """A law over shapes, meshes and placements: uneven, empty, one dimension sharded twice."""
+    shape, mesh, at, dims = case
+    placements = [Replicate() if dim is None else Shard(dim) for dim in dims]
+    expected = _compute_local_shape_and_global_offset(tuple(shape), tuple(mesh), at, placements)
+    assert block(shape, mesh, at, dims) == expected
