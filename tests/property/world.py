@@ -55,6 +55,9 @@ from handfast.core.retain import Keep
 from handfast.core.state import Member, Peer
 
 
+HEARING = tuple(law for law in ALWAYS if law.__name__[:3] in ("s1_", "s2_", "s9_", "s10", "s15"))
+
+
 class Breach(AssertionError):
     """A law is broken; `.laws` names which."""
 
@@ -155,6 +158,7 @@ class World:
         self.story: list[str] = []
         self.goals: Counter[str] = Counter()
         self.turns = 0
+        self.stirred = False
         self.exchanges = 0
         for node in self.nodes.values():
             self.boot(node)
@@ -219,10 +223,16 @@ class World:
             self.apply(node, action)
         if crashed:
             node.todo.clear()
-        self.judge(Turn(before, event, after, ev.Effects(persist, send, apply), node.turns == 1))
-        if not crashed and node.member is not None:
+        done = ev.Effects(persist, send, apply)
+        # What is only heard can break no law of the journals and the disks.
+        laws = ALWAYS if persist or apply or self.stirred else HEARING
+        self.stirred = False
+        self.judge(Turn(before, event, after, done, node.turns == 1), laws)
+        if persist and not crashed:
             again = door.boot(node.id, node.incarnation, node.records, after.lost)
             assert durable(again) == durable(after), f"{durable(again)}\n{durable(after)}"
+        elif not crashed:
+            assert durable(before) == durable(after), f"{durable(before)}\n{durable(after)}"
 
     def post(self, send: ev.Send, member: Member) -> None:
         assert member.roster is not None
@@ -307,6 +317,7 @@ class World:
 
     def spoil(self, node: Node, epoch: Epoch, *, vanish: bool) -> None:
         self.story.append(f"{node.id}: {epoch} {'vanishes' if vanish else 'rots'}")
+        self.stirred = True
         self.spoilt.add((node.id, epoch))
         if vanish:
             del node.images[epoch]
@@ -371,7 +382,7 @@ class World:
         """Let the engine record that one domain is gone for good, and a new one takes its place."""
         old = self.rosters[-1].configuration
         self.crash(node)
-        node.fenced = True
+        node.fenced = self.stirred = True
         self.spoilt |= {(node.id, epoch) for epoch in node.images if self.attested(node, epoch)}
         heir = msgspec.structs.replace(node.domain, id=f"{node.id}+")
         domains = tuple(heir if d.id == node.id else d for d in old.domains)
