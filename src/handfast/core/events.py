@@ -141,8 +141,8 @@ class Tick(_Value, frozen=True):
 
 
 Event = (
-    Begin | Captured | Persisted | Failed | Forgone | Checked | Accept | Decline | Pinned | Received | Greet
-    | Tick
+    Begin | Captured | Persisted | Failed | Forgone | Checked | Accept | Decline | Pinned
+    | Received | Greet | Tick
 )  # fmt: skip
 
 
