@@ -481,6 +481,6 @@ def test_a_disk_that_keeps_other_bytes_is_found_before_the_vote(
     with closing(base.claim(Lying(path))) as tier:
         told = pytest.raises(SaveFailed, match="does not read back right")
         with told:
-            save(tier, base, NEW, IMAGES[NEW], LAYOUT, verify=level)  # type: ignore[arg-type]
+            save(tier, base, NEW, IMAGES[NEW], LAYOUT, verify=level)
     assert not base.reads(NEW)
     assert [name for name in remaining(base) if name.startswith("2/")] == []

@@ -46,7 +46,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=-]{0,199}")
 NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 
 
-class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Identity(msgspec.Struct, frozen=True):
     """What a domain is, for as long as it lives: one shard's home in one run.
 
     `id` is the name and 16 random hex characters, so that a domain made anew on an empty disk is
@@ -61,7 +61,9 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created: int
 
 
-class IdentityFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class IdentityFile(msgspec.Struct, frozen=True):
+    """What stands in `domain.json`: the identity, as it was encoded, and the hash of its bytes."""
+
     check: str
     identity: msgspec.Raw
 

@@ -615,7 +615,7 @@ def test_an_unknown_level_is_refused(tmp_path: Path, verify: str) -> None:
     home = Local(tmp_path)
     layout, image = picture(1)
     with pytest.raises(ValueError, match="choose fsync, sampled or full"):
-        save(home.claim(), home, Epoch(1, 1), image, layout, verify=verify)  # type: ignore[arg-type]
+        save(home.claim(), home, Epoch(1, 1), image, layout, verify=verify)
 
 
 @pytest.mark.parametrize("spoil", [lambda i: i[:-1], lambda i: b"x" + i[1:]])
