@@ -1,30 +1,21 @@
-"""One rank's part in one round: its agent, its images, its restore and its saves.
-
-The session holds the newest snapshot that its agent pushed and looks at that; nothing here asks
-the agent "what happened?". If the agent dies, training goes on: the next call that needs one
-starts another, which finds in the journals where its predecessor was, and gets from here what was
-not persisted yet.
-"""
+"""One rank's part in one round: the meeting, the restore, its images and its saves."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import threading
-import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from handfast.agent.host import Opened, Round
 from handfast.agent.keeper import Plan
-from handfast.agent.local import AgentGone, Client
+from handfast.agent.local import Client
 from handfast.agent.snapshot import Proposal, Snapshot
-from handfast.agent.snapshot import decode as decode_snapshot
 from handfast.checkpoint import rounds
 from handfast.checkpoint.collective import Collective
+from handfast.checkpoint.connection import Connection, Joining
 from handfast.checkpoint.images import Loaded, StagingImage
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Formation, bits
@@ -40,10 +31,6 @@ __all__ = ["Session"]
 
 logger = logging.getLogger("handfast")
 
-REMIND_S: Final = 10.0
-POLL_S: Final = 0.25
-REVIVALS: Final = 3
-
 
 class _Hand(msgspec.Struct, frozen=True):
     """What each rank lays on the table once its domain is open, or could not be opened."""
@@ -56,7 +43,7 @@ class _Hand(msgspec.Struct, frozen=True):
 
 
 class Session:
-    """Drives one rank through a round. Used by one training thread.
+    """Drives one rank through rounds. Used by one training thread.
 
     ``connect`` finds this node's agent or starts one. ``bind`` is the address that agents listen
     on. Errors of the methods: Superseded where a later launch has taken over; AgentGone where no
@@ -75,17 +62,12 @@ class Session:
         self.collective = collective
         self.root = root
         self._files = files
-        self._connect = connect
         self._bind = bind
-        self._changed = threading.Condition()
-        self._snapshot = Snapshot("", 0)
-        self._client: Client | None = None
-        self._opened: Opened | None = None
+        self._line = Connection(connect, self._again)
         self._meeting: rounds.Meeting | None = None
         self._round: Round | None = None
         self._plan: Plan | None = None
         self._images: list[StagingImage] = []
-        self._retired: dict[Epoch, str] = {}
         self._reported: set[Epoch] = set()
 
     # --- what is known, without I/O ------------------------------------------------------------
@@ -93,21 +75,25 @@ class Session:
     @property
     def snapshot(self) -> Snapshot:
         """The newest that the agent has told."""
-        return self._snapshot
+        return self._line.snapshot
 
     @property
     def lattice(self) -> Lattice:
         """The lattice as this rank's domain knows it now."""
-        return self._snapshot.lattice
+        return self._line.snapshot.lattice
 
     @property
     def generation(self) -> int:
         """The generation of this round; 0 before it began."""
-        return self._round.generation if self._round else 0
+        return self._line.generation
+
+    def check(self) -> None:
+        """Raise Superseded where a later launch has taken over; no I/O."""
+        self._line.check()
 
     def phase_of(self, epoch: Epoch) -> str:
         """Say how far an epoch of this generation has come."""
-        now = self._snapshot
+        now = self.snapshot
         if now.line is not None and now.line.epoch >= epoch:
             return "converged"
         if self._problems(epoch):
@@ -116,7 +102,7 @@ class Session:
 
     def _done(self, epoch: Epoch) -> bool:
         """Say whether this domain has an outcome for an epoch: attested, failed or superseded."""
-        now = self._snapshot
+        now = self.snapshot
         return (
             epoch in now.retained
             or any(outcome.epoch == epoch for outcome in now.outcomes)
@@ -124,7 +110,7 @@ class Session:
         )
 
     def _problems(self, epoch: Epoch) -> list[str]:
-        now = self._snapshot
+        now = self.snapshot
         own = [o.problem for o in now.outcomes if o.epoch == epoch and o.problem]
         return own or [f"{s.domain}: {s.reason}" for s in now.skipped if s.epoch == epoch]
 
@@ -140,10 +126,8 @@ class Session:
         self._meeting = rounds.meet(self.collective, mine)
         hand = _Hand(want=want)
         try:  # whatever happens here, the others must hear of it: they wait in the gathering
-            if self._client is None or self._client.ended:
-                self._client = self._dial()
-            generation = self._count() if place.rank == 0 else 0
-            hand = _Hand(self._open(port=0), generation, want)
+            generation = self._count(self._meeting) if place.rank == 0 else 0
+            hand = _Hand(self._line.open(self._joining(self._meeting)), generation, want)
         except Refused as error:
             hand = _Hand(want=want, problem=str(error), verdict=error.verdict)
         except (HandfastError, OSError) as error:
@@ -154,12 +138,22 @@ class Session:
         ]
         return self._begin(said, keep, window, drain_s)
 
-    def _count(self) -> int:
+    def _count(self, meeting: rounds.Meeting) -> int:
         """Rank 0 allocates the generation for all. Raises what :func:`rounds.allocate_in` does."""
-        if self._meeting is None:
-            raise Superseded("the ranks have not met")
-        reported = max(p.generation for p in self._meeting.peeks)
-        return rounds.allocate_in(self.root, self._meeting.nonce, reported)
+        reported = max(p.generation for p in meeting.peeks)
+        return rounds.allocate_in(self.root, meeting.nonce, reported)
+
+    def _joining(self, meeting: rounds.Meeting) -> Joining:
+        rank = self.collective.place.rank
+        return Joining(
+            root=os.path.abspath(self.root),
+            name=rounds.domain_name(rank),
+            shard=rank,
+            run=meeting.run,
+            nonce=meeting.nonce,
+            secret=meeting.secret,
+            bind=self._bind,
+        )
 
     def _begin(self, said: Sequence[_Hand], keep: Keep, window: int, drain_s: float) -> Formation:
         opened = [hand.opened for hand in said if hand.opened is not None]
@@ -192,39 +186,8 @@ class Session:
             window=window,
             drain_s=drain_s,
         )
-        self._call("begin", round=msgspec.msgpack.encode(self._round))
+        self._line.begin(self._round)
         return formed
-
-    def _open(self, port: int) -> Opened:
-        meeting, place = self._meeting, self.collective.place
-        if self._client is None or meeting is None:
-            raise AgentGone("no agent is connected", socket="")
-        reply = self._client.call(
-            "open",
-            root=os.path.abspath(self.root),
-            name=rounds.domain_name(place.rank),
-            shard=place.rank,
-            run=meeting.run,
-            nonce=meeting.nonce,
-            secret=meeting.secret,
-            bind=self._bind,
-            port=port,
-        )
-        self._opened = msgspec.msgpack.decode(reply["opened"], type=Opened)
-        return self._opened
-
-    def _dial(self) -> Client:
-        client = self._connect()
-        client.on_push(self._take)
-        return client
-
-    def _take(self, topic: str, fields: dict[str, Any]) -> None:
-        """Keep the newest snapshot; called in the client's reader thread."""
-        if topic == "snapshot":
-            snapshot = decode_snapshot(fields["data"])
-            with self._changed:
-                self._snapshot = snapshot
-                self._changed.notify_all()
 
     def leader(self) -> int:
         """Find the shard that holds what the ranks of this node share: the node's lowest."""
@@ -241,27 +204,35 @@ class Session:
 
         Raises Refused where no epoch is left or a rank declined, Blocked where time is up.
         """
-        self._wait(lambda now: bool(now.proposal or now.stuck or now.resumed), timeout, "restore")
+        self._line.wait(
+            lambda now: bool(now.proposal or now.stuck or now.resumed), timeout, "restore"
+        )
         self._raise_stuck()
-        if self._snapshot.proposal is None:
+        if self.snapshot.proposal is None:
             raise Superseded("this round was restored already")
-        return self._snapshot.proposal
+        return self.snapshot.proposal
 
     def await_certificate(self, timeout: float | None) -> RestoreCertificate:
         """Wait until every rank has accepted, and that is durable here.
 
         Raises what :meth:`await_proposal` raises. Only after this may live state be mutated.
         """
-        self._wait(lambda now: bool(now.stuck or now.resumed), timeout, "restore")
-        if self._snapshot.resumed is None:
+        self._line.wait(
+            lambda now: self._ours(now) and bool(now.stuck or now.resumed), timeout, "restore"
+        )
+        if self.snapshot.resumed is None:
             self._raise_stuck()
-        if self._snapshot.resumed is None:
+        if self.snapshot.resumed is None:
             raise Superseded("the restore ended without a certificate")
-        return self._snapshot.resumed
+        return self.snapshot.resumed
+
+    def _ours(self, now: Snapshot) -> bool:
+        """Say whether a snapshot is of this round, not of one that ended before it."""
+        return self._round is not None and now.round == self._round.nonce
 
     def _raise_stuck(self) -> None:
-        stuck = self._snapshot.stuck
-        if stuck is None or self._snapshot.resumed is not None:
+        stuck = self.snapshot.stuck
+        if stuck is None or self.snapshot.resumed is not None:
             return
         if stuck.phase == "exhausted":
             damaged = any("missing" not in reason for reason in stuck.reasons)
@@ -291,7 +262,7 @@ class Session:
             raise Superseded("no round has begun")
         epoch = proposal.epoch
         domain = self._round.configuration.domains[self.copy_for(proposal, shard)].id
-        reply = self._call("load", domain=domain, epoch=msgspec.structs.astuple(epoch))
+        reply = self._line.call("load", domain=domain, epoch=msgspec.structs.astuple(epoch))
         manifest = codec.decode(reply["manifest"], where=f"{domain} {epoch}")
         return Loaded.take(reply["fds"][0], manifest)
 
@@ -306,7 +277,7 @@ class Session:
 
     def _answer(self, name: str, epoch: Epoch, **fields: Any) -> None:
         told = msgspec.structs.astuple(epoch)
-        self._call(name, generation=self.generation, epoch=told, **fields)
+        self._line.call(name, generation=self.generation, epoch=told, **fields)
 
     # --- saving --------------------------------------------------------------------------------
 
@@ -321,7 +292,7 @@ class Session:
 
     def _hand_over(self) -> None:
         if self._plan is not None:
-            reply = self._call(
+            reply = self._line.call(
                 "plan",
                 fds=[image.fd for image in self._images],
                 plan=msgspec.msgpack.encode(self._plan),
@@ -345,7 +316,7 @@ class Session:
             if self._is_idle(image):
                 return image
         try:
-            self._wait(lambda _: any(map(self._is_idle, self._images)), timeout, "save")
+            self._line.wait(lambda _: any(map(self._is_idle, self._images)), timeout, "save")
         except Blocked:
             return None
         return next(image for image in self._images if self._is_idle(image))
@@ -357,13 +328,13 @@ class Session:
         return image.epoch is None
 
     def _idle(self, image: StagingImage, timeout: float | None) -> None:
-        self._wait(lambda _: self._is_idle(image), timeout, "save")
+        self._line.wait(lambda _: self._is_idle(image), timeout, "save")
 
     def stage(self, epoch: Epoch, image: StagingImage, objects: bytes) -> tuple[str, list[str]]:
         """Hand an image over; returns why it was not taken and who is in the way, or ("", [])."""
         image.epoch, image.objects = epoch, objects
         try:
-            reply = self._call(
+            reply = self._line.call(
                 "stage",
                 epoch=msgspec.structs.astuple(epoch),
                 image=self._images.index(image),
@@ -379,13 +350,13 @@ class Session:
 
     def forgo(self, epoch: Epoch, reason: str) -> None:
         """Vote SKIP on an epoch that the schedule named and this rank does not save."""
-        self._call("skip", epoch=msgspec.structs.astuple(epoch), reason=reason)
+        self._line.call("skip", epoch=msgspec.structs.astuple(epoch), reason=reason)
 
     def await_window(self, timeout: float | None) -> bool:
         """Wait until the lattice has moved; false where time is up."""
-        line = self._snapshot.line
+        line = self.snapshot.line
         try:
-            self._wait(lambda now: now.line != line, timeout, "save")
+            self._line.wait(lambda now: now.line != line, timeout, "save")
         except Blocked:
             return False
         return True
@@ -393,7 +364,7 @@ class Session:
     def new_problems(self) -> list[str]:
         """List failures of saves that were learned of and not reported yet."""
         fresh: list[str] = []
-        now = self._snapshot
+        now = self.snapshot
         own = [(o.epoch, o.problem) for o in now.outcomes if o.problem]
         others = [(s.epoch, f"{s.domain}: {s.reason}") for s in now.skipped]
         for epoch, problem in own + others:
@@ -404,8 +375,8 @@ class Session:
 
     def wait_persisted(self, epoch: Epoch, timeout: float | None) -> None:
         """See :meth:`handfast.checkpoint.save.Save.persisted`."""
-        self._wait(lambda _: self.phase_of(epoch) != "staged", timeout, f"epoch {epoch}")
-        problems = [o.problem for o in self._snapshot.outcomes if o.epoch == epoch and o.problem]
+        self._line.wait(lambda _: self.phase_of(epoch) != "staged", timeout, f"epoch {epoch}")
+        problems = [o.problem for o in self.snapshot.outcomes if o.epoch == epoch and o.problem]
         if problems:
             self._reported.add(epoch)
             raise SaveFailed(f"epoch {epoch}: {problems[0]}")
@@ -413,96 +384,12 @@ class Session:
     def wait_converged(self, epoch: Epoch, timeout: float | None) -> Certificate:
         """See :meth:`handfast.checkpoint.save.Save.converged`."""
         ends = ("converged", "failed")
-        self._wait(lambda _: self.phase_of(epoch) in ends, timeout, f"epoch {epoch}")
-        line = self._snapshot.line
+        self._line.wait(lambda _: self.phase_of(epoch) in ends, timeout, f"epoch {epoch}")
+        line = self.snapshot.line
         if line is not None and line.epoch >= epoch:
             return line
         self._reported.add(epoch)
         raise SaveFailed(f"epoch {epoch} will not converge: {'; '.join(self._problems(epoch))}")
-
-    # --- waiting, and agents that die ----------------------------------------------------------
-
-    def check(self) -> None:
-        """Raise Superseded where a later launch has taken over; no I/O."""
-        now = self._snapshot
-        if now.overtaken > self.generation > 0:
-            raise Superseded(
-                f"generation {now.overtaken} has begun on this run: this job, generation "
-                f"{self.generation}, must stop"
-            )
-
-    def _wait(self, ready: Callable[[Snapshot], bool], timeout: float | None, what: str) -> None:
-        """Wait for the snapshot to say so, reviving the agent, naming who is missing."""
-        began = time.monotonic()
-        reminded = began
-        while True:
-            with self._changed:
-                if ready(self._snapshot):
-                    return
-                self._changed.wait(POLL_S)
-                if ready(self._snapshot):
-                    return
-            self.check()
-            self._revive()
-            now = time.monotonic()
-            by = self._missing()
-            if timeout is not None and now - began >= timeout:
-                phase = self._snapshot.lattice.phase
-                raise Blocked(f"{what} is not done after {timeout:g} s ({phase})", by=by)
-            if now - reminded >= REMIND_S:
-                reminded = now
-                logger.warning("%s has waited %.0f s for: %s", what, now - began, ", ".join(by))
-
-    def _missing(self) -> Sequence[str]:
-        """Name who is awaited, with rank and node where that is known."""
-        lattice = self._snapshot.lattice
-        if not lattice.blocked_by and self._opened is not None:
-            return (self._opened.domain,)
-        hosts = {}
-        if self._round is not None:
-            hosts = {d.id: d.host for d in self._round.configuration.domains}
-        return tuple(f"{name} (on {hosts.get(name, '?')})" for name in lattice.blocked_by)
-
-    def _call(self, name: str, fds: Sequence[int] = (), **fields: Any) -> dict[str, Any]:
-        """Ask the agent; if it dies, revive it and ask again. All calls are idempotent."""
-        for attempt in range(REVIVALS):
-            client = self._client
-            if client is None or self._opened is None:
-                break
-            try:
-                return client.call(name, fds=fds, **{"domain": self._opened.domain, **fields})
-            except AgentGone:
-                if attempt == REVIVALS - 1:
-                    raise
-                self._revive()
-        raise AgentGone("no agent is connected: call restore() first", socket="")
-
-    def _revive(self) -> None:
-        """Start another agent where ours has died, and give it what it must know."""
-        client, opened = self._client, self._opened
-        ended = client is not None and client.ended
-        if not ended and not self._snapshot.failure:
-            return
-        if client is None or opened is None or self._round is None:
-            return
-        self.check()
-        logger.warning(
-            "agent process %d of this node is gone (%s): starting another",
-            client.agent_pid,
-            self._snapshot.failure or "it ended",
-        )
-        if ended:
-            client.close()
-            self._client = self._dial()
-        with self._changed:
-            self._snapshot = Snapshot("", 0)
-        self._open(port=opened.address[1])
-        fresh = self._client
-        if fresh is None or self._opened is None:
-            return
-        domain = self._opened.domain
-        fresh.call("begin", domain=domain, round=msgspec.msgpack.encode(self._round))
-        self._again(fresh, domain)
 
     def _again(self, client: Client, domain: str) -> None:
         """Hand over again what the dead agent had not persisted; it is still in memory here."""
@@ -522,11 +409,7 @@ class Session:
 
     def close(self) -> None:
         """Leave: the agent ends by itself once all is settled."""
-        client, self._client = self._client, None
-        if client is not None:
-            with contextlib.suppress(HandfastError, TimeoutError):
-                client.call("close", timeout=5.0)
-            client.close()
+        self._line.close()
         for image in self._images:
             image.close()
         self._images = []

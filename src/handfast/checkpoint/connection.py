@@ -1,0 +1,187 @@
+"""A rank's line to its node's agent: the newest snapshot, calls, waiting, and agents that die.
+
+Nothing here asks the agent "what happened?": the agent pushes what is so, and waiting is waiting
+for a snapshot to say something. If the agent dies, training goes on: the next call or wait starts
+another, which finds in the journals where its predecessor was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from handfast.agent.host import Opened, Round
+from handfast.agent.local import AgentGone, Client
+from handfast.agent.snapshot import Snapshot
+from handfast.agent.snapshot import decode as decode_snapshot
+from handfast.errors import Blocked, HandfastError, Superseded
+
+__all__ = ["Connection", "Joining"]
+
+logger = logging.getLogger("handfast")
+
+REMIND_S: Final = 10.0
+POLL_S: Final = 0.25
+REVIVALS: Final = 3
+
+
+class Joining(msgspec.Struct, frozen=True):
+    """What an agent must know to open a rank's domain for a round."""
+
+    root: str
+    name: str
+    shard: int
+    run: str
+    nonce: str
+    secret: bytes
+    bind: str
+
+
+class Connection:
+    """One rank's connection, used by one training thread.
+
+    ``connect`` finds this node's agent or starts one; ``again`` is called with a fresh client once
+    another agent has taken over, to hand over what the dead one had not persisted.
+    """
+
+    def __init__(self, connect: Callable[[], Client], again: Callable[[Client, str], None]) -> None:
+        self._connect = connect
+        self._again = again
+        self._changed = threading.Condition()
+        self._client: Client | None = None
+        self._joining: Joining | None = None
+        self._opened: Opened | None = None
+        self._round: Round | None = None
+        self.snapshot = Snapshot("", 0)
+        """The newest that the agent has told; no I/O."""
+
+    def open(self, joining: Joining) -> Opened:
+        """Open this rank's domain for a round that is still to be agreed on."""
+        if self._client is None or self._client.ended:
+            self._client = self._dial()
+        self._joining, self._round = joining, None
+        return self._open(self._client, joining, port=0)
+
+    def begin(self, spec: Round) -> None:
+        """Begin the generation that the ranks have agreed on."""
+        self._round = spec
+        self.call("begin", round=msgspec.msgpack.encode(spec))
+
+    @property
+    def generation(self) -> int:
+        """The generation of this round; 0 before it began."""
+        return self._round.generation if self._round else 0
+
+    def close(self) -> None:
+        """Leave: the agent ends by itself once all is settled."""
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(HandfastError, TimeoutError):
+                client.call("close", timeout=5.0)
+            client.close()
+
+    def check(self) -> None:
+        """Raise Superseded where a later launch has taken over; no I/O."""
+        heard = self.snapshot.overtaken
+        if heard > self.generation > 0:
+            raise Superseded(
+                f"generation {heard} has begun on this run: this job, generation "
+                f"{self.generation}, must stop"
+            )
+
+    def call(self, name: str, fds: Sequence[int] = (), **fields: Any) -> dict[str, Any]:
+        """Ask the agent; if it dies, revive it and ask again. All calls are idempotent.
+
+        Raises what the agent raises, and AgentGone where no agent can be kept alive.
+        """
+        for attempt in range(REVIVALS):
+            client, opened = self._client, self._opened
+            if client is None or opened is None:
+                break
+            try:
+                return client.call(name, fds=fds, **{"domain": opened.domain, **fields})
+            except AgentGone:
+                if attempt == REVIVALS - 1:
+                    raise
+                self._revive()
+        raise AgentGone("no agent is connected: call restore() first", socket="")
+
+    def wait(self, ready: Callable[[Snapshot], bool], timeout: float | None, what: str) -> None:
+        """Wait for the snapshot to say so; revives the agent, and reminds of who is missing.
+
+        Raises Blocked, naming them, after ``timeout`` seconds; Superseded; AgentGone.
+        """
+        began = reminded = time.monotonic()
+        while True:
+            with self._changed:
+                if ready(self.snapshot) or (self._changed.wait(POLL_S) and ready(self.snapshot)):
+                    return
+            self.check()
+            self._revive()
+            now = time.monotonic()
+            if timeout is not None and now - began >= timeout:
+                phase = self.snapshot.lattice.phase
+                raise Blocked(
+                    f"{what} is not done after {timeout:g} s ({phase})", by=self._missing()
+                )
+            if now - reminded >= REMIND_S:
+                reminded = now
+                by = ", ".join(self._missing())
+                logger.warning("%s has waited %.0f s for: %s", what, now - began, by)
+
+    def _missing(self) -> Sequence[str]:
+        """Name who is awaited, and where they live."""
+        by = self.snapshot.lattice.blocked_by
+        if not by:
+            return (self._opened.domain,) if self._opened is not None else ()
+        domains = self._round.configuration.domains if self._round is not None else ()
+        hosts = {domain.id: domain.host for domain in domains}
+        return tuple(f"{name} (on {hosts.get(name, '?')})" for name in by)
+
+    def _dial(self) -> Client:
+        client = self._connect()
+        client.on_push(self._take)
+        return client
+
+    def _take(self, topic: str, fields: dict[str, Any]) -> None:
+        """Keep the newest snapshot; called in the client's reader thread."""
+        if topic == "snapshot":
+            snapshot = decode_snapshot(fields["data"])
+            with self._changed:
+                self.snapshot = snapshot
+                self._changed.notify_all()
+
+    def _open(self, client: Client, joining: Joining, port: int) -> Opened:
+        reply = client.call("open", port=port, **msgspec.structs.asdict(joining))
+        self._opened = msgspec.msgpack.decode(reply["opened"], type=Opened)
+        return self._opened
+
+    def _revive(self) -> None:
+        """Start another agent where ours has died, and give it what it must know.
+
+        An agent that lives and whose domain failed (its journal could not be written, say) opens
+        the domain anew, as another incarnation.
+        """
+        client, opened, joining = self._client, self._opened, self._joining
+        ended = client is not None and client.ended
+        if not ended and not self.snapshot.failure:
+            return
+        if client is None or opened is None or joining is None or self._round is None:
+            return
+        self.check()
+        why = self.snapshot.failure or "it ended"
+        logger.warning("agent process %d failed (%s): starting anew", client.agent_pid, why)
+        if ended:
+            client.close()
+            client = self._client = self._dial()
+        with self._changed:
+            self.snapshot = Snapshot("", 0)
+        domain = self._open(client, joining, port=opened.address[1]).domain
+        client.call("begin", domain=domain, round=msgspec.msgpack.encode(self._round))
+        self._again(client, domain)
