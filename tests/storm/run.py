@@ -120,11 +120,12 @@ class Storm:
         before = self.progress()
         self.start()
         deadline = time.monotonic() + 60
-        while self.progress() <= before and time.monotonic() < deadline:
+        wanted = before + self.random.randint(1, 20)
+        while self.progress() < wanted and time.monotonic() < deadline:
             if self._died():
                 break
             time.sleep(0.01)
-        time.sleep(self.random.uniform(0.0, 0.8))
+        time.sleep(self.random.uniform(0.0, 0.2))
         how = self.random.choice(["job", "job", "rank", "agent", "both"])
         if how == "agent":
             self.strike("agent")

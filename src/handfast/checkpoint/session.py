@@ -205,7 +205,9 @@ class Session:
         Raises Refused where no epoch is left or a rank declined, Blocked where time is up.
         """
         self._line.wait(
-            lambda now: bool(now.proposal or now.stuck or now.resumed), timeout, "restore"
+            lambda now: self._ours(now) and bool(now.proposal or now.stuck or now.resumed),
+            timeout,
+            "restore",
         )
         self._raise_stuck()
         if self.snapshot.proposal is None:
