@@ -3,7 +3,9 @@
 This imports no framework. The Checkpointer for torch is in :mod:`handfast.torch`.
 """
 
+import os as _os
 from collections.abc import Callable as _Callable
+from typing import TYPE_CHECKING
 from typing import TypeVar as _TypeVar
 
 from handfast.core.lattice import Epoch
@@ -24,6 +26,9 @@ from handfast.errors import (
 )
 from handfast.store import objects as _objects
 
+if TYPE_CHECKING:
+    from handfast.checkpoint.reader import Run
+
 __all__ = [
     "Blocked",
     "Certificate",
@@ -39,6 +44,7 @@ __all__ = [
     "Superseded",
     "Unstorable",
     "Verdict",
+    "open",
     "register",
 ]
 
@@ -55,3 +61,15 @@ def register(
     handfast stores by itself.
     """
     _objects.register(kind, f"{kind.__module__}.{kind.__qualname__}", encode, decode)
+
+
+def open(*paths: "str | _os.PathLike[str]") -> "Run":  # noqa: A001 - said as handfast.open
+    """Open a run to be read: beside its training, or without any agent.
+
+    Several paths are joined, as are globs (``/mnt/*/run``) and the templates that a training was
+    given (``/mnt/{rank}/run``). Raises HandfastError where there is no run, or it can't be looked
+    at; FormatError where it is of another format; Refused where the paths hold several runs.
+    """
+    from handfast.checkpoint.reader import open_run
+
+    return open_run(*paths)

@@ -1,0 +1,247 @@
+"""Every byte of an epoch, read and held against what was attested; with typed findings.
+
+Without a step this does what a restore would do, descending meet included: the recovery line's
+copies are read, a damaged one is refuted, and the next epoch is tried until every shard has a valid
+copy. So the answer is not only "what is wrong" but "what would a restore take".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from functools import cached_property
+
+import msgspec
+
+from handfast.checkpoint.status import EpochRow, Trouble, rows, troubles
+from handfast.checkpoint.survey import Found, Survey, read_domain
+from handfast.core import recover
+from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.membership import bits
+from handfast.core.messages import Bad, Valid
+from handfast.core.verdict import Verdict
+from handfast.errors import Damaged, HandfastError
+from handfast.store.files import Files, closing, read_into, reading
+from handfast.store.manifest import HASH_BYTES, Manifest, Piece, chunk_hash
+from handfast.store.port import Progress
+from handfast.store.shelf import parts, read_chunks
+
+__all__ = ["Finding", "Released", "Verification", "verify_epochs", "verify_line"]
+
+
+class Released(HandfastError):
+    """The epoch was released while it was read: look again, there is a newer one."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that is wrong. ``chunk`` and ``offset`` are -1 where it is not within a data file.
+
+    ``offset`` counts the bytes of the file ``path``; ``epoch`` is None for a whole domain.
+    """
+
+    domain: str
+    shard: int | None
+    verdict: Verdict
+    problem: str
+    epoch: Epoch | None = None
+    path: str = ""
+    chunk: int = -1
+    offset: int = -1
+
+
+class Verification(msgspec.Struct, frozen=True):
+    """What was read and found. ``line`` is what a restore would take after all that was found.
+
+    ``checked`` are the epochs whose every copy here was read, ``nbytes`` the bytes of images.
+    """
+
+    line: Epoch | None
+    checked: tuple[Epoch, ...]
+    findings: tuple[Finding, ...]
+    nbytes: int
+
+    @property
+    def sound(self) -> bool:
+        """Whether everything is as it was attested."""
+        return not self.findings
+
+
+class _Reader:
+    """Reads copies of a survey's domains, counting bytes and collecting findings."""
+
+    def __init__(
+        self, files: Files, survey: Survey, epochs: Iterable[Epoch], progress: Progress | None
+    ) -> None:
+        self.files = files
+        self.survey = survey
+        self.findings = [_finding(trouble) for trouble in troubles(survey)]
+        self.checked: list[Epoch] = []
+        self.nbytes = 0
+        self._progress = progress
+        self._total = sum(_image_bytes(found, e) for e in epochs for found in survey.places)
+
+    def grow(self, epoch: Epoch) -> None:
+        """Tell the progress of an epoch that is read though nobody had meant to."""
+        self._total += sum(_image_bytes(found, epoch) for found in self.survey.places)
+
+    def copy(self, place: int, epoch: Epoch) -> bool:
+        """Read one domain's copy; true where every byte is right."""
+        found = self.survey.places[place]
+        entry = found.entries.get(epoch) if found is not None else None
+        if found is None or entry is None or entry.manifest is None:
+            return False
+        shard = self.survey.domains[place].shard
+        bad = [
+            Finding(found.id, shard, verdict, problem, epoch, path, chunk, offset)
+            for verdict, problem, path, chunk, offset in self._damage(found, entry.manifest)
+        ]
+        if bad and epoch not in read_domain(self.files, found.root, found.name).retained:
+            raise Released(f"epoch {epoch} was released by {found.id} while it was read")
+        self.findings += bad
+        return not bad
+
+    def _damage(
+        self, found: Found, manifest: Manifest
+    ) -> Iterator[tuple[Verdict, str, str, int, int]]:
+        home, unit = f"{found.root}/domains/{found.name}", manifest.chunk_bytes
+        buffer = memoryview(bytearray(min(manifest.image_bytes, 16 * unit)))
+        with ExitStack() as stack:
+            opened: dict[int, int] = {}
+            for piece in manifest.pieces:
+                path = f"{home}/{manifest.sources[piece.source]}"
+                try:
+                    if piece.source not in opened:
+                        with reading(path):
+                            fd = stack.enter_context(closing(self.files, self.files.open(path)))
+                        self.files.forget(fd)  # what counts is what the medium holds
+                        opened[piece.source] = fd
+                    fd = opened[piece.source]
+                except Damaged as error:
+                    yield Verdict.MISSING, str(error), path, piece.first, piece.at
+                    continue
+                for part in parts(piece, unit):
+                    yield from self._part(manifest, path, fd, part, buffer)
+
+    def _part(
+        self, manifest: Manifest, path: str, fd: int, part: Piece, buffer: memoryview
+    ) -> Iterator[tuple[Verdict, str, str, int, int]]:
+        unit, size = manifest.chunk_bytes, manifest.image_bytes
+        first = part.first
+        span = min((first + part.count) * unit, size) - first * unit
+        try:
+            read_chunks(self.files, fd, path, manifest, part, buffer[:span])
+        except Damaged:  # one at a time, to name them all
+            for index in range(first, first + part.count):
+                at = part.at + (index - first) * unit
+                target = buffer[: min(unit, size - index * unit)]
+                try:
+                    read_chunks(
+                        self.files, fd, path, manifest, Piece(index, 1, part.source, at), target
+                    )
+                except Damaged as error:
+                    verdict, problem = self._origin(fd, at, target, str(error))
+                    yield verdict, problem, path, index, at
+        self.nbytes += span
+        if self._progress is not None:
+            self._progress(self.nbytes, max(self._total, self.nbytes))
+
+    def _origin(self, fd: int, at: int, chunk: memoryview, problem: str) -> tuple[Verdict, str]:
+        """Tell bytes of another epoch or shard, whose provenance is known, from mere damage."""
+        try:
+            got = read_into(self.files, fd, chunk, at)
+        except OSError:
+            return Verdict.CORRUPT, problem
+        whose = self._hashes.get(chunk_hash(chunk[:got]))
+        if whose is None:
+            return Verdict.CORRUPT, problem
+        return Verdict.MIXED, f"{problem}. These are the bytes of {whose}"
+
+    @cached_property
+    def _hashes(self) -> dict[bytes, str]:
+        """Whose each chunk is, over all sound manifests of the run."""
+        whose = {}
+        for found in [found for found in self.survey.places if found is not None]:
+            for entry in found.entries.values():
+                hashes = entry.manifest.hashes if entry.manifest is not None else b""
+                for start in range(0, len(hashes), HASH_BYTES):
+                    name = f"chunk {start // HASH_BYTES} of epoch {entry.epoch} in {found.id}"
+                    whose[hashes[start : start + HASH_BYTES]] = name
+        return whose
+
+    def result(self, line: Epoch | None) -> Verification:
+        """Close the books."""
+        return Verification(line, tuple(self.checked), tuple(self.findings), self.nbytes)
+
+
+def verify_line(files: Files, survey: Survey, progress: Progress | None = None) -> Verification:
+    """Read what a restore would read, and descend as it would.
+
+    Raises Released where a live domain let an epoch go meanwhile.
+    """
+    reader = _Reader(files, survey, [survey.line] if survey.line else [], progress)
+    if survey.roster is None:
+        return reader.result(None)
+    held = survey.recovery()
+    while True:
+        at = recover.standing(survey.roster, held)
+        if at.phase is not recover.Phase.CHECKING or at.epoch is None:
+            return reader.result(at.epoch if at.phase is recover.Phase.READY else None)
+        if at.epoch != survey.line and at.epoch not in reader.checked:
+            reader.grow(at.epoch)
+        for place in bits(at.waiting):
+            sound = at.epoch == GENESIS or reader.copy(place, at.epoch)
+            fact = Valid(place, held.generation, at.epoch)
+            held = recover.join(
+                held, fact if sound else Bad(place, held.generation, at.epoch, "damaged")
+            )
+        if at.epoch != GENESIS:
+            reader.checked.append(at.epoch)
+
+
+def verify_epochs(
+    files: Files, survey: Survey, epochs: Iterable[Epoch], progress: Progress | None = None
+) -> Verification:
+    """Read every copy of these epochs, whoever has one; what is not refuted then is the ``line``.
+
+    An epoch that is not whole is a finding, too. Raises Released as :func:`verify_line`.
+    """
+    wanted = tuple(epochs)
+    reader = _Reader(files, survey, wanted, progress)
+    if survey.roster is None:
+        return reader.result(None)
+    held = survey.recovery()
+    judged = {row.epoch: row for row in rows(survey)}
+    for epoch in wanted:
+        for place, found in enumerate(survey.places):
+            if found is not None and epoch in found.retained and not reader.copy(place, epoch):
+                held = recover.join(held, Bad(place, held.generation, epoch, "damaged"))
+        reader.findings += _unwhole(survey, judged[epoch])
+        reader.checked.append(epoch)
+    return reader.result(recover.standing(survey.roster, held).epoch)
+
+
+def _unwhole(survey: Survey, row: EpochRow) -> list[Finding]:
+    """Say of an epoch that some shard never finished who lacks it."""
+    if row.verdict not in (Verdict.TORN, Verdict.AHEAD):
+        return []
+    return [
+        Finding(
+            domain.id,
+            domain.shard,
+            row.verdict,
+            f"epoch {row.epoch} is not whole: this domain has {cell.mark}"
+            + (f" it ({cell.problem})" if cell.problem else " it"),
+            row.epoch,
+        )
+        for domain in survey.domains
+        if (cell := row.cells[domain.id]).verdict not in (Verdict.COMPLETE, Verdict.AHEAD)
+    ]
+
+
+def _finding(trouble: Trouble) -> Finding:
+    return Finding(trouble.domain, trouble.shard, trouble.verdict, trouble.problem, trouble.epoch)
+
+
+def _image_bytes(found: Found | None, epoch: Epoch) -> int:
+    entry = found.entries.get(epoch) if found is not None and epoch in found.retained else None
+    return entry.manifest.image_bytes if entry is not None and entry.manifest is not None else 0

@@ -1,0 +1,1 @@
+"""The commands: one thin file each. Importing this imports no framework."""

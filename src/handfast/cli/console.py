@@ -1,0 +1,149 @@
+"""What all commands share: where they write, how they fail, how long work is shown."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, Final, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bars
+
+from handfast.core.lattice import Epoch
+from handfast.core.verdict import Verdict
+from handfast.errors import Damaged, HandfastError, Refused
+from handfast.store.port import Progress
+
+__all__ = ["AsJson", "Paths", "Step", "answer", "answering", "epoch_of", "out", "showing", "size"]
+
+DAMAGED: Final = 1
+USAGE: Final = 2
+NO_LOOK: Final = 3
+INTERRUPTED: Final = 130
+
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...",
+        help="The run's directory; several, globs and '{rank}' templates are joined.",
+        show_default=False,
+    ),
+]
+Step = Annotated[
+    str | None,
+    typer.Option(
+        "--step",
+        metavar="N",
+        help="A step of the living timeline, or a whole epoch GENERATION/STEP.",
+        show_default="the recovery line",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON value, for scripts.")]
+
+
+def out() -> Console:
+    """The console of this command; made late, so that tests and pipes see their own stream."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def epoch_of(text: str | None) -> int | Epoch | None:
+    """Read a step, or a whole epoch; raises typer.BadParameter (exit code 2) for anything else."""
+    if text is None:
+        return None
+    if re.fullmatch(r"\d+", text):
+        return int(text)
+    parts = re.fullmatch(r"(\d+)/(\d+)", text)
+    if parts is None:
+        raise typer.BadParameter(f"{text!r} is neither a step (1200) nor an epoch (3/1200)")
+    return Epoch(int(parts[1]), int(parts[2]))
+
+
+def plain(value: object) -> Any:
+    """Turn a value of ours into one of JSON; an epoch has its generation and step by name."""
+    if isinstance(value, Epoch):
+        return {"generation": value.generation, "step": value.step}
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def answer(value: object, **more: object) -> None:
+    """Write the one JSON value of a command."""
+    print(json.dumps(plain(value) | plain(more), indent=2))
+
+
+@contextmanager
+def answering(as_json: bool) -> Iterator[None]:
+    """Turn errors of the body into a message that says what to do, and an exit code."""
+    try:
+        yield
+    except (Damaged, Refused) as error:
+        verdict = error.verdict if isinstance(error, Refused) else Verdict.CORRUPT
+        _fail(str(error), as_json, DAMAGED, verdict)
+    except ValueError as error:
+        _fail(str(error), as_json, USAGE)
+    except (HandfastError, OSError) as error:
+        _fail(str(error), as_json, NO_LOOK)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except Exception as error:  # a bug of ours must not pass for damage, which is exit code 1
+        traceback.print_exc()
+        what = f"{type(error).__name__}: {error}. What to do: report this with the lines above"
+        _fail(what, as_json, NO_LOOK)
+
+
+def _fail(message: str, as_json: bool, code: int, verdict: Verdict | None = None) -> NoReturn:
+    if as_json:
+        answer({"error": message, "verdict": verdict, "exit_code": code})
+    else:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(message)}")
+    raise typer.Exit(code)
+
+
+@contextmanager
+def showing(what: str) -> Iterator[Progress | None]:
+    """Show the progress of long work on a terminal; nothing at all elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def size(nbytes: float) -> str:
+    """Spell a count of bytes: 1536 is "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if nbytes < 1024 or unit == "TiB":
+            break
+        nbytes /= 1024
+    return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"

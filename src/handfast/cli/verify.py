@@ -1,0 +1,79 @@
+"""``handfast verify``: every byte, and what a restore would take."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from handfast import open as open_run
+from handfast.checkpoint.verify import Verification
+from handfast.cli.console import (
+    DAMAGED,
+    AsJson,
+    Paths,
+    Step,
+    answer,
+    answering,
+    epoch_of,
+    out,
+    showing,
+    size,
+)
+from handfast.core.lattice import GENESIS
+
+__all__ = ["verify"]
+
+
+def verify(
+    run: Paths,
+    step: Step = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every epoch that is held.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte of an epoch and hold it against what was attested.
+
+    By default that is the recovery line's epoch, and where it is damaged the next one, down to the
+    one that a restore would take.
+    """
+    chosen = epoch_of(step)
+    if everything and chosen is not None:
+        raise typer.BadParameter("give --all or --step, not both")
+    with answering(as_json):
+        opened = open_run(*run)
+        with showing("verify") as progress:
+            result = opened.verify(chosen, everything=everything, progress=progress)
+        if as_json:
+            answer(result, sound=result.sound)
+        else:
+            _show(result)
+        if not result.sound:
+            raise typer.Exit(DAMAGED)
+
+
+def _show(result: Verification) -> None:
+    console = out()
+    if result.findings:
+        table = Table(box=None, pad_edge=False, padding=(0, 1))
+        for name in ("verdict", "epoch", "domain", "chunk", "byte", "what"):
+            table.add_column(name, overflow="fold")
+        for found in result.findings:
+            within = found.chunk >= 0
+            table.add_row(
+                f"[bold red]{found.verdict}[/]",
+                str(found.epoch or ""),
+                escape(found.domain),
+                str(found.chunk) if within else "",
+                str(found.offset) if within else "",
+                escape(found.problem),
+            )
+        console.print(table)
+    epochs = ", ".join(map(str, result.checked)) or "no epoch"
+    state = "[bold green]sound[/]" if result.sound else f"{len(result.findings)} findings"
+    console.print(f"{epochs}: {state} ({size(result.nbytes)} read)")
+    if result.line is None:
+        console.print("a restore would find nothing" if result.findings else "nothing was saved")
+    elif result.line != GENESIS:
+        console.print(f"a restore would take {result.line}")
