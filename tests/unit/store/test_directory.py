@@ -20,6 +20,7 @@ from handfast.store.claims import Identity, identify, read_identity
 from handfast.store.delta import SOURCES_MAX
 from handfast.store.directory import Directory, claim
 from handfast.store.files import Posix
+from handfast.store.journal import Journal
 from handfast.store.manifest import Manifest
 from handfast.store.pins import pin, pins
 from handfast.store.port import Tier
@@ -241,6 +242,17 @@ def test_a_journal_of_another_incarnation_is_foreign(tmp_path: Path) -> None:
     home.claim()
     shutil.copy(home.path / "1/journal", home.path / "2/journal")
     with pytest.raises(Refused, match="is the journal of incarnation 1"):
+        home.claim()
+
+
+def test_a_journal_that_does_not_begin_with_a_seal_is_refused(tmp_path: Path) -> None:
+    """Shows that a sound journal of some other use is not read as a domain's history."""
+    home = Local(tmp_path)
+    os.mkdir(home.path / "1")
+    journal = Journal.create(FILES, str(home.path / "1/journal"))
+    journal.append(b"not a seal")
+    journal.close()
+    with pytest.raises(FormatError, match="its first record is no seal"):
         home.claim()
 
 

@@ -109,9 +109,9 @@ def test_a_failed_write_says_where_why_and_what_to_do(code: int, remedy: str) ->
 def test_a_failed_read_tells_lost_bytes_from_a_busy_system() -> None:
     """Shows that running out of descriptors is not taken for damage."""
     for code, kind in ((errno.EIO, Damaged), (errno.ENOENT, Damaged), (errno.EMFILE, None)):
-        with pytest.raises(HandfastError, match="/the/path: can't be read") as found:
-            with reading("/the/path"):
-                raise OSError(code, os.strerror(code))
+        told = pytest.raises(HandfastError, match="/the/path: can't be read")
+        with told as found, reading("/the/path"):
+            raise OSError(code, os.strerror(code))
         assert isinstance(found.value, Damaged) == (kind is Damaged)
 
 
