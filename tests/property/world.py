@@ -22,12 +22,12 @@ from handfast.core.converge import Ballot, Tally
 from handfast.core.invariants import (
     ALWAYS,
     EVENTUALLY,
-    SOMETIMES,
     STANDSTILL,
     Truth,
     Turn,
     Written,
     breaches,
+    reached,
 )
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import (
@@ -136,11 +136,14 @@ class Round:
         )  # fmt: skip
 
 
+KEEP = Keep(2)
+
+
 class World:
     """Domains, engines' stores, a network, and the truth about them."""
 
     def __init__(
-        self, configuration: Configuration, *, keep: Keep = Keep(2), window: int = 2, stores: int = 1
+        self, configuration: Configuration, *, keep: Keep = KEEP, window: int = 2, stores: int = 1
     ) -> None:
         self.rosters = [Roster(configuration)]
         self.nodes = {d.id: Node(d) for d in configuration.domains}
@@ -187,9 +190,7 @@ class World:
         if found := breaches(truth, laws):
             raise Breach(found, self.story)
         if turn is not None:
-            for goal in SOMETIMES:
-                if goal(truth):
-                    self.goals[goal.__name__] += 1
+            self.goals.update(reached(turn))
 
     # --- one domain
 
@@ -469,7 +470,7 @@ class World:
     def hopeless(self, round_: Round) -> bool:
         """Nothing was restored: then no living epoch is left intact for every shard."""
         truth = self.truth()
-        if found := truth.restorable():
+        if found := truth.restorable:
             raise Breach((f"l3_recovery: {found} could be restored and was not",), self.story)
         return False
 
@@ -525,10 +526,11 @@ def brief(value: object) -> str:
         case Message():
             facts = ",".join(map(brief, value.facts))
             return f"<{value.sender}.{value.incarnation} g{value.generation} {facts}>"
+    names = ("domain", "shard", "epoch", "epochs", "round", "generation", "reason", "copy")
+    said = [getattr(value, name, None) for name in names]
     words = [type(value).__name__]
-    for name in ("domain", "shard", "epoch", "epochs", "round", "generation", "reason"):
-        if (said := getattr(value, name, None)) not in (None, ""):
-            words.append(str(said) if not isinstance(said, tuple) else "+".join(map(str, said)))
+    words += ["+".join(map(str, x)) if isinstance(x, tuple) else str(x)
+              for x in said if x not in (None, "")]  # fmt: skip
     if (certificate := getattr(value, "certificate", None)) is not None:
         words.append(str(getattr(certificate, "base", getattr(certificate, "epoch", ""))))
     return " ".join(words)
@@ -560,6 +562,25 @@ class Storm:
             move = self.rng.choices(list(self.moves), list(self.moves.values()))[0]
             move()
         return self.world
+
+    def lull(self) -> None:
+        """Let the job get on for a while: most are up, and most of what is sent arrives."""
+        world, rng = self.world, self.rng
+        for node in world.nodes.values():
+            if node.member is None and not node.fenced and rng.random() < 0.9:
+                world.boot(node)
+        self.relaunch()
+        for node in world.here():
+            world.look(node)
+            world.begin(world.rounds[-1], node)
+        world.settle(rng)
+        for _ in range(rng.randint(0, 4)):
+            for shard in sorted(world.rounds[-1].step):
+                world.save(world.rounds[-1], shard)
+            for _ in range(rng.choice([0, 5, 40])):
+                rng.choice([self.hear, self.labour])()
+            if rng.random() < 0.5:
+                world.settle(rng)
 
     def up(self) -> list[Node]:
         return self.world.here()
@@ -632,8 +653,8 @@ class Storm:
 
     def relaunch(self) -> None:
         world, rng = self.world, self.rng
-        steps = [e.step for n in world.nodes.values() for e in n.images] + [0]
-        want = rng.choice(steps) if rng.random() < 0.2 else None
+        steps = sorted({e.step for n in world.nodes.values() for e in n.images})
+        want = rng.choice(steps) if steps and rng.random() < 0.3 else None
         asked = rng.sample(self.up(), rng.randint(0, len(self.up())))
         store = rng.randrange(len(world.stores))
         world.launch(want=want, store=store, asked=asked)
@@ -669,10 +690,15 @@ class Storm:
             world.change(self.rng.choice(list(world.nodes.values())))
 
 
-def storm(seed: int, name: str | None = None, moves: int = 250, **settings) -> World:
-    """Run one seeded storm and the calm after it; raises :class:`Breach` where a law is broken."""
+def storm(seed: int, name: str | None = None, moves: int = 80, **settings) -> World:
+    """Run one seeded storm and the calm after it; raises :class:`Breach` where a law is broken.
+
+    Gusts and lulls take turns, so that there is a history worth damaging.
+    """
     tempest = Storm(seed, name, **settings)
-    world = tempest.blow(moves)
+    for _ in range(3):
+        tempest.lull()
+        world = tempest.blow(moves)
     if tempest.rng.random() < 0.15 and len(world.here()) > 1:
         world.calm(tempest.rng, away=1)
     world.calm(tempest.rng)

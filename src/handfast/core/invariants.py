@@ -2,27 +2,28 @@
 happens in the end, once the storm is over (the design, section 2).
 
 A law reads a :class:`Truth`, which no member has: what really is in the journals and on the disks,
-and what was really done. It yields its breaches in words. The same laws judge the tests' world,
-and whoever else can gather a truth. Two promises are about bytes, which the core never sees:
-the files behind S1 and the damage behind S14 are shown by the tests of the store.
+and what was really done. It yields its breaches in words. Two promises are about bytes, which the
+core never sees: the files behind S1 and the damage behind S14 are for the tests of the store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final, TypeAlias, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
 from handfast.core import events, gossip, messages
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import Roster
-from handfast.core.recover import Phase
+from handfast.core.recover import Phase, eligible
 from handfast.core.retain import Keep
 from handfast.core.state import Member
 from handfast.core.view import view
 
-__all__ = ["ALWAYS", "EVENTUALLY", "SOMETIMES", "Truth", "Turn", "Written", "breaches"]
+__all__ = ["ALWAYS", "EVENTUALLY", "SOMETIMES", "STANDSTILL", "Truth", "Turn", "Written",
+           "breaches", "reached"]  # fmt: skip
 
 R = TypeVar("R", bound=messages.Record)
 Law: TypeAlias = "Callable[[Truth], Iterator[str]]"
@@ -46,15 +47,14 @@ class Turn(msgspec.Struct, frozen=True):
     first: bool = False
 
 
-class Truth(msgspec.Struct, frozen=True):
+class Truth(msgspec.Struct, frozen=True, dict=True):
     """What really is, and was.
 
-    ``rosters`` are the configurations, oldest first; the last is the engine's latest. ``journal``
-    is in the order of syncing. ``sound`` are the images on the disks that are as they were written
-    (domain, epoch, digest); ``spoilt`` the copies damaged, lost or fenced after their attestation.
-    ``published`` and ``resumed`` are deeds, by domain; ``pinned`` what readers hold. ``members``
-    are those that are up, ``turn`` the step just taken, ``exchanges`` the rounds of ticks since
-    the storm ended.
+    ``rosters`` are the configurations, the engine's latest last; ``journal`` is in the order of
+    syncing. ``sound`` are the images on the disks that are as they were written (domain, epoch,
+    digest), ``spoilt`` the copies damaged, lost or fenced after their attestation. ``published``
+    and ``resumed`` are deeds, by domain; ``pinned`` is what readers hold. ``members`` are those
+    that are up, ``turn`` the step just taken, ``exchanges`` the rounds of ticks in the calm.
     """
 
     rosters: tuple[Roster, ...]
@@ -69,58 +69,80 @@ class Truth(msgspec.Struct, frozen=True):
     turn: Turn | None = None
     exchanges: int = 0
 
-    def records(self, kind: type[R]) -> Iterator[tuple[str, R]]:
+    def records(self, kind: type[R]) -> Sequence[tuple[str, R]]:
         """List the durable records of one kind, with whose they are."""
-        return ((w.domain, w.record) for w in self.journal if isinstance(w.record, kind))
+        return self._kinds.get(kind, ())
+
+    @cached_property
+    def _kinds(self) -> dict[type, list[tuple[str, Any]]]:
+        kinds: dict[type, list[tuple[str, Any]]] = {}
+        for w in self.journal:
+            kinds.setdefault(type(w.record), []).append((w.domain, w.record))
+        return kinds
 
     def roster(self, digest: str) -> Roster:
         """Find a configuration by its name."""
         return next(roster for roster in self.rosters if roster.digest == digest)
 
-    def retained(self) -> set[tuple[str, Epoch]]:
+    @cached_property
+    def retained(self) -> frozenset[tuple[str, Epoch]]:
         """List whose copies were attested and never released, damaged or not."""
-        held = {(d, s.epoch) for d, s in self.records(messages.Staged)}
+        held = frozenset((d, s.epoch) for d, s in self.records(messages.Staged))
         held |= {(d, GENESIS) for d, c in self.records(messages.Configured) if c.founding}
         return held - {(d, e) for d, r in self.records(messages.Released) for e in r.epochs}
 
+    @cached_property
     def bases(self) -> dict[int, messages.RestoreCertificate]:
         """Find the restore certificate of each generation that has one."""
         return {r.certificate.generation: r.certificate for _, r in self.records(messages.Restored)}
 
+    @cached_property
     def newest(self) -> int:
         """Find the highest generation that was restored, as the present members know it."""
+        held = self.records(messages.Restored)
         here = self.rosters[-1].ids
-        restored = self.records(messages.Restored)
-        return max((r.certificate.generation for d, r in restored if d in here), default=0)
+        return max((r.certificate.generation for d, r in held if d in here), default=0)
 
+    def living(self, epoch: Epoch, generation: int) -> bool:
+        """Say whether the chain of bases from a generation down passes through an epoch."""
+        cap: Epoch | None = None
+        while generation:
+            if epoch.generation == generation:
+                return cap is None or epoch <= cap
+            cap = self.bases[generation].base
+            generation = cap.generation
+        return epoch == GENESIS and (cap is None or cap == GENESIS)
+
+    def frozen(self, generation: int) -> dict[str, messages.Frozen]:
+        """Find what each member reported when it froze."""
+        return {d: f for d, f in self.records(messages.Frozen) if f.generation == generation}
+
+    @cached_property
+    def intact(self) -> frozenset[tuple[str, Epoch]]:
+        """List the copies that are retained and that a restore could read."""
+        there = frozenset((d, e) for d, e, _ in self.sound)
+        return frozenset(copy for copy in self.retained if copy[1] == GENESIS or copy in there)
+
+    def beyond(self, line: messages.Certificate) -> bool:
+        """Say whether k_T copies of some shard were lost: more than its tier promises to bear."""
+        roster = self.roster(line.configuration)
+        tier = roster.tiers.index(line.tier)
+        return any(
+            sum((d, line.epoch) in self.spoilt for d in roster.names(mask)) >= roster.needs[tier]
+            for mask in roster.holders[tier]
+        )
+
+    @cached_property
     def restorable(self) -> tuple[Epoch, ...]:
-        """List the living epochs of which every shard has an intact copy, retained and present."""
-        domains = self.rosters[-1].configuration.domains
-        intact = {(d, e) for d, e, _ in self.sound} & self.retained()
-        intact |= {(d, e) for d, e in self.retained() if e == GENESIS}
-        shards = self.rosters[-1].configuration.shards
+        """List the living epochs of which every shard has an intact copy."""
+        domains, intact = self.rosters[-1].configuration.domains, self.intact
         return tuple(
             epoch
             for epoch in sorted({e for _, e in intact})
-            if len({d.shard for d in domains if (d.id, epoch) in intact}) == shards
-            and _living(self, epoch, self.newest())
+            if len({d.shard for d in domains if (d.id, epoch) in intact})
+            == self.rosters[-1].configuration.shards
+            and self.living(epoch, self.newest)
         )
-
-
-def _living(truth: Truth, epoch: Epoch, generation: int) -> bool:
-    """Say whether the chain of bases from a generation down to genesis passes through an epoch."""
-    bases, cap = truth.bases(), None
-    while generation:
-        if epoch.generation == generation:
-            return cap is None or epoch <= cap
-        cap = bases[generation].base
-        generation = cap.generation
-    return epoch == GENESIS and (cap is None or cap == GENESIS)
-
-
-def _reports(truth: Truth, c: messages.RestoreCertificate) -> dict[str, messages.Frozen]:
-    frozen = truth.records(messages.Frozen)
-    return {d: f for d, f in frozen if (f.generation, f.round) == (c.generation, c.round)}
 
 
 # --- always -------------------------------------------------------------------------------------
@@ -128,26 +150,26 @@ def _reports(truth: Truth, c: messages.RestoreCertificate) -> dict[str, messages
 
 def s1_attested_is_durable(truth: Truth) -> Iterator[str]:
     """A vote STAGED stands in the journal before it is sent, and its image on the disk before."""
-    kept = truth.retained() - truth.spoilt
-    votes = {(d, v.epoch, v.digest) for d, v in truth.records(messages.Staged)}
-    for domain, epoch, digest in votes - truth.sound:
-        if (domain, epoch) in kept:
-            yield f"{domain} attested {epoch} as {digest}; no such image is on its disk"
+    kept = truth.retained - truth.spoilt
+    votes = [(d, v.epoch, v.digest) for d, v in truth.records(messages.Staged)]
+    for vote in votes:
+        if vote not in truth.sound and vote[:2] in kept:
+            yield f"{vote[0]} attested {vote[1]}; no such image is on its disk"
     for send in truth.turn.effects.send if truth.turn else ():
-        roster = truth.roster(send.message.configuration)
+        ids = truth.roster(send.message.configuration).ids
         for fact in send.message.facts:
             if isinstance(fact, messages.Staged):
-                if (roster.ids[fact.domain], fact.epoch, fact.digest) not in votes:
+                if (ids[fact.domain], fact.epoch, fact.digest) not in votes:
                     yield f"a vote on {fact.epoch} was sent before it was durable"
 
 
 def s2_knowledge_is_sound(truth: Truth) -> Iterator[str]:
     """Whoever knows C_e: k_T domains of every shard of T staged e, or restored it as their base."""
-    known = {c.certificate for _, c in truth.records(messages.Converged)}
-    known |= {t.line for m in truth.members for t in m.tallies if t.line is not None}
+    known = {c.certificate: None for _, c in truth.records(messages.Converged)}
+    known |= {t.line: None for m in truth.members for t in m.tallies if t.line is not None}
     staged = {(d, v.epoch) for d, v in truth.records(messages.Staged)}
-    bases = {(c.base, c.root): c for c in truth.bases().values()}
-    for line in sorted(known, key=lambda c: c.epoch):
+    bases = {(c.base, c.root): c for c in truth.bases.values()}
+    for line in known:
         roster = truth.roster(line.configuration)
         tier = roster.tiers.index(line.tier)
         restored = bases.get((line.epoch, line.root))
@@ -156,62 +178,49 @@ def s2_knowledge_is_sound(truth: Truth) -> Iterator[str]:
                 yield f"{line.tier} counts {line.epoch} as converged from others' copies"
             continue
         for shard, mask in enumerate(roster.holders[tier]):
-            held = sum((d, line.epoch) in staged for d in roster.names(mask))
-            if held < roster.needs[tier]:
-                yield f"{line.epoch} is known converged in {line.tier}; shard {shard} has {held}"
+            if sum((d, line.epoch) in staged for d in roster.names(mask)) < roster.needs[tier]:
+                yield f"{line.epoch} is known converged in {line.tier} without shard {shard}"
 
 
 def s3_something_is_retained_by_all(truth: Truth) -> Iterator[str]:
     """Of every shard the same epoch of the living timeline is retained; damage apart."""
-    held, shards = truth.retained(), truth.rosters[-1].configuration.shards
-    told = {d for d, _ in truth.records(messages.Configured)}
-    held |= {(d, GENESIS) for d in truth.rosters[0].ids if d not in told}  # founders to be
+    told = [d for d, _ in truth.records(messages.Configured)]
+    held = truth.retained | {(d, GENESIS) for d in truth.rosters[0].ids if d not in told}
     at = {d.id: d.shard for roster in truth.rosters for d in roster.configuration.domains}
-    newest = truth.newest()
-    for epoch in {e for _, e in held}:
-        if len({at[d] for d, e in held if e == epoch}) == shards and _living(truth, epoch, newest):
-            return
-    yield "no epoch is retained for every shard"
+    shards, newest = truth.rosters[-1].configuration.shards, truth.newest
+    if not any(
+        len({at[d] for d, e in held if e == epoch}) == shards and truth.living(epoch, newest)
+        for epoch in sorted({e for _, e in held})
+    ):
+        yield "no epoch is retained for every shard"
 
 
 def s4_certified_is_not_lost(truth: Truth) -> Iterator[str]:
     """Each tier's newest certified epoch is intact, within its k - 1 losses; recovery finds it."""
-    intact = {(d, e) for d, e in truth.retained() if e == GENESIS}
-    intact |= {(d, e) for d, e, _ in truth.sound} & truth.retained()
+    intact, newest, bases = truth.intact, truth.newest, truth.bases
     lines = [r.certificate for _, r in truth.records(messages.Converged)]
-    certified = {(c.configuration, c.tier, c.epoch) for c in lines}
-    for c in truth.bases().values():
+    for c in bases.values():
         roster = truth.roster(c.configuration)
-        tiers = {roster.tier_of[copy] for copy in c.copies}
-        if len(tiers) == 1 and roster.needs[min(tiers)] == 1 and c.base != GENESIS:
-            certified.add((c.configuration, roster.tiers[min(tiers)], c.base))
-    newest = truth.newest()
-    for tier in truth.rosters[-1].tiers:
-        living = [c for c in certified if c[1] == tier and _living(truth, c[2], newest)]
-        for configuration, _, epoch in sorted(living, key=lambda line: line[2])[-1:]:
-            roster = truth.roster(configuration)
-            if _beyond(truth, configuration, tier, epoch):
-                continue
-            for mask in roster.holders[roster.tiers.index(tier)]:
-                if not any((d, epoch) in intact for d in roster.names(mask)):
-                    yield f"no copy of {epoch} is left with {roster.names(mask)}"
-    for c in truth.bases().values():
-        frozen = _reports(truth, c).values()
-        known = [f.report.restored.generation for f in frozen if f.report.restored is not None]
-        for line in certified if all(f.want is None for f in frozen) else ():
-            old = line[2]
-            if c.base < old and old.generation < c.generation and not _beyond(truth, *line):
-                if _living(truth, old, max(known)):
-                    yield f"{old} had converged; generation {c.generation} resumed {c.base}"
-
-
-def _beyond(truth: Truth, configuration: str, tier: str, epoch: Epoch) -> bool:
-    roster = truth.roster(configuration)
-    at = roster.tiers.index(tier)
-    return any(
-        sum((d, epoch) in truth.spoilt for d in roster.names(mask)) >= roster.needs[at]
-        for mask in roster.holders[at]
-    )
+        for tier, need in enumerate(roster.needs):
+            if need == 1 and all(roster.tier_of[copy] == tier for copy in c.copies):
+                name = roster.tiers[tier]
+                lines.append(messages.Certificate("", roster.digest, name, c.base, c.root))
+    for tier_name in truth.rosters[-1].tiers:
+        # Below an orphan that had converged, what was superseded by it may be gone.
+        certified = sorted((c for c in lines if c.tier == tier_name), key=lambda c: c.epoch)
+        for last in [c for c in certified[-1:] if truth.living(c.epoch, newest)]:
+            roster = truth.roster(last.configuration)
+            for mask in roster.holders[roster.tiers.index(tier_name)]:
+                held = any((d, last.epoch) in intact for d in roster.names(mask))
+                if not held and not truth.beyond(last):
+                    yield f"no copy of {last.epoch} is left with {roster.names(mask)}"
+    for generation, c in bases.items():
+        reports = truth.frozen(generation).values()
+        top = max((f.report.restored.generation for f in reports if f.report.restored), default=0)
+        for line in lines if all(f.want is None for f in reports) else ():
+            if c.base < line.epoch < Epoch(generation, 0) and truth.living(line.epoch, top):
+                if not truth.beyond(line):
+                    yield f"{line.epoch} had converged; generation {generation} resumed {c.base}"
 
 
 def s5_votes_are_write_once(truth: Truth) -> Iterator[str]:
@@ -223,10 +232,8 @@ def s5_votes_are_write_once(truth: Truth) -> Iterator[str]:
                 key: tuple[object, ...] = ("vote", w.domain, w.record.epoch)
             case messages.Valid() | messages.Bad():
                 key = ("check", w.domain, w.record.generation, w.record.epoch)
-            case messages.Accepted():
-                key = ("accept", w.domain, w.record.generation)
-            case messages.Frozen():
-                key = ("freeze", w.domain, w.record.generation)
+            case messages.Accepted() | messages.Frozen():
+                key = (type(w.record), w.domain, w.record.generation)
             case _:
                 continue
         if key in said:
@@ -237,24 +244,15 @@ def s5_votes_are_write_once(truth: Truth) -> Iterator[str]:
 def s6_certificates_are_of_one_whole(truth: Truth) -> Iterator[str]:
     """A certificate is of one generation, round and configuration, and all members took part."""
     first: dict[int, messages.RestoreCertificate] = {}
-    for domain, record in truth.records(messages.Restored):
-        c = record.certificate
+    for domain, r in truth.records(messages.Restored):
+        c = r.certificate
         if first.setdefault(c.generation, c) != c:
             yield f"{domain} holds another certificate of generation {c.generation}"
-        frozen = _reports(truth, c)
-        if any(frozen[d].configuration != c.configuration for d in frozen):
-            yield f"generation {c.generation} was frozen in two configurations"
-        if absent := [d for d in truth.roster(c.configuration).ids if d not in frozen]:
-            yield f"generation {c.generation} was restored without {absent}"
-    configured, frozen_in = {}, {}
-    for w in truth.journal:
-        if isinstance(w.record, messages.Configured):
-            configured[w.domain] = w.record.configuration.digest()
-        elif isinstance(w.record, messages.Frozen):
-            frozen_in[w.domain, w.record.generation] = w.record.configuration
-        elif isinstance(w.record, messages.Staged | messages.Skipped):
-            if frozen_in.get((w.domain, w.record.epoch.generation)) != configured[w.domain]:
-                yield f"{w.domain} voted on {w.record.epoch} in another configuration"
+        frozen = truth.frozen(c.generation)
+        for member in truth.roster(c.configuration).ids:
+            f = frozen.get(member)
+            if f is None or (f.round, f.configuration) != (c.round, c.configuration):
+                yield f"generation {c.generation} was restored without {member}"
     for domain, line in truth.published:
         if line.epoch.generation and line.epoch.generation not in first:
             yield f"{domain} published {line.epoch}, of a generation that never began"
@@ -264,67 +262,59 @@ def s7_nothing_acts_without_a_certificate(truth: Truth) -> Iterator[str]:
     """What was published or resumed stood in the doer's own journal before."""
     held = {(d, c.certificate) for d, c in truth.records(messages.Converged)}
     begun = {(d, r.certificate) for d, r in truth.records(messages.Restored)}
-    yield from (f"{d} published {c.epoch} uncertified" for d, c in truth.published
-                if (d, c) not in held)  # fmt: skip
-    yield from (f"{d} resumed {c.base} uncertified" for d, c in truth.resumed
-                if (d, c) not in begun)  # fmt: skip
+    yield from (f"{d} published {c.epoch}" for d, c in truth.published if (d, c) not in held)
+    yield from (f"{d} resumed {c.base}" for d, c in truth.resumed if (d, c) not in begun)
 
 
 def s8_release_follows_knowledge(truth: Truth) -> Iterator[str]:
-    """Only below an own, known, retained, living converged epoch, or what can't be available;
-    and never what a reader holds or the user wants to keep.
-    """
+    """Released is what can't be available, or lies below an own, known, retained, sound, living
+    converged epoch of the present configuration; never what is pinned or to be kept."""
     turn = truth.turn
-    gone = [e for r in turn.effects.persist if isinstance(r, messages.Released) for e in r.epochs
-            ] if turn else []  # fmt: skip
-    if turn is None or turn.after.roster is None or not gone:
+    records = turn.effects.persist if turn else ()
+    gone = [e for r in records if isinstance(r, messages.Released) for e in r.epochs]
+    if turn is None or turn.after.roster is None:
         return
     member, roster = turn.after, turn.after.roster
-    line = member.tallies[roster.tier_of[member.me]].line
+    line, tier = member.tallies[roster.tier_of[member.me]].line, roster.tier_of[member.me]
     skipped = {(d, v.epoch) for d, v in truth.records(messages.Skipped)}
-    domains = roster.configuration.domains
     judged = {(d, b.epoch) for d, b in truth.records(messages.Bad)}
-    newest = member.generation
     held = [c.epoch for c in member.retained]
     for epoch in gone:
-        void = any(
-            all((d.id, epoch) in skipped for d in domains if d.shard == shard)
-            for shard in range(roster.configuration.shards)
-        )
+        everywhere = [sum(tier[s] for tier in roster.holders) for s in range(len(roster.homes))]
+        why = ""
         if (member.id, epoch) in truth.pinned:
-            yield f"{member.id} released {epoch}, which a reader holds"
-        if not member.open:
-            yield f"{member.id} released {epoch} during a recovery"
-        elif not void and (line is None or line.epoch <= epoch):
-            yield f"{member.id} released {epoch}, not below what it knows converged"
-        elif not void and line is not None:
-            newer = [e for e in held if epoch < e <= line.epoch and _living(truth, e, newest)]
+            why = "a reader holds it"
+        elif not member.open:
+            why = "a recovery is under way"
+        elif any(all((d, epoch) in skipped for d in roster.names(m)) for m in everywhere):
+            continue
+        elif line is None or line.epoch <= epoch:
+            why = "nothing above it is known converged"
+        elif line.epoch not in held or (member.id, line.epoch) in judged:
+            why = f"{line.epoch} is not retained"
+        elif line.configuration != roster.digest or not truth.living(line.epoch, member.generation):
+            why = f"{line.epoch} is another configuration's, or an orphan"
+        elif any(all((d, line.epoch) in judged for d in roster.names(m))
+                 for m in roster.holders[tier]):  # fmt: skip
+            why = f"the tier has lost {line.epoch}"
+        elif epoch != GENESIS and truth.living(epoch, member.generation):
+            newer = [e for e in held if epoch < e <= line.epoch]
             every = truth.keep.every is not None and epoch.step % truth.keep.every == 0
-            kept = every or len(newer) < truth.keep.newest
-            if kept and epoch != GENESIS and _living(truth, epoch, newest):
-                yield f"{member.id} released {epoch}, which the user keeps"
-            if line.epoch not in held or (member.id, line.epoch) in judged:
-                yield f"{member.id} released {epoch}, and does not retain {line.epoch}"
-            if line.configuration != roster.digest:
-                yield f"{member.id} released {epoch} by a certificate of another configuration"
-            for mask in roster.holders[roster.tier_of[member.me]]:
-                copies = {(d, line.epoch) for d in roster.names(mask)}
-                if copies <= judged:
-                    yield f"{member.id} released {epoch}; of {line.epoch} {mask:b} is all bad"
-            if not _living(truth, line.epoch, newest):
-                yield f"{member.id} released {epoch} below the orphan {line.epoch}"
+            if (every or len(newer) < truth.keep.newest) and (member.id, epoch) not in judged:
+                why = "the user keeps it"
+        if why:
+            yield f"{member.id} released {epoch}: {why}"
 
 
 def s9_joins_agree(truth: Truth) -> Iterator[str]:
     """Two members of one round never hold facts that differ, whatever reached them, and when."""
-    for a in truth.members:
-        for b in truth.members:
-            if a.id >= b.id or (a.generation, a.round) != (b.generation, b.round):
-                continue
-            if a.open and b.open and a.restored != b.restored:
-                yield f"{a.id} and {b.id} resumed generation {a.generation} differently"
-            if a.recovery is None or b.recovery is None:
-                continue
+    pairs = [(a, b) for a in truth.members for b in truth.members if a.id < b.id]
+    for a, b in pairs:
+        if (a.generation, a.round) != (b.generation, b.round):
+            continue
+        if a.open and b.open and a.restored != b.restored:
+            yield f"{a.id} and {b.id} resumed generation {a.generation} differently"
+        if a.recovery is not None and b.recovery is not None:
             mine = (*a.recovery.reports, *a.recovery.accepted)
             theirs = (*b.recovery.reports, *b.recovery.accepted)
             if any(x and y and x != y for x, y in zip(mine, theirs, strict=True)):
@@ -332,19 +322,32 @@ def s9_joins_agree(truth: Truth) -> Iterator[str]:
 
 
 def s10_stale_is_refused(truth: Truth) -> Iterator[str]:
-    """What is of another generation, round, configuration or a past incarnation changes nothing."""
+    """What is of another generation, round, configuration or a past incarnation changes nothing,
+    and after FREEZE(g) nothing of an older generation is written, nor before it of g."""
     turn = truth.turn
-    if turn is None or turn.first or not isinstance(turn.event, events.Received):
-        return
-    if turn.before.roster is None:
-        return
-    m, before = turn.event.message, turn.before
-    here = (before.generation, before.round, turn.before.roster.digest)
-    past = m.incarnation < before.peers[m.sender].incarnation if m.sender != before.me else False
-    if past or (m.generation, m.round, m.configuration) != here:
-        quiet = msgspec.structs.replace(turn.after, peers=before.peers)
-        if turn.effects.persist or quiet != before:
-            yield f"{before.id} took {m.generation}/{m.incarnation} from member {m.sender}"
+    if turn is not None and isinstance(turn.event, events.Received) and turn.before.roster:
+        m, old, new = turn.event.message, turn.before, turn.after
+        here = (old.generation, old.round, turn.before.roster.digest)
+        past = m.sender != old.me and m.incarnation < old.peers[m.sender].incarnation
+        if (past or (m.generation, m.round, m.configuration) != here) and not turn.first:
+            heard = [(p.incarnation, p.knows) for p in old.peers]
+            if [(p.incarnation, p.knows) for p in new.peers] != heard or turn.effects.persist:
+                yield f"{old.id} took {m.generation}/{m.incarnation} from member {m.sender}"
+    at: dict[str, tuple[int, str]] = {}
+    for w in truth.journal:
+        match w.record:
+            case messages.Frozen(generation=generation, configuration=digest):
+                at[w.domain] = (generation, digest)
+            case messages.Configured(configuration=configuration):
+                at[w.domain] = (0, configuration.digest())
+            case messages.Staged(epoch=epoch) | messages.Skipped(epoch=epoch):
+                if at[w.domain][0] != epoch.generation:
+                    yield f"{w.domain} voted on {epoch} in generation {at[w.domain][0]}"
+            case messages.Valid() | messages.Bad() | messages.Accepted():
+                if at[w.domain][0] != w.record.generation:
+                    yield f"{w.domain} wrote {w.record} in generation {at[w.domain][0]}"
+            case _:
+                pass
 
 
 def s11_nothing_is_mutated_unvalidated(truth: Truth) -> Iterator[str]:
@@ -353,32 +356,32 @@ def s11_nothing_is_mutated_unvalidated(truth: Truth) -> Iterator[str]:
     accepted = {(d, a.generation, a.epoch, a.copy) for d, a in truth.records(messages.Accepted)}
     for domain, c in dict.fromkeys(truth.resumed):
         roster = truth.roster(c.configuration)
-        for shard, copy in enumerate(c.copies):
+        for home, copy in zip(roster.homes, c.copies, strict=True):
             if (roster.ids[copy], c.generation, c.base) not in valid:
                 yield f"{domain} resumed {c.base}: copy {roster.ids[copy]} was not validated"
-            home = roster.ids[roster.homes[shard]]
-            if (home, c.generation, c.base, copy) not in accepted:
-                yield f"{domain} resumed {c.base}: rank {shard} did not accept"
+            if (roster.ids[home], c.generation, c.base, copy) not in accepted:
+                yield f"{domain} resumed {c.base}: {roster.ids[home]} did not accept"
 
 
 def s12_recovery_is_a_function(truth: Truth) -> Iterator[str]:
-    """The base is the greatest epoch that the frozen reports and the chain allow, never an orphan."""
+    """The base is the greatest epoch that the frozen reports and the chain allow: no orphan."""
     judged = {(d, b.generation, b.epoch) for d, b in truth.records(messages.Bad)}
-    for c in truth.bases().values():
-        frozen, roster = _reports(truth, c), truth.roster(c.configuration)
-        known = [f.report.restored.generation for f in frozen.values() if f.report.restored]
-        top, wants = max(known, default=0), {f.want for f in frozen.values()}
+    for generation, c in truth.bases.items():
+        frozen, roster = truth.frozen(generation), truth.roster(c.configuration)
+        reports = [f.report for f in frozen.values()]
+        top = max((r.restored.generation for r in reports if r.restored), default=0)
+        wants = {f.want for f in frozen.values()}
         held = {(d, copy.epoch) for d, f in frozen.items() for copy in f.report.retained}
-        good = {(d, e) for d, e in held if (d, c.generation, e) not in judged}
-        if not _living(truth, c.base, top):
-            yield f"generation {c.generation} resumed {c.base}, an orphan"
-        for epoch in {e for _, e in good if e > c.base}:
-            got = {d.shard for d in roster.configuration.domains if (d.id, epoch) in good}
+        good = {(d, e) for d, e in held if (d, generation, e) not in judged}
+        if not truth.living(c.base, top):
+            yield f"generation {generation} resumed {c.base}, an orphan"
+        for epoch in sorted({e for _, e in good if e > c.base}):
+            shards = {d.shard for d in roster.configuration.domains if (d.id, epoch) in good}
             wanted = wants == {None} or wants == {epoch.step}
-            if len(got) == roster.configuration.shards and wanted and _living(truth, epoch, top):
-                yield f"generation {c.generation} resumed {c.base}, and {epoch} was there"
+            if len(shards) == len(roster.homes) and wanted and truth.living(epoch, top):
+                yield f"generation {generation} resumed {c.base}, and {epoch} was there"
         if wants - {None, c.base.step}:
-            yield f"generation {c.generation} resumed {c.base}; asked for was {wants}"
+            yield f"generation {generation} resumed {c.base}, which some did not ask for"
 
 
 def s13_no_interaction_across_epochs(truth: Truth) -> Iterator[str]:
@@ -390,12 +393,17 @@ def s13_no_interaction_across_epochs(truth: Truth) -> Iterator[str]:
 
 
 def s14_what_is_corrupt_never_counts(truth: Truth) -> Iterator[str]:
-    """No restore certificate names a copy that its holder found BAD."""
+    """VALID is said of what was sound when it was read; no certificate names what was BAD."""
+    sound = {(d, e) for d, e, _ in truth.sound}
+    for record in truth.turn.effects.persist if truth.turn else ():
+        if isinstance(record, messages.Valid) and truth.turn and record.epoch != GENESIS:
+            if (truth.turn.after.id, record.epoch) not in sound:
+                yield f"{truth.turn.after.id} called its copy of {record.epoch} valid"
     judged = {(d, b.generation, b.epoch) for d, b in truth.records(messages.Bad)}
-    for c in truth.bases().values():
-        for copy in truth.roster(c.configuration).names(sum({1 << i for i in c.copies})):
-            if (copy, c.generation, c.base) in judged:
-                yield f"generation {c.generation} took {c.base} from {copy}, which is bad"
+    for c in truth.bases.values():
+        for copy in c.copies:
+            if (truth.roster(c.configuration).ids[copy], c.generation, c.base) in judged:
+                yield f"generation {c.generation} took {c.base} from a bad copy"
 
 
 def s15_time_changes_nothing(truth: Truth) -> Iterator[str]:
@@ -406,23 +414,32 @@ def s15_time_changes_nothing(truth: Truth) -> Iterator[str]:
             yield f"a tick made {turn.before.id} do {turn.effects}"
 
 
-def _did(turn: Turn, kind: type) -> bool:
-    return any(isinstance(action, kind) for action in turn.effects.apply)
+def l4_refusals_are_true(truth: Truth) -> Iterator[str]:
+    """A save is refused for the window only while as many epochs may yet converge, by name."""
+    turn = truth.turn
+    for action in turn.effects.apply if turn else ():
+        if isinstance(action, events.Refuse) and action.by and turn and turn.after.roster:
+            m, roster = turn.after, turn.after.roster
+            ballots = m.tallies[roster.tier_of[m.me]].ballots
+            open_ = [b for b in ballots if b.staged >> m.me & 1 and not b.skipped]
+            if len(open_) + len(m.persisting) < m.window:
+                yield f"{m.id} refused {action.epoch}, and {len(open_)} epochs are open"
 
 
-# --- eventually: judged in the calm after a storm, once what was restored has saved one more epoch
+# --- eventually: judged in the calm after a storm, once what was restored has saved once more ----
 
 
 def l1_all_learn(truth: Truth) -> Iterator[str]:
-    """With fair links and all up, every member knows the same epoch converged."""
+    """With fair links and all up, every member knows the same epochs converged."""
     if len({tuple(t.line and t.line.epoch for t in m.tallies) for m in truth.members}) > 1:
         yield "members know different epochs converged"
-    yield from (f"{m.id} still waits for {view(m).blocked_by}" for m in truth.members
-                if view(m).blocked_by)  # fmt: skip
+    for m in truth.members:
+        if view(m).blocked_by:
+            yield f"{m.id} still waits for {view(m).blocked_by}"
 
 
 def l2_heals_in_diameter(truth: Truth) -> Iterator[str]:
-    """The exchanges needed grow with the diameter (log2 n here), not with the length of the storm."""
+    """The exchanges needed grow with the diameter (log2 n), not with the length of the storm."""
     if truth.exchanges > 4 * (truth.rosters[-1].size.bit_length() + 2):
         yield f"it took {truth.exchanges} exchanges"
 
@@ -430,72 +447,109 @@ def l2_heals_in_diameter(truth: Truth) -> Iterator[str]:
 def l3_no_orphaned_knowledge(truth: Truth) -> Iterator[str]:
     """After restarts every member holds the newest restore certificate: none is stuck in between."""
     for m in truth.members:
-        if not m.open or m.generation != truth.newest():
-            yield f"{m.id} is not in generation {truth.newest()}"
+        if not m.open or m.generation != truth.newest:
+            yield f"{m.id} is not in generation {truth.newest}"
 
 
 def l4_whoever_blocks_is_named(truth: Truth) -> Iterator[str]:
     """With someone away nobody gets on, and all the others name exactly who has not frozen."""
     for m in truth.members:
-        frozen = {d for d, f in truth.records(messages.Frozen) if f.generation == m.generation}
-        away = tuple(d for d in m.roster.ids if d not in frozen) if m.roster else ()
+        here = truth.frozen(m.generation)
+        away = tuple(d for d in m.roster.ids if d not in here) if m.roster else ()
         if away and (m.open or view(m).blocked_by != away):
             yield f"{m.id} names {view(m).blocked_by}; {away} are away"
 
 
 def l5_traffic_quiesces(truth: Truth) -> Iterator[str]:
     """Once all agree, a tick sends nothing to anybody who is there."""
+    here = [m.id for m in truth.members]
     for m in truth.members:
-        here = {other.id for other in truth.members}
         names = m.roster.names(gossip.restless(m)) if m.roster is not None else ()
-        if loud := here.intersection(names):
-            yield f"{m.id} still sends to {sorted(loud)}"
+        if loud := [name for name in names if name in here]:
+            yield f"{m.id} still sends to {loud}"
 
 
 def l6_storage_is_bounded(truth: Truth) -> Iterator[str]:
     """After progress a domain holds what is to be kept or pinned, the window, and nothing else."""
     for m in truth.members:
-        every, newest = truth.keep.every, truth.keep.newest
+        every = truth.keep.every
         kept = [c.epoch for c in m.retained if every is None or c.epoch.step % every]
-        free = [e for e in kept if (m.id, e) not in truth.pinned]
-        if len(free) > newest + m.window + 1:
+        if sum((m.id, e) not in truth.pinned for e in kept) > truth.keep.newest + m.window + 1:
             yield f"{m.id} retains {len(m.retained)} epochs"
 
 
 ALWAYS: Final[tuple[Law, ...]] = (
-    s1_attested_is_durable,
-    s2_knowledge_is_sound,
-    s3_something_is_retained_by_all,
-    s4_certified_is_not_lost,
-    s5_votes_are_write_once,
-    s6_certificates_are_of_one_whole,
-    s7_nothing_acts_without_a_certificate,
-    s8_release_follows_knowledge,
-    s9_joins_agree,
-    s10_stale_is_refused,
-    s11_nothing_is_mutated_unvalidated,
-    s12_recovery_is_a_function,
-    s13_no_interaction_across_epochs,
-    s14_what_is_corrupt_never_counts,
-    s15_time_changes_nothing,
-)
+    s1_attested_is_durable, s2_knowledge_is_sound, s3_something_is_retained_by_all,
+    s4_certified_is_not_lost, s5_votes_are_write_once, s6_certificates_are_of_one_whole,
+    s7_nothing_acts_without_a_certificate, s8_release_follows_knowledge, s9_joins_agree,
+    s10_stale_is_refused, s11_nothing_is_mutated_unvalidated, s12_recovery_is_a_function,
+    s13_no_interaction_across_epochs, s14_what_is_corrupt_never_counts, s15_time_changes_nothing,
+    l4_refusals_are_true,
+)  # fmt: skip
 EVENTUALLY: Final[tuple[Law, ...]] = (
-    l1_all_learn,
-    l2_heals_in_diameter,
-    l3_no_orphaned_knowledge,
-    l5_traffic_quiesces,
+    l1_all_learn, l2_heals_in_diameter, l3_no_orphaned_knowledge, l5_traffic_quiesces,
     l6_storage_is_bounded,
-)
-
-
-def an_epoch_converges(truth: Truth) -> bool:
-    return truth.turn is not None and _did(truth.turn, events.Publish)
-
-
-SOMETIMES: Final[tuple[Callable[[Truth], bool], ...]] = (an_epoch_converges,)
+)  # fmt: skip
 STANDSTILL: Final[tuple[Law, ...]] = (l4_whoever_blocks_is_named, l5_traffic_quiesces)
 
 
 def breaches(truth: Truth, laws: tuple[Law, ...] = ALWAYS) -> tuple[str, ...]:
     """List what breaks the laws, each with the name of the law: none, one hopes."""
     return tuple(f"{law.__name__}: {words}" for law in laws for words in law(truth))
+
+
+# --- sometimes: what a search must reach, or it has shown little ---------------------------------
+
+SOMETIMES: Final = (
+    "an epoch converges", "a certificate is learnt", "a recovery descends below a bad copy",
+    "a bad copy is outlived by a valid one", "a timeline is abandoned", "an orphan is released",
+    "a void epoch is released", "a window blocks and names", "a skip is voted",
+    "a member boots in the middle of a recovery", "a stale message is refused",
+    "a round is overtaken", "a rank declines", "nothing is left to restore",
+    "a changed configuration resumes",
+)  # fmt: skip
+
+
+def reached(turn: Turn) -> Iterator[str]:
+    """Name the goals that a step reached."""
+    before, after, apply = turn.before, turn.after, turn.effects.apply
+    heard = isinstance(turn.event, events.Received)
+    for record in turn.effects.persist:
+        match record:
+            case messages.Converged():
+                yield "a certificate is learnt" if heard else "an epoch converges"
+            case messages.Skipped():
+                yield "a skip is voted"
+            case messages.Restored(certificate=c):
+                lines = [t.line.epoch for t in before.tallies if t.line is not None]
+                judged = before.recovery.checks if before.recovery is not None else ()
+                if any(check.bad and check.epoch > c.base for check in judged):
+                    yield "a recovery descends below a bad copy"
+                if any(check.bad and check.epoch == c.base for check in judged):
+                    yield "a bad copy is outlived by a valid one"
+                if any(line > c.base for line in lines):
+                    yield "a timeline is abandoned"
+                if before.restored and before.restored.configuration != c.configuration:
+                    yield "a changed configuration resumes"
+            case messages.Released(epochs=epochs):
+                chain = after.restored.timeline if after.restored is not None else ()
+                if any(not eligible(epoch, chain) for epoch in epochs):
+                    yield "an orphan is released"
+                if any(epoch in before.void or epoch in after.void for epoch in epochs):
+                    yield "a void epoch is released"
+            case _:
+                pass
+    for action in apply:
+        match action:
+            case events.Refuse(by=by) if by:
+                yield "a window blocks and names"
+            case events.Reject():
+                yield "a stale message is refused"
+            case events.Overtaken():
+                yield "a round is overtaken"
+            case events.Stuck(phase=phase):
+                yield "a rank declines" if phase is Phase.DECLINED else "nothing is left to restore"
+            case _:
+                pass
+    if turn.first and before.recovery is not None and before.incarnation > 1:
+        yield "a member boots in the middle of a recovery"
