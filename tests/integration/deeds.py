@@ -1,0 +1,126 @@
+"""What trainers can be told to do; see :mod:`trainers`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import torch
+from trainers import Desk
+from training import Training
+
+from handfast.core.lattice import Epoch
+from handfast.torch import Checkpointer
+
+
+def build(desk: Desk, kind: str = "plain", **options: Any) -> str:
+    """Build a training; gives the digest of its state."""
+    desk.training = Training(kind, rank=desk.rank, **options)
+    desk.step = 0
+    return desk.training.digest()
+
+
+def begin(
+    desk: Desk, path: str, kind: str = "plain", model: dict[str, Any] | None = None, **options: Any
+) -> str:
+    """Build a training and a Checkpointer for it; gives the digest of the state."""
+    found = build(desk, kind, **(model or {}))
+    attach(desk, path, **options)
+    return found
+
+
+def attach(desk: Desk, path: str, **options: Any) -> None:
+    """Make a Checkpointer for what was built."""
+    options.setdefault("patience_s", 30.0)
+    desk.checkpointer = Checkpointer(path, desk.training.state(), **options)
+
+
+def prime(desk: Desk) -> None:
+    """One throwaway forward and backward."""
+    desk.checkpointer.prime(lambda: desk.training.loss().backward())
+
+
+def restore(desk: Desk, **options: Any) -> int:
+    """Resume; gives the step."""
+    desk.step = desk.checkpointer.restore(**options)
+    return desk.step
+
+
+def resume(desk: Desk, path: str, kind: str = "plain", **options: Any) -> int:
+    """Build, attach and restore."""
+    begin(desk, path, kind, **options)
+    return restore(desk)
+
+
+def train(desk: Desk, to: int, *, save: bool = True, **options: Any) -> list[str]:
+    """Train up to a step, saving after each; gives the digest after each step."""
+    digests = []
+    while desk.step < to:
+        desk.training.step()
+        desk.step += 1
+        digests.append(desk.training.digest())
+        if save:
+            desk.last = desk.checkpointer.save(desk.step, **options)
+    return digests
+
+
+def save(desk: Desk, step: int, **options: Any) -> tuple[bool, str]:
+    """Save as it stands; says whether it was taken, and why not."""
+    desk.last = desk.checkpointer.save(step, **options)
+    return bool(desk.last), desk.last.reason
+
+
+def persisted(desk: Desk, timeout: float = 30.0) -> str:
+    """Wait for the last save; gives its phase."""
+    return str(desk.last.persisted(timeout).phase)
+
+
+def converged(desk: Desk, timeout: float = 30.0) -> Epoch:
+    """Wait for the last save; gives the epoch of the certificate."""
+    certificate = desk.last.converged(timeout)
+    return certificate.epoch
+
+
+def phase(desk: Desk) -> str:
+    """How far the last save has come."""
+    return str(desk.last.phase)
+
+
+def call(desk: Desk, name: str, *args: Any, **options: Any) -> Any:
+    """Call a method of the Checkpointer, or give an attribute."""
+    value = getattr(desk.checkpointer, name)
+    return value(*args, **options) if callable(value) else value
+
+
+def digest(desk: Desk) -> str:
+    """The digest of the live state."""
+    return desk.training.digest()
+
+
+def warnings(desk: Desk) -> list[str]:
+    """What was warned of since the last time."""
+    found, desk.warnings = desk.warnings, []
+    return found
+
+
+def close(desk: Desk, timeout: float = 30.0) -> None:
+    """Wait for the last save, and leave."""
+    desk.checkpointer.close(timeout)
+
+
+def save_and_die(desk: Desk, step: int) -> None:
+    """Be killed the moment that save has returned."""
+    desk.checkpointer.save(step)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def overwrite(desk: Desk) -> None:
+    """Change every tensor and stream behind the Checkpointer's back."""
+    with torch.no_grad():
+        for value in desk.training.model.state_dict().values():
+            value.fill_(float("nan"))
+        for held in desk.training.optimizer.state.values():
+            for value in held.values():
+                value.fill_(-1.0)
+    torch.manual_seed(0)
