@@ -1,5 +1,6 @@
 """What every test shares: one thread, reproducible examples, and nothing left running behind it."""
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -58,7 +59,7 @@ def _nothing_left_running(
     """Fail a test that leaves a process behind: an agent, a trainer, a forked child."""
     mark = f"{_session}.{next(_numbers)}"
     monkeypatch.setenv(MARK, mark)
-    before = _children()
+    before = _descendants()
     yield
     _fail_on(_leftovers(mark, before), request.node.name)
 
@@ -68,7 +69,8 @@ _numbers = itertools.count()
 
 def _fail_on(left: dict[int, str], who: str) -> None:
     for pid in left:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     if left:
         pytest.fail(f"{who} left running (killed now): {left}", pytrace=False)
 
@@ -76,16 +78,16 @@ def _fail_on(left: dict[int, str], who: str) -> None:
 def _leftovers(
     mark: str, before: dict[int, str] | None = None, *, of_session: bool = False
 ) -> dict[int, str]:
-    """Processes that are still there after a while: by the mark, and forked ones by their parent.
+    """Processes that are still there after a while: by the mark, and by their parents.
 
     A child that only forked shows its parent's first environment, so the mark can't find it; an
-    agent in a session of its own is nobody's child, so the parent can't.
+    agent in a session of its own is nobody's child, so its parents can't.
     """
     deadline = time.monotonic() + GRACE_S
     while True:
         left = _marked(mark, of_session=of_session)
         if before is not None:
-            left |= {pid: name for pid, name in _children().items() if pid not in before}
+            left |= {pid: name for pid, name in _descendants().items() if pid not in before}
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.02)
@@ -97,24 +99,32 @@ def _marked(mark: str, *, of_session: bool) -> dict[int, str]:
     for pid in _pids():
         variables = _proc(pid, "environ").split(b"\0")
         if any(v.startswith(wanted) if of_session else v == wanted for v in variables):
-            found[pid] = _command(pid)
+            found[pid] = _name(pid, _parent(pid))
     return {pid: name for pid, name in found.items() if name and pid != os.getpid()}
 
 
-def _children() -> dict[int, str]:
-    parent = str(os.getpid()).encode()
-    return {
-        pid: name
-        for pid in _pids()
-        if _proc(pid, "stat").rpartition(b") ")[2].split()[1:2] == [parent]
-        and (name := _command(pid))
-    }
+def _descendants() -> dict[int, str]:
+    """Children, and theirs: what a fork server forks is its child, and looks like itself."""
+    parents = {pid: _parent(pid) for pid in _pids()}
+    found, ahead = {}, [os.getpid()]
+    while ahead:
+        parent = ahead.pop()
+        children = [pid for pid, its in parents.items() if its == parent]
+        ahead += children
+        found |= {pid: name for pid in children if (name := _name(pid, parent))}
+    return found
 
 
-def _command(pid: int) -> str:
-    """The command line; empty for a zombie, and for the helpers that live with their parent."""
+def _name(pid: int, parent: int) -> str:
+    """The command line; empty for a zombie, and for the helpers that live with this process."""
     line = _proc(pid, "cmdline").replace(b"\0", b" ").strip()
-    return "" if any(name in line for name in HELPERS) else line.decode(errors="replace")
+    ours = parent == os.getpid() and any(name in line for name in HELPERS)
+    return "" if ours else line.decode(errors="replace")
+
+
+def _parent(pid: int) -> int:
+    fields = _proc(pid, "stat").rpartition(b") ")[2].split()  # the name before may hold anything
+    return int(fields[1]) if fields else 0
 
 
 def _pids() -> list[int]:

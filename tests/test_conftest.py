@@ -22,6 +22,16 @@ FORKED = """
         while os.getppid():
             time.sleep(1)
 """
+SERVED = """
+    import multiprocessing
+    multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,)).start()
+"""
+SERVER = """
+    import multiprocessing
+    child = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(0,))
+    child.start()
+    child.join()
+"""
 REAPED = """
     child = subprocess.Popen([sys.executable, "-c", WAIT])
     child.kill()
@@ -40,13 +50,15 @@ def test_something():
         ("executed", EXECUTED, True),
         ("orphaned", ORPHANED, True),
         ("forked", FORKED, True),
+        ("served", SERVED, True),
+        ("server", SERVER, False),
         ("reaped", REAPED, False),
     ],
 )
 def test_a_test_that_leaves_a_process_fails(
     tmp_path: Path, name: str, body: str, left: bool
 ) -> None:
-    """Whether it was started anew, given to init, or only forked; not if it was ended."""
+    """Whether it was started anew, given to init, or forked, by itself or by a fork server."""
     tests = tmp_path / "tests"
     tests.mkdir()
     source = CONFTEST.read_text().replace("GRACE_S = 10.0", "GRACE_S = 0.2")
