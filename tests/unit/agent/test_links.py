@@ -666,11 +666,31 @@ async def test_close_ends_whatever_stands_open_and_calls_nobody_after() -> None:
 
 @looped
 async def test_close_right_after_a_connection_came_leaves_nothing_open() -> None:
+    """The task that would serve it is cancelled before its first step."""
     b = Agent("b")
-    async with mesh(b, linked=False):
-        reader, writer = await asyncio.open_connection(*b.address)
+    arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    async with await asyncio.start_server(
+        lambda *streams: arrived.set_result(streams), "127.0.0.1", 0
+    ) as server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        b.links._accepted(*await arrived)
         await b.links.close()
         with contextlib.suppress(ConnectionError):
-            while await reader.read(4096):
-                pass
+            assert await reader.read(4096) == b""
         writer.transport.abort()
+
+
+@looped
+async def test_no_message_comes_after_its_peer_was_dropped() -> None:
+    """Not even one that had arrived in the same packet as the message that led to the drop."""
+    a, b = Agent("a"), Agent("b")
+    async with mesh(a, b):
+        b.links._on_message = lambda peer, payload: (
+            b.events.append((peer, payload)),
+            b.links.set_peers({}),
+        )
+        for number in range(100):
+            a.links.send("b", b"%d" % number)
+        await until(lambda: ("down", "a") in b.events)
+        await until(lambda: "b" not in a.links.up)
+        assert b.lives("a") == [[b"0"]]

@@ -397,7 +397,7 @@ def room_for(more: int) -> Iterator[None]:
     """Let this process open only a few descriptors more than it has now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held = []
-    limit = max(int(fd) for fd in os.listdir("/proc/self/fd")) + 2
+    limit = max(int(fd) for fd in os.listdir("/proc/self/fd")) + 1 + more
     while (fd := os.dup(0)) < limit:  # no holes below the limit
         held.append(fd)
     os.close(fd)
@@ -424,15 +424,38 @@ def test_descriptors_that_find_no_room_fail_their_own_call_only(client: Client, 
     until(lambda: open_fds() == before)
 
 
+def test_descriptors_that_were_cut_off_are_not_replaced_by_the_next_frames() -> None:
+    """A save must not be given another save's image, even where the kernel glues their bytes."""
+    ours, theirs = socket.socketpair()
+    image = make_image(1)
+    with ours, theirs:
+        incoming = frames.Incoming()
+        first, second = (frames.encode(frames.Call(n, "save", 1, {})) for n in (1, 2))
+        socket.send_fds(theirs, [first[:10]], [image])
+        with room_for(0):
+            assert list(incoming.receive(ours) or ()) == []
+        theirs.sendall(first[10:])
+        socket.send_fds(theirs, [second], [image])
+        (one, none), (two, some) = incoming.receive(ours) or ()
+        assert (one.id, none) == (1, [])
+        assert (two.id, len(some)) == (2, 1)
+        assert os.fstat(some[0]).st_ino == os.fstat(image).st_ino
+        frames.close_all([image, *some])
+
+
 def test_a_trainer_waits_at_the_door_while_the_agent_has_no_descriptors(
-    agent: Agent, caplog: pytest.LogCaptureFixture
+    agent: Agent, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
+    said = "no trainer can be accepted for now"
     with ThreadPoolExecutor(1) as pool:
         with room_for(1):
             waiting = pool.submit(Client, agent.path)
-            until(lambda: "no trainer can be accepted for now" in caplog.text)
-        with waiting.result(30) as client:
-            assert client.call("echo", x=1) == {"x": 1}
+            until(lambda: said in caplog.text)
+            for _ in range(200):  # turns of the agent's loop, which must not spin at the door
+                client.call("echo")
+            assert caplog.text.count(said) < 20
+        with waiting.result(30) as late:
+            assert late.call("echo", x=1) == {"x": 1}
 
 
 def test_an_image_is_whole_blocks_that_nobody_can_resize() -> None:
@@ -602,6 +625,51 @@ def test_what_a_dying_trainer_had_sent_whole_is_still_begun(
     until(lambda: agent.gone == [process.pid])
     assert [name for name, _ in agent.begun] == ["keep"]
     until(lambda: open_fds() == before + 1)
+
+
+def test_all_that_a_dead_trainer_had_sent_is_begun_though_its_child_holds_the_socket(
+    agent: Agent, processes: list[subprocess.Popen[str]]
+) -> None:
+    """The agent was busy when it all came at once: ten images, and the death of their trainer."""
+    code = """if True:
+        import os, sys, time
+        from handfast.agent.local import Client
+        from handfast.agent.frames import Call, encode, make_image, passing
+        client = Client(sys.argv[1])
+        os.write(1, b"ready\\n")
+        sys.stdin.readline()
+        for number in range(10):
+            frame = encode(Call(50 + number, "keep", 1, {"number": number}))
+            client._sock.sendmsg([frame], passing([make_image(1)]))
+        child = os.fork()
+        if child == 0:
+            time.sleep(600)
+        os.write(1, b"%d\\n" % child)
+        os.kill(os.getpid(), 9)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, agent.path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    processes.append(process)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.readline()
+    busy = threading.Event()
+    agent.loop.call_soon_threadsafe(busy.wait)
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    child = int(process.stdout.readline())
+    try:
+        process.wait()
+        busy.set()
+        until(lambda: agent.gone == [process.pid])
+        assert [fields["number"] for _, fields in agent.begun] == list(range(10))
+        assert len(agent.kept) == 10
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_trainer_that_leaves_its_replies_unread_is_dropped(agent: Agent) -> None:
