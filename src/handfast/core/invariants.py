@@ -206,21 +206,22 @@ def s4_certified_is_not_lost(truth: Truth) -> Iterator[str]:
                 name = roster.tiers[tier]
                 lines.append(messages.Certificate("", roster.digest, name, c.base, c.root))
     for tier_name in truth.rosters[-1].tiers:
-        # Below an orphan that had converged, what was superseded by it may be gone.
         certified = sorted((c for c in lines if c.tier == tier_name), key=lambda c: c.epoch)
-        for last in [c for c in certified[-1:] if truth.living(c.epoch, newest)]:
+        # Below an orphan that had converged, what was superseded by it may be gone.
+        for last in certified[-1:]:
             roster = truth.roster(last.configuration)
             for mask in roster.holders[roster.tiers.index(tier_name)]:
-                held = any((d, last.epoch) in intact for d in roster.names(mask))
-                if not held and not truth.beyond(last):
-                    yield f"no copy of {last.epoch} is left with {roster.names(mask)}"
-    for generation, c in bases.items():
-        reports = truth.frozen(generation).values()
-        top = max((f.report.restored.generation for f in reports if f.report.restored), default=0)
-        for line in lines if all(f.want is None for f in reports) else ():
-            if c.base < line.epoch < Epoch(generation, 0) and truth.living(line.epoch, top):
-                if not truth.beyond(line):
-                    yield f"{line.epoch} had converged; generation {generation} resumed {c.base}"
+                if not any((d, last.epoch) in intact for d in roster.names(mask)):
+                    if truth.living(last.epoch, newest) and not truth.beyond(last):
+                        yield f"no copy of {last.epoch} is left with {roster.names(mask)}"
+        for generation, c in bases.items():
+            reports = truth.frozen(generation).values()
+            held = [f.report.restored.generation for f in reports if f.report.restored is not None]
+            known = [line for line in certified if line.epoch < Epoch(generation, 0)]
+            for last in known[-1:] if all(f.want is None for f in reports) else ():
+                living = truth.living(last.epoch, max(held, default=0))
+                if c.base < last.epoch and living and not truth.beyond(last):
+                    yield f"{last.epoch} had converged; generation {generation} resumed {c.base}"
 
 
 def s5_votes_are_write_once(truth: Truth) -> Iterator[str]:
@@ -239,6 +240,25 @@ def s5_votes_are_write_once(truth: Truth) -> Iterator[str]:
         if key in said:
             yield f"{w.domain} wrote {said[key]} and then {w.record}"
         said[key] = w.record
+
+
+def s10_stale_is_not_written(truth: Truth) -> Iterator[str]:
+    """After FREEZE(g) nothing of an older generation is written, nor of g before it."""
+    at: dict[str, tuple[int, str]] = {}
+    for w in truth.journal:
+        match w.record:
+            case messages.Frozen(generation=generation, configuration=digest):
+                at[w.domain] = (generation, digest)
+            case messages.Configured(configuration=configuration):
+                at[w.domain] = (0, configuration.digest())
+            case messages.Staged(epoch=epoch) | messages.Skipped(epoch=epoch):
+                if at[w.domain][0] != epoch.generation:
+                    yield f"{w.domain} voted on {epoch} in generation {at[w.domain][0]}"
+            case messages.Valid() | messages.Bad() | messages.Accepted():
+                if at[w.domain][0] != w.record.generation:
+                    yield f"{w.domain} wrote {w.record} in generation {at[w.domain][0]}"
+            case _:
+                pass
 
 
 def s6_certificates_are_of_one_whole(truth: Truth) -> Iterator[str]:
@@ -322,8 +342,7 @@ def s9_joins_agree(truth: Truth) -> Iterator[str]:
 
 
 def s10_stale_is_refused(truth: Truth) -> Iterator[str]:
-    """What is of another generation, round, configuration or a past incarnation changes nothing,
-    and after FREEZE(g) nothing of an older generation is written, nor before it of g."""
+    """What is of another generation, round, configuration or a past incarnation changes nothing."""
     turn = truth.turn
     if turn is not None and isinstance(turn.event, events.Received) and turn.before.roster:
         m, old, new = turn.event.message, turn.before, turn.after
@@ -333,21 +352,6 @@ def s10_stale_is_refused(truth: Truth) -> Iterator[str]:
             heard = [(p.incarnation, p.knows) for p in old.peers]
             if [(p.incarnation, p.knows) for p in new.peers] != heard or turn.effects.persist:
                 yield f"{old.id} took {m.generation}/{m.incarnation} from member {m.sender}"
-    at: dict[str, tuple[int, str]] = {}
-    for w in truth.journal:
-        match w.record:
-            case messages.Frozen(generation=generation, configuration=digest):
-                at[w.domain] = (generation, digest)
-            case messages.Configured(configuration=configuration):
-                at[w.domain] = (0, configuration.digest())
-            case messages.Staged(epoch=epoch) | messages.Skipped(epoch=epoch):
-                if at[w.domain][0] != epoch.generation:
-                    yield f"{w.domain} voted on {epoch} in generation {at[w.domain][0]}"
-            case messages.Valid() | messages.Bad() | messages.Accepted():
-                if at[w.domain][0] != w.record.generation:
-                    yield f"{w.domain} wrote {w.record} in generation {at[w.domain][0]}"
-            case _:
-                pass
 
 
 def s11_nothing_is_mutated_unvalidated(truth: Truth) -> Iterator[str]:
@@ -481,6 +485,7 @@ def l6_storage_is_bounded(truth: Truth) -> Iterator[str]:
 ALWAYS: Final[tuple[Law, ...]] = (
     s1_attested_is_durable, s2_knowledge_is_sound, s3_something_is_retained_by_all,
     s4_certified_is_not_lost, s5_votes_are_write_once, s6_certificates_are_of_one_whole,
+    s10_stale_is_not_written,
     s7_nothing_acts_without_a_certificate, s8_release_follows_knowledge, s9_joins_agree,
     s10_stale_is_refused, s11_nothing_is_mutated_unvalidated, s12_recovery_is_a_function,
     s13_no_interaction_across_epochs, s14_what_is_corrupt_never_counts, s15_time_changes_nothing,
