@@ -13,6 +13,7 @@ from functools import cached_property
 
 import msgspec
 
+from handfast.checkpoint.location import Released
 from handfast.checkpoint.status import EpochRow, Trouble, rows, troubles
 from handfast.checkpoint.survey import Found, Survey, read_domain
 from handfast.core import recover
@@ -20,17 +21,13 @@ from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import bits
 from handfast.core.messages import Bad, Valid
 from handfast.core.verdict import Verdict
-from handfast.errors import Damaged, HandfastError
+from handfast.errors import Damaged
 from handfast.store.files import Files, closing, read_into, reading
 from handfast.store.manifest import HASH_BYTES, Manifest, Piece, chunk_hash
 from handfast.store.port import Progress
 from handfast.store.shelf import parts, read_chunks
 
-__all__ = ["Finding", "Released", "Verification", "verify_epochs", "verify_line"]
-
-
-class Released(HandfastError):
-    """The epoch was released while it was read: look again, there is a newer one."""
+__all__ = ["Finding", "Verification", "verify_epochs", "verify_line"]
 
 
 class Finding(msgspec.Struct, frozen=True):

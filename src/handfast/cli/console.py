@@ -34,6 +34,7 @@ DAMAGED: Final = 1
 USAGE: Final = 2
 NO_LOOK: Final = 3
 INTERRUPTED: Final = 130
+WIDTH: Final = 200  # columns of a table that goes to a file or a pipe
 
 Paths = Annotated[
     list[str],
@@ -57,7 +58,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON value, for 
 
 def out() -> Console:
     """The console of this command; made late, so that tests and pipes see their own stream."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH, soft_wrap=True)
 
 
 def epoch_of(text: str | None) -> int | Epoch | None:

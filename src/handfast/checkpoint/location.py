@@ -1,0 +1,150 @@
+"""Where a run lies: paths, globs and templates joined, and looked at anew each time."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
+
+from handfast.checkpoint.agents import AgentView, ask
+from handfast.checkpoint.status import rows
+from handfast.checkpoint.survey import Survey, read_domain
+from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.verdict import Verdict
+from handfast.errors import HandfastError, Refused
+from handfast.store.files import Files, reading
+
+__all__ = ["Location", "NoRun", "Released", "choose", "held"]
+
+TRIES: Final = 10
+FIELD: Final = re.compile(r"\{(?:rank|local_rank|host)\}")
+
+T = TypeVar("T")
+
+
+class NoRun(HandfastError):
+    """There is no run at the paths that were given."""
+
+
+class Released(HandfastError):
+    """The epoch was released while it was read: look again, there is a newer one."""
+
+
+class Location:
+    """The paths of one run."""
+
+    def __init__(self, paths: Sequence[str], files: Files) -> None:
+        self.paths = tuple(os.path.abspath(path) for path in paths)
+        self.files = files
+
+    def survey(self) -> Survey:
+        """Read all journals and manifests now. Raises NoRun where no domain is found,
+        FormatError for a run of another format, Refused where the paths hold several runs,
+        HandfastError where the system won't let us look."""
+        return Survey(
+            [
+                read_domain(self.files, root, name)
+                for root in self._roots()
+                for name in _domains(self.files, root)
+            ]
+        )
+
+    def agents(self) -> tuple[AgentView, ...]:
+        """Ask the live agents of this node that serve this run."""
+        return ask([*self.paths, *self._roots()])
+
+    def steadily(self, work: Callable[[Survey], T], tries: int = TRIES) -> T:
+        """Do work on a fresh survey, again if what it read was released meanwhile.
+
+        Raises Refused where epochs come and go faster than they can be read.
+        """
+        try:
+            return work(self.survey())
+        except Released as released:
+            if tries == 1:
+                raise Refused(
+                    str(released),
+                    verdict=Verdict.MISSING,
+                    remedy="keep more epochs, or export one: that holds it by a pin",
+                ) from released
+        return self.steadily(work, tries - 1)
+
+    def _roots(self) -> list[str]:
+        """The directories that the paths stand for, each once, in order."""
+        roots: dict[str, str] = {}
+        for path in self.paths:
+            pattern = FIELD.sub("*", path)
+            found = sorted(glob.glob(pattern)) if pattern != path or glob.has_magic(path) else []
+            for root in found or [path]:
+                if os.path.isdir(f"{root}/domains"):
+                    roots.setdefault(os.path.realpath(root), root)
+                elif not found:
+                    _refuse(path)
+        if not roots:
+            _refuse(self.paths[0])
+        return list(roots.values())
+
+
+def _refuse(path: str) -> None:
+    what = "is not there" if not os.path.exists(path) else "holds no run (it has no domains/)"
+    raise NoRun(
+        f"{path} {what}. What to do: give the directory that the training was given as its path; "
+        "for a run on several disks give them all, as a glob"
+    )
+
+
+def _domains(files: Files, root: str) -> Iterator[str]:
+    """Name the domains below a root that were identified, or must have been."""
+    with reading(root):
+        for name in files.listdir(f"{root}/domains"):
+            home = f"{root}/domains/{name}"
+            begun = files.exists(f"{home}/domain.json") or files.exists(f"{home}/1")
+            if os.path.isdir(home) and begun:
+                yield name
+
+
+def held(survey: Survey, epoch: Epoch) -> bool:
+    """Say whether any domain retains an epoch, as its journal and manifests show."""
+    return any(epoch in found.retained for found in survey.places if found is not None)
+
+
+def choose(survey: Survey, step: int | Epoch | None) -> Epoch:
+    """Find the epoch that is meant: the recovery line, a step of the living timeline, or a whole
+    epoch, orphan or not.
+
+    Raises Refused where nobody holds such an epoch, saying what there is.
+    """
+    if step is None:
+        if survey.line is None or survey.line == GENESIS:
+            raise _nothing(survey)
+        return survey.line
+    there = [row.epoch for row in rows(survey) if held(survey, row.epoch)]
+    if isinstance(step, Epoch):
+        meant = [epoch for epoch in there if epoch == step]
+        orphans: list[Epoch] = []
+    else:
+        same = [epoch for epoch in there if epoch.step == step]
+        meant = [epoch for epoch in same if survey.eligible(epoch)]
+        orphans = [epoch for epoch in same if not survey.eligible(epoch)]
+    if meant:
+        return meant[0]
+    remedy = f"choose one of {', '.join(map(str, sorted(there))) or 'none'}"
+    if orphans:
+        remedy = f"to read the abandoned one, name it whole: {orphans[0]}"
+    raise Refused(
+        f"no domain holds step {step}" + (" on the living timeline" if orphans else ""),
+        verdict=Verdict.MISSING,
+        remedy=remedy,
+    )
+
+
+def _nothing(survey: Survey) -> Refused:
+    if survey.line == GENESIS:
+        what, remedy = "nothing was saved in this run yet", "wait for its first epoch to converge"
+    elif survey.absent:
+        what, remedy = "not all of its domains are here", "give the paths of all of them"
+    else:
+        what, remedy = "no epoch is left that every shard has", "see `handfast verify --all`"
+    return Refused(what, verdict=Verdict.MISSING, shards=survey.absent, remedy=remedy)

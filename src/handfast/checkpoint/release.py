@@ -1,0 +1,240 @@
+"""Letting epochs go without an agent: the protocol's own rule, by an operator's hand.
+
+An agent releases by itself, so this is for runs that nobody trains any more. What may go is what
+:func:`handfast.core.retain.releasable` says of a member booted from its own journal: below an own,
+known, retained, converged epoch of the living timeline, never within a recovery, never what is
+pinned. Beyond the protocol's rule, every byte of that converged epoch is read first: what is kept
+must be worth keeping.
+
+To act, a domain is claimed as a new incarnation. That **supersedes** an agent that is alive on
+another node, which can't be seen from here; so whoever asks must say that the run is offline.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from handfast.agent.keeper import Keeper
+from handfast.checkpoint.location import Location
+from handfast.checkpoint.survey import Found, Survey
+from handfast.checkpoint.verify import verify_epochs
+from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.messages import Released
+from handfast.core.retain import Keep, releasable
+from handfast.core.state import Member
+from handfast.core.verdict import Verdict
+from handfast.errors import HandfastError, Refused
+from handfast.store.files import Files
+from handfast.store.pins import Pin, pinned
+from handfast.store.port import Progress
+
+__all__ = ["DomainPlan", "Stay", "carry_out", "free_pins", "holder_is_dead", "plan_release"]
+
+
+class Stay(msgspec.Struct, frozen=True):
+    """An epoch that stays, and why."""
+
+    epoch: Epoch
+    why: str
+
+
+class DomainPlan(msgspec.Struct, frozen=True):
+    """What one domain may let go (``gone``), what was never attested (``leftovers``), what stays.
+
+    ``line`` is the converged epoch that the domain keeps; ``blocked`` says why nothing may go.
+    """
+
+    domain: str
+    root: str
+    name: str
+    line: Epoch | None
+    gone: tuple[Epoch, ...] = ()
+    leftovers: tuple[Epoch, ...] = ()
+    stays: tuple[Stay, ...] = ()
+    blocked: str = ""
+    nbytes: int = 0
+
+
+def plan_release(
+    survey: Survey, keep: Keep | None = None, step: int | Epoch | None = None
+) -> tuple[DomainPlan, ...]:
+    """Say what each domain here may let go, changing nothing.
+
+    Without ``keep`` every epoch of the living timeline stays, and only orphans and left-overs go;
+    with ``step``, of all that may go only that one does.
+    """
+    placed = [found for found in survey.places if found is not None]
+    return tuple(_plan(survey, found, keep, step) for found in placed)
+
+
+def _plan(survey: Survey, found: Found, keep: Keep | None, step: int | Epoch | None) -> DomainPlan:
+    member = found.member
+    if member is None:
+        return DomainPlan(found.id, found.root, found.name, None, blocked=found.problem)
+    line = _line(member)
+    pins = {pin.epoch for pin in found.pins}
+    blocked = _blocked(survey, found, member, line)
+    keep = keep or Keep(newest=len(member.retained) + 1)
+    gone = () if blocked else _gone(member, keep, pins, step)
+    leftovers = () if blocked or step is not None else _leftovers(found, pins)
+    stays = [
+        Stay(epoch, _why(survey, epoch, line, pins))
+        for epoch in sorted(found.retained)
+        if epoch not in gone and epoch != GENESIS
+    ]
+    nbytes = sum(
+        entry.manifest.image_bytes
+        for epoch in (*gone, *leftovers)
+        if (entry := found.entries.get(epoch)) is not None and entry.manifest is not None
+    )
+    return DomainPlan(
+        found.id, found.root, found.name, line, gone, leftovers, tuple(stays), blocked, nbytes
+    )
+
+
+def _line(member: Member) -> Epoch | None:
+    if member.roster is None:
+        return None
+    tally = member.tallies[member.roster.tier_of[member.me]]
+    return tally.line.epoch if tally.line is not None else None
+
+
+def _blocked(survey: Survey, found: Found, member: Member, line: Epoch | None) -> str:
+    if not member.open:
+        return (
+            f"generation {member.generation} holds no restore certificate yet: between a freeze "
+            "and its certificate nothing is released"
+        )
+    if member.generation != survey.generation:
+        return f"another domain is in generation {survey.generation}: start the job first"
+    if line is None or line not in found.retained or line in member.doubted:
+        return "no converged epoch is known, retained and sound here"
+    return ""
+
+
+def _gone(
+    member: Member, keep: Keep, pins: set[Epoch], step: int | Epoch | None
+) -> tuple[Epoch, ...]:
+    """The protocol's rule, and of that only the step asked for."""
+    if member.restored is None:
+        return ()
+    may = releasable(
+        member.retained,
+        line=_line(member),
+        timeline=member.restored.timeline,
+        keep=keep,
+        pinned=pins,
+        void=member.void,
+        doubted=member.doubted,
+    )
+    may = tuple(epoch for epoch in may if epoch != GENESIS)
+    return tuple(epoch for epoch in may if step is None or step in (epoch, epoch.step))
+
+
+def _leftovers(found: Found, pins: set[Epoch]) -> tuple[Epoch, ...]:
+    """Manifests without a vote, or released and not yet removed."""
+    held = {copy.epoch for copy in found.member.retained} if found.member is not None else set()
+    lost = {lost.epoch for lost in found.member.lost} if found.member is not None else set()
+    return tuple(epoch for epoch in found.entries if epoch not in held | lost | pins)
+
+
+def _why(survey: Survey, epoch: Epoch, line: Epoch | None, pins: set[Epoch]) -> str:
+    if epoch in pins:
+        return "a reader has pinned it"
+    if line is None or epoch > line:
+        return "it is above the converged line"
+    if epoch == line:
+        return "it is the converged line"
+    return "it is kept" if survey.eligible(epoch) else "an orphan, which may go"
+
+
+def carry_out(
+    location: Location,
+    plans: Sequence[DomainPlan],
+    keep: Keep | None,
+    step: int | Epoch | None,
+    progress: Progress | None = None,
+) -> tuple[DomainPlan, ...]:
+    """Do what was planned; gives what was done.
+
+    The converged lines are read, every byte, before anything goes. Then each domain is claimed,
+    its plan is made anew from what it journaled up to the claim, the release is journaled and
+    synced, and only then are files removed. Domains are independent: where one fails, those before
+    it have released and those after it have not.
+
+    Raises HandfastError where an agent of this node is alive, Refused where a converged line is
+    damaged, SaveFailed or Superseded where a domain can't be written or was claimed meanwhile.
+    """
+    for agent in location.agents():
+        raise HandfastError(
+            f"agent process {agent.pid} on {agent.label} serves this run, and releases by itself. "
+            "What to do: set keep=Keep(newest=...) in the training; or end the job, wait for the "
+            "agent to end, and try again"
+        )
+    survey = location.survey()
+    lines = {plan.line for plan in plans if plan.gone and plan.line is not None}
+    checked = verify_epochs(location.files, survey, sorted(lines - {GENESIS}), progress)
+    bad = [finding for finding in checked.findings if finding.epoch in lines]
+    if bad:
+        raise Refused(
+            "nothing is released: the epoch that would be kept is damaged",
+            verdict=Verdict.CORRUPT,
+            shards=[f"{finding.domain}: {finding.problem}" for finding in bad],
+            remedy="keep the older epochs: a restore needs them now",
+        )
+    wanted = [plan for plan in plans if plan.gone or plan.leftovers]
+    return tuple(_release(location.files, survey, plan, keep, step) for plan in wanted)
+
+
+def _release(
+    files: Files, survey: Survey, plan: DomainPlan, keep: Keep | None, step: int | Epoch | None
+) -> DomainPlan:
+    keeper, member = Keeper.claim(files, plan.root, plan.name)
+    directory = keeper.directory
+    try:
+        found = Found(
+            plan.root, plan.name, directory.identity, directory.incarnation, member,
+            entries=directory.manifests(),
+            pins=tuple(Pin(files, "", e, None) for e in pinned(files, directory.path)),
+        )  # fmt: skip
+        now = _plan(survey, found, keep, step)
+        if now.gone:
+            keeper.commit([Released(now.gone)])
+        if now.gone or now.leftovers:
+            directory.may_clean = True  # this generation's certificate is in the journal
+            directory.release((*now.gone, *now.leftovers))
+        return now
+    finally:
+        directory.close()
+
+
+# --- pins ---------------------------------------------------------------------------------------
+
+
+def holder_is_dead(pin: Pin) -> bool:
+    """Say whether the reader that made a pin has provably ended: same host, no such process.
+
+    A number that was given to another process counts as alive: a pin that stays costs only space.
+    """
+    if pin.holder is None or pin.holder.host != socket.gethostname():
+        return False
+    try:
+        os.kill(pin.holder.pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def free_pins(pins: Iterable[Pin]) -> int:
+    """Take pins away; gives how many. Raises SaveFailed where one can't be."""
+    freed = 0
+    for pin in pins:
+        pin.release()
+        freed += 1
+    return freed

@@ -1,0 +1,313 @@
+"""Whole tensors out of the shards of an epoch, by what their manifests say; knows no framework.
+
+A sharded tensor is put together from its blocks by global shape and offset. What is stored once a
+node is taken once. What several ranks store as their own is never assumed to be alike: each rank's
+gets a name under ``rank-00003/``. No process holds more than one shard's image at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import mmap
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import msgspec
+
+from handfast.checkpoint.location import Location, Released, choose
+from handfast.checkpoint.survey import Found, Survey, read_domain
+from handfast.core.lattice import Epoch
+from handfast.core.verdict import Verdict
+from handfast.errors import Damaged, FormatError, Refused, SaveFailed
+from handfast.store.image import DTYPES, Slot
+from handfast.store.manifest import Manifest
+from handfast.store.pins import pin
+from handfast.store.port import Progress
+from handfast.store.shelf import Shelf
+
+__all__ = ["Block", "Weights", "Whole", "gather", "reading_weights", "runs"]
+
+logger = logging.getLogger("handfast")
+
+
+class Block(NamedTuple):
+    """A part of a tensor: the slot of one shard's image that holds it."""
+
+    shard: int
+    slot: Slot
+
+
+class Whole(msgspec.Struct, frozen=True):
+    """A whole tensor: its name, dtype and global shape, and the blocks that tile it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    blocks: tuple[Block, ...]
+
+
+def gather(manifests: Sequence[Manifest]) -> tuple[list[Whole], dict[str, str]]:
+    """Plan whole tensors from one manifest a shard; (the tensors by name, names of tied ones).
+
+    Raises FormatError, naming it, for a tensor whose blocks don't tile it.
+    """
+    found: dict[str, list[Block]] = defaultdict(list)
+    shared = {path for manifest in manifests for path in manifest.replicated}
+    for manifest in manifests:
+        for slot in manifest.slots:
+            found[slot.spec.path].append(Block(manifest.stamp.shard, slot))
+    wholes = []
+    for path, blocks in found.items():
+        specs = [block.slot.spec for block in blocks]
+        sharded = any(spec.shape != spec.global_shape for spec in specs)
+        if sharded:
+            wholes.append(_tiled(path, blocks))
+        elif path in shared or len(blocks) == 1:
+            wholes.append(_whole(path, blocks[:1]))
+        else:
+            wholes += [_whole(_of_rank(b.shard, path), [b]) for b in blocks]
+    names = {whole.name for whole in wholes}
+    if len(names) < len(wholes):
+        raise FormatError("two tensors would have one name: a component is named like a rank")
+    tied = {}
+    for manifest in manifests:
+        for alias, path in manifest.aliases.items():
+            own = _of_rank(manifest.stamp.shard, path)
+            if path in names:
+                tied[alias] = path
+            elif own in names:
+                tied[_of_rank(manifest.stamp.shard, alias)] = own
+    return sorted(wholes, key=lambda whole: whole.name), tied
+
+
+def _of_rank(shard: int, path: str) -> str:
+    return f"rank-{shard:05d}/{path}"
+
+
+def _whole(name: str, blocks: Sequence[Block]) -> Whole:
+    spec = blocks[0].slot.spec
+    return Whole(name, spec.dtype, spec.global_shape, tuple(blocks))
+
+
+def _tiled(path: str, blocks: Sequence[Block]) -> Whole:
+    """Check that blocks make a grid that covers the tensor once; equal blocks are copies of one.
+
+    All shards are products of cuts along each dimension, so a grid is all that there can be.
+    """
+    whole = _whole(path, blocks)
+    rank = len(whole.shape)
+    placed: dict[tuple[tuple[int, int], ...], Block] = {}
+    for block in blocks:
+        spec = block.slot.spec
+        if (spec.dtype, spec.global_shape) != (whole.dtype, whole.shape):
+            raise FormatError(
+                f"{path}: shard {blocks[0].shard} says {whole.dtype} {whole.shape}, shard "
+                f"{block.shard} says {spec.dtype} {spec.global_shape}: they are not of one tensor"
+            )
+        if math.prod(spec.shape):
+            placed.setdefault(tuple(zip(spec.offset, spec.shape, strict=True)), block)
+    cuts = [sorted({box[dim] for box in placed}) for dim in range(rank)]
+    covers = all(
+        [at for at, _ in cut] == _starts(cut) and sum(n for _, n in cut) == whole.shape[dim]
+        for dim, cut in enumerate(cuts)
+    )
+    full = len(placed) == math.prod(map(len, cuts))
+    if math.prod(whole.shape) and not (covers and full):
+        raise FormatError(
+            f"{path}: the {len(placed)} blocks of it that the shards hold don't cover its shape "
+            f"{whole.shape} once. What to do: this run's shards are not of one state; read them "
+            "each for itself (the .safetensors files of full images)"
+        )
+    return msgspec.structs.replace(whole, blocks=tuple(placed.values()))
+
+
+def _starts(cut: Sequence[tuple[int, int]]) -> list[int]:
+    starts = [0]
+    for _, count in cut[:-1]:
+        starts.append(starts[-1] + count)
+    return starts
+
+
+def runs(slot: Slot) -> Iterator[tuple[int, int, int]]:
+    """The block's contiguous runs: (byte in the whole tensor, byte in the slot, bytes)."""
+    spec = slot.spec
+    item = DTYPES[spec.dtype][0]
+    # Trailing dimensions that the block spans whole are one run with the dimension before them.
+    last = len(spec.shape) - 1
+    while last > 0 and spec.shape[last] == spec.global_shape[last]:
+        last -= 1
+    run = math.prod(spec.shape[max(last, 0) :]) * item
+    strides = [math.prod(spec.global_shape[dim + 1 :]) * item for dim in range(len(spec.shape))]
+    base = sum(at * step for at, step in zip(spec.offset, strides, strict=True))
+    outer = spec.shape[: max(last, 0)]
+    for number in range(math.prod(outer)):
+        at, rest = base, number
+        for dim in reversed(range(len(outer))):
+            rest, index = divmod(rest, outer[dim])
+            at += index * strides[dim]
+        if run:
+            yield at, number * run, run
+
+
+class Weights:
+    """The tensors of one epoch that were asked for, while it is held; see `reading_weights`."""
+
+    def __init__(
+        self,
+        epoch: Epoch,
+        tensors: Sequence[Whole],
+        tied: dict[str, str],
+        shelves: Sequence[tuple[Found, Shelf]],
+        progress: Progress | None,
+    ) -> None:
+        self.epoch = epoch
+        self.tensors = tuple(tensors)
+        self.tied = tied
+        self._shelves = shelves
+        self._progress = progress
+
+    def blocks(self) -> Iterator[tuple[Whole, Block, memoryview]]:
+        """Read the shards one after the other, and give each block's bytes, verified.
+
+        The bytes are good until the next shard is read. Raises Damaged before any byte of a
+        damaged shard is given.
+        """
+        wanted: dict[int, list[tuple[Whole, Block]]] = defaultdict(list)
+        for whole in self.tensors:
+            for block in whole.blocks:
+                wanted[block.shard].append((whole, block))
+        sizes = {shard: self._manifest(shard).image_bytes for shard in wanted}
+        done, total = 0, sum(sizes.values())
+        for shard, parts in sorted(wanted.items()):
+            with mmap.mmap(-1, sizes[shard]) as memory, memoryview(memory) as view:
+                self._read(shard, view, done, total)
+                for whole, block in parts:
+                    with view[block.slot.start : block.slot.start + block.slot.nbytes] as data:
+                        yield whole, block, data
+            done += sizes[shard]
+
+    def _manifest(self, shard: int) -> Manifest:
+        found, _ = self._shelves[shard]
+        return found.entries[self.epoch].sound()
+
+    def _read(self, shard: int, view: memoryview, done: int, total: int) -> None:
+        found, shelf = self._shelves[shard]
+        progress = self._progress
+        try:
+            shelf.read(
+                self.epoch,
+                view,
+                digest=found.retained[self.epoch],
+                progress=progress and (lambda at, _: progress(done + at, total)),
+            )
+        except (Damaged, Refused):
+            now = read_domain(shelf.files, found.root, found.name)
+            if now.member is None or self.epoch in now.retained:
+                raise
+            raise Refused(
+                f"epoch {self.epoch} was released while it was read, for it could not be pinned",
+                verdict=Verdict.MISSING,
+                shards=(found.id,),
+                remedy="do it again, with an epoch that is kept longer or a run that is writable",
+            ) from None
+
+
+@contextmanager
+def reading_weights(
+    location: Location,
+    step: int | Epoch | None = None,
+    *,
+    component: str = "",
+    only: Sequence[str] = ("**",),
+    purpose: str = "read",
+    progress: Progress | None = None,
+) -> Iterator[Weights]:
+    """Hold one whole epoch by pins while its tensors are read.
+
+    ``component`` chooses a subtree, whose names then lose that prefix; ``only`` are ``fnmatch``
+    patterns of the names that are left. A run that can't be written to is read without pins: every
+    byte is verified all the same, and an epoch that vanishes meanwhile is an error.
+
+    Raises Refused where the epoch is not whole, FormatError where its shards don't fit together,
+    ValueError for a component that is not in it.
+    """
+    with ExitStack() as held:
+        epoch, places = location.steadily(
+            lambda survey: _hold(location, survey, step, purpose, held)
+        )
+        shelves = [(found, Shelf(location.files, found.root, found.name)) for found in places]
+        wholes, tied = gather([found.entries[epoch].sound() for found in places])
+        names = [whole.name for whole in wholes]
+        keys = {n: key for n in (*names, *tied) if (key := _key(n, component)) is not None}
+        if component and not keys:
+            there = ", ".join(sorted({name.partition("/")[0] for name in names}))
+            raise ValueError(f"epoch {epoch} has no component {component!r}; it has {there}")
+        called: dict[str, list[str]] = defaultdict(list)
+        for name, key in keys.items():
+            if _matches(key, only):
+                called[tied.get(name, name)].append(key)
+        tensors = [
+            msgspec.structs.replace(whole, name=called[whole.name][0])
+            for whole in wholes
+            if whole.name in called
+        ]
+        ties = {other: first for first, *rest in called.values() for other in rest}
+        yield Weights(epoch, tensors, ties, shelves, progress)
+
+
+def _hold(
+    location: Location, survey: Survey, step: int | Epoch | None, purpose: str, held: ExitStack
+) -> tuple[Epoch, list[Found]]:
+    """Choose the epoch, and one copy of each shard, and pin those; all or none."""
+    epoch = choose(survey, step)
+    places = _copies(survey, epoch)
+    with ExitStack() as stack:
+        for found in places:
+            try:
+                stack.enter_context(pin(location.files, found.root, found.name, epoch, purpose))
+            except Refused as gone:
+                raise Released(str(gone)) from gone
+            except SaveFailed as error:
+                logger.warning("epoch %s is read without a pin: %s", epoch, error)
+        held.push(stack.pop_all())
+    return epoch, places
+
+
+def _copies(survey: Survey, epoch: Epoch) -> list[Found]:
+    """One domain a shard that retains the epoch, in order of the shards."""
+    copies: dict[int, Found] = {}
+    for domain, found in zip(survey.domains, survey.places, strict=True):
+        if found is not None and epoch in found.retained:
+            copies.setdefault(domain.shard, found)
+    shards = survey.roster.configuration.shards if survey.roster is not None else 0
+    lacking = [d.id for d in survey.domains if d.shard not in copies]
+    if lacking:
+        raise Refused(
+            f"epoch {epoch} is not whole: {shards - len(copies)} of {shards} shards lack it",
+            verdict=Verdict.TORN,
+            shards=lacking,
+            remedy="choose an epoch that `handfast status` shows as complete",
+        )
+    return [copies[shard] for shard in range(shards)]
+
+
+def _key(name: str, component: str) -> str | None:
+    """The name within a component; None outside of it. The rank's prefix stays in front."""
+    if not component:
+        return name
+    rank, slash, rest = name.partition("/")
+    if not (rank.startswith("rank-") and rank[5:].isdigit()):
+        rank, slash, rest = "", "", name
+    if rest == component:
+        return name
+    if not rest.startswith((f"{component}/", f"{component}[")):
+        return None
+    return rank + slash + rest.removeprefix(component).removeprefix("/")
+
+
+def _matches(key: str, only: Sequence[str]) -> bool:
+    return any(key == p or key.startswith(f"{p}/") or fnmatchcase(key, p) for p in only)

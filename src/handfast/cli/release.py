@@ -1,0 +1,158 @@
+"""``handfast release``: let epochs go, by the protocol's rule, where no agent does it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from handfast import open as open_run
+from handfast.checkpoint.reader import Run
+from handfast.checkpoint.release import (
+    DomainPlan,
+    carry_out,
+    free_pins,
+    holder_is_dead,
+    plan_release,
+)
+from handfast.cli.console import AsJson, Paths, answer, answering, epoch_of, out, showing, size
+from handfast.core.lattice import Epoch
+from handfast.core.retain import Keep
+from handfast.store.pins import Pin
+
+__all__ = ["release"]
+
+DEAD = "dead"
+OFFLINE = (
+    "--yes needs --offline: to release, each domain is claimed, and that supersedes an agent that "
+    "is alive on another node, which can't be seen from here. If no job trains this run anywhere, "
+    "say so with --offline; else let its agents release (keep=Keep(newest=...))"
+)
+
+
+def release(
+    run: Paths,
+    keep_newest: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the living timeline, keep so many converged epochs."),
+    ] = None,
+    keep_every: Annotated[
+        int | None, typer.Option(min=1, help="Besides, keep every step divisible by this.")
+    ] = None,
+    step: Annotated[
+        str | None, typer.Option(metavar="N", help="Only this step, or epoch GENERATION/STEP.")
+    ] = None,
+    pins: Annotated[bool, typer.Option("--pins", help="List the pins of readers.")] = False,
+    unpin: Annotated[
+        str | None,
+        typer.Option(metavar="PIN", help="Free this pin, or 'dead': all whose reader has ended."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; otherwise it is only shown.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="No job trains this run, on any node.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let epochs go: orphans and left-overs, and by --keep-newest or --step what is superseded.
+
+    Nothing at or above the converged line ever goes, nor what a reader has pinned. Without --yes
+    it is shown what would go, and why the rest stays.
+    """
+    chosen = epoch_of(step)
+    if keep_every is not None and keep_newest is None:
+        raise typer.BadParameter("--keep-every adds to --keep-newest: give both")
+    with answering(as_json):
+        opened = open_run(*run)
+        if pins or unpin is not None:
+            _pins(opened, unpin, yes, as_json)
+            return
+        if yes and not offline:
+            raise ValueError(OFFLINE)
+        keep = _keep(keep_newest, keep_every, chosen)
+        plans = plan_release(opened.location.survey(), keep, chosen)
+        if yes:
+            with showing("read what is kept") as progress:
+                plans = carry_out(opened.location, plans, keep, chosen, progress)
+        if as_json:
+            answer({"done": yes, "domains": plans})
+        else:
+            _show(out(), plans, done=yes)
+
+
+def _keep(newest: int | None, every: int | None, step: int | Epoch | None) -> Keep | None:
+    if newest is not None:
+        return Keep(newest, every)
+    return Keep(newest=1) if step is not None else None
+
+
+def _show(console: Console, plans: Sequence[DomainPlan], *, done: bool) -> None:
+    goes = "released" if done else "would go"
+    for plan in plans:
+        console.print(f"[bold]{escape(plan.domain)}[/], converged line {plan.line or 'unknown'}")
+        if plan.blocked:
+            console.print(f"  [yellow]nothing may go: {escape(plan.blocked)}[/]")
+        table = Table.grid(padding=(0, 2))
+        for epoch in plan.gone:
+            table.add_row("", str(epoch), f"[bold]{goes}[/]")
+        for epoch in plan.leftovers:
+            table.add_row("", str(epoch), f"[bold]{goes}[/]: it was never attested")
+        for stay in plan.stays:
+            table.add_row("", str(stay.epoch), f"[dim]stays: {stay.why}[/]")
+        console.print(table)
+    count = sum(len(plan.gone) + len(plan.leftovers) for plan in plans)
+    images = size(sum(plan.nbytes for plan in plans))
+    console.print(f"{count} copies {goes}, images of {images} (deltas may share some of that)")
+    if count and not done:
+        console.print("nothing was changed: add --yes --offline to do it")
+
+
+def _pins(opened: Run, unpin: str | None, yes: bool, as_json: bool) -> None:
+    """List pins, and free those that are meant."""
+    places = opened.location.survey().places
+    held = [pin for found in places if found is not None for pin in found.pins]
+    meant = [pin for pin in held if _is_meant(pin, unpin)]
+    if unpin not in (None, DEAD) and not meant:
+        raise ValueError(f"no pin {unpin!r}: --pins lists them")
+    freed = free_pins(meant) if yes else 0
+    if as_json:
+        answer({"pins": [_fields(pin) for pin in held], "freed": freed})
+        return
+    console = out()
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for name in ("epoch", "reader", "purpose", "pin", ""):
+        table.add_column(name, overflow="fold")
+    for pin in held:
+        what = ("freed" if yes else "would be freed") if pin in meant else ""
+        fields = _fields(pin)
+        reader = f"process {fields['pid']} on {fields['host']}" if pin.holder else "unknown"
+        ended = ", which has ended" if fields["ended"] else ""
+        table.add_row(
+            str(pin.epoch), escape(reader + ended), escape(str(fields["purpose"])),
+            os.path.basename(pin.path), what,
+        )  # fmt: skip
+    console.print(table if held else "no reader holds a pin")
+    if meant and not yes:
+        console.print("nothing was changed: add --yes to do it")
+
+
+def _is_meant(pin: Pin, unpin: str | None) -> bool:
+    if unpin == DEAD:
+        return holder_is_dead(pin)
+    return unpin is not None and os.path.basename(pin.path) == os.path.basename(unpin)
+
+
+def _fields(pin: Pin) -> dict[str, object]:
+    holder = pin.holder
+    return {
+        "epoch": pin.epoch,
+        "path": pin.path,
+        "pid": holder.pid if holder else 0,
+        "host": holder.host if holder else "",
+        "purpose": holder.purpose if holder else "",
+        "ended": holder_is_dead(pin),
+    }
