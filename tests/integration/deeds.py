@@ -10,6 +10,7 @@ import torch
 from trainers import Desk
 from training import Training
 
+import handfast
 from handfast.core.lattice import Epoch
 from handfast.torch import Checkpointer
 
@@ -124,3 +125,45 @@ def overwrite(desk: Desk) -> None:
             for value in held.values():
                 value.fill_(-1.0)
     torch.manual_seed(0)
+
+
+class Deadly:
+    """A value that is stored by dying: its trainer is killed half-way through the copy."""
+
+
+def _die(_: Deadly) -> object:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return None
+
+
+def save_half(desk: Desk, step: int) -> None:
+    """Be killed when the tensors are in the image, and the objects are not."""
+    handfast.register(Deadly, _die, lambda _: Deadly())
+    desk.checkpointer.save(step, extra=Deadly())
+
+
+TEN_LINES = """
+from handfast.torch import Checkpointer
+
+with Checkpointer("runs/gpt", state={"model": model, "optimizer": opt, "scheduler": sched, "loader": loader}) as ckpt:
+    start = ckpt.restore()            # recovery line of the whole job; 0 on a first start
+    for step in range(start, steps):
+        train_step()
+        ckpt.save(step + 1)           # returns at once: .staged() .persisted() .converged()
+"""  # noqa: E501 - as the design shows them
+
+
+def ten_lines(desk: Desk, home: str, steps: int) -> tuple[int, str]:
+    """Run the lines of the design as they stand; gives the start and the digest of the end."""
+    os.chdir(home)
+    one = Training(full=True)
+    names: dict[str, Any] = {
+        "model": one.model,
+        "opt": one.optimizer,
+        "sched": one.scheduler,
+        "loader": one.loader,
+        "steps": steps,
+        "train_step": one.step,
+    }
+    exec(TEN_LINES, names)  # noqa: S102 - they are to be run as they are printed
+    return names["start"], one.digest()

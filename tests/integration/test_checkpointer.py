@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import deeds
-from trainers import Job
+import pytest
+from trainers import Gone, HeldAgent, Job, agents, eventually
+
+from handfast.errors import Blocked
 
 Launch = Callable[..., Job]
 
@@ -27,3 +33,221 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(launch: Launch, tmp_pat
     assert three.do(deeds.digest) == straight[3]
     assert three.do(deeds.train, 8) == straight[4:]
     three.do(deeds.close)
+
+
+def test_the_ten_lines_of_the_documentation_run_as_they_stand(launch: Launch, tmp_path) -> None:
+    """A first start begins at 0; the second goes on, and ends where an uninterrupted one does."""
+    (home, other) = (tmp_path / "interrupted", tmp_path / "straight")
+    for each in (home, other):
+        each.mkdir()
+    first, second, straight = launch() + launch() + launch()
+    assert first.do(deeds.ten_lines, str(home), 3)[0] == 0
+    start, end = second.do(deeds.ten_lines, str(home), 6)
+    assert start == 3
+    # the averages of the weights are no component of these ten lines, and the digest has them
+    assert straight.do(deeds.ten_lines, str(other), 6)[0] == 0
+
+
+def test_what_the_training_does_after_save_returned_is_not_in_the_epoch(
+    launch: Launch, tmp_path
+) -> None:
+    """pytorch#144657, nvidia-resiliency-ext#376: weights of one step, optimizer of the next."""
+    path = str(tmp_path / "run")
+    held = HeldAgent(tmp_path, path)
+    (one,) = launch()
+    one.do(deeds.resume, path)
+    (saved,) = one.do(deeds.train, 1, save=False)
+    held.hold("pwrite", "chunks/")
+    assert one.do(deeds.save, 1) == (True, "")
+    held.reached()
+    assert one.do(deeds.phase) == "staged"  # it has returned, and nothing is on the disk
+    one.do(deeds.overwrite)
+    held.free()
+    one.do(deeds.converged)
+    one.kill()
+    (two,) = launch()
+    assert two.do(deeds.resume, path) == 1
+    assert two.do(deeds.digest) == saved
+
+
+def test_a_wait_for_a_slow_disk_names_who_is_awaited(launch: Launch, tmp_path) -> None:
+    path = str(tmp_path / "run")
+    held = HeldAgent(tmp_path, path)
+    (one,) = launch()
+    one.do(deeds.resume, path)
+    held.hold("fsync", "chunks/")
+    one.do(deeds.train, 1)
+    for wait in (deeds.persisted, deeds.converged):
+        with pytest.raises(Blocked, match="rank-00000") as caught:
+            one.do(wait, 0.1)
+        assert caught.value.by[0].startswith("rank-00000-")
+    held.free()
+    assert one.do(deeds.persisted) in ("persisted", "converged")
+    assert one.do(deeds.converged).step == 1
+    assert one.do(deeds.phase) == "converged"
+
+
+@pytest.mark.parametrize("busy", ["skip", "raise", "wait"])
+def test_a_save_that_finds_the_image_busy_does_as_it_was_told(
+    busy: str, launch: Launch, tmp_path
+) -> None:
+    path = str(tmp_path / "run")
+    held = HeldAgent(tmp_path, path)
+    (one,) = launch()
+    one.do(deeds.resume, path, busy=busy)
+    held.hold("fsync", "chunks/")
+    one.do(deeds.train, 1)
+    held.reached()
+    if busy == "skip":
+        taken, why = one.do(deeds.save, 2)
+        assert not taken
+        assert "still being persisted" in why
+        assert one.do(deeds.phase) == "skipped"
+    elif busy == "raise":
+        with pytest.raises(Blocked, match="still being persisted"):
+            one.do(deeds.save, 2)
+    else:
+        one.tell(deeds.save, 2)
+        assert one.busy(0.3)
+    held.free()
+    if busy == "wait":
+        assert one.hear() == (True, "")
+    else:
+        one.do(deeds.call, "wait_until_finished", 30.0)
+        assert one.do(deeds.save, 3) == (True, "")
+    one.do(deeds.converged)
+
+
+def test_a_trainer_killed_while_it_copies_leaves_no_half_epoch(launch: Launch, tmp_path) -> None:
+    path = str(tmp_path / "run")
+    (one,) = launch()
+    one.do(deeds.resume, path)
+    saved = one.do(deeds.train, 1)[-1]
+    one.do(deeds.converged)
+    one.do(deeds.train, 2, save=False)
+    with pytest.raises(Gone, match="-9"):
+        one.do(deeds.save_half, 2)
+    (two,) = launch()
+    assert two.do(deeds.resume, path) == 1
+    assert two.do(deeds.digest) == saved
+    assert two.do(deeds.call, "all_steps") == [1]
+
+
+def test_a_trainer_killed_the_moment_save_returned_loses_nothing(launch: Launch, tmp_path) -> None:
+    """The image is the agent's by then; the next start finds the same agent, and the epoch."""
+    path = str(tmp_path / "run")
+    held = HeldAgent(tmp_path, path)
+    (one,) = launch()
+    one.do(deeds.resume, path)
+    saved = one.do(deeds.train, 1, save=False)[-1]
+    held.hold("pwrite", "chunks/")
+    with pytest.raises(Gone, match="-9"):
+        one.do(deeds.save_and_die, 1)
+    held.free()
+    eventually(lambda: list(Path(path).glob("certificates/*.json")))
+    (two,) = launch()
+    assert two.do(deeds.resume, path) == 1
+    assert two.do(deeds.digest) == saved
+    assert agents() == [held.pid]
+
+
+@pytest.mark.parametrize("call", ["pwrite chunks/", "fsync chunks/", "rename manifests/"])
+def test_an_agent_killed_while_it_saves_costs_nothing(call: str, launch: Launch, tmp_path) -> None:
+    """The trainer has the image still: the next agent gets it, and training never stops."""
+    path = str(tmp_path / "run")
+    held = HeldAgent(tmp_path, path)
+    (one,) = launch()
+    one.do(deeds.resume, path)
+    one.do(deeds.train, 1)
+    one.do(deeds.converged)
+    held.hold(*call.split())
+    saved = one.do(deeds.train, 2)[-1]
+    held.reached()
+    held.kill()
+    assert one.do(deeds.converged).step == 2
+    one.do(deeds.train, 4)
+    assert one.do(deeds.converged).step == 4
+    one.kill()
+    (two,) = launch()
+    two.do(deeds.begin, path)
+    assert two.do(deeds.restore, step=2) == 2
+    assert two.do(deeds.digest) == saved
+
+
+def test_an_agent_killed_between_saves_is_replaced_unnoticed(launch: Launch, tmp_path) -> None:
+    path = str(tmp_path / "run")
+    (one,) = launch()
+    one.do(deeds.resume, path)
+    for step in (1, 2):
+        one.do(deeds.train, step)
+        one.do(deeds.converged)
+        (pid,) = agents()
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda gone=pid: gone not in agents())
+    one.do(deeds.train, 3)
+    assert one.do(deeds.converged).step == 3
+    assert one.do(deeds.call, "all_steps") == [1, 2, 3]
+    one.do(deeds.close)
+
+
+def test_an_agent_killed_while_it_reads_for_a_restore_is_replaced(launch: Launch, tmp_path) -> None:
+    path = str(tmp_path / "run")
+    (one,) = launch()
+    one.do(deeds.resume, path)
+    saved = one.do(deeds.train, 2)[-1]
+    one.do(deeds.close)
+    eventually(lambda: not agents())
+    held = HeldAgent(tmp_path, path)
+    held.hold("pread", "chunks/")
+    (two,) = launch()
+    two.tell(deeds.resume, path)
+    held.reached()
+    held.kill()
+    assert two.hear() == 2
+    assert two.do(deeds.digest) == saved
+
+
+def test_an_agent_ends_by_itself_once_its_trainers_are_done(launch: Launch, tmp_path) -> None:
+    """And not before: what was handed over is persisted first."""
+    path = str(tmp_path / "run")
+    held = HeldAgent(tmp_path, path)
+    (one,) = launch()
+    one.do(deeds.resume, path)
+    held.hold("fsync", "chunks/")
+    one.do(deeds.train, 1)
+    one.tell(deeds.close)
+    assert one.busy(0.5)
+    assert agents() == [held.pid]
+    held.free()
+    one.hear()
+    eventually(lambda: not agents())
+
+
+def test_sigterm_lets_an_agent_finish_what_it_has_begun(launch: Launch, tmp_path) -> None:
+    path = str(tmp_path / "run")
+    held = HeldAgent(tmp_path, path)
+    (one,) = launch()
+    one.do(deeds.resume, path)
+    held.hold("fsync", "chunks/")
+    saved = one.do(deeds.train, 1)[-1]
+    held.reached()
+    one.kill()
+    held.kill(signal.SIGTERM)
+    held.free()
+    eventually(lambda: not agents())
+    (two,) = launch()
+    assert two.do(deeds.resume, path) == 1
+    assert two.do(deeds.digest) == saved
+
+
+def test_an_agent_survives_the_process_group_of_its_trainer(launch: Launch, tmp_path) -> None:
+    path = str(tmp_path / "run")
+    (one,) = launch()
+    one.do(deeds.resume, path)
+    one.do(deeds.train, 1)
+    before = agents()
+    os.killpg(one.pid, signal.SIGKILL)
+    one.process.join(10)
+    (two,) = launch()
+    assert two.do(deeds.resume, path) == 1
+    assert agents() == before

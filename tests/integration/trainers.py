@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from torch import multiprocessing as mp
+
+from handfast.agent import process
 
 PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor", "handfast.torch", "numpy"]
 
@@ -232,3 +235,51 @@ def end_agents() -> None:
     """Kill every agent of this test, stopped ones too."""
     for pid in agents():
         os.kill(pid, signal.SIGKILL)
+
+
+class HeldAgent:
+    """The agent of a run on one node, with a disk that stops when the test says so."""
+
+    def __init__(self, home: Path, path: str, node: str = "node0") -> None:
+        self._file = home / f"held-{node}"
+        log = str(home / f"held-{node}.log")
+        argv = (sys.executable, str(Path(__file__).with_name("held_agent.py")))
+        before = os.environ.get("HANDFAST_NODE")
+        os.environ |= {"HELD_AGENT": str(self._file), "HANDFAST_NODE": node}
+        try:
+            with process.connect_or_start(f"{path}\n{node}", log, argv=argv) as client:
+                self.pid = client.agent_pid
+        finally:
+            os.environ.pop("HANDFAST_NODE")
+            if before is not None:
+                os.environ["HANDFAST_NODE"] = before
+
+    def hold(self, call: str, path: str = "") -> None:
+        """From now on let this call wait, on paths that contain ``path``."""
+        self._file.with_suffix(".reached").unlink(missing_ok=True)
+        whole = self._file.with_suffix(".new")
+        whole.write_text(f"{call} {path}")
+        whole.rename(self._file)
+
+    def reached(self) -> None:
+        """Wait until a call is being held."""
+        eventually(self._file.with_suffix(".reached").exists)
+
+    def free(self) -> None:
+        """Let everything go on."""
+        self._file.unlink()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to it; after SIGKILL see it end."""
+        os.kill(self.pid, number)
+        if number == signal.SIGKILL:
+            eventually(lambda: self.pid not in agents())
+
+
+def eventually(ready: Callable[[], object], limit: float = 30.0) -> None:
+    """Wait until something is so; fails where it never is."""
+    deadline = time.monotonic() + limit
+    while not ready():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not so within {limit:g} s")
+        time.sleep(0.01)

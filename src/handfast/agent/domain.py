@@ -9,6 +9,7 @@ else, so there is one place in which the order persist -> send -> apply could be
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -75,6 +76,8 @@ class DomainHost:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[events.Event] = deque()
         self._wake = asyncio.Event()
+        self._calm = asyncio.Event()
+        self._calm.set()
         self._journal = ThreadPoolExecutor(1, f"journal-{member.id}")
         self._writer = ThreadPoolExecutor(1, f"store-{member.id}")
         self._pending: dict[Epoch, _Pending] = {}
@@ -117,6 +120,7 @@ class DomainHost:
         if not self.failure:
             self._queue.append(event)
             self._wake.set()
+            self._calm.clear()
             if isinstance(event, events.Received):
                 self._pause = TICK_FIRST_S
 
@@ -129,9 +133,17 @@ class DomainHost:
         self.post(event)
 
     async def stage(self, epoch: Epoch, image: Image, objects: bytes) -> events.Refuse | None:
-        """Take an image to persist; says why not where it can't be taken."""
+        """Take an image to persist; says why not where it can't be taken.
+
+        Asking again is no harm: a trainer whose agent died before it answered does.
+        """
         if self.failure:
             return events.Refuse(epoch, self.failure)
+        pending = self._pending.get(epoch)
+        if pending is not None and pending.image is image:
+            return await asyncio.shield(pending.decided)
+        if any(copy.epoch == epoch for copy in self.member.retained):
+            return None
         if image.busy is not None or epoch in self._pending:
             return events.Refuse(epoch, f"its image is still being persisted for {image.busy}")
         decided: asyncio.Future[events.Refuse | None] = self._loop.create_future()
@@ -151,8 +163,8 @@ class DomainHost:
 
     @property
     def busy(self) -> bool:
-        """Say whether something is being persisted, read or released."""
-        return bool(self._jobs or self._queue)
+        """Say whether something is being persisted, read or released, or half-way taken in."""
+        return bool(self._jobs) or not self._calm.is_set()
 
     @property
     def settled(self) -> bool:
@@ -160,9 +172,13 @@ class DomainHost:
         return not self.busy and not restless(self.member)
 
     async def drain(self, limit_s: float) -> None:
-        """Wait until nothing is being persisted, or the limit has passed."""
-        if self._jobs:
-            await asyncio.wait(self._jobs, timeout=limit_s)
+        """Wait until nothing is being persisted and all votes are cast, or the limit has passed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self.busy:
+                    if self._jobs:
+                        await asyncio.wait(self._jobs)
+                    await self._calm.wait()
 
     async def close(self) -> None:
         """Stop. What was journaled stays true; what was not was never said."""
@@ -186,6 +202,8 @@ class DomainHost:
                 await self._wake.wait()
                 self._wake.clear()
                 await self._turn()
+                if not self._queue:
+                    self._calm.set()
         except asyncio.CancelledError:
             raise
         except HandfastError as error:
@@ -216,6 +234,7 @@ class DomainHost:
 
     def _fail(self, problem: str) -> None:
         self.failure = problem
+        self._calm.set()
         logger.error("domain %s: %s", self.member.id, problem)
         for epoch, pending in self._pending.items():
             if not pending.decided.done():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -30,6 +30,8 @@ from handfast.store.files import Files
 __all__ = ["Session"]
 
 logger = logging.getLogger("handfast")
+
+FORGONE: Final = "left out"  # how the reason begins where a rank could have saved, and did not
 
 
 class _Hand(msgspec.Struct, frozen=True):
@@ -352,7 +354,8 @@ class Session:
 
     def forgo(self, epoch: Epoch, reason: str) -> None:
         """Vote SKIP on an epoch that the schedule named and this rank does not save."""
-        self._line.call("skip", epoch=msgspec.structs.astuple(epoch), reason=reason)
+        told = msgspec.structs.astuple(epoch)
+        self._line.call("skip", epoch=told, reason=f"{FORGONE}: {reason}")
 
     def await_window(self, timeout: float | None) -> bool:
         """Wait until the lattice has moved; false where time is up."""
@@ -364,11 +367,15 @@ class Session:
         return True
 
     def new_problems(self) -> list[str]:
-        """List failures of saves that were learned of and not reported yet."""
+        """List failures of saves that were learned of and not reported yet.
+
+        That a rank has left an epoch out, as its policy ``busy`` says, is none.
+        """
         fresh: list[str] = []
         now = self.snapshot
         own = [(o.epoch, o.problem) for o in now.outcomes if o.problem]
-        others = [(s.epoch, f"{s.domain}: {s.reason}") for s in now.skipped]
+        failed = [s for s in now.skipped if not s.reason.startswith(FORGONE)]
+        others = [(s.epoch, f"{s.domain}: {s.reason}") for s in failed]
         for epoch, problem in own + others:
             if epoch.generation == self.generation and epoch not in self._reported:
                 fresh.append(f"epoch {epoch}: {problem}")
