@@ -9,7 +9,7 @@ ARGS ?=
 STAMP := .venv/ready-$(shell { pwd -P; cat pyproject.toml constraints.txt .ci/venv; } | cksum | cut -d ' ' -f 1)
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: help venv check test heavy demo clean
+.PHONY: help venv check test heavy demo bench clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ heavy: $(STAMP) ## The long tests, one after the other: kill storms and the like
 
 demo: $(STAMP) ## Train, kill, resume, compare, in under four minutes
 	.venv/bin/handfast demo $(ARGS)
+
+bench: $(STAMP) ## What a save and a restore cost, beside the usual ways; minutes, prints ratios
+	.venv/bin/python benchmarks/save.py $(ARGS)
 
 clean: ## Remove everything that make made, .venv included
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* \
