@@ -19,9 +19,7 @@ __all__ = ["Aim", "Eyes", "Strike", "plan"]
 Aim = Literal["moment", "saving", "staging", "persisting", "attesting", "releasing"]
 """``moment``: whatever is under way; ``saving``: each moment of a save as likely; else a phase."""
 
-_HANDFAST: tuple[Aim, ...] = (
-    "staging", "persisting", "moment", "attesting", "releasing", "moment"
-)
+_HANDFAST: tuple[Aim, ...] = ("staging", "persisting", "moment", "attesting", "releasing", "moment")
 _PEERS: tuple[Aim, ...] = ("persisting", "saving", "persisting", "moment")
 
 

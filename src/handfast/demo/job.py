@@ -43,6 +43,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         """The node that ``rank`` plays to run on."""
         return f"node-{rank * self.nodes // self.world}"
 
+    def parameters(self, alphabet: int) -> int:
+        """How many parameters the model has over an alphabet of so many letters."""
+        width = self.width
+        block = 12 * width * width + 13 * width
+        return width * (alphabet + self.context + 2) + (width + 1) * alphabet + self.layers * block
+
     def encode(self) -> str:
         """As one line of JSON, for a command line."""
         return msgspec.json.encode(self).decode()

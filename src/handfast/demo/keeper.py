@@ -66,7 +66,11 @@ class Handfast:
             self._log.tell(
                 "lattice",
                 domains={
-                    f"{view.shard}": (_pair(view.staged), _pair(view.persisted), _pair(view.certified))
+                    f"{view.shard}": (
+                        _pair(view.staged),
+                        _pair(view.persisted),
+                        _pair(view.certified),
+                    )
                     for view in lattice.domains.values()
                 },
                 line=_pair(lattice.converged),

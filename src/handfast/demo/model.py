@@ -29,8 +29,8 @@ class Block(nn.Module):
         query, key, value = shaped.permute(2, 0, 3, 1, 4)
         seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.dropout(self.mix(seen.transpose(1, 2).reshape(batch, context, width)))
-        fed = self.down(functional.gelu(self.up(self.before_feed(x))))
-        return x + self.dropout(fed)
+        fed: Tensor = self.dropout(self.down(functional.gelu(self.up(self.before_feed(x)))))
+        return x + fed
 
 
 class Transformer(nn.Module):
@@ -47,7 +47,7 @@ class Transformer(nn.Module):
         self.guess = nn.Linear(width, letters)
 
     def forward(self, seen: Tensor, following: Tensor) -> Tensor:
-        """The mean cross-entropy (0-d) of guessing ``following``, (batch, context), from ``seen``."""
+        """The mean cross-entropy (0-d) of guessing what follows; both (batch, context)."""
         x = self.letter(seen) + self.place(torch.arange(seen.shape[1]))
         for block in self.blocks:
             x = block(x)

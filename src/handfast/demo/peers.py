@@ -36,7 +36,7 @@ def _set_streams(streams: Mapping[str, Any]) -> None:
 
 
 def _collect(training: Training) -> dict[str, Any]:
-    """This rank's whole state for `torch.save`: local shards by parameter name, and plain values."""
+    """This rank's whole state for `torch.save`: local shards by name, and plain values."""
     parameters = dict(training.model.named_parameters())
     return {
         "model": {name: local(p).detach() for name, p in parameters.items()},
@@ -151,7 +151,7 @@ class TorchSavePerStep:
 
 
 def _newest_first(root: Path) -> list[int]:
-    return sorted((int(entry.name) for entry in root.iterdir() if entry.name.isdigit()))[::-1]
+    return sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdigit())[::-1]
 
 
 def _prune(root: Path, keep: int) -> None:

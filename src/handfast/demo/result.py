@@ -13,13 +13,13 @@ __all__ = [
     "Outcome",
     "Peer",
     "Resume",
-    "Target",
     "Tally",
+    "Target",
 ]
 
 Target = Literal["job", "rank", "agent", "node"]
 Outcome = Literal["first", "newest", "older", "scratch", "abandoned", "error", "mixture", "unseen"]
-MarkKind = Literal["staged", "persisted", "attested", "certified", "released"]
+MarkKind = Literal["staged", "persisted", "attested", "certified"]
 Prints = dict[str, str]
 
 
@@ -112,6 +112,9 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
     marks: list[Mark]
     lines: list[tuple[float, int, int]]
     """Converged epochs as first seen by any rank: (at, generation, step)."""
+
+    progress: list[tuple[float, int]]
+    """When rank 0 finished which step, all starts together: (at, step)."""
 
     repeated: int
     """Steps that were trained more than once, because a kill undid them."""

@@ -26,6 +26,7 @@ _IN_VAIN_S = 4.0
 """How long a strike lies in wait for its phase before it takes what comes."""
 
 _STUCK_S = 90.0
+_FAILURES = 3
 
 
 class Show(Protocol):
@@ -45,7 +46,8 @@ class Storm:
     """Runs ``job`` under ``strikes``; with none, it is just a run.
 
     ``finish`` is False for a storm that ends with the first resume after its last strike. A saver
-    whose restore raises is given a fresh start: its checkpoints are removed, as an operator would.
+    whose restore raises is given a fresh start: its checkpoints are removed, as an operator would
+    (but for handfast, which must not need it).
     Raises HandfastError when the job stands still or fails without having been struck.
     """
 
@@ -69,6 +71,7 @@ class Storm:
         self._tail = Tail(job.run)
         self._launch = job.launch
         self._shown = 0
+        self._failures = 0
         self._base = 0
         self._step = 0
         self._since = time.monotonic()
@@ -126,7 +129,16 @@ class Storm:
         """Close the books of a start that has ended."""
         self.ledger.over(self._launch, time.monotonic())
         self._tell_resumes()
-        if self.ledger.failed(self._launch):
+        if not self.ledger.failed(self._launch):
+            self._failures = 0
+            return
+        self._failures += 1
+        if self._failures > _FAILURES:
+            raise HandfastError(
+                f"{self._failures} starts in a row could not resume: "
+                f"{self.ledger.resumes[-1].detail}; see {self._job.run}/output"
+            )
+        if self._job.saver != "handfast":
             shutil.rmtree(Path(self._job.run, "checkpoints"), ignore_errors=True)
             self.ledger.lost()
 

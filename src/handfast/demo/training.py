@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils import deterministic
 
 from handfast.demo.corpus import Corpus, read
 from handfast.demo.events import Log
@@ -39,7 +40,7 @@ def make_deterministic() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     # Filling fresh memory shows reads of what was never written; it costs a pass over each tensor.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a property
 
 
 class Loader:
@@ -95,9 +96,9 @@ class Loader:
         """Go on after the last batch consumed. Raises HandfastError for another text or seed."""
         if (state["text"], state["seed"]) != (self._text, self._seed):
             raise HandfastError(
-                f"the loader reads text {self._text} with seed {self._seed}, but the checkpoint was "
-                f"made with text {state['text']} and seed {state['seed']}. Resume with the same "
-                "interpreter and --seed, or start a new run"
+                f"the loader reads text {self._text} with seed {self._seed}, but the checkpoint "
+                f"was made with text {state['text']} and seed {state['seed']}. Resume with the "
+                "same interpreter and --seed, or start a new run"
             )
         self._round = int(state["round"])
         self._consumed = int(state["consumed"])
@@ -164,7 +165,7 @@ class Training:
             for key, value in sorted(self.optimizer.state.get(p, {}).items())
         }
         streams = xxhash.xxh3_128(repr(random.getstate()).encode())
-        streams.update(torch.get_rng_state().numpy())
+        streams.update(_bytes(torch.get_rng_state()))
         return {
             "model": _digest(weights),
             "optimizer": _digest(moments),
@@ -183,8 +184,12 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     hashed = xxhash.xxh3_128()
     for name, tensor in tensors.items():
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        hashed.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy())
+        hashed.update(_bytes(tensor.detach()))
     return hashed.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _plain(state: Mapping[str, Any]) -> str:

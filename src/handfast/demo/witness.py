@@ -199,4 +199,3 @@ def tally(resumes: list[Resume]) -> Tally:
         if resume.outcome not in ("first", "unseen"):
             setattr(counted, resume.outcome, getattr(counted, resume.outcome) + 1)
     return counted
-
