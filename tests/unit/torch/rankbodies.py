@@ -182,6 +182,8 @@ def fsdp_accumulation_is_seen(rank: int) -> None:
             assert "model/0.weight" in unclean_gradients(state)
             opt.step()
             assert unclean_gradients(state) == ()
+            model[2].weight.grad.add_(1.0)  # on the DTensor, whose shard is empty on rank 1
+            assert ("model/2.weight" in unclean_gradients(state)) is (rank == 0)
             model(torch.randn(3, 4)).square().sum().backward()
             assert "model/0.weight" in unclean_gradients(state)
             opt.zero_grad(set_to_none=to_none)
@@ -206,8 +208,8 @@ def a_tensor_that_each_rank_holds_whole_is_known(rank: int) -> None:
     part = init_device_mesh("cpu", (2, 1), mesh_dim_names=("a", "b"))["b"]
     state = {
         "all": distribute_tensor(whole, mesh, [Replicate()]),
-        "part": distribute_tensor(whole, part, [Replicate()]),
-        "rows": distribute_tensor(whole, mesh, [Shard(0)]),
+        "part": distribute_tensor(whole.clone(), part, [Replicate()]),
+        "rows": distribute_tensor(whole.clone(), mesh, [Shard(0)]),
     }
     assert capture(state, replicated=("**",)).replicated == ("all",)
     pending = DTensor.from_local(whole, mesh, [Partial()])

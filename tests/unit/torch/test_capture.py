@@ -210,6 +210,18 @@ def test_a_changed_structure_is_seen(change: Any) -> None:
     assert second.aliases == fresh.aliases
 
 
+def test_a_tie_that_comes_or_goes_under_the_same_parameters_is_seen() -> None:
+    """Through `.data` the parameters stay the same objects, and a stale tie would lose one."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    apart = capture({"model": model})
+    model[1].weight.data = model[0].weight.data
+    tied = capture({"model": model}, previous=apart)
+    assert tied.aliases == {"model/1.weight": "model/0.weight"}
+    model[1].weight.data = model[0].weight.data.t()
+    turned = capture({"model": model}, previous=tied)
+    assert (turned.aliases, len(turned.specs)) == ({}, 2)
+
+
 def test_renamed_tensors_of_the_same_shapes_are_seen() -> None:
     """Two layers that change places have the same shapes, and other names."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
