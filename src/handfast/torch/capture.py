@@ -205,8 +205,7 @@ def capture(
     found.paths.extend(paths)
     found.tensors.extend(tensors)
     objects: dict[str, object] = {
-        child("", name): assemble(value, child("", name), found.trees)
-        for name, value in state.items()
+        name: assemble(value, child("", name), found.trees) for name, value in state.items()
     }
     objects[EXTRA] = tree
     objects[KINDS] = {node.path: node.kind.value for node in found.nodes}

@@ -74,8 +74,12 @@ def _things(live: Captured, saved: Saved) -> Iterator[Difference]:
         was, now = saved.kinds.get(path), here.get(path)
         if Kind.TENSOR in (was, now) and {was, now} <= {Kind.TENSOR, None}:
             continue  # compared as tensors
-        if was != now:
+        if _way(was) != _way(now):
             yield Difference(path, "kind", was or ABSENT, now or ABSENT)
+
+
+def _way(kind: str | None) -> str | None:
+    return Kind(kind).restored_by if kind in set(Kind) else kind
 
 
 def _in_place(paths: Mapping[str, Any], kinds: Mapping[str, str]) -> set[str]:

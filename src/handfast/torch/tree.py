@@ -33,6 +33,12 @@ class Kind(StrEnum):
     GENERATOR = "generator"
     TENSOR = "tensor"
 
+    @property
+    def restored_by(self) -> str:
+        """The way in which it is restored: kinds that share one can stand for each other."""
+        asked = (Kind.SCHEDULER, Kind.SCALER, Kind.LOADER, Kind.OBJECT)
+        return "load_state_dict" if self in asked else self.value
+
 
 class Node(NamedTuple):
     """A live thing and where it stands."""

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from statekit import Snapshot, same_bytes, train
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import (
     DTensor,
     Partial,
@@ -145,6 +145,13 @@ def fsdp_blocks_are_recorded(rank: int) -> None:
     assert capture({"model": model}, replicated=("model",)).replicated == tuple(
         sorted(f"model/{k}" for k, v in model.state_dict().items() if not isinstance(v, DTensor))
     )
+
+
+def fsdp1_is_refused_with_its_successor(rank: int) -> None:
+    """Its state_dict gathers over the ranks, and a save contains no collective that blocks."""
+    model = nn.Sequential(FullyShardedDataParallel(net(), device_id=torch.device("cpu")))
+    assert refused({"model": model}, "fully_shard()")
+    assert refused({"model": model}, "model/0: ")
 
 
 def fsdp_goes_on_bit_for_bit(rank: int) -> None:

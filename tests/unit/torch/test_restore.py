@@ -546,6 +546,87 @@ def test_not_strict_leaves_what_only_one_side_has() -> None:
     assert saved.differences({"m": layers(4, 3)}, strict=False)
 
 
+def test_a_component_may_be_called_anything() -> None:
+    """Names with the separator, and things inside of boxes under such names."""
+    one = {"a/b": {"x/y": nn.Linear(1, 1), "n": 1}, "a": {"b": torch.ones(1)}, "c/d": Counter()}
+    other = {"a/b": {"x/y": nn.Linear(1, 1), "n": 0}, "a": {"b": torch.zeros(1)}, "c/d": Counter()}
+    one["c/d"].n = 4
+    Snapshot(one).restore(other)
+    assert same_bytes(other["a/b"]["x/y"].weight, one["a/b"]["x/y"].weight)
+    assert (other["a/b"]["n"], other["a"]["b"].item(), other["c/d"].n) == (1, 1.0, 4)
+
+
+def test_an_object_that_became_iterable_is_still_itself() -> None:
+    """A method more is no other structure."""
+
+    class Iterable(Counter):
+        def __iter__(self) -> Iterator[int]:
+            return iter(())
+
+    counter, fresh = Counter(), Iterable()
+    counter.n = 2
+    Snapshot({"counter": counter}).restore({"counter": fresh})
+    assert fresh.n == 2
+
+
+@pytest.mark.parametrize(
+    ("loaded", "read", "where"),
+    [
+        ({"a": 1}, {"a": 1.0}, "a"),
+        ({"a": 1}, {"a": 1, "b": 2}, ""),
+        ({"a": torch.ones(2)}, {"a": torch.ones(3)}, "a"),
+        ({"a": torch.ones(2)}, {"a": [1, 1]}, "a"),
+        ({"a": [0, (1, 2.0)]}, {"a": [0, (1, 3.0)]}, r"a\[1\]\[1\]"),
+    ],
+    ids=["type", "keys", "shape", "kind", "deep"],
+)
+def test_a_loader_that_reads_back_otherwise_is_named(loaded: Any, read: Any, where: str) -> None:
+    """At the first place that differs, by type, keys, shape or value."""
+
+    class Fixed(Loader):
+        def __init__(self, state: Any) -> None:
+            self.state = state
+
+        def state_dict(self) -> Any:
+            return self.state
+
+        def load_state_dict(self, state: Any) -> None:
+            pass
+
+    saved = Snapshot({"l": Fixed(loaded)})
+    with pytest.raises(Poisoned, match=f"l/?{where} reads back"):
+        saved.restore({"l": Fixed(read)})
+    saved.restore({"l": Fixed(loaded)})
+
+
+class Opaque:
+    """Only pickle can store it, and it knows no equality."""
+
+
+def test_what_was_pickled_by_wish_comes_back() -> None:
+    """And is not held against its copy, which it could not be equal to."""
+
+    class Holder(Counter):
+        def state_dict(self) -> dict[str, Any]:
+            return {"n": Opaque()}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.n = state["n"]
+
+    saved = Snapshot({"h": Holder()}, pickle=("h/n",))
+    live = Holder()
+    saved.restore({"h": live})
+    assert type(live.n).__name__ == "Opaque"
+
+
+def test_a_stream_that_could_not_be_put_back_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """The restore goes on; exactness is the caller's to judge."""
+    saved = Snapshot({"t": torch.ones(1)})
+    saved.saved.objects["rng"]["cuda"] = [bytes(16)]
+    saved.restore({"t": torch.ones(1)})
+    assert "1 CUDA streams were saved" in caplog.text
+
+
 def test_a_broken_image_poisons() -> None:
     """Whatever goes wrong after the first change is said in one way."""
     saved = Snapshot({"t": torch.ones(2)})
