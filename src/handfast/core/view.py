@@ -9,7 +9,7 @@ import msgspec
 
 from handfast.core import converge, recover
 from handfast.core.lattice import Epoch
-from handfast.core.membership import bits
+from handfast.core.link import Edge, edge
 from handfast.core.state import Member
 
 __all__ = ["DomainView", "Lattice", "view"]
@@ -18,7 +18,8 @@ __all__ = ["DomainView", "Lattice", "view"]
 class DomainView(msgspec.Struct, frozen=True):
     """One domain: the newest epoch that it captured, persisted (voted) and knows certified.
 
-    None: nothing of that kind is known of it in this generation or before.
+    None: nothing of that kind is known of it in this generation or before. ``edge`` says how far
+    it and we have come with our oldest vote that has not converged.
     """
 
     shard: int
@@ -26,6 +27,7 @@ class DomainView(msgspec.Struct, frozen=True):
     staged: Epoch | None = None
     persisted: Epoch | None = None
     certified: Epoch | None = None
+    edge: Edge = Edge.NONE
 
 
 class Lattice(msgspec.Struct, frozen=True):
@@ -63,7 +65,9 @@ def view(member: Member) -> Lattice:
             staged = persisted
             told = member.peers[i].knows.lines
             certified = told[tier] if told else None
-        shown[domain.id] = DomainView(domain.shard, domain.tier, staged, persisted, certified)
+        shown[domain.id] = DomainView(
+            domain.shard, domain.tier, staged, persisted, certified, _edge(member, i)
+        )
     own = roster.tier_of[member.me]
     converged = member.tallies[own].line
     steps = [
@@ -96,16 +100,22 @@ def _blocked(member: Member) -> tuple[str, tuple[str, ...]]:
     return ("converging" if late else "converged"), roster.names(late)
 
 
-def missing(member: Member, epoch: Epoch) -> tuple[str, ...]:
-    """Name the domains whose vote on one epoch is awaited here."""
-    roster = member.roster
-    if roster is None:
-        return ()
-    tier = roster.tier_of[member.me]
-    tally = member.tallies[tier]
-    if tally.line is not None and tally.line.epoch >= epoch:
-        return ()
-    ballot = converge.ballot_of(tally, epoch)
-    if ballot is None:
-        return tuple(roster.ids[i] for i in bits(sum(roster.holders[tier])))
-    return roster.names(converge.waiting(roster, tier, ballot))
+def _edge(member: Member, peer: int) -> Edge:
+    """Derive how far the edge to a peer of the own tier has come, for the oldest open vote."""
+    tier = member.roster.tier_of[member.me] if member.roster is not None else 0
+    mine, theirs = 1 << member.me, 1 << peer
+    ballots = member.tallies[tier].ballots
+    ballot = next((b for b in ballots if (b.staged | b.skipped) & mine), None)
+    if ballot is None or peer == member.me:
+        return Edge.NONE
+    held = [
+        mask
+        for t, epoch, mask in member.peers[peer].knows.votes
+        if (t, epoch) == (tier, ballot.epoch)
+    ]
+    return edge(
+        offered=bool(ballot.staged & mine),
+        theirs=bool(ballot.staged & theirs),
+        echoed=any(mask & mine for mask in held),
+        skipped=bool(ballot.skipped & (mine | theirs)),
+    )

@@ -1,0 +1,36 @@
+"""The diagram of an edge in docs/protocol.md, drawn from the table that runs.
+
+``python tests/docs_diagram.py`` writes it anew; ``tests/test_docs.py`` fails where it is stale.
+"""
+
+from pathlib import Path
+
+from handfast.core.link import TRANSITIONS, Edge
+
+PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
+BEGIN = "<!-- edge: made from handfast.core.link.TRANSITIONS -->\n"
+END = "<!-- /edge -->\n"
+
+
+def drawn() -> str:
+    """Draw the table as a Mermaid state diagram."""
+    rows = [
+        f"    {before.value} --> {after.value}: {heard.value}"
+        for (before, heard), after in TRANSITIONS.items()
+        if after is not Edge.VOID
+    ]
+    void = [before.value for (before, _), after in TRANSITIONS.items() if after is Edge.VOID]
+    note = f"\nEither party's SKIP leads from {', '.join(void[:-1])} and {void[-1]} to `void`.\n"
+    head = ["```mermaid", "stateDiagram-v2", "    [*] --> none"]
+    return "\n".join([*head, *rows, "```"]) + "\n" + note
+
+
+def page(text: str) -> str:
+    """Put the drawing into the page's place for it."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + BEGIN + drawn() + END + after
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
