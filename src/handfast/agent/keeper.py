@@ -18,9 +18,16 @@ from handfast.core.member import boot
 from handfast.core.membership import Roster
 from handfast.core.messages import Certificate, Copy, Lost, Record, decode_record, encode
 from handfast.core.state import Member
-from handfast.errors import FormatError, Superseded
+from handfast.errors import FormatError, HandfastError, Superseded
 from handfast.store.directory import Directory, claim
-from handfast.store.files import Files, make_directory, write_file, writing
+from handfast.store.files import (
+    Files,
+    discard,
+    make_directory,
+    reading,
+    write_file,
+    writing,
+)
 from handfast.store.image import Layout, Slot
 from handfast.store.manifest import Manifest, Stamp
 from handfast.store.pins import pinned
@@ -148,20 +155,32 @@ class Keeper:
     ) -> tuple[int, Manifest]:
         """Read and verify every byte of a copy into memory that can be handed over.
 
-        Returns a memfd and the manifest. Raises Damaged or Refused where the copy is not what
-        this domain attested.
+        Returns a memfd and the manifest. Raises FormatError, Damaged or Refused where the copy is
+        not what this domain attested, any other HandfastError where it can't be looked at now.
         """
         digest = next((copy.digest for copy in member.retained if copy.epoch == epoch), "")
-        manifest = self.directory.manifests()[epoch].sound() if digest else None
-        if manifest is None:
-            raise FormatError(f"{member.id} retains nothing of {epoch}")
-        fd = make_image(manifest.image_bytes)
+        entry = self.directory.entry(epoch) if digest else None
+        if entry is None:
+            why = "its manifest is missing" if digest else "it is not retained"
+            raise FormatError(f"{member.id} has no copy of {epoch}: {why}")
+        manifest = entry.sound()
         try:
-            with mmap.mmap(fd, manifest.image_bytes) as memory, memoryview(memory) as view:
-                manifest = self.directory.read(epoch, view, digest=digest, progress=progress)
+            fd = make_image(manifest.image_bytes)
+        except OSError as error:
+            raise HandfastError(
+                f"{member.id}: no memory for the {manifest.image_bytes} bytes of {epoch}: "
+                f"{error.strerror}. What to do: free memory on this node, and restore again"
+            ) from error
+        try:
+            memory = mmap.mmap(fd, manifest.image_bytes)
+            view = memoryview(memory)
+            manifest = self.directory.read(epoch, view, digest=digest, progress=progress)
         except BaseException:
+            # The map goes with the error, whose traceback holds views of it: it can't be closed.
             os.close(fd)
             raise
+        view.release()
+        memory.close()
         return fd, manifest
 
     def resume(self, member: Member, base: Epoch) -> None:
@@ -182,8 +201,9 @@ class Keeper:
         self.directory.release(epoch for epoch in epochs if epoch != GENESIS)
 
     def pinned(self) -> tuple[Epoch, ...]:
-        """List the epochs that readers hold here."""
-        return tuple(sorted(pinned(self.files, self.directory.path)))
+        """List the epochs that readers hold here. Raises HandfastError where it can't be told."""
+        with reading(f"{self.directory.path}/pins"):
+            return tuple(sorted(pinned(self.files, self.directory.path)))
 
     def publish(self, name: str, certificate: Certificate) -> None:
         """Show a certificate to people and scripts, as ``ROOT/certificates/<domain>.json``.
@@ -196,6 +216,7 @@ class Keeper:
         with writing("publish the certificate", path):
             make_directory(self.files, home)
             temporary = f"{path}.{self.directory.incarnation}.tmp"
+            discard(self.files, temporary)  # what an earlier call left that failed half-way
             write_file(self.files, temporary, msgspec.json.encode(certificate_fields(certificate)))
             self.files.rename(temporary, path)
             self.files.fsync_dir(home)

@@ -1,0 +1,392 @@
+"""Shows what a domain's keeper promises of its directory: claims, images, certificates, releases.
+
+Real directories and journals throughout; the domain is the only one of its run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from agentkit import HASTY, RUN, Alone, content, image, layout_of, memory, plan, read_fd
+
+from handfast.agent.keeper import Image, Keeper
+from handfast.core import events
+from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.messages import Certificate, Staged
+from handfast.core.retain import Keep
+from handfast.errors import Damaged, FormatError, HandfastError, SaveFailed, Superseded
+from handfast.store.claims import domain_path
+from handfast.store.journal import Journal
+from handfast.store.pins import pin
+from handfast.testing.faults import Crash, FaultyFiles
+
+ONE, TWO, THREE = Epoch(1, 1), Epoch(1, 2), Epoch(1, 3)
+MEBI = 1 << 20
+
+
+def saved(root: str, *epochs: Epoch, keep: int = 9) -> Alone:
+    """A domain that has saved these epochs."""
+    alone = Alone(root)
+    alone.open(keep=Keep(newest=keep))
+    for epoch in epochs:
+        alone.save(epoch)
+    return alone
+
+
+def manifest_of(root: str, epoch: Epoch) -> Path:
+    """The manifest of an epoch, in whichever incarnation."""
+    name = f"{epoch.generation}-{epoch.step}.manifest"
+    (found,) = Path(domain_path(root, "rank0")).glob(f"*/manifests/{name}")
+    return found
+
+
+def data_of(root: str, epoch: Epoch) -> Path:
+    """The data file of an epoch."""
+    name = f"{epoch.generation}-{epoch.step}.*"
+    (found,) = Path(domain_path(root, "rank0")).glob(f"*/chunks/{name}")
+    return found
+
+
+def tree(root: str) -> dict[str, bytes]:
+    """Every file below a directory."""
+    return {str(p): p.read_bytes() for p in sorted(Path(root).rglob("*")) if p.is_file()}
+
+
+# --- claims -----------------------------------------------------------------------------------
+
+
+def test_a_successor_knows_all_that_its_predecessor_had_said(root: str) -> None:
+    first = saved(root, ONE, TWO)
+    first.close()
+    keeper, member = Keeper.claim(HASTY, root, "rank0")
+    keeper.directory.close()
+    assert member.incarnation == first.member.incarnation + 1
+    assert [copy.epoch for copy in member.retained] == [ONE, TWO]
+    assert member.retained == first.member.retained
+    assert member.restored == first.member.restored
+    assert not member.lost
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def swap(path: Path) -> None:
+    """Put a sound manifest of the very same epoch there, that nobody voted for."""
+    other = str(path.parents[4].with_name("other"))
+    alone = saved(other)
+    alone.write(TWO, seed=77)
+    alone.close()
+    shutil.copy(manifest_of(other, TWO), path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (Path.unlink, "its manifest is missing"),
+        (lambda path: path.write_bytes(b""), "cut"),
+        (flip, "do not have the digest"),
+        (swap, "stamped for"),
+    ],
+    ids=["deleted", "emptied", "flipped", "swapped"],
+)
+def test_a_lost_copy_is_reported_and_never_offered(
+    root: str, harm: Callable[[Path], object], said: str
+) -> None:
+    first = saved(root, ONE, TWO)
+    first.close()
+    harm(manifest_of(root, TWO))
+    second = Alone(root)
+    assert [copy.epoch for copy in second.member.retained] == [ONE]
+    assert [item.epoch for item in second.member.lost] == [TWO]
+    assert said in second.member.lost[0].reason
+    second.open(2, ONE)  # the report says so, and recovery takes the epoch that is there
+    second.close()
+
+
+def test_a_sound_manifest_with_another_digest_than_was_voted_for_is_lost(root: str) -> None:
+    """Shows that a copy of the right name, stamp and hash is not enough: the vote names its digest.
+
+    An attempt that failed late, or an agent that woke up after its successor, can leave one.
+    """
+    first = saved(root, ONE)
+    first.take(events.Captured(TWO))
+    first.write(TWO)
+    first.take(events.Persisted(TWO, "0" * 32))
+    first.close()
+    keeper, member = Keeper.claim(HASTY, root, "rank0")
+    keeper.directory.close()
+    assert [item.epoch for item in member.lost] == [TWO]
+    assert member.lost[0].reason == "its manifest is not the attested one"
+
+
+def test_a_record_of_a_later_handfast_stops_the_claim_and_changes_nothing(root: str) -> None:
+    """Shows that an old agent after a new one says what it can't read, where, and what to do."""
+    alone = saved(root, ONE)
+    alone.keeper.directory.journal.append(msgspec.msgpack.encode(["enlightened", 7]))
+    alone.keeper.directory.journal.sync()
+    alone.close()
+    before = tree(root)
+    for _ in range(2):
+        with pytest.raises(FormatError) as caught:
+            Keeper.claim(HASTY, root, "rank0")
+        assert domain_path(root, "rank0") in str(caught.value)
+        assert "enlightened" in str(caught.value)
+        assert "use the release of handfast that wrote it" in str(caught.value)
+        assert not isinstance(caught.value, Damaged)
+    after = tree(root)
+    assert {path: after[path] for path in before} == before
+    # What came to be besides are claims that never acted: an empty incarnation each.
+    added = {Path(path).name for path in after.keys() - before.keys()}
+    assert added <= {"journal"}
+
+
+def test_a_claim_that_fails_leaves_no_descriptor_open(root: str) -> None:
+    alone = saved(root, ONE)
+    alone.keeper.directory.journal.append(b"\x93nonsense")
+    alone.keeper.directory.journal.sync()
+    alone.close()
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(FormatError):
+        Keeper.claim(HASTY, root, "rank0")
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+# --- commits ----------------------------------------------------------------------------------
+
+
+def test_a_commit_is_in_the_journal_before_it_returns(root: str) -> None:
+    files = FaultyFiles(HASTY)
+    alone = Alone(root, files)
+    alone.open()
+    files.calls.clear()
+    alone.keeper.commit([Staged(0, ONE, "d1"), Staged(0, TWO, "d2")])
+    assert [call.kind for call in files.calls] == ["pwrite", "pwrite", "fdatasync", "listdir"]
+    alone.close()
+
+
+def test_a_commit_finds_the_successor_that_claimed_meanwhile(root: str) -> None:
+    alone = saved(root)
+    keeper, _ = Keeper.claim(HASTY, root, "rank0")
+    with pytest.raises(Superseded, match="a later agent has claimed"):
+        alone.keeper.commit([Staged(0, ONE, "d1")])
+    alone.close()
+    keeper.directory.close()
+
+
+@pytest.mark.parametrize("kind", ["pwrite", "fdatasync"])
+def test_a_journal_that_failed_once_takes_nothing_more(root: str, kind: str) -> None:
+    files = FaultyFiles(HASTY, error=errno.EIO, kinds=(kind,), path="/journal")
+    alone = Alone(root, files)
+    alone.open()
+    files.arm(1)
+    for _ in range(2):
+        with pytest.raises(SaveFailed, match="journal"):
+            alone.keeper.commit([Staged(0, ONE, "d1")])
+    alone.close()
+
+
+# --- images -----------------------------------------------------------------------------------
+
+
+def test_what_was_written_is_read_back_into_memory_that_can_be_passed_on(root: str) -> None:
+    alone = saved(root, ONE, TWO)
+    for epoch in (ONE, TWO):
+        fd, manifest = alone.keeper.read(alone.member, epoch)
+        assert manifest.stamp.epoch == epoch
+        assert manifest.objects == b"objects"
+        assert os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:")
+        wanted = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+        assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) & wanted == wanted
+        assert read_fd(fd, layout_of().nbytes) == content(epoch.step)
+    alone.close()
+
+
+def test_the_bytes_of_another_epoch_are_refused(root: str) -> None:
+    """Shows that neither data nor manifest of another step pass for the one that was attested."""
+    alone = saved(root, ONE, TWO)
+    before = set(os.listdir("/proc/self/fd"))
+    shutil.copy(data_of(root, ONE), data_of(root, TWO))
+    with pytest.raises(Damaged, match="chunk 0 of epoch 1/2"):
+        alone.keeper.read(alone.member, TWO)
+    shutil.copy(manifest_of(root, ONE), manifest_of(root, TWO))
+    with pytest.raises(HandfastError, match="stamped for epoch 1/1, found as epoch 1/2"):
+        alone.keeper.read(alone.member, TWO)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    alone.close()
+
+
+def test_a_copy_that_is_gone_or_was_never_held_is_said_to_be(root: str) -> None:
+    alone = saved(root, ONE)
+    with pytest.raises(FormatError, match="no copy of 1/2: it is not retained"):
+        alone.keeper.read(alone.member, TWO)
+    manifest_of(root, ONE).unlink()
+    with pytest.raises(FormatError, match="no copy of 1/1: its manifest is missing"):
+        alone.keeper.read(alone.member, ONE)
+    alone.close()
+
+
+def test_a_lack_of_memory_is_not_held_against_the_copy(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that no epoch is called bad because the node can't read it just now."""
+    alone = saved(root, ONE)
+
+    def none(nbytes: int) -> int:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("handfast.agent.keeper.make_image", none)
+    with pytest.raises(HandfastError, match=r"no memory for the \d+ bytes of 1/1") as caught:
+        alone.keeper.read(alone.member, ONE)
+    assert not isinstance(caught.value, FormatError)
+    alone.close()
+
+
+def test_only_memory_that_is_large_enough_and_sealed_is_taken() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    small = memory(0, 10)
+    with pytest.raises(FormatError, match="too small"):
+        Image(small, plan(3 * MEBI))
+    os.close(small)
+    loose = os.memfd_create("loose")
+    os.truncate(loose, MEBI)
+    with pytest.raises(FormatError, match="sealed"):
+        Image(loose, plan())
+    os.close(loose)
+    image(1).close()
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_unchanged_chunks_are_referred_to_only_while_their_epoch_is_retained(root: str) -> None:
+    alone = saved(root)
+    size = 3 * MEBI
+    alone.save(ONE, seed=1, nbytes=size)
+    assert alone.keeper.parent is not None
+    alone.save(TWO, seed=1, nbytes=size)  # the same bytes: nothing is written again
+    assert not list(Path(root).rglob("1-2.safetensors"))
+    assert alone.keeper.parent.stamp.parent == ONE
+    alone.member = msgspec.structs.replace(
+        alone.member, retained=tuple(c for c in alone.member.retained if c.epoch != TWO)
+    )
+    alone.save(THREE, seed=1, nbytes=size)
+    assert alone.keeper.parent.stamp.parent is None
+    assert list(Path(root).rglob("1-3.safetensors"))
+    alone.close()
+
+
+# --- certificates -----------------------------------------------------------------------------
+
+
+def certificate(step: int) -> Certificate:
+    return Certificate(RUN, "c" * 32, "directory", Epoch(1, step), f"{step:032x}")
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, "short", "crash"])
+def test_a_published_certificate_is_the_old_one_or_the_new_one(root: str, error: object) -> None:
+    """Shows that at no failing call a script that follows certificates reads half a file, and that
+    the next one is published all the same."""
+    alone = Alone(root)
+    path = Path(root) / "certificates" / "rank0.json"
+    alone.keeper.publish("rank0", certificate(1))
+    for k in itertools.count(1):
+        files = FaultyFiles(HASTY, fail_at=k, error=error)  # type: ignore[arg-type] # each is a Fault
+        alone.keeper.files = files
+        with contextlib.suppress(SaveFailed, Crash):
+            alone.keeper.publish("rank0", certificate(2))
+        shown = msgspec.json.decode(path.read_bytes())
+        assert shown["step"] in (1, 2)
+        assert shown["root"] == certificate(shown["step"]).root
+        alone.keeper.files = HASTY
+        alone.keeper.publish("rank0", certificate(1))
+        assert msgspec.json.decode(path.read_bytes())["step"] == 1
+        if not files.fired:
+            break
+    assert k > (1 if error == "short" else 5)
+    assert os.listdir(path.parent) == ["rank0.json"]
+    alone.close()
+
+
+# --- releases ---------------------------------------------------------------------------------
+
+
+def test_a_new_generation_sweeps_what_was_never_voted_for_and_nothing_else(root: str) -> None:
+    first = saved(root, ONE, TWO)
+    first.take(events.Captured(THREE))
+    first.write(THREE)  # persisted, and killed before the vote
+    first.close()
+    stray = Path(domain_path(root, "rank0")) / "1" / "chunks" / "1-4.safetensors.tmp"
+    stray.write_bytes(b"half")
+    second = Alone(root)
+    second.keeper.release((ONE,))
+    assert stray.exists()  # nothing of a predecessor goes before a certificate
+    assert ONE in second.keeper.directory.manifests()
+    second.open(2, TWO, keep=Keep(newest=9))
+    second.keeper.resume(second.member, TWO)
+    assert sorted(second.keeper.directory.manifests()) == [ONE, TWO]
+    names = {Path(path).name for path in tree(root)}
+    assert not {name for name in names if name.startswith(("1-3", "1-4"))}
+    for epoch in (ONE, TWO):
+        fd, _ = second.keeper.read(second.member, epoch)
+        assert read_fd(fd, layout_of().nbytes) == content(epoch.step)
+    assert second.keeper.parent is not None
+    assert second.keeper.parent.stamp.epoch == TWO
+    second.close()
+
+
+def test_what_was_released_and_not_yet_removed_is_swept(root: str) -> None:
+    """Shows that an agent killed between the record and the unlink leaves nothing for ever."""
+    first = saved(root, ONE, TWO, keep=1)
+    assert [copy.epoch for copy in first.member.retained] == [TWO]
+    first.close()
+    second = Alone(root)
+    assert ONE in second.keeper.directory.manifests()
+    second.open(2, TWO)
+    second.keeper.resume(second.member, TWO)
+    assert sorted(second.keeper.directory.manifests()) == [TWO]
+    second.close()
+
+
+def test_a_release_keeps_what_a_reader_holds(root: str) -> None:
+    alone = saved(root, ONE, TWO)
+    held = pin(HASTY, root, "rank0", ONE, "evaluation")
+    assert alone.keeper.pinned() == (ONE,)
+    alone.keeper.release((GENESIS, ONE))
+    assert sorted(alone.keeper.directory.manifests()) == [ONE, TWO]
+    held.release()
+    alone.keeper.release((ONE,))
+    assert sorted(alone.keeper.directory.manifests()) == [TWO]
+    alone.close()
+
+
+def test_pins_that_can_t_be_listed_are_an_error_that_names_the_place(root: str) -> None:
+    alone = saved(root, ONE)
+    pin(HASTY, root, "rank0", ONE, "evaluation")
+    alone.keeper.files = FaultyFiles(HASTY, 1, errno.EACCES, kinds=("listdir",), path="/pins")
+    with pytest.raises(HandfastError, match="pins"):
+        alone.keeper.pinned()
+    alone.close()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    """The directory of a run."""
+    return str(tmp_path / "run")
+
+
+def test_a_journal_is_created_once(root: str) -> None:
+    """Shows that no agent appends to a journal that another one wrote."""
+    alone = saved(root)
+    with pytest.raises(SaveFailed, match="exists"):
+        Journal.create(HASTY, alone.keeper.directory.journal.path)
+    alone.close()
