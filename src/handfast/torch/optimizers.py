@@ -63,10 +63,15 @@ def parameters(optimizer: Optimizer) -> Iterator[Tensor]:
 def signature(optimizer: Optimizer) -> object:
     """What the names depend on: quick to make, and to compare."""
     groups = [list(map(id, group["params"])) for group in optimizer.param_groups]
-    entries = [entry for _, entry in _by_parameter(optimizer)]
-    values = list(chain.from_iterable(map(dict.values, entries)))
+    entries, values = _flat(optimizer)
     plain = () if all_tensors(values) else [isinstance(value, Tensor) for value in values]
     return groups, list(map(id, optimizer.state)), list(map(tuple, entries)), plain
+
+
+def _flat(optimizer: Optimizer) -> tuple[list[dict[object, Any]], list[Any]]:
+    """The state of each parameter, and all values in it, without a look at any of them."""
+    entries = [entry for _, entry in _by_parameter(optimizer)]
+    return entries, list(chain.from_iterable(map(dict.values, entries)))
 
 
 def name_parameters(optimizer: Optimizer, owners: Owners) -> dict[int, str]:
@@ -143,20 +148,17 @@ def read(
     path: str, optimizer: Optimizer, names: Names
 ) -> tuple[dict[str, object], list[str], list[Tensor]]:
     """The optimizer's tree, and its tensors with their paths. It changes nothing."""
-    tensors: list[Tensor] = []
+    _, tensors = _flat(optimizer)
     nested: list[tuple[str, Tensor]] = []
     rest: dict[str, dict[object, object]] = {}
-    for parameter, entry in _by_parameter(optimizer):
-        if all_tensors(entry.values()):
-            tensors += entry.values()
-            continue
-        name = names.parameters[id(parameter)]
-        for key, value in entry.items():
-            if isinstance(value, Tensor):
-                tensors.append(value)
-            else:
-                where = child(f"{path}/state/{name}", key)
-                rest.setdefault(name, {})[key] = split(value, where, nested)
+    if not all_tensors(tensors):
+        tensors = [value for value in tensors if isinstance(value, Tensor)]
+        for parameter, entry in _by_parameter(optimizer):
+            name = names.parameters[id(parameter)]
+            for key, value in entry.items():
+                if not isinstance(value, Tensor):
+                    where = child(f"{path}/state/{name}", key)
+                    rest.setdefault(name, {})[key] = split(value, where, nested)
     groups = []
     for number, group in enumerate(optimizer.param_groups):
         where = child(f"{path}/param_groups", number)
