@@ -4,12 +4,24 @@ Each scene drives the real member through `world.World`, which holds every law o
 `handfast.core.invariants` against the truth after every step.
 """
 
+import itertools
 import random
+from collections import Counter
+from copy import deepcopy
 
-from world import SHAPES, World, shape
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from msgspec.structs import replace
+from world import KEEP, SHAPES, World, durable, shape, storm
 
 from handfast.core import events as ev
+from handfast.core import member as door
+from handfast.core.invariants import SOMETIMES
 from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.member import boot, step
+from handfast.core.messages import Configured, decode_message
 from handfast.core.retain import Keep
 
 
@@ -180,3 +192,197 @@ def test_a_certificate_of_an_old_configuration_releases_nothing_in_the_new_one()
         world.deliver(stale)
     save(world, rng)
     assert lines(world) == {Epoch(2, 30)}
+
+
+# --- laws
+
+
+@given(st.integers(0, 10_000), st.data())
+@settings(max_examples=25)
+def test_the_order_of_what_is_heard_does_not_matter(seed: int, data: st.DataObject) -> None:
+    """S9: any order, any repetition, a part first and the rest later: the same join."""
+    world, rng = started("three", saves=1)
+    round_ = world.launch()
+    for node in world.here():
+        world.begin(round_, node)
+    world.settle(random.Random(seed))
+    if seed % 2:
+        save(world, rng)
+    founded = Configured(world.rosters[-1].configuration, True)
+    hearer, _ = step(boot("dir0a", 9, [founded]), round_.begin(KEEP, 2))
+    heard = [decode_message(data) for to, data in world.sent if to == "dir0a"]
+    heard = [m for m in heard if m.round == round_.name]
+    ends = []
+    for _ in range(2):
+        order = data.draw(st.permutations([*range(len(heard)), *range(0, len(heard), 2)]))
+        late = hearer
+        for at in (*order, *range(len(heard))):  # what came too early is sent again
+            late, _ = step(late, ev.Received(heard[at]))
+        ends.append(replace(late, peers=()))
+    assert ends[0] == ends[1]
+
+
+@given(st.integers(0, 400))
+@settings(max_examples=8)
+def test_a_step_is_a_function_of_its_arguments(seed: int) -> None:
+    """S12, S15: the same state and event give the same result, and neither is changed by it."""
+    taken = []
+
+    def watched(state, event):
+        image = deepcopy((state, event))
+        result = step(state, event)
+        assert (state, event) == image
+        assert step(state, event) == result
+        taken.append(result)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(door, "step", watched)
+        storm(seed, "three", moves=20)
+    assert taken
+
+
+@given(st.integers(0, 400))
+@settings(max_examples=8)
+def test_the_journal_holds_all_that_must_last(seed: int) -> None:
+    """Shows that at every point of a storm a reboot finds the durable part of the running state.
+
+    The world compares them after each step; here also after every prefix of a finished journal.
+    """
+    world = storm(seed, "two", moves=30)
+    for node in world.here():
+        for end in range(len(node.records)):
+            boot(node.id, 1, node.records[:end])
+        assert durable(boot(node.id, node.incarnation, node.records, node.member.lost)) == durable(
+            node.member
+        )
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_storms_break_no_law_and_every_calm_heals(name: str) -> None:
+    """Shows all of S1-S15 after every step, and L1-L6 in the calm, in each shape of a job."""
+    for seed in range(6):
+        storm(seed, name)
+
+
+def test_storms_reach_what_they_must() -> None:
+    """Shows that the search is no walk in the park: every goal is met somewhere."""
+    met: Counter[str] = Counter()
+    for seed in itertools.count():
+        met += storm(seed, "either" if seed % 2 else "two").goals
+        if set(met) == set(SOMETIMES):
+            return
+        assert seed < 60, set(SOMETIMES) - set(met)
+
+
+class Protocol(RuleBasedStateMachine):
+    """The world, with Hypothesis choosing, so that what breaks a law is shrunk to a short story."""
+
+    @initialize(
+        name=st.sampled_from(sorted(SHAPES)),
+        keep=st.sampled_from([Keep(1), Keep(2), Keep(3, every=20)]),
+        window=st.integers(1, 3),
+        stores=st.integers(1, 2),
+    )
+    def found(self, name: str, keep: Keep, window: int, stores: int) -> None:
+        self.world = World(SHAPES[name], keep=keep, window=window, stores=stores)
+        self.rng = random.Random(0)
+        self.losses = 3
+        resume(self.world, self.rng)
+
+    def pick(self, at: int, of: list) -> object:
+        return of[at % len(of)] if of else None
+
+    @rule(want=st.sampled_from([None, None, 10, 20]), store=st.integers(0, 1), asked=st.integers(0))
+    def launch(self, want: int | None, store: int, asked: int) -> None:
+        here = self.world.here()
+        some = [node for i, node in enumerate(here) if asked >> i & 1]
+        self.world.launch(want=want, store=store % len(self.world.stores), asked=some)
+
+    @rule(at=st.integers(0, 7), back=st.integers(1, 2))
+    def begin(self, at: int, back: int) -> None:
+        if node := self.pick(at, self.world.here()):
+            self.world.begin(self.world.rounds[-min(back, len(self.world.rounds))], node)
+
+    @rule()
+    def begin_everywhere(self) -> None:
+        for node in self.world.here():
+            self.world.begin(self.world.rounds[-1], node)
+
+    @rule(at=st.integers(0))
+    def hear(self, at: int) -> None:
+        pending = self.world.pending
+        if pending:
+            self.world.deliver(pending.pop(at % len(pending)))
+
+    @rule(at=st.integers(0))
+    def hear_again(self, at: int) -> None:
+        self.world.deliver(at % len(self.world.sent)) if self.world.sent else None
+
+    @rule(at=st.integers(0))
+    def lose(self, at: int) -> None:
+        pending = self.world.pending
+        if pending:
+            pending.pop(at % len(pending))
+
+    @rule(at=st.integers(0, 7), job=st.integers(0, 3), fail=st.booleans())
+    def work(self, at: int, job: int, fail: bool) -> None:
+        if node := self.pick(at, [node for node in self.world.here() if node.todo]):
+            self.world.work(node, job % len(node.todo), fail=fail and job == 3)
+
+    @rule(at=st.integers(0, 3))
+    def train(self, at: int) -> None:
+        running = [(r, s) for r in self.world.rounds for s in sorted(r.step) if r.alive[s]]
+        if rank := self.pick(-1 - at, running):
+            self.world.save(*rank)
+
+    @rule(seed=st.integers(0, 9))
+    def settle(self, seed: int) -> None:
+        self.world.settle(random.Random(seed))
+
+    @rule(at=st.integers(0, 7), cut=st.none() | st.integers(0, 11))
+    def crash(self, at: int, cut: int | None) -> None:
+        node = self.pick(at, self.world.here())
+        if node and cut is None:
+            self.world.crash(node)
+        elif node:
+            node.armed = cut
+
+    @rule(at=st.integers(0, 7))
+    def boot(self, at: int) -> None:
+        down = [n for n in self.world.nodes.values() if n.member is None and not n.fenced]
+        if node := self.pick(at, down):
+            self.world.boot(node)
+
+    @rule(at=st.integers(0, 7), which=st.integers(0, 5), vanish=st.booleans())
+    def spoil(self, at: int, which: int, vanish: bool) -> None:
+        node = self.pick(at, list(self.world.nodes.values()))
+        held = sorted(e for e, i in node.images.items() if i.sound and self.world.attested(node, e))
+        if held and self.losses:
+            self.losses -= 1
+            self.world.spoil(node, self.pick(which, held), vanish=vanish)
+
+    @rule(at=st.integers(0, 7), which=st.none() | st.integers(0, 5))
+    def pin(self, at: int, which: int | None) -> None:
+        if node := self.pick(at, self.world.here()):
+            held = [copy.epoch for copy in node.member.retained]
+            chosen = self.pick(which, held) if which is not None else None
+            self.world.pin(node, *([chosen] if chosen else []))
+
+    @rule(at=st.integers(0, 7))
+    def fence(self, at: int) -> None:
+        if not self.world.changes and self.world.resumed and len(self.world.nodes) > 1:
+            self.world.change(self.pick(at, list(self.world.nodes.values())))
+
+    @rule(at=st.integers(0, 7))
+    def tick(self, at: int) -> None:
+        if node := self.pick(at, self.world.here()):
+            self.world.run(node, ev.Tick())
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.calm(self.rng)
+
+
+Protocol.TestCase.settings = settings(max_examples=25, stateful_step_count=40)
+TestProtocol = Protocol.TestCase

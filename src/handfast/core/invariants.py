@@ -113,9 +113,10 @@ class Truth(msgspec.Struct, frozen=True, dict=True):
             generation = cap.generation
         return epoch == GENESIS and (cap is None or cap == GENESIS)
 
-    def frozen(self, generation: int) -> dict[str, messages.Frozen]:
-        """Find what each member reported when it froze."""
-        return {d: f for d, f in self.records(messages.Frozen) if f.generation == generation}
+    def frozen(self, generation: int, round_: str) -> dict[str, messages.Frozen]:
+        """Find what each member reported when it froze in a round."""
+        frozen = self.records(messages.Frozen)
+        return {d: f for d, f in frozen if (f.generation, f.round) == (generation, round_)}
 
     @cached_property
     def intact(self) -> frozenset[tuple[str, Epoch]]:
@@ -215,7 +216,7 @@ def s4_certified_is_not_lost(truth: Truth) -> Iterator[str]:
                     if truth.living(last.epoch, newest) and not truth.beyond(last):
                         yield f"no copy of {last.epoch} is left with {roster.names(mask)}"
         for generation, c in bases.items():
-            reports = truth.frozen(generation).values()
+            reports = truth.frozen(generation, c.round).values()
             held = [f.report.restored.generation for f in reports if f.report.restored is not None]
             known = [line for line in certified if line.epoch < Epoch(generation, 0)]
             for last in known[-1:] if all(f.want is None for f in reports) else ():
@@ -268,10 +269,10 @@ def s6_certificates_are_of_one_whole(truth: Truth) -> Iterator[str]:
         c = r.certificate
         if first.setdefault(c.generation, c) != c:
             yield f"{domain} holds another certificate of generation {c.generation}"
-        frozen = truth.frozen(c.generation)
+        frozen = truth.frozen(c.generation, c.round)
         for member in truth.roster(c.configuration).ids:
             f = frozen.get(member)
-            if f is None or (f.round, f.configuration) != (c.round, c.configuration):
+            if f is None or f.configuration != c.configuration:
                 yield f"generation {c.generation} was restored without {member}"
     for domain, line in truth.published:
         if line.epoch.generation and line.epoch.generation not in first:
@@ -371,7 +372,7 @@ def s12_recovery_is_a_function(truth: Truth) -> Iterator[str]:
     """The base is the greatest epoch that the frozen reports and the chain allow: no orphan."""
     judged = {(d, b.generation, b.epoch) for d, b in truth.records(messages.Bad)}
     for generation, c in truth.bases.items():
-        frozen, roster = truth.frozen(generation), truth.roster(c.configuration)
+        frozen, roster = truth.frozen(generation, c.round), truth.roster(c.configuration)
         reports = [f.report for f in frozen.values()]
         top = max((r.restored.generation for r in reports if r.restored), default=0)
         wants = {f.want for f in frozen.values()}
@@ -458,7 +459,7 @@ def l3_no_orphaned_knowledge(truth: Truth) -> Iterator[str]:
 def l4_whoever_blocks_is_named(truth: Truth) -> Iterator[str]:
     """With someone away nobody gets on, and all the others name exactly who has not frozen."""
     for m in truth.members:
-        here = truth.frozen(m.generation)
+        here = truth.frozen(m.generation, m.round)
         away = tuple(d for d in m.roster.ids if d not in here) if m.roster else ()
         if away and (m.open or view(m).blocked_by != away):
             yield f"{m.id} names {view(m).blocked_by}; {away} are away"
