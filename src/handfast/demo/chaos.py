@@ -50,8 +50,7 @@ def plan(seed: int, kills: int, *, steps: int, every: int, agents: bool = True) 
     pool: list[Target] = ["job", "rank", "agent", "node", "rank"] if agents else ["job", "rank"]
     targets = [pool[i % len(pool)] for i in range(kills)]
     dice.shuffle(targets)
-    shortest = every + 1
-    longest = max(shortest + 1, 2 * steps * 9 // (10 * (kills + 1)) - shortest)
+    gaps = _gaps(dice, kills, steps=steps, every=every)
     strikes: list[Strike] = []
     episode = _episode(targets) if agents else -1
     for number in range(kills):
@@ -61,10 +60,20 @@ def plan(seed: int, kills: int, *, steps: int, every: int, agents: bool = True) 
         elif number == episode + 1 and episode >= 0:
             target = "job"
         rank = dice.randrange(4) if target == "rank" else None
-        gap = dice.randint(shortest, longest)
         under = episode >= 0 and number in (episode, episode + 1)
-        strikes.append(Strike(target, rank, aims[number], gap, dice.random(), under))
+        strikes.append(Strike(target, rank, aims[number], gaps[number], dice.random(), under))
     return strikes
+
+
+def _gaps(dice: random.Random, kills: int, *, steps: int, every: int) -> list[int]:
+    """How many steps to go before each strike: a save at least, and in all less than the run.
+
+    A strike that lies in wait for a save may wait ``every`` steps more; a tenth is left at the end.
+    """
+    shortest = every + 1
+    spare = max(0, steps * 9 // 10 - kills * (shortest + every))
+    cuts = sorted(dice.randint(0, spare) for _ in range(kills))
+    return [shortest + cut - before for cut, before in zip(cuts, [0, *cuts], strict=False)]
 
 
 def _episode(targets: list[Target]) -> int:

@@ -88,7 +88,7 @@ class TorchSaveLatest:
     """One file a rank, each renamed into place over the last; then rank 0 writes ``latest``.
 
     The barrier before ``latest`` is the careful form: it never names a step that a rank has not
-    written.
+    written. The step to go on from is the one in rank 0's file, told to all.
     """
 
     def __init__(self, training: Training) -> None:
@@ -98,13 +98,15 @@ class TorchSaveLatest:
         self._file = self._folder / f"rank{training.rank}.pt"
 
     def restore(self) -> int:
-        """The step in ``latest``, with whatever this rank's file holds."""
-        latest = self._folder / "latest"
-        if not latest.exists():
+        """What this rank's file holds, at rank 0's step; nothing before the first ``latest``."""
+        if not (self._folder / "latest").exists():
             return 0
-        step = int(latest.read_text())
-        _spread(self._training, torch.load(self._file, weights_only=True))
-        return step
+        saved = torch.load(self._file, weights_only=True)
+        _spread(self._training, saved)
+        # All ranks count on from one step: the job would hang if each went on from its own.
+        step = torch.tensor(saved["step"])
+        dist.broadcast(step, src=0)
+        return int(step)
 
     def save(self, step: int) -> None:
         """Write this rank's file; when all have, rank 0 says which step they are of."""

@@ -72,7 +72,7 @@ def _work(job: Job, rank: int) -> None:
     try:
         training = Training(job, rank)
         train(training, open_saver(training, log), log)
-    except Exception as error:
+    except BaseException as error:  # DCP's CheckpointException is no Exception
         log.tell("error", text=f"{type(error).__name__}: {error}"[:500])
         raise SystemExit(FAILED) from error
     dist.destroy_process_group()
