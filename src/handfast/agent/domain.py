@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -27,10 +28,11 @@ from handfast.core import events
 from handfast.core.gossip import restless
 from handfast.core.lattice import Epoch
 from handfast.core.member import step
-from handfast.core.messages import Certificate, encode
+from handfast.core.membership import Roster
+from handfast.core.messages import encode
 from handfast.core.state import Member
 from handfast.core.view import view
-from handfast.errors import HandfastError
+from handfast.errors import FormatError, HandfastError, Refused, Superseded
 from handfast.store.files import Files
 from handfast.store.manifest import Manifest
 
@@ -47,9 +49,12 @@ SNAPSHOT_S: Final = 0.005
 
 
 class _Pending(msgspec.Struct):
+    """An image on its way: ``outcome`` is set once it is written, and told once it is voted on."""
+
     image: Image
     objects: bytes
     decided: asyncio.Future[events.Refuse | None]
+    outcome: Outcome | None = None
 
 
 class DomainHost:
@@ -81,7 +86,7 @@ class DomainHost:
         self._journal = ThreadPoolExecutor(1, f"journal-{member.id}")
         self._writer = ThreadPoolExecutor(1, f"store-{member.id}")
         self._pending: dict[Epoch, _Pending] = {}
-        self._loaded: dict[Epoch, tuple[int, Manifest]] = {}
+        self._loaded: dict[Epoch, asyncio.Task[tuple[int, Manifest]]] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._outcomes: deque[Outcome] = deque(maxlen=OUTCOMES)
         self._skipped: deque[Skip] = deque(maxlen=OUTCOMES)
@@ -130,6 +135,7 @@ class DomainHost:
             await self.drain(drain_s)
         if event.generation > self.member.generation:
             self._proposal = self._stuck = None
+            self._drop_loaded()  # each generation judges its copies by reading them
         self.post(event)
 
     async def stage(self, epoch: Epoch, image: Image, objects: bytes) -> events.Refuse | None:
@@ -139,45 +145,58 @@ class DomainHost:
         """
         if self.failure:
             return events.Refuse(epoch, self.failure)
-        pending = self._pending.get(epoch)
-        if pending is not None and pending.image is image:
-            return await asyncio.shield(pending.decided)
         if any(copy.epoch == epoch for copy in self.member.retained):
             return None
-        if image.busy is not None or epoch in self._pending:
-            return events.Refuse(epoch, f"its image is still being persisted for {image.busy}")
-        decided: asyncio.Future[events.Refuse | None] = self._loop.create_future()
-        self._pending[epoch] = _Pending(image, objects, decided)
-        image.busy = epoch
-        self.post(events.Captured(epoch))
-        return await decided
+        if epoch not in self._pending:
+            if image.busy is not None:
+                return events.Refuse(epoch, f"its image is still being persisted for {image.busy}")
+            decided: asyncio.Future[events.Refuse | None] = self._loop.create_future()
+            self._pending[epoch] = _Pending(image, objects, decided)
+            image.busy = epoch
+            self.post(events.Captured(epoch))
+        return await asyncio.shield(self._pending[epoch].decided)
 
     async def load(self, epoch: Epoch) -> tuple[int, Manifest]:
         """Give a verified copy as a memfd that stays this domain's, and its manifest.
 
-        Raises Damaged or Refused where the copy is not what was attested.
+        Raises what :meth:`handfast.agent.keeper.Keeper.read` raises. Whoever asks may go away in
+        the middle; the read does not.
         """
         if epoch not in self._loaded:
-            self._loaded[epoch] = await self._blocking(self.keeper.read, self.member, epoch)
-        return self._loaded[epoch]
+            work = self._blocking(self.keeper.read, self.member, epoch)
+            self._loaded[epoch] = self._loop.create_task(work)
+            self._loaded[epoch].add_done_callback(partial(self._read, epoch))
+        reading = self._loaded[epoch]
+        found = await asyncio.shield(reading)
+        if self._loaded.get(epoch) is not reading:
+            raise Superseded(f"{epoch} was given up while it was read: a later round has begun")
+        return found
+
+    def _read(self, epoch: Epoch, reading: asyncio.Task[tuple[int, Manifest]]) -> None:
+        """Keep what was read; what could not be read may be asked for again."""
+        failed = reading.cancelled() or reading.exception() is not None
+        if failed and self._loaded.get(epoch) is reading:
+            del self._loaded[epoch]
 
     @property
     def busy(self) -> bool:
         """Say whether something is being persisted, read or released, or half-way taken in."""
-        return bool(self._jobs) or not self._calm.is_set()
+        reading = any(not task.done() for task in self._loaded.values())
+        return bool(self._jobs) or reading or not self._calm.is_set()
 
     @property
     def settled(self) -> bool:
         """Say whether nothing is left to persist or to tell."""
-        return not self.busy and not restless(self.member)
+        return not self.busy and (bool(self.failure) or not restless(self.member))
 
-    async def drain(self, limit_s: float) -> None:
+    async def drain(self, limit_s: float | None = None) -> None:
         """Wait until nothing is being persisted and all votes are cast, or the limit has passed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 while self.busy:
-                    if self._jobs:
-                        await asyncio.wait(self._jobs)
+                    working = {*self._jobs, *self._loaded.values()}
+                    if working:
+                        await asyncio.wait(working)
                     await self._calm.wait()
 
     async def close(self) -> None:
@@ -187,11 +206,14 @@ class DomainHost:
         for timer in (self._tick, self._telling):
             if timer is not None:
                 timer.cancel()
-        if self._jobs:
-            await asyncio.wait(self._jobs)
+        working = {*self._jobs, *self._loaded.values()}
+        if working:
+            await asyncio.wait(working)
         self._journal.shutdown()
         self._writer.shutdown()
         self._drop_loaded()
+        for pending in self._pending.values():
+            pending.image.busy = None
         self.keeper.directory.close()
 
     # --- the loop ------------------------------------------------------------------------------
@@ -213,27 +235,38 @@ class DomainHost:
             self._fail(f"{type(error).__name__}: {error}")
 
     async def _turn(self) -> None:
-        """Take what is queued: step, then persist, then send, then apply."""
-        batch: list[events.Effects] = []
+        """Take what is queued: step, then persist, then send, then apply.
+
+        ``self.member`` changes only in between: it is what snapshots show at any moment, and
+        nothing may be shown that is not durable.
+        """
+        member = self.member
+        batch: list[tuple[events.Event, Roster | None, events.Effects]] = []
         while self._queue:
-            self.member, effects = step(self.member, self._queue.popleft())
-            batch.append(effects)
-        records = [record for effects in batch for record in effects.persist]
+            event = self._queue.popleft()
+            member, effects = step(member, event)
+            batch.append((event, member.roster, effects))
+        records = [record for _, _, effects in batch for record in effects.persist]
         if records:
             self._pause = TICK_FIRST_S
             await self._loop.run_in_executor(self._journal, self.keeper.commit, records)
-        roster = self.member.roster
-        for effects in batch:
+        if self.failure:
+            return
+        self.member = member
+        for _, roster, effects in batch:
             for send in effects.send:
                 if roster is not None:
                     self._route(roster.ids[send.to], encode(send.message))
-        for effects in batch:
+        for event, _, effects in batch:
+            if isinstance(event, events.Persisted | events.Failed):
+                self._conclude(event.epoch, voted=bool(effects.persist))
             for action in effects.apply:
                 self._apply(action)
         self._schedule()
 
     def _fail(self, problem: str) -> None:
         self.failure = problem
+        self._queue.clear()
         self._calm.set()
         logger.error("domain %s: %s", self.member.id, problem)
         for epoch, pending in self._pending.items():
@@ -309,11 +342,12 @@ class DomainHost:
             case events.Stuck(phase, epoch, reasons):
                 self._stuck = Stuck(phase.value, epoch, reasons)
             case events.Resume(certificate):
-                self._start(self._resume(certificate.base))
+                self._drop_loaded()  # every rank has fetched what it loads
+                self._start(self._tidy(self.keeper.resume, self.member, certificate.base))
             case events.Publish(certificate):
-                self._start(self._publish(certificate))
+                self._start(self._forgive(self.keeper.publish, self.name, certificate))
             case events.Release(epochs):
-                self._start(self._release(epochs))
+                self._start(self._tidy(self.keeper.release, epochs))
             case events.Overtaken(generation):
                 self.overtaken = max(self.overtaken, generation)
             case events.Reject(reason):
@@ -328,7 +362,8 @@ class DomainHost:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._jobs.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(f"{type(error).__name__}: {error}")
+            known = isinstance(error, HandfastError)
+            self._fail(str(error) if known else f"{type(error).__name__}: {error}")
 
     async def _blocking(self, work: Callable[..., T], *args: object) -> T:
         """Do the store's work in its one thread, in the order in which it was asked."""
@@ -345,6 +380,15 @@ class DomainHost:
         if not pending.decided.done():
             pending.decided.set_result(refusal)
 
+    def _conclude(self, epoch: Epoch, *, voted: bool) -> None:
+        """Tell what became of an image: only now, when the vote is durable."""
+        pending = self._pending.pop(epoch)
+        pending.image.busy = None
+        outcome = pending.outcome or Outcome(epoch)
+        if not voted and not outcome.problem:
+            outcome = Outcome(epoch, "its generation had ended before it was persisted")
+        self._outcomes.append(outcome)
+
     async def _persist(self, epoch: Epoch) -> None:
         pending, member = self._pending[epoch], self.member
         began = time.monotonic()
@@ -353,48 +397,62 @@ class DomainHost:
             written = await self._blocking(
                 self.keeper.write, member, member.roster, epoch, pending.image, pending.objects
             )
-        except HandfastError as error:
+        except (HandfastError, ValueError) as error:  # a ValueError: the image is not its plan's
             event = events.Failed(epoch, str(error)[:500])
-            outcome = Outcome(epoch, str(error))
+            pending.outcome = Outcome(epoch, str(error))
         else:
             event = events.Persisted(epoch, written.digest)
             seconds = time.monotonic() - began
-            outcome = Outcome(epoch, "", written.bytes_written, written.bytes_total, seconds)
-        pending.image.busy = None
-        self._pending.pop(epoch, None)
-        self._outcomes.append(outcome)
+            total = written.bytes_total
+            pending.outcome = Outcome(epoch, "", written.bytes_written, total, seconds)
         self.post(event)
 
     async def _check(self, generation: int, epoch: Epoch) -> None:
-        """Read every byte of the own copy, and keep it in memory: what was validated is loaded."""
+        """Read every byte of the own copy, and keep it in memory: what was validated is loaded.
+
+        A copy is BAD where its bytes are; that it can't be looked at now (no memory, no
+        permission) refutes no epoch, and stops this domain.
+        """
+        self._drop_loaded(but=epoch)
         try:
             await self.load(epoch)
-        except HandfastError as error:
+        except (FormatError, Refused) as error:
             self.post(events.Checked(generation, epoch, str(error)[:500]))
+        except Superseded:
+            return
         else:
             self.post(events.Checked(generation, epoch))
 
-    async def _resume(self, base: Epoch) -> None:
-        """Every rank has fetched what it loads, so this domain's own hold on it can go."""
-        self._drop_loaded()
-        await self._blocking(self.keeper.resume, self.member, base)
-        self.post(events.Pinned(await self._blocking(self.keeper.pinned)))
+    def _drop_loaded(self, but: Epoch | None = None) -> None:
+        for epoch in [epoch for epoch in self._loaded if epoch != but]:
+            reading = self._loaded.pop(epoch)
+            if reading.done():
+                _give_back(reading)
+            else:
+                reading.add_done_callback(_give_back)
 
-    def _drop_loaded(self) -> None:
-        for fd, _ in self._loaded.values():
-            os.close(fd)
-        self._loaded.clear()
+    async def _tidy(self, work: Callable[..., None], *args: object) -> None:
+        """Free space, and look who holds what."""
+        await self._forgive(work, *args)
+        pinned = await self._forgive(self.keeper.pinned)
+        if pinned is not None:
+            self.post(events.Pinned(pinned))
 
-    async def _publish(self, certificate: Certificate) -> None:
+    async def _forgive(self, work: Callable[..., T], *args: object) -> T | None:
+        """Do what may fail: that costs space or a page for people, not safety.
+
+        The next release, certificate or boot tries again.
+        """
         try:
-            await self._blocking(self.keeper.publish, self.name, certificate)
+            return await self._blocking(work, *args)
+        except Superseded:
+            raise
         except HandfastError as error:
             logger.warning("domain %s: %s", self.member.id, error)
+            return None
 
-    async def _release(self, epochs: tuple[Epoch, ...]) -> None:
-        """Free space. A failure costs space, not safety: the next release or boot tries again."""
-        try:
-            await self._blocking(self.keeper.release, epochs)
-            self.post(events.Pinned(await self._blocking(self.keeper.pinned)))
-        except HandfastError as error:
-            logger.warning("domain %s: %s", self.member.id, error)
+
+def _give_back(reading: asyncio.Task[tuple[int, Manifest]]) -> None:
+    """Close what was read for nobody."""
+    if not reading.cancelled() and reading.exception() is None:
+        os.close(reading.result()[0])
