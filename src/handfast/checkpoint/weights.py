@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import mmap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -183,11 +182,10 @@ class Weights:
         sizes = {shard: self._manifest(shard).image_bytes for shard in wanted}
         done, total = 0, sum(sizes.values())
         for shard, parts in sorted(wanted.items()):
-            with mmap.mmap(-1, sizes[shard]) as memory, memoryview(memory) as view:
-                self._read(shard, view, done, total)
-                for whole, block in parts:
-                    with view[block.slot.start : block.slot.start + block.slot.nbytes] as data:
-                        yield whole, block, data
+            view = memoryview(bytearray(sizes[shard]))
+            self._read(shard, view, done, total)
+            for whole, block in parts:
+                yield whole, block, view[block.slot.start : block.slot.start + block.slot.nbytes]
             done += sizes[shard]
 
     def _manifest(self, shard: int) -> Manifest:
