@@ -36,7 +36,7 @@ def first_seen(events: Iterable[Event], zero: float) -> list[Mark]:
                     note(domain, epoch, kind, event.at)
             else:
                 note(domain, seen[1], "attested", event.at)
-    return sorted((mark for mark in marks.values() if mark.step), key=lambda mark: mark.at)
+    return sorted((m for m in marks.values() if m.step), key=lambda m: (m.at, m.generation, m.step))
 
 
 def lines_seen(events: Iterable[Event], zero: float) -> list[tuple[float, int, int]]:

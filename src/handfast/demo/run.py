@@ -33,8 +33,8 @@ PEERS: dict[str, tuple[str, str]] = {
         "torch.save, one file a rank and latest",
         (
             "Each rank writes its file to a temporary name and renames it over the last one; after "
-            "a barrier rank 0 writes latest, the same way. On a restart, if there is a latest, each "
-            "rank loads its file, and all go on from the step in rank 0's."
+            "a barrier rank 0 writes latest, the same way. On a restart, if there is a latest, "
+            "each rank loads its file, and all go on from the step in rank 0's."
         ),
     ),
     "dcp": (

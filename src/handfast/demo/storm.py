@@ -120,9 +120,10 @@ class Storm:
         end(ranks)
         self._poll()
         if not self.ledger.failed(self._launch):
+            why = self.ledger.trouble(self._launch) or "no rank said why"
             raise HandfastError(
-                f"start {self._launch} failed at step {self._step} without having been struck; "
-                f"see {self._job.run}/output and {self._job.run}/events"
+                f"start {self._launch} failed at step {self._step} without having been struck: "
+                f"{why}; see {self._job.run}/output"
             )
 
     def _settle(self) -> None:

@@ -71,13 +71,17 @@ class Ledger:
         """Whether a rank of this start raised before all had resumed."""
         return not self.ready(launch) and bool(self._errors[launch])
 
+    def trouble(self, launch: int) -> str:
+        """What the ranks of this start raised, cut to a readable length."""
+        return "; ".join(sorted({event.text for event in self._errors[launch]}))[:300]
+
     def over(self, launch: int, at: float) -> None:
         """This start has ended; say what became of its resume if that is still open."""
         if self.ready(launch):
             return
         outcome: Outcome = "error" if self._errors[launch] else "unseen"
-        why = "; ".join(sorted({event.text for event in self._errors[launch]}))
-        self.resumes.append(Resume(at, launch, 0, self._newest, outcome, None, why[:300]))
+        why = self.trouble(launch)
+        self.resumes.append(Resume(at, launch, 0, self._newest, outcome, None, why))
 
     def lost(self) -> None:
         """All that was saved has been thrown away, so the next start is a first one."""
