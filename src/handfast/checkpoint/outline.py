@@ -47,7 +47,8 @@ def outline(data: bytes, where: str = "") -> tuple[Line, ...]:
         root = msgspec.msgpack.decode(data)
         if type(root) is not list or root[:1] != [VERSION] or len(root) != 2:
             raise ValueError(f"no objects of format {VERSION}")
-        return tuple(_lines(root[1], ""))
+        whole, *lines = _lines(root[1], "")
+        return tuple(lines or [whole])
     except (ValueError, TypeError, IndexError, RecursionError) as error:
         raise FormatError(f"{where}: its objects can't be shown: {error}") from error
 
@@ -59,17 +60,14 @@ def _lines(node: Any, path: str) -> Iterator[Line]:
     tag, parts = node[0], node[1:]
     if tag == REGISTERED:
         name, stands = parts
-        if _flat(stands):
-            yield Line(path, str(name), _inline(stands))
-        else:
-            yield Line(path, str(name), "a registered type, made of:")
-            yield from _lines(stands, path)
+        own, *rest = _lines(stands, path)
+        yield Line(path, str(name), own.text)
+        yield from rest
     elif tag == PICKLE:
         yield Line(path, "pickle", f"{len(parts[1])} bytes, not read")
     elif tag in (*MAPPINGS, *BOXES) and not _flat(node):
         inside = list(_entries(tag, parts, path))
-        if path:
-            yield Line(path, NAMES[tag], f"{len(inside)} entries")
+        yield Line(path, NAMES[tag], f"{len(inside)} entries")
         for where, item in inside:
             yield from _lines(item, where)
     else:

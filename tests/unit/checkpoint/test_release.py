@@ -1,0 +1,220 @@
+"""Shows that an operator's release keeps the protocol's rule, and what is kept is worth keeping."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+from small_jobs import FILES, Job, flip, trained
+
+import handfast
+from handfast.checkpoint.location import Location
+from handfast.checkpoint.release import DomainPlan, carry_out, free_pins, holder_is_dead
+from handfast.checkpoint.release import plan_release as plan
+from handfast.core.lattice import Epoch
+from handfast.core.messages import Released, Skipped
+from handfast.core.retain import Keep
+from handfast.errors import Refused, SaveFailed, Superseded
+from handfast.store.pins import pin, pins
+from handfast.testing.faults import FaultyFiles
+
+
+def located(path: Path) -> Location:
+    """The run at a path."""
+    return Location([str(path)], FILES)
+
+
+def released(path: Path, keep: Keep | None = None, step: int | None = None) -> list[DomainPlan]:
+    """Plan and carry out."""
+    location = located(path)
+    return list(carry_out(location, plan(location.survey(), keep, step), keep, step))
+
+
+def held(path: Path) -> list[list[Epoch]]:
+    """What each domain retains."""
+    return [list(row.retained) for row in handfast.open(path).status().domains]
+
+
+def test_without_being_told_so_nothing_of_the_timeline_goes(tmp_path: Path) -> None:
+    """The training's own keep= is not known here: its archive must not be guessed away."""
+    trained(tmp_path)
+    for domain in plan(located(tmp_path).survey()):
+        assert (domain.gone, domain.leftovers, domain.blocked) == ((), (), "")
+        assert [stay.why for stay in domain.stays] == ["it is kept"] * 2 + [
+            "it is the converged line"
+        ]
+    assert released(tmp_path) == []
+
+
+def test_only_the_newest_are_kept_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Files go with their epochs, the line stays, and the job resumes from it."""
+    job = trained(tmp_path)
+    done = released(tmp_path, Keep(newest=1))
+    assert [domain.gone for domain in done] == [(Epoch(1, 2), Epoch(1, 3))] * 3
+    assert held(tmp_path) == [[Epoch(1, 4)]] * 3
+    assert sorted(f.name for f in tmp_path.rglob("*.safetensors")) == ["1-4.safetensors"] * 3
+    assert handfast.open(tmp_path).verify(everything=True).sound
+    assert job.start() == Epoch(1, 4)
+    job.save(5)
+    job.stop()
+    assert handfast.open(tmp_path).latest() == Epoch(2, 5)
+
+
+def test_a_release_is_journaled_before_a_file_goes(tmp_path: Path) -> None:
+    """An operator's crash in the middle leaves no epoch that the journal retains without files."""
+    trained(tmp_path, 1)
+    keep = Keep(newest=1)
+    files = FaultyFiles(FILES, 1, errno.EIO, kinds=("rename",))
+    location = Location([str(tmp_path)], files)
+    with pytest.raises(SaveFailed, match="Input/output error"):
+        carry_out(location, plan(location.survey(), keep), keep, None)
+    run = handfast.open(tmp_path)
+    assert held(tmp_path) == [[Epoch(1, 4)]]
+    assert run.status().sound
+    (left,) = plan(located(tmp_path).survey())
+    assert left.leftovers == (Epoch(1, 2), Epoch(1, 3))
+    assert released(tmp_path)[0].leftovers == left.leftovers
+    assert len(list(tmp_path.rglob("*.manifest"))) == 1
+
+
+def test_one_step_can_be_released(tmp_path: Path) -> None:
+    """Of all that may go only that one does; above and at the line nothing may."""
+    trained(tmp_path)
+    released(tmp_path, Keep(newest=1), 2)
+    assert held(tmp_path) == [[Epoch(1, 3), Epoch(1, 4)]] * 3
+    assert released(tmp_path, Keep(newest=1), 4) == []
+
+
+def test_every_nth_can_be_kept(tmp_path: Path) -> None:
+    """The archive that the training kept by Keep(every=)."""
+    trained(tmp_path)
+    released(tmp_path, Keep(newest=1, every=2))
+    assert held(tmp_path) == [[Epoch(1, 2), Epoch(1, 4)]] * 3
+
+
+def test_orphans_go_when_the_new_timeline_has_converged_above_them(tmp_path: Path) -> None:
+    """Not before: until then the line is the base, and the orphans lie above it."""
+    job = trained(tmp_path)
+    job.start(want=2)
+    job.stop()
+    (domain, *_) = plan(located(tmp_path).survey())
+    assert {stay.epoch: stay.why for stay in domain.stays} == {
+        Epoch(1, 2): "it is the converged line",
+        Epoch(1, 3): "it is above the converged line",
+        Epoch(1, 4): "it is above the converged line",
+    }
+
+
+@pytest.mark.parametrize("lost", ["freeze", "behind"])
+def test_nothing_goes_between_a_freeze_and_its_certificate(tmp_path: Path, lost: str) -> None:
+    """A launch that was cut short may have told others of what it retains."""
+    job = trained(tmp_path)
+    job.start(only=[0, 1])
+    job.stop()
+    plans = plan(located(tmp_path).survey(), Keep(newest=1))
+    place = 0 if lost == "freeze" else 2
+    why = "no restore certificate yet" if lost == "freeze" else "in generation 2: start the job"
+    assert plans[place].gone == ()
+    assert why in plans[place].blocked
+    assert released(tmp_path, Keep(newest=1)) == []
+
+
+def test_an_epoch_that_some_rank_has_not_attested_is_no_reason_to_release(tmp_path: Path) -> None:
+    """Independent keep-last-k leaves no epoch in common (the protocol never counts alone)."""
+    job = trained(tmp_path, keep=Keep(newest=9))
+    job.start()
+    job.save(5, only=[0, 1])
+    job.stop()
+    released(tmp_path, Keep(newest=1))
+    assert held(tmp_path) == [[Epoch(1, 4), Epoch(2, 5)]] * 2 + [[Epoch(1, 4)]]
+    assert handfast.open(tmp_path).latest() == Epoch(1, 4)
+
+
+def test_a_damaged_line_keeps_all_that_is_below_it(tmp_path: Path) -> None:
+    """What a restore would fall back to is not taken away by a command that frees space."""
+    job = trained(tmp_path)
+    flip(job.find(2, "*/chunks/1-4.*"), 4100)
+    with pytest.raises(Refused, match="the epoch that would be kept is damaged") as refused:
+        released(tmp_path, Keep(newest=1))
+    assert "rank-00002" in refused.value.shards[0]
+    assert held(tmp_path) == [[Epoch(1, 2), Epoch(1, 3), Epoch(1, 4)]] * 3
+    assert job.start() == Epoch(1, 3)
+    job.stop()
+
+
+def test_a_pinned_epoch_stays_until_its_reader_is_done(tmp_path: Path) -> None:
+    """An evaluation that takes a week is not told a date."""
+    trained(tmp_path, 2)
+    with pin(FILES, str(tmp_path), "rank-00001", Epoch(1, 2), "evaluation"):
+        one, two = plan(located(tmp_path).survey(), Keep(newest=1))
+        assert one.gone == (Epoch(1, 2), Epoch(1, 3))
+        assert two.gone == (Epoch(1, 3),)
+        assert two.stays[0].why == "a reader has pinned it"
+        released(tmp_path, Keep(newest=1))
+        assert held(tmp_path) == [[Epoch(1, 4)], [Epoch(1, 2), Epoch(1, 4)]]
+
+
+def test_what_was_never_attested_is_a_left_over(tmp_path: Path) -> None:
+    """A manifest whose vote never came only takes space."""
+    job = trained(tmp_path, 1)
+    job.start()
+    job.ranks[0].write(Epoch(2, 5))
+    job.stop()
+    assert next(row.verdict for row in handfast.open(tmp_path).epochs()) == "ahead"
+    (done,) = released(tmp_path)
+    assert (done.gone, done.leftovers) == ((), (Epoch(2, 5),))
+    assert done.nbytes > 0
+    assert next(row.epoch for row in handfast.open(tmp_path).epochs()) == Epoch(1, 4)
+
+
+def test_an_unreadable_domain_is_left_alone(tmp_path: Path) -> None:
+    """It is said why, and nothing is claimed there."""
+    job = trained(tmp_path, 2)
+    flip(job.find(1, "*/journal"), 200)
+    one, two = plan(located(tmp_path).survey(), Keep(newest=1))
+    assert one.gone
+    assert two.gone == ()
+    assert "damaged at byte" in two.blocked
+
+
+def test_whoever_owned_the_domain_before_is_superseded(tmp_path: Path) -> None:
+    """An agent that nobody knew of finds itself overtaken; what it writes then never counts."""
+    job = Job(tmp_path, 1)
+    job.start()
+    job.save(1, 2, 3)
+    released(tmp_path, Keep(newest=1))
+    skip = Skipped(0, Epoch(1, 4), "late")
+    with pytest.raises(Superseded):
+        job.ranks[0].keeper.commit([skip])
+    job.stop()
+    (found,) = located(tmp_path).survey().found
+    assert skip not in found.records
+    assert found.records[-1] == Released((Epoch(1, 1), Epoch(1, 2)))
+    assert held(tmp_path) == [[Epoch(1, 3)]]
+
+
+# --- pins ---------------------------------------------------------------------------------------
+
+
+def test_a_reader_that_has_ended_is_known_by_its_process(tmp_path: Path) -> None:
+    """Only where that is proved: a pin of another host, or one that can't be read, counts."""
+    trained(tmp_path, 1)
+    root = str(tmp_path)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    made = [pin(FILES, root, "rank-00000", Epoch(1, 2), "eval") for _ in range(4)]
+    host = socket.gethostname()
+    holders = [(os.getpid(), host), (ended.pid, host), (ended.pid, "elsewhere"), None]
+    for one, holder in zip(made, holders, strict=True):
+        fields = holder and {"pid": holder[0], "host": holder[1], "purpose": "eval"}
+        Path(one.path).write_bytes(msgspec.json.encode(fields))
+    found = {held.path: held for held in pins(FILES, root, "rank-00000")}
+    ordered = [found[one.path] for one in made]
+    assert [holder_is_dead(one) for one in ordered] == [False, True, False, False]
+    assert free_pins(ordered[1:2]) == 1
+    assert len(handfast.open(tmp_path).status().domains[0].pins) == 3
