@@ -1,6 +1,5 @@
 """The demo while it runs: a live picture on a terminal, plain lines in a pipe."""
 
-from collections import deque
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -105,9 +104,6 @@ class Picture:
     """Progress, loss, the lattice by domain, the converged line, and the last kills."""
 
     def __init__(self, console: Console) -> None:
-        self._live = Live(
-            console=console, get_renderable=self._draw, refresh_per_second=8, transient=True
-        )
         self._console = console
         self._title = ""
         self._steps = 1
@@ -116,7 +112,11 @@ class Picture:
         self._kills = 0
         self._domains: dict[str, tuple[tuple[int, int], ...]] = {}
         self._line = (0, 0)
-        self._said: deque[Text] = deque(maxlen=_LINES)
+        # Drawn in a thread of the live display: what it reads is replaced whole, never changed.
+        self._said: tuple[Text, ...] = ()
+        self._live = Live(
+            console=console, get_renderable=self._draw, refresh_per_second=8, transient=True
+        )
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -134,7 +134,7 @@ class Picture:
         """Clear the stage for another run."""
         self._title, self._steps, self._step, self._kills = title, steps, 0, 0
         self._domains, self._line = {}, (0, 0)
-        self._said.clear()
+        self._said = ()
 
     def note(self, words: str) -> None:
         """A line that stays, above the picture."""
@@ -147,18 +147,21 @@ class Picture:
         elif event.kind == "lattice":
             own = event.domains.get(str(event.rank))
             if own:
-                self._domains[str(event.rank)] = own
+                self._domains = {**self._domains, str(event.rank): own}
             self._line = max(self._line, event.line)
 
     def kill(self, kill: Kill) -> None:
         """A line among the last ones."""
         self._kills += 1
-        self._said.append(Text(f"{self._kills:3}  {told(kill)}", style="red"))
+        self._say(Text(f"{self._kills:3}  {told(kill)}", style="red"))
 
     def resume(self, resume: Resume) -> None:
         """A line among the last ones."""
         style = _GOOD.get(resume.outcome, "bold magenta")
-        self._said.append(Text(f"     {told(resume)}", style=style))
+        self._say(Text(f"     {told(resume)}", style=style))
+
+    def _say(self, line: Text) -> None:
+        self._said = (*self._said, line)[-_LINES:]
 
     def _draw(self) -> RenderableType:
         head = Table.grid(padding=(0, 2))

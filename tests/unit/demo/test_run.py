@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from handfast.demo.job import Job
+from handfast.demo.model import Transformer
 from handfast.demo.run import claim
 
 
@@ -41,9 +43,6 @@ def test_an_empty_directory_is_taken(tmp_path: Path) -> None:
 
 def test_the_model_has_as_many_parameters_as_is_said() -> None:
     """The report says a million; the formula is held against the model itself."""
-    torch = pytest.importorskip("torch")
-    from handfast.demo.model import Transformer
-
     job = Job(run="")
     with torch.device("meta"):
         model = Transformer(97, job.context, job.width, job.layers, job.heads, job.dropout)
