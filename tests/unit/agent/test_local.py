@@ -71,6 +71,8 @@ class Agent:
             os.close(fd)
 
     async def start(self) -> None:
+        self.holds = asyncio.Event()
+        self.holds.set()
         self.server = Server(
             self.listener,
             on_call=self.answer,
@@ -121,6 +123,7 @@ class Agent:
         return {}
 
     async def on_give(self, fields: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        await self.holds.wait()
         count = fields["count"]
         made = [make_image(1) for _ in range(min(count, 300))]
         for number, fd in enumerate(made):
@@ -385,9 +388,27 @@ def test_the_agent_gives_descriptors_back_and_keeps_its_own(client: Client) -> N
 
 def test_descriptors_of_a_reply_that_came_too_late_are_closed(agent: Agent, client: Client) -> None:
     before = open_fds()
-    for _ in range(20):
-        with contextlib.suppress(TimeoutError):
-            frames.close_all(client.call("give", timeout=0.0005, count=5)["fds"])
+    agent.holds.clear()
+    with pytest.raises(TimeoutError):
+        client.call("give", timeout=0.01, count=5)
+    agent.loop.call_soon_threadsafe(agent.holds.set)
+    client.call("echo")
+    until(lambda: open_fds() == before)
+
+
+def test_descriptors_that_came_just_when_the_waiting_ended_are_closed(
+    agent: Agent, client: Client
+) -> None:
+    before = open_fds()
+    agent.holds.clear()
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.call, "give", timeout=0.2, count=5)
+        until(lambda: client._waiting and agent.begun)
+        with client._lock:  # the reader stands before it with the reply, then the caller without
+            agent.loop.call_soon_threadsafe(agent.holds.set)
+            time.sleep(0.3)
+        with pytest.raises(TimeoutError):
+            call.result(30)
     client.call("echo")
     until(lambda: open_fds() == before)
 

@@ -282,7 +282,7 @@ def test_a_seat_is_taken_once_and_free_after_it_was_left(runtime: Path) -> None:
     seat = take_seat(place)
     assert seat is not None
     assert seat.reachable()
-    assert take_seat(place) is None  # the first one listens, so there is nothing to wait for
+    assert take_seat(place, wait_s=1e6) is None  # the first one listens: nothing to wait for
     seat.leave()
     again = take_seat(place)
     assert again is not None
