@@ -6,6 +6,7 @@ the rounds, the agent, the policies, the waiting and the naming of who is missin
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -69,6 +70,32 @@ class State(Protocol):
         """Say whether this rank stores what its node's ranks hold alike."""
 
 
+class _Load(msgspec.Struct, frozen=True):
+    """What one rank says once it has loaded: what went wrong, or digests of what it stores."""
+
+    problem: str = ""
+    replicas: dict[str, bytes] = {}
+
+
+def _words(error: Exception) -> str:
+    known = isinstance(error, HandfastError)
+    return (str(error) if known else f"{type(error).__name__}: {error}")[:2000]
+
+
+def _suggest(replicas: Sequence[dict[str, bytes]]) -> None:
+    """Warn, once, of tensors that all ranks store and that are the same on all."""
+    first, others = replicas[0], replicas[1:]
+    same = [p for p, d in sorted(first.items()) if others and all(o.get(p) == d for o in others)]
+    if same:
+        shown = ", ".join(same[:3]) + (f" and {len(same) - 3} more" if len(same) > 3 else "")
+        logger.warning(
+            "all ranks stored the same values of %s; if they are alike by design, say so by "
+            "replicated=(%r,) and they are stored once a node",
+            shown,
+            same[0],
+        )
+
+
 class Checkpointer:
     """Saves and restores the state of a job as epochs that converge or never count.
 
@@ -116,6 +143,7 @@ class Checkpointer:
         self._last: Save | None = None
         self._failures = 0
         self._overdue = False
+        self._closed = False
         self.extra: object = None
         """What was given to the ``save(extra=...)`` that :meth:`restore` resumed from."""
 
@@ -168,6 +196,7 @@ class Checkpointer:
         ranks are missing for ``patience_s`` seconds, Poisoned where a ``load_state_dict`` failed
         half-way, Superseded where a later launch has taken over.
         """
+        self._check_open()
         session = self._session
         self._restored, self._last = None, None
         session.start(want=step, keep=self._keep, window=self._window, drain_s=self._drain_s)
@@ -175,25 +204,21 @@ class Checkpointer:
         proposal = session.await_proposal(self._patience_s)
         copies: list[Loaded] = []
         try:
-            try:
-                if proposal.epoch == GENESIS:
-                    self._check_first(require)
-                else:
-                    copies = self._load(proposal)
-                    self._state.compare(copies, only, strict)
-            except Refused as refusal:
-                session.decline(proposal.epoch, str(refusal)[:2000])
-                raise
-            if dry_run:
-                return proposal.epoch.step
-            session.accept(proposal)
-            certificate = session.await_certificate(self._patience_s)
-            if copies:
-                self._apply(copies, only, keep_live)
-                self._suggest(copies)
-        finally:
-            for copy in copies:
-                copy.close()
+            if proposal.epoch == GENESIS:
+                self._check_first(require)
+            else:
+                copies = self._load(proposal)
+                self._state.compare(copies, only, strict)
+        except Exception as error:  # whatever it is, the other ranks wait for this one's word
+            with contextlib.suppress(HandfastError):
+                session.decline(proposal.epoch, _words(error))
+            raise
+        if dry_run:
+            return proposal.epoch.step
+        session.accept(proposal)
+        certificate = session.await_certificate(self._patience_s)
+        if copies:
+            self._apply(copies, only, keep_live)
         self._restored, self._poison = certificate, ""
         self._event("restored", epoch=str(certificate.base), generation=certificate.generation)
         return certificate.base.step
@@ -218,32 +243,27 @@ class Checkpointer:
     def _apply(
         self, copies: Sequence[Loaded], only: Sequence[str], keep_live: Sequence[str]
     ) -> None:
+        """Load, and hear whether all ranks could: where one could not, none goes on to train."""
         self._poison = "a restore was interrupted"
+        collective = self._session.collective
+        mine = _Load()
+        failure: Exception | None = None
         try:
             self.extra = self._state.apply(copies, only, keep_live)
-        except Poisoned as error:
-            self._poison = str(error)
-            raise
-
-    def _suggest(self, copies: Sequence[Loaded]) -> None:
-        """Warn, once, of tensors that all ranks store and that are the same on all."""
-        collective = self._session.collective
-        if collective.place.size == 1:
-            return
-        mine = self._state.replicas(copies)
-        all_ranks = [
-            msgspec.msgpack.decode(data, type=dict[str, bytes])
+            if collective.place.size > 1:
+                mine = _Load("", self._state.replicas(copies))
+        except Exception as error:
+            failure, mine = error, _Load(_words(error))
+        loads = [
+            msgspec.msgpack.decode(data, type=_Load)
             for data in collective.gather(msgspec.msgpack.encode(mine))
         ]
-        same = [p for p, d in sorted(mine.items()) if all(o.get(p) == d for o in all_ranks)]
-        if same and collective.place.rank == 0:
-            shown = ", ".join(same[:3]) + (f" and {len(same) - 3} more" if len(same) > 3 else "")
-            logger.warning(
-                "all ranks stored the same values of %s; if they are alike by design, say so by "
-                "replicated=(%r,) and they are stored once a node",
-                shown,
-                same[0],
-            )
+        failed = [f"rank {rank}: {load.problem}" for rank, load in enumerate(loads) if load.problem]
+        if failed:
+            self._poison = "; ".join(failed)
+            raise failure or Poisoned(f"another rank could not load: {self._poison}")
+        if collective.place.rank == 0:
+            _suggest([load.replicas for load in loads])
 
     # --- save -----------------------------------------------------------------------------------
 
@@ -286,7 +306,12 @@ class Checkpointer:
             self._event("staged", epoch=str(epoch), blocked_s=blocked)
         return taken
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this Checkpointer is closed: make another one")
+
     def _check(self, step: int) -> None:
+        self._check_open()
         if self._poison:
             raise Poisoned(f"nothing can be saved until a restore succeeds: {self._poison}")
         if self._restored is None:
@@ -362,11 +387,21 @@ class Checkpointer:
             self._last.converged(timeout)
 
     def close(self, timeout: float | None = None) -> None:
-        """Wait for the last save to converge, and leave the agent to end by itself."""
+        """Wait for the last save to converge, and leave the agent to end by itself.
+
+        Raises what ``Save.converged`` raises; it is closed all the same, and the agent goes on
+        with what it was given. Once closed, this does nothing.
+        """
+        if self._closed:
+            return
         try:
             self.wait_until_finished(timeout)
         finally:
-            self._session.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._closed = True
+        self._session.close()
 
     def __enter__(self) -> Self:
         return self
@@ -381,12 +416,12 @@ class Checkpointer:
             self.close(self._patience_s)
             return
         try:  # never mask what ended the training
-            if self._last is not None:
+            if self._last is not None and not self._closed:
                 self._last.persisted(self._drain_s)
         except HandfastError as late:
             logger.warning("the last save was not finished: %s", late)
         finally:
-            self._session.close()
+            self._leave()
 
     def _event(self, name: str, **fields: Any) -> None:
         """Tell an observer; its failure never blocks a save."""

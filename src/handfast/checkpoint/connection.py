@@ -118,10 +118,13 @@ class Connection:
         Raises Blocked, naming them, after ``timeout`` seconds; Superseded; AgentGone.
         """
         began = reminded = time.monotonic()
+        pause = POLL_S if timeout is None else max(0.0, min(POLL_S, timeout))
         while True:
             with self._changed:
-                if ready(self.snapshot) or (self._changed.wait(POLL_S) and ready(self.snapshot)):
+                if ready(self.snapshot) or (self._changed.wait(pause) and ready(self.snapshot)):
                     return
+            if self._client is None:
+                raise AgentGone(f"{what}: nobody to wait for, this is closed", socket="")
             self.check()
             self._revive()
             now = time.monotonic()

@@ -1,10 +1,14 @@
-"""Memory that a trainer and its agent share: images to be persisted, copies to be loaded."""
+"""Memory that a trainer and its agent share: images to be persisted, copies to be loaded.
+
+No memory is unmapped by hand: it goes with its last view. Frameworks make views that the mapping
+does not know of, and a traceback, or whoever prints one, may hold them for long.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
+from typing import Any
 
 import msgspec
 
@@ -20,7 +24,8 @@ class StagingImage:
     """One image of a trainer's state, laid out by its plan and reused for every save.
 
     ``epoch`` is what it holds while that is being persisted, else None; ``objects`` what goes
-    into the manifest with it.
+    into the manifest with it; ``views`` what the framework sees the memory as, kept for the next
+    save.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -29,11 +34,11 @@ class StagingImage:
         self.map[: len(plan.header)] = plan.header
         self.epoch: Epoch | None = None
         self.objects = b""
+        self.views: Any = None
 
     def close(self) -> None:
-        """Give this process's hold on the memory back, at the latest with the last view."""
-        with contextlib.suppress(BufferError):
-            self.map.close()
+        """Close the descriptor, and let the views go."""
+        self.views = None
         os.close(self.fd)
 
 
@@ -52,8 +57,3 @@ class Loaded(msgspec.Struct, frozen=True):
         finally:
             os.close(fd)
         return cls(memory, manifest)
-
-    def close(self) -> None:
-        """Unmap, unless a view is still in use: then the memory goes with the last view."""
-        with contextlib.suppress(BufferError):
-            self.memory.close()

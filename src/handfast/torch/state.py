@@ -78,7 +78,6 @@ class TorchState:
         self._owner = True
         self._captured: Captured | None = None
         self._mine: tuple[bool, ...] = ()
-        self._views: dict[int, dict[str, Tensor]] = {}
         self._layout: Layout | None = None
 
     def owns_replicas(self, owner: bool) -> None:
@@ -102,7 +101,6 @@ class TorchState:
         specs = [spec for spec, mine in zip(now.specs, self._mine, strict=True) if mine]
         stored = {spec.path for spec in specs}
         self._layout = layout = plan(specs)
-        self._views = {}
         return Plan(
             slots=layout.slots,
             header=layout.header,
@@ -121,11 +119,10 @@ class TorchState:
         captured, layout = self._captured, self._layout
         if captured is None or layout is None:
             raise RuntimeError("nothing was captured yet")
-        views = self._views.get(image.fd)
-        if views is None:
-            views = self._views[image.fd] = map_image(layout.slots, image.map)
+        if image.views is None:
+            image.views = map_image(layout.slots, image.map)
         kept = captured if all(self._mine) else _only(captured, self._mine)
-        staged = stage(kept, views)
+        staged = stage(kept, image.views)
         encoded = objects.encode(captured.objects, pickle=self._pickle)
         staged.wait()
         return encoded

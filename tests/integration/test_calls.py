@@ -1,0 +1,467 @@
+"""Shows what each call of a Checkpointer does and refuses, in one process that is never killed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from trainers import HeldAgent, agents, eventually
+from training import Training, digest
+
+from handfast import Epoch, Keep, Lattice
+from handfast.core.lattice import GENESIS
+from handfast.errors import Blocked, Poisoned, Refused, SaveFailed
+from handfast.torch import Checkpointer
+
+PATIENT: dict[str, Any] = {"patience_s": 30.0}
+
+
+def begun(run: str, training: Training | None = None, **options: Any) -> Checkpointer:
+    """A Checkpointer that has restored."""
+    state = (training or Training()).state()
+    ckpt = Checkpointer(run, state, **PATIENT, **options)
+    ckpt.restore()
+    return ckpt
+
+
+def trained(run: str, *steps: int, **options: Any) -> Training:
+    """A run that was trained, saved at some steps, and closed."""
+    training = Training(**options)
+    with begun(run, training, keep=Keep(newest=9)) as ckpt:
+        for step in range(1, max(steps) + 1):
+            training.step()
+            if step in steps:
+                ckpt.save(step)
+    return training
+
+
+# --- steps ------------------------------------------------------------------------------------
+
+
+def test_a_step_that_does_not_rise_is_refused(run: str) -> None:
+    """maxdiffusion#484: the name of an epoch is the number of its updates, and names one state."""
+    with begun(run) as ckpt:
+        assert ckpt.save(2)
+        for step in (2, 1, -1):
+            with pytest.raises(ValueError, match="is not above 2: within one generation"):
+                ckpt.save(step)
+    with begun(run) as ckpt:
+        again = ckpt.save(2)
+        assert not again
+        assert again.reason == "step 2 is the one that was restored"
+        assert again.converged(0.0) is None
+        with pytest.raises(ValueError, match="is not above 1"):
+            ckpt.save(1)
+        assert ckpt.save(3)
+
+
+def test_the_schedule_says_which_steps_are_saved(run: str) -> None:
+    training = Training()
+    with begun(run, training, every=3) as ckpt:
+        assert [step for step in range(1, 8) if ckpt.save(step)] == [3, 6]
+        assert [ckpt.should_save(step) for step in (8, 9)] == [False, True]
+        assert ckpt.save(8, force=True)
+        ckpt.wait_until_finished(30.0)
+        assert ckpt.all_steps() == [3, 6, 8]
+        assert ckpt.latest_step() == 8
+
+
+def test_a_save_before_restore_is_refused(run: str) -> None:
+    """Or a restarted script would save its fresh weights over the run that it forgot to restore."""
+    ckpt = Checkpointer(run, Training().state(), **PATIENT)
+    with pytest.raises(RuntimeError, match=r"call restore\(\) before the first save"):
+        ckpt.save(1)
+    assert ckpt.restored is None
+    assert ckpt.latest_step() is None
+    assert ckpt.all_steps() == []
+    assert ckpt.lattice == Lattice({})
+    ckpt.close()
+
+
+def test_arguments_without_sense_are_refused_before_anything_is_made(run: str) -> None:
+    state = Training().state()
+    for wrong in (
+        {"every": 0}, {"images": 0}, {"window": 0}, {"busy": "no"}, {"on_error": "no"},
+        {"verify": "no"},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Checkpointer(run, state, **wrong)
+    with pytest.raises(ValueError, match=r"\{bad\} is not known in a path; \{rank\}"):
+        Checkpointer(run + "/{bad}", state)
+    assert not os.path.exists(run)
+    assert agents() == []
+
+
+def test_a_save_in_the_middle_of_an_accumulation_is_refused(run: str) -> None:
+    """Its gradients would be lost without a word. Zeroed ones and skipped steps are clean."""
+    training = Training(full=True)
+    model, optimizer, scaler = training.model, training.optimizer, training.scaler
+    with begun(run, training) as ckpt:
+        training.loss().backward()
+        with pytest.raises(ValueError, match=r"model/0\.weight.*save after the step, or .*grads="):
+            ckpt.save(1)
+        assert ckpt.save(1, grads=True)
+        optimizer.step()
+        assert ckpt.save(2)
+        training.loss().backward()
+        optimizer.zero_grad(set_to_none=False)
+        assert ckpt.save(3)
+        training.loss().backward()
+        optimizer.zero_grad(set_to_none=True)
+        assert ckpt.save(4)
+        (scaler.scale(training.loss()) * float("inf")).backward()
+        scaler.step(optimizer)  # which it leaves out
+        scaler.update()
+        assert ckpt.save(5)
+        training.loss().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        with pytest.raises(ValueError, match="gradients have changed"):
+            ckpt.save(6)
+        optimizer.step()
+        assert ckpt.save(6)
+
+
+# --- handles and lattice ----------------------------------------------------------------------
+
+
+def test_the_lattice_shows_each_phase_without_asking_anybody(
+    tmp_path: Path, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be logged at every step: no I/O, no waiting, even with an agent that is stopped."""
+    monkeypatch.setenv("HANDFAST_NODE", "node0")
+    held = HeldAgent(tmp_path, run)
+    with begun(run) as ckpt:
+        (name,) = ckpt.lattice.domains
+        assert name.startswith("rank-00000-")
+        assert (ckpt.lattice.converged, ckpt.lattice.generation) == (GENESIS, 1)
+        assert ckpt.restored == GENESIS
+        one = Epoch(1, 1)
+        held.hold("fsync", "chunks/")
+        save = ckpt.save(1)
+        assert save.epoch == one
+        assert save.staged() is save
+        assert save.phase == "staged"
+        eventually(lambda: ckpt.lattice.domains[name].staged == one)
+        assert ckpt.lattice.domains[name].persisted == GENESIS
+        held.kill(19)
+        before = ckpt.lattice
+        assert [ckpt.lattice for _ in range(1000)] == [before] * 1000
+        assert (save.phase, ckpt.latest_step(), ckpt.all_steps()) == ("staged", None, [])
+        ckpt.check_for_errors()
+        held.kill(18)
+        held.free()
+        assert save.persisted(30.0) is save
+        certificate = save.converged(30.0)
+        assert certificate is not None
+        assert certificate.epoch == one
+        assert save.phase == "converged"
+        shown = ckpt.lattice.domains[name]
+        assert (shown.staged, shown.persisted, shown.certified) == (one, one, one)
+        assert (ckpt.lattice.converged, ckpt.lattice.skew) == (one, 0)
+        assert (ckpt.lattice.blocked_by, ckpt.lattice.phase) == ((), "converged")
+
+
+def test_events_tell_what_happens_and_a_broken_observer_stops_nothing(run: str) -> None:
+    told: list[str] = []
+
+    def observe(name: str, fields: dict[str, Any]) -> None:
+        told.append(name)
+        raise RuntimeError("the observer is broken")
+
+    with begun(run, on_event=observe) as ckpt:
+        assert ckpt.save(1)
+    assert told == ["restored", "staged"]
+
+
+# --- the end ----------------------------------------------------------------------------------
+
+
+def test_the_end_of_with_never_masks_what_ended_the_training(
+    tmp_path: Path, run: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And waits at most drain_s for a save that is under way."""
+    monkeypatch.setenv("HANDFAST_NODE", "node0")
+    held = HeldAgent(tmp_path, run)
+    with pytest.raises(ZeroDivisionError), begun(run, drain_s=0.1) as ckpt:  # noqa: PT012 - as in a script
+        held.hold("fsync", "chunks/")
+        ckpt.save(1)
+        print(1 / 0)
+    assert "the last save was not finished" in caplog.text
+    held.free()
+    with begun(run) as ckpt:  # it was finished by the agent all the same
+        assert ckpt.restored == Epoch(1, 1)
+
+
+def test_with_waits_for_the_last_save_to_converge(run: str) -> None:
+    """The exit of a script is not the end of its last epoch (KempnerForge#102)."""
+    with begun(run) as ckpt:
+        save = ckpt.save(1)
+    assert save.phase == "converged"
+
+
+def test_a_closed_checkpointer_says_so(run: str) -> None:
+    """Twice is no error; a save or a restore afterwards is one, and does not hang."""
+    ckpt = begun(run)
+    ckpt.save(1)
+    ckpt.close(30.0)
+    ckpt.close(30.0)
+    for call in (lambda: ckpt.save(2), ckpt.restore):
+        with pytest.raises(RuntimeError, match="closed"):
+            call()
+    eventually(lambda: not agents())
+
+
+def test_a_close_that_runs_out_of_time_can_be_repeated(
+    tmp_path: Path, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HANDFAST_NODE", "node0")
+    held = HeldAgent(tmp_path, run)
+    ckpt = begun(run)
+    held.hold("fsync", "chunks/")
+    ckpt.save(1)
+    with pytest.raises(Blocked):
+        ckpt.close(0.1)
+    ckpt.close(None)
+    held.free()
+
+
+def test_importing_handfast_imports_no_framework() -> None:
+    code = "import handfast, sys; print([m for m in ('torch', 'numpy', 'jax') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert found.stdout == b"[]\n"
+
+
+# --- restore ----------------------------------------------------------------------------------
+
+
+def test_restore_can_be_called_again_in_one_process(run: str) -> None:
+    """What a loss that went to NaN is answered with: back to the last epoch, no new process."""
+    training = Training(full=True)
+    with begun(run, training) as ckpt:
+        training.step()
+        ckpt.save(1)
+        saved = training.digest()
+        training.step()
+        ckpt.wait_until_finished(30.0)
+        assert ckpt.restore() == 1
+        assert training.digest() == saved
+        assert ckpt.restored == Epoch(1, 1)
+        training.step()
+        assert ckpt.save(2)
+        ckpt.wait_until_finished(30.0)
+        assert ckpt.restore() == 2
+        assert ckpt.restored == Epoch(2, 2)
+
+
+def test_restore_goes_back_to_a_step_and_says_so_where_it_is_not_there(run: str) -> None:
+    trained(run, 1, 2, 3)
+    training = Training()
+    before = digest(training.model.state_dict())
+    ckpt = Checkpointer(run, training.state(), **PATIENT)
+    with pytest.raises(Refused, match="no epoch of step 7 is left") as caught:
+        ckpt.restore(step=7)
+    assert caught.value.verdict == "missing"
+    assert digest(training.model.state_dict()) == before
+    assert ckpt.restore(step=2) == 2
+    assert ckpt.save(3)
+    ckpt.close(30.0)
+
+
+def test_a_first_start_is_refused_where_a_run_is_required(run: str) -> None:
+    """NVIDIA-NeMo/Speech#10228: a lost run began from scratch in silence."""
+    ckpt = Checkpointer(run, Training().state(), **PATIENT)
+    with pytest.raises(Refused, match=r"restore\(require=True\)") as caught:
+        ckpt.restore(require=True)
+    assert caught.value.verdict == "missing"
+    assert ckpt.restore() == 0
+    ckpt.close()
+
+
+def test_a_dry_run_changes_nothing(run: str) -> None:
+    trained(run, 1, 2)
+    training = Training(seed=3)
+    before = training.digest()
+    ckpt = Checkpointer(run, training.state(), **PATIENT)
+    assert ckpt.restore(dry_run=True) == 2
+    assert training.digest() == before
+    assert ckpt.restored is None
+    with pytest.raises(RuntimeError, match="call restore"):
+        ckpt.save(3)
+    assert ckpt.restore() == 2
+    assert training.digest() != before
+    ckpt.close()
+
+
+def test_a_part_can_be_restored(run: str) -> None:
+    """The backbone of a saved model into another one, whose head is new."""
+    saved = trained(run, 1)
+    training = Training(seed=5)
+    head = digest(training.model[-1].state_dict())
+    ckpt = Checkpointer(run, training.state(), **PATIENT)
+    assert ckpt.restore(only=("model/0.*",)) == 1
+    assert digest(training.model[0].state_dict()) == digest(saved.model[0].state_dict())
+    assert digest(training.model[-1].state_dict()) == head
+    ckpt.close()
+
+
+def test_what_only_one_side_has_is_refused_unless_asked_for(run: str) -> None:
+    saved = trained(run, 1)
+    training = Training(seed=5, depth=2)
+    before = training.digest()
+    ckpt = Checkpointer(run, training.state(), **PATIENT)
+    with pytest.raises(Refused, match=r"model/7\.weight: tensor: saved nothing") as caught:
+        ckpt.restore(only=("model",))
+    assert caught.value.verdict == "foreign"
+    assert training.digest() == before
+    assert ckpt.restore(only=("model",), strict=False) == 1
+    assert digest(training.model[0].state_dict()) == digest(saved.model[0].state_dict())
+    ckpt.close()
+
+
+def test_saved_hyperparameters_win_and_live_ones_by_wish(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A changed learning rate that a resume undoes without a word costs people days."""
+    trained(run, 1)
+    for keep_live, rate in (((), 1e-3), (("lr",), 0.5)):
+        caplog.clear()
+        training = Training()
+        training.optimizer.param_groups[0]["lr"] = 0.5
+        ckpt = Checkpointer(run, training.state(), **PATIENT)
+        ckpt.restore(keep_live=keep_live)
+        assert training.optimizer.param_groups[0]["lr"] == rate
+        assert ("saved hyperparameters replaced live ones" in caplog.text) == (not keep_live)
+        if not keep_live:
+            assert "0.5" in caplog.text
+        ckpt.close()
+
+
+def test_extra_comes_back(run: str) -> None:
+    extra = {"tokens": 10**30, "best": float("nan"), "at": (1, [b"x"]), "mean": torch.ones(2)}
+    with begun(run) as ckpt:
+        assert ckpt.extra is None
+        ckpt.save(1, extra=extra)
+    with begun(run) as ckpt:
+        assert digest(ckpt.extra) == digest(extra)
+
+
+class Stubborn:
+    """Its ``load_state_dict`` raises while told to."""
+
+    broken = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """A little."""
+        return {"x": 1}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Not now."""
+        if self.broken:
+            raise KeyError("x")
+
+
+def test_a_load_that_fails_half_way_poisons_every_later_save(run: str) -> None:
+    """accelerate#4283: the failure was swallowed, and a state of no epoch was saved."""
+    stubborn = Stubborn()
+    training = Training()
+    state = {**training.state(), "stubborn": stubborn}
+    with Checkpointer(run, state, **PATIENT) as ckpt:
+        ckpt.restore()
+        ckpt.save(1)
+    ckpt = Checkpointer(run, state, **PATIENT)
+    with pytest.raises(Poisoned, match="stopped at stubborn: KeyError"):
+        ckpt.restore()
+    with pytest.raises(Poisoned, match="nothing can be saved until a restore succeeds"):
+        ckpt.save(2)
+    stubborn.broken = False
+    assert ckpt.restore() == 1
+    assert ckpt.save(2)
+    ckpt.close(30.0)
+
+
+def test_another_number_of_threads_is_warned_of_by_name(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(run, 1)
+    assert not caplog.messages
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        begun(run).close()
+    finally:
+        torch.set_num_threads(threads)
+    assert "the resume may differ in the last bits: threads: was" in caplog.text
+
+
+def test_the_newest_epochs_stay_and_the_chosen_ones(run: str) -> None:
+    with begun(run, keep=Keep(newest=2, every=3)) as ckpt:
+        for step in range(1, 9):
+            ckpt.save(step).converged(30.0)
+        eventually(lambda: ckpt.all_steps() == [3, 6, 7, 8])
+        names = Path(run).glob("domains/*/*/manifests/*.manifest")
+        eventually(lambda: len(list(names)) <= 4)
+
+
+# --- tensors ----------------------------------------------------------------------------------
+
+
+def every_tensor() -> dict[str, torch.Tensor]:
+    """Tensors of all the kinds that have been lost somewhere."""
+    torch.manual_seed(0)
+    base = torch.randn(4, 6)
+    bits = torch.randint(0, 256, (32,), dtype=torch.uint8)
+    found = {
+        "nan": torch.tensor([float("nan"), -0.0, float("inf"), float("-inf")]),
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(3.5, dtype=torch.float64),
+        "bool": torch.tensor([True, False]),
+        "transposed": base.T,
+        "strided": base[:, ::2],
+        "expanded": torch.ones(3, 1).expand(3, 4).clone(),
+        "channels": torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+        "int": torch.arange(5),
+        "complex64": torch.randn(3, dtype=torch.complex64),
+        "complex128": torch.randn(3, dtype=torch.complex128),
+        "conj": torch.randn(3, dtype=torch.complex64).conj(),
+        "shared": base,
+        "tied": base.view(4, 6),
+    }
+    for name in ("float8_e4m3fn", "float8_e5m2", "bfloat16", "float16", "int8", "uint16"):
+        found[name] = bits.view(getattr(torch, name)).clone()
+    return found
+
+
+def test_every_kind_of_tensor_comes_back_bit_for_bit(run: str) -> None:
+    """NaN payloads, signed zeros, empty, 0-d, 8-bit floats, views, channels_last, ties."""
+    saved = every_tensor()
+    before = {name: digest(value.resolve_conj()) for name, value in saved.items()}
+    with Checkpointer(run, {"t": saved}, **PATIENT) as ckpt:
+        ckpt.restore()
+        ckpt.save(1)
+    live = every_tensor()
+    for name in live.keys() - {"tied", "strided", "transposed"}:
+        live[name].zero_()
+    with Checkpointer(run, {"t": live}, **PATIENT) as ckpt:
+        ckpt.restore()
+    after = {name: digest(value.resolve_conj()) for name, value in live.items()}
+    assert after == before
+    assert live["shared"].data_ptr() == live["tied"].data_ptr()
+    assert live["channels"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_tied_weights_are_stored_once(run: str) -> None:
+    """safetensors#220."""
+    model = nn.Sequential(nn.Embedding(512, 64), nn.Linear(64, 512, bias=False))
+    model[1].weight = model[0].weight
+    with Checkpointer(run, {"model": model}, **PATIENT) as ckpt:
+        ckpt.restore()
+        ckpt.save(1)
+    (image,) = Path(run).glob("domains/*/*/chunks/*.safetensors")
+    assert image.stat().st_size < 2 * model[0].weight.nbytes
