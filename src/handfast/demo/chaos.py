@@ -68,10 +68,11 @@ def plan(seed: int, kills: int, *, steps: int, every: int, agents: bool = True) 
 def _gaps(dice: random.Random, kills: int, *, steps: int, every: int) -> list[int]:
     """How many steps to go before each strike: a save at least, and in all less than the run.
 
-    A strike that lies in wait for a save may wait ``every`` steps more; a tenth is left at the end.
+    They are counted from a resume. A strike that lies in wait for a save comes some steps later,
+    and then undoes some: that cancels out, and a seventh is left for where it does not.
     """
     shortest = every + 1
-    spare = max(0, steps * 9 // 10 - kills * (shortest + every))
+    spare = max(0, steps * 6 // 7 - kills * shortest)
     cuts = sorted(dice.randint(0, spare) for _ in range(kills))
     return [shortest + cut - before for cut, before in zip(cuts, [0, *cuts], strict=False)]
 

@@ -102,6 +102,10 @@ class _Storm:
         self.lanes = self.floor + 26
         self.bottom = self.lanes + len(self.domains) * (LANE + GAP)
         self.epochs = _epochs(result.marks)
+        self.columns: dict[tuple[int, int], float] = {}
+        for (_, generation, step), facts in self.epochs.items():
+            epoch = (generation, step)
+            self.columns[epoch] = min(facts["staged"], self.columns.get(epoch, math.inf))
 
     def draw(self) -> str:
         parts = [*self._torchrun(), *self._axes(), *self._kills(), *self._progress()]
@@ -176,12 +180,13 @@ class _Storm:
         reached: MarkKind = max(facts, key=lambda kind: GROWTH[kind])
         height = GROWTH[reached]
         thick = 2.2 if self.narrow else 4.0
-        dim = " undone" if _undone(self.result, facts["staged"], step) else ""
+        at = self.columns[generation, step]
+        dim = " undone" if _undone(self.result, at, step) else ""
         title = tag("title", f"epoch {generation}/{step}: {reached}{' (undone)' if dim else ''}")
         return tag(
             "rect",
             title,
-            x=self.x(facts["staged"]) - thick / 2,
+            x=self.x(at) - thick / 2,
             y=base - height,
             width=thick,
             height=height,
@@ -190,13 +195,9 @@ class _Storm:
         )
 
     def _column(self, step: int, before: float) -> float | None:
-        """When the newest epoch of ``step`` was staged, as last seen before a time."""
-        times = [
-            facts["staged"]
-            for (_, _, owner_step), facts in self.epochs.items()
-            if owner_step == step and facts["staged"] < before
-        ]
-        return max(times, default=None)
+        """When the newest epoch of ``step`` was first staged anywhere, before a time."""
+        epochs = [(g, at) for (g, s), at in self.columns.items() if s == step and at < before]
+        return max(epochs)[1] if epochs else None
 
     def _lines(self) -> list[str]:
         """Each recovery line: through all domains, and an arc from the resume back to it."""
@@ -260,23 +261,28 @@ def lattice(result: DemoResult, width: int) -> str:
 
 
 def closest(result: DemoResult) -> Kill | None:
-    """The kill that is worth a closer look: the one that cut short the most marks."""
+    """The kill worth a closer look: the one that found the domains furthest apart."""
+    epochs = _epochs(result.marks)
 
-    def cut(kill: Kill) -> tuple[int, int]:
-        near = [m for m in result.marks if kill.at - 1.2 <= m.at <= kill.at]
-        open_ = {(m.domain, m.step) for m in near if m.kind == "staged"}
-        done = {(m.domain, m.step) for m in near if m.kind == "certified"}
-        return len(open_ - done), len(near)
+    def apart(kill: Kill) -> tuple[int, int]:
+        near = {
+            key: sum(at <= kill.at for at in facts.values())
+            for key, facts in epochs.items()
+            if kill.at - 1.0 <= facts["staged"] <= kill.at
+        }
+        last = max((key[2] for key in near), default=0)
+        levels = [known for key, known in near.items() if key[2] == last]
+        return len(set(levels)), len(near)
 
     fatal = [kill for kill in result.kills if kill.target != "agent" and not kill.torchrun]
-    return max(fatal, key=cut, default=None)
+    return max(fatal, key=apart, default=None)
 
 
 def close_up(result: DemoResult, kill: Kill, width: int) -> str:
-    """A second and a half around one kill: how each domain's epochs grow at their own pace."""
+    """The last second before one kill: how each domain's epochs grow at their own pace."""
     narrow = width < 600
     left = 30 if narrow else 76
-    x = Scale(kill.at - 1.3, kill.at + 0.12, left, width - 10)
+    x = Scale(kill.at - 1.0, kill.at + 0.04, left, width - 10)
     domains = sorted({mark.domain for mark in result.marks})
     tall = LANE * 1.3
     parts: list[str] = []
@@ -298,11 +304,11 @@ def close_up(result: DemoResult, kill: Kill, width: int) -> str:
             line = " chosen" if step == resumed else ""
             parts.append(_grown(x, base, facts, starts[i + 1], line))
             if number == 0 and staged > x.low:
-                parts.append(text(x(staged) + 3, 24, f"step {step}", "tick"))
+                parts.append(text(x(staged), 24, f"step {step}", "tick", "middle"))
     bottom = 34 + len(domains) * (tall + GAP)
     at = x(kill.at)
     parts.append(rule(at, 14, at, bottom, f"kill {kill.target} strong"))
-    parts.append(text(at - 6, 11, "SIGKILL", "kill-word", "end"))
+    parts.append(text(at, 10, "SIGKILL", "kill-word", "end"))
     for back in (1.0, 0.5, 0.0):
         shown = "kill" if not back else f"{-back:g} s"
         parts.append(text(x(kill.at - back), bottom + 16, shown, "tick", "middle"))

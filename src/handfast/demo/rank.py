@@ -73,9 +73,16 @@ def _work(job: Job, rank: int) -> None:
         training = Training(job, rank)
         train(training, open_saver(training, log), log)
     except BaseException as error:  # DCP's CheckpointException is no Exception
-        log.tell("error", text=f"{type(error).__name__}: {error}"[:500])
+        log.tell("error", text=_brief(error))
         raise SystemExit(FAILED) from error
     dist.destroy_process_group()
+
+
+def _brief(error: BaseException) -> str:
+    """An error in a line: DCP's messages hold the tracebacks of all ranks, the cause at the end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = f" ... {lines[-1][:200]}" if len(lines) > 1 else ""
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}{cause}"
 
 
 def _redirect(path: Path) -> None:

@@ -1,6 +1,7 @@
 """One self-contained page that shows what the demo found: no script, no font, no link outwards."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from html import escape
 
@@ -16,7 +17,7 @@ OUTCOMES = {
     "older": "an older one",
     "scratch": "nothing: all was lost in silence",
     "abandoned": "an abandoned timeline",
-    "error": "an error",
+    "error": "an error, and began again from nothing",
     "mixture": "a mixture, in silence",
 }
 
@@ -71,15 +72,16 @@ def _millions(result: DemoResult) -> str:
 
 
 def _facts(result: DemoResult) -> str:
-    targets = {name: sum(k.target == name for k in result.kills) for name in ("job", "rank")}
-    agents = sum(kill.target in ("agent", "node") for kill in result.kills)
+    hit = Counter(kill.target for kill in result.kills)
+    named = {"job": "all ranks", "rank": "one rank", "agent": "agents", "node": "both"}
+    targets = [f"{name} {hit[target]}" for target, name in named.items() if hit[target]]
     resumes = [r for r in result.resumes if r.outcome not in ("first", "unseen")]
     exact = sum(r.exact is True for r in resumes)
     tally = result.tally
     boxes = [
         (
             f"{len(result.kills)}",
-            f"kills: job {targets['job']}, one rank {targets['rank']}, agents {agents}",
+            f"kills: {', '.join(targets)}",
             "",
         ),
         (
@@ -186,7 +188,7 @@ def _close(result: DemoResult) -> str:
     after = next((r for r in result.resumes if r.at > kill.at and r.outcome != "unseen"), None)
     went = f"All ranks resumed step {after.step}, outlined." if after else ""
     return (
-        f"<section><h2>Kill {number}, up close</h2><p>The last second before "
+        f"<section><h2>Kill {number}, up close</h2><p>The last second before a SIGKILL of "
         f"{escape(pictures.describe(kill))}. Domains persist at their own pace, so at most moments "
         "they stand at different epochs. That is normal, and harmless: what is resumed is an epoch "
         f"that every domain holds. {went}</p>"
@@ -223,7 +225,8 @@ def _peers(result: DemoResult) -> str:
     rows = [
         _peer(
             "handfast",
-            "A directory for each rank; the ten lines of the README.",
+            "The ten lines of the README, and a directory for each rank. An older epoch is resumed "
+            "where the newest was not yet durable in every domain.",
             result.kills,
             result.resumes,
             result.tally,

@@ -167,7 +167,10 @@ class Storm:
         """Whether the next strike may fall: all have resumed, and gone on for a while."""
         if not self._todo or not self.ledger.ready(self._launch):
             return False
-        return self._step - self._base >= self._todo[0].gap
+        left = self._job.steps - self._step
+        late = left <= len(self._todo) * (self._job.every + 1)  # or strikes would be left over
+        gone = self._step - self._base
+        return gone >= self._todo[0].gap or (late and gone > self._job.every)
 
     def _strike(self, ranks: Ranks) -> bool:
         """Wait for the moment, strike, and say whether the start has fallen by it."""
