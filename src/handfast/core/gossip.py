@@ -21,6 +21,8 @@ from handfast.core.messages import (
     Skipped,
     Staged,
     Valid,
+    pack,
+    unpack,
 )
 from handfast.core.recover import Check, Recovery
 from handfast.core.state import Member
@@ -32,7 +34,7 @@ def knows(member: Member) -> Knows:
     """Sum up what a member holds of its generation."""
     tallies = member.tallies
     votes = tuple(
-        (tier, ballot.epoch, ballot.staged | ballot.skipped)
+        (tier, ballot.epoch, pack(ballot.staged | ballot.skipped))
         for tier, tally in enumerate(tallies)
         for ballot in tally.ballots
     )
@@ -41,16 +43,20 @@ def knows(member: Member) -> Knows:
         return Knows(restored=member.open, lines=lines, votes=votes)
     recovery = member.recovery
     return Knows(
-        frozen=recovery.frozen,
-        checks=tuple((check.epoch, check.valid | check.bad) for check in recovery.checks),
+        frozen=pack(recovery.frozen),
+        checks=tuple((check.epoch, pack(check.valid | check.bad)) for check in recovery.checks),
         accepted=_mask(recovery.accepted),
-        declined=sum(1 << declined.shard for declined in recovery.declined),
+        declined=pack(sum(1 << declined.shard for declined in recovery.declined)),
         votes=votes,
     )
 
 
-def _mask(row: Sequence[object | None]) -> int:
-    return sum(1 << i for i, value in enumerate(row) if value is not None)
+def _mask(row: Sequence[object | None]) -> bytes:
+    return pack(sum(1 << i for i, value in enumerate(row) if value is not None))
+
+
+def _union(old: bytes, new: bytes) -> bytes:
+    return pack(unpack(old) | unpack(new))
 
 
 def merge(old: Knows, new: Knows) -> Knows:
@@ -59,15 +65,15 @@ def merge(old: Knows, new: Knows) -> Knows:
         return old
     votes = {(tier, epoch): mask for tier, epoch, mask in old.votes}
     for tier, epoch, mask in new.votes:
-        votes[tier, epoch] = votes.get((tier, epoch), 0) | mask
+        votes[tier, epoch] = _union(votes.get((tier, epoch), b""), mask)
     checks = dict(old.checks)
     for epoch, mask in new.checks:
-        checks[epoch] = checks.get(epoch, 0) | mask
+        checks[epoch] = _union(checks.get(epoch, b""), mask)
     return Knows(
-        frozen=old.frozen | new.frozen,
+        frozen=_union(old.frozen, new.frozen),
         checks=tuple(sorted(checks.items())),
-        accepted=old.accepted | new.accepted,
-        declined=old.declined | new.declined,
+        accepted=_union(old.accepted, new.accepted),
+        declined=_union(old.declined, new.declined),
         restored=old.restored or new.restored,
         lines=_highest(old.lines, new.lines),
         votes=_above(votes, _highest(old.lines, new.lines)),
@@ -86,8 +92,8 @@ def _highest(
 
 
 def _above(
-    votes: dict[tuple[int, Epoch], int], lines: tuple[Epoch | None, ...]
-) -> tuple[tuple[int, Epoch, int], ...]:
+    votes: dict[tuple[int, Epoch], bytes], lines: tuple[Epoch | None, ...]
+) -> tuple[tuple[int, Epoch, bytes], ...]:
     """Forget the votes that a peer's own line supersedes."""
     return tuple(
         (tier, epoch, mask)
@@ -107,7 +113,7 @@ def lacking(member: Member, peer: Knows) -> tuple[Fact, ...]:
             return ()
         return tuple(_lacking_recovery(member.recovery, peer))
     facts: list[Fact] = [] if peer.restored else [Restored(member.restored)]
-    held = {(tier, epoch): mask for tier, epoch, mask in peer.votes}
+    held = {(tier, epoch): unpack(mask) for tier, epoch, mask in peer.votes}
     for tier, tally in enumerate(member.tallies):
         line = peer.lines[tier] if peer.lines else None
         if tally.line is not None and (line is None or line < tally.line.epoch):
@@ -119,20 +125,21 @@ def lacking(member: Member, peer: Knows) -> tuple[Fact, ...]:
 
 
 def _lacking_recovery(recovery: Recovery, peer: Knows) -> list[Fact]:
+    reported, accepted, declined = map(unpack, (peer.frozen, peer.accepted, peer.declined))
     facts: list[Fact] = [
         frozen
         for i, frozen in enumerate(recovery.reports)
-        if frozen is not None and not peer.frozen >> i & 1
+        if frozen is not None and not reported >> i & 1
     ]
     judged = dict(peer.checks)
     for check in recovery.checks:
-        facts += _judgements(recovery, check, judged.get(check.epoch, 0))
+        facts += _judgements(recovery, check, unpack(judged.get(check.epoch, b"")))
     facts += [
-        accepted
-        for shard, accepted in enumerate(recovery.accepted)
-        if accepted is not None and not peer.accepted >> shard & 1
+        said
+        for shard, said in enumerate(recovery.accepted)
+        if said is not None and not accepted >> shard & 1
     ]
-    facts += [said for said in recovery.declined if not peer.declined >> said.shard & 1]
+    facts += [said for said in recovery.declined if not declined >> said.shard & 1]
     return facts
 
 

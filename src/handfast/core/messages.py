@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -46,7 +47,11 @@ __all__ = [
     "decode_record",
     "encode",
     "merkle_root",
+    "pack",
+    "unpack",
 ]
+
+T = TypeVar("T")
 
 
 class _Value(msgspec.Struct, frozen=True, array_like=True):
@@ -223,16 +228,17 @@ class Knows(_Value, frozen=True):
     """What a member holds, as masks: enough for a peer to see what is lacking.
 
     ``votes`` is (tier, epoch, mask of domains whose vote is held); ``checks`` is (epoch, mask of
-    copies judged); ``lines`` is the converged epoch of each tier, or None.
+    copies judged); ``lines`` is the converged epoch of each tier, or None. On the wire a mask is
+    bytes, as :func:`pack` makes them: msgpack's integers end at 64 bits, and jobs do not.
     """
 
-    frozen: int = 0
-    checks: tuple[tuple[Epoch, int], ...] = ()
-    accepted: int = 0
-    declined: int = 0
+    frozen: bytes = b""
+    checks: tuple[tuple[Epoch, bytes], ...] = ()
+    accepted: bytes = b""
+    declined: bytes = b""
     restored: bool = False
     lines: tuple[Epoch | None, ...] = ()
-    votes: tuple[tuple[int, Epoch, int], ...] = ()
+    votes: tuple[tuple[int, Epoch, bytes], ...] = ()
 
 
 class Message(_Value, frozen=True):
@@ -258,14 +264,31 @@ def encode(value: Message | Record) -> bytes:
     return _encoder.encode(value)
 
 
+def pack(mask: int) -> bytes:
+    """Write a mask as bytes, the lowest first and no more than needed; 0 is empty."""
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+
+
+def unpack(mask: bytes) -> int:
+    """Read a mask that :func:`pack` wrote."""
+    return int.from_bytes(mask, "little")
+
+
 def decode_message(data: bytes) -> Message:
     """Read a message; raises ``msgspec.MsgspecError`` for anything that is none."""
-    return _messages.decode(data)
+    return _decode(_messages, data)
 
 
 def decode_record(data: bytes) -> Record:
     """Read a durable record; raises ``msgspec.MsgspecError`` for anything that is none."""
-    return _records.decode(data)
+    return _decode(_records, data)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
+    try:
+        return decoder.decode(data)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"a text is not UTF-8: {error}") from error
 
 
 def merkle_root(leaves: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import msgspec
 from handfast.core import converge, recover
 from handfast.core.lattice import Epoch
 from handfast.core.link import Edge, edge
+from handfast.core.messages import unpack
 from handfast.core.state import Member
 
 __all__ = ["DomainView", "Lattice", "view"]
@@ -116,6 +117,6 @@ def _edge(member: Member, peer: int) -> Edge:
     return edge(
         offered=bool(ballot.staged & mine),
         theirs=bool(ballot.staged & theirs),
-        echoed=any(mask & mine for mask in held),
+        echoed=any(unpack(mask) & mine for mask in held),
         skipped=bool(ballot.skipped & (mine | theirs)),
     )
