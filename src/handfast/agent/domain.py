@@ -28,7 +28,7 @@ from handfast.core import events
 from handfast.core.gossip import restless
 from handfast.core.lattice import Epoch
 from handfast.core.member import step
-from handfast.core.membership import Roster
+from handfast.core.membership import Roster, bits
 from handfast.core.messages import encode
 from handfast.core.state import Member
 from handfast.core.view import view
@@ -338,7 +338,7 @@ class DomainHost:
             case events.Check(generation, epoch):
                 self._start(self._check(generation, epoch))
             case events.Propose(_, epoch, copies):
-                self._proposal = Proposal(epoch, copies)
+                self._proposal = Proposal(epoch, tuple(bits(mask)[0] for mask in copies))
             case events.Stuck(phase, epoch, reasons):
                 self._stuck = Stuck(phase.value, epoch, reasons)
             case events.Resume(certificate):

@@ -34,7 +34,10 @@ class Skip(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Proposal(msgspec.Struct, frozen=True, array_like=True):
-    """Every shard of this epoch has a valid copy; ``copies[s]`` masks those of shard s."""
+    """Every shard of this epoch has a valid copy; ``copies[s]`` is the domain that has shard s.
+
+    Where several have, it is the first in the configuration's order, which is the rank's own.
+    """
 
     epoch: Epoch
     copies: tuple[int, ...]

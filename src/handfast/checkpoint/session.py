@@ -18,7 +18,7 @@ from handfast.checkpoint.collective import Collective
 from handfast.checkpoint.connection import Connection, Joining
 from handfast.checkpoint.images import Loaded, StagingImage
 from handfast.core.lattice import Epoch
-from handfast.core.membership import Formation, bits
+from handfast.core.membership import Formation
 from handfast.core.messages import Certificate, RestoreCertificate
 from handfast.core.retain import Keep
 from handfast.core.verdict import Verdict
@@ -242,8 +242,10 @@ class Session:
             damaged = any("missing" not in reason for reason in stuck.reasons)
             want = self._round.want if self._round else None
             what = "no epoch" if want is None else f"no epoch of step {want}"
+            held = ", ".join(str(epoch) for epoch in self.snapshot.retained) or "nothing"
             raise Refused(
-                f"{what} is left that every shard holds whole, on the timeline of this run",
+                f"{what} is left that every shard holds whole, on the timeline of this run; "
+                f"this rank holds {held}",
                 verdict=Verdict.CORRUPT if stuck.reasons and damaged else Verdict.MISSING,
                 shards=stuck.reasons,
                 remedy="`handfast verify` says what each directory holds; a lost run is never "
@@ -256,23 +258,19 @@ class Session:
             remedy="build the model and optimizer that the run was saved with",
         )
 
-    def copy_for(self, proposal: Proposal, shard: int) -> int:
-        """Choose the copy of a shard to load: this rank's own domain's first."""
-        return bits(proposal.copies[shard])[0]
-
     def load(self, proposal: Proposal, shard: int) -> Loaded:
         """Get a verified image of a shard from this node's agent. The caller closes it."""
         if self._round is None:
             raise Superseded("no round has begun")
         epoch = proposal.epoch
-        domain = self._round.configuration.domains[self.copy_for(proposal, shard)].id
+        domain = self._round.configuration.domains[proposal.copies[shard]].id
         reply = self._line.call("load", domain=domain, epoch=msgspec.structs.astuple(epoch))
         manifest = codec.decode(reply["manifest"], where=f"{domain} {epoch}")
         return Loaded.take(reply["fds"][0], manifest)
 
     def accept(self, proposal: Proposal) -> None:
         """Say that this rank compared the epoch with its live state and will load it."""
-        copy = self.copy_for(proposal, self.collective.place.rank)
+        copy = proposal.copies[self.collective.place.rank]
         self._answer("accept", proposal.epoch, copy=copy)
 
     def decline(self, epoch: Epoch, reason: str) -> None:
