@@ -559,7 +559,7 @@ def test_a_frozen_peer_is_only_reconnected_to(
             await until(lambda: b.got(me))
             os.kill(processes[0].pid, signal.SIGSTOP)
             await until(lambda: b.events[-1] == ("down", me))
-            assert b.links.counters["silent"] == 1
+            assert b.links.counters["silent"] >= 1
             os.kill(processes[0].pid, signal.SIGCONT)
             await until(lambda: len(b.lives(me)) >= 2 and b.lives(me)[-1])
             assert all(len(life) <= 1 for life in b.lives(me))

@@ -264,6 +264,21 @@ def test_a_new_agent_waits_for_the_old_one_to_leave(node: Node, runtime: Path) -
         assert starting.result(30).agent_pid == node.agents()[0]
 
 
+def test_a_trainer_that_meets_an_agent_just_leaving_starts_the_next_one(node: Node) -> None:
+    """It was accepted, or stood at the door, when the idle agent made up its mind."""
+    place = meeting_place("run@node")
+    seat = take_seat(place)
+    assert seat is not None
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(node.start)
+        seat.socket.accept()[0].close()
+        poll = select.poll()
+        poll.register(seat.socket, select.POLLIN)
+        assert poll.poll(30_000)  # it looks again, now as the only starter
+        seat.leave()
+        assert starting.result(30).agent_pid == node.agents()[0]
+
+
 def test_a_relative_python_path_still_leads_an_agent_home(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
