@@ -14,10 +14,12 @@ import msgspec
 from handfast.demo.events import Event
 from handfast.demo.result import Target
 
-__all__ = ["Aim", "Eyes", "Strike", "plan"]
+__all__ = ["PHASES", "Aim", "Eyes", "Strike", "plan"]
 
 Aim = Literal["moment", "saving", "staging", "persisting", "attesting", "releasing"]
 """``moment``: whatever is under way; ``saving``: each moment of a save as likely; else a phase."""
+
+PHASES = ("staging", "persisting", "attesting", "releasing")
 
 _HANDFAST: tuple[Aim, ...] = ("staging", "persisting", "moment", "attesting", "releasing", "moment")
 _PEERS: tuple[Aim, ...] = ("persisting", "saving", "persisting", "moment")

@@ -4,6 +4,7 @@ import os
 import threading
 
 from handfast.core.lattice import Epoch
+from handfast.core.view import Lattice
 from handfast.demo.events import Log
 from handfast.demo.job import Job
 from handfast.demo.training import Training
@@ -36,6 +37,7 @@ class Handfast:
         self._log = log
         self._keeper = Checkpointer(job.disks, training.state, every=job.every)
         self._steps = job.steps
+        self._seen: Lattice | None = None
         self._done = threading.Event()
         self._eye = threading.Thread(target=self._watch, name="demo-lattice", daemon=True)
 
@@ -50,31 +52,31 @@ class Handfast:
         return self._keeper.save(step, force=step == self._steps)
 
     def close(self) -> None:
-        """Wait until the last epoch has converged."""
+        """Wait until the last epoch has converged, and tell that too."""
         self._keeper.wait_until_finished(60.0)
         self._done.set()
         self._eye.join()
+        self._glance()
         self._keeper.close()
 
     def _watch(self) -> None:
-        seen = None
         while not self._done.wait(_GLANCE_S):
-            lattice = self._keeper.lattice
-            if lattice == seen:
-                continue
-            seen = lattice
-            self._log.tell(
-                "lattice",
-                domains={
-                    f"{view.shard}": (
-                        _pair(view.staged),
-                        _pair(view.persisted),
-                        _pair(view.certified),
-                    )
-                    for view in lattice.domains.values()
-                },
-                line=_pair(lattice.converged),
-            )
+            self._glance()
+
+    def _glance(self) -> None:
+        """Tell the log of the lattice, if it has changed."""
+        lattice = self._keeper.lattice
+        if lattice == self._seen:
+            return
+        self._seen = lattice
+        self._log.tell(
+            "lattice",
+            domains={
+                f"{view.shard}": (_pair(view.staged), _pair(view.persisted), _pair(view.certified))
+                for view in lattice.domains.values()
+            },
+            line=_pair(lattice.converged),
+        )
 
 
 def _pair(epoch: Epoch | None) -> tuple[int, int]:

@@ -72,7 +72,7 @@ def _millions(result: DemoResult) -> str:
 
 
 def _facts(result: DemoResult) -> str:
-    hit = Counter(kill.target for kill in result.kills)
+    hit: Counter[str] = Counter(kill.target for kill in result.kills)
     named = {"job": "all ranks", "rank": "one rank", "agent": "agents", "node": "both"}
     targets = [f"{name} {hit[target]}" for target, name in named.items() if hit[target]]
     resumes = [r for r in result.resumes if r.outcome not in ("first", "unseen")]
@@ -187,6 +187,9 @@ def _close(result: DemoResult) -> str:
     number = result.kills.index(kill) + 1
     after = next((r for r in result.resumes if r.at > kill.at and r.outcome != "unseen"), None)
     went = f"All ranks resumed step {after.step}, outlined." if after else ""
+    last = max((mark.step for mark in result.marks if mark.at < kill.at), default=0)
+    if after and after.step == last and kill.target != "node":
+        went += " The agents outlived the ranks, and finished it."
     return (
         f"<section><h2>Kill {number}, up close</h2><p>The last second before a SIGKILL of "
         f"{escape(pictures.describe(kill))}. Domains persist at their own pace, so at most moments "

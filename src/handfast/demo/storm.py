@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 
 from handfast.demo.agents import agent_pids, end_agents
-from handfast.demo.chaos import Eyes, Strike
+from handfast.demo.chaos import PHASES, Eyes, Strike
 from handfast.demo.events import Event, Tail
 from handfast.demo.job import Job
 from handfast.demo.launch import Forked, Ranks, Torchrun, end
@@ -184,8 +184,8 @@ class Storm:
         ranks.kill([strike.rank] if strike.rank is not None else doomed)
         if strike.target in ("agent", "node"):
             end_agents(agents, signal.SIGKILL)
-        phases = self._eyes.look()
-        self._record(strike, "+".join(sorted(phases)) or "between saves")
+        seen = self._eyes.look()
+        self._record(strike, ", ".join(p for p in PHASES if p in seen) or "between saves")
         if strike.target == "agent":
             self._base = self._step
             return False
