@@ -10,12 +10,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from handfast.demo.agents import agent_pids, end_agents
 from handfast.demo.chaos import Strike
 from handfast.demo.events import Event
 from handfast.demo.job import Job
-from handfast.demo.result import Kill, Resume, Tally
+from handfast.demo.result import DemoResult, Kill, Resume, Tally
+from handfast.demo.run import Options, run
+from handfast.demo.show import PlainLines
 from handfast.demo.storm import Storm
 from handfast.demo.witness import Ledger, tally
 from handfast.errors import HandfastError
@@ -146,3 +149,19 @@ def test_a_saver_that_cannot_resume_is_counted_and_begun_anew(
     assert [r.outcome for r in storm.ledger.resumes] == ["error", "first"]
     assert "rank" in storm.ledger.resumes[0].detail
     assert storm.ledger.curve().state == truth.curve().state
+
+
+@pytest.mark.heavy
+def test_the_whole_demo_in_small(tmp_path: Path) -> None:
+    """Both runs, torchrun's own restart, two peers, the page and the JSON; no agent is left."""
+    options = Options(out=tmp_path / "demo", seed=3, kills=4, peer_kills=2, steps=60)
+    with PlainLines(Console()) as stage:
+        result = run(options, stage)
+    assert result.equal
+    assert len(result.kills) == 4
+    assert [kill.torchrun for kill in result.kills].count(True) == 2
+    assert [len(peer.kills) for peer in result.peers] == [2, 2]
+    told = msgspec.json.decode((options.out / "result.json").read_bytes(), type=DemoResult)
+    assert told.storm == result.storm
+    assert "Equal to the last bit." in (options.out / "report.html").read_text()
+    assert agent_pids(Job(run=str(options.out / "storm"), saver="handfast")) == []
