@@ -28,7 +28,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handfast.agent import frames
+from handfast.agent import frames, server
 from handfast.agent.frames import MAX_FDS, CallFailed, Untrusted, image_size, make_image
 from handfast.agent.local import AgentGone, AgentStuck, Client
 from handfast.agent.server import Server, Trainer
@@ -489,6 +489,18 @@ def test_an_image_is_whole_blocks_that_nobody_can_resize() -> None:
         os.close(fd)
 
 
+def test_an_image_that_finds_no_memory_fails_when_it_is_made_not_when_it_is_written() -> None:
+    before = open_fds()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            make_image(2 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert open_fds() == before
+
+
 def test_memory_that_could_shrink_under_the_agent_is_refused(directory: str) -> None:
     unsealed = os.memfd_create("x", os.MFD_ALLOW_SEALING)
     with open(f"{directory}/file", "wb") as file:
@@ -614,6 +626,83 @@ def test_a_killed_trainer_is_gone_though_a_forked_loader_worker_holds_its_socket
         assert agent.trainers() == frozenset()
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_a_forked_child_that_closes_its_copy_ends_nothing(
+    agent: Agent, processes: list[subprocess.Popen[str]]
+) -> None:
+    code = """if True:
+        import os, sys
+        from handfast.agent.local import Client
+        client = Client(sys.argv[1])
+        child = os.fork()
+        if child == 0:
+            client.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        client.call("echo", still="there")
+        sys.stdin.readline()
+        client.close()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, agent.path], stdin=subprocess.PIPE, text=True
+    )
+    processes.append(process)
+    until(lambda: agent.begun == [("echo", {"still": "there"})])
+    assert agent.gone == []
+    process.communicate("end\n")
+    until(lambda: agent.gone == [process.pid])
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("option", [server._SO_PEERPIDFD, 0], ids=["Linux 6.5", "older"])
+def test_a_trainer_that_died_before_it_was_accepted_is_nobody(
+    option: int, directory: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "_SO_PEERPIDFD", option)
+    code = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+
+    class Late(Agent):
+        async def start(self) -> None:
+            subprocess.run([sys.executable, "-c", code, self.path], check=True)
+            await super().start()
+
+    with Late(f"{directory}/agent") as agent, Client(agent.path) as client:
+        assert client.call("echo", x=1) == {"x": 1}
+        assert agent.gone == []
+    assert option or "whose death could not be seen" in caplog.text
+
+
+def test_a_trainer_is_watched_by_its_number_where_the_kernel_knows_no_better(
+    agent: Agent, processes: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_SO_PEERPIDFD", 0)
+    process = subprocess.Popen([sys.executable, "-c", TRAINER, agent.path], stdout=subprocess.PIPE)
+    processes.append(process)
+    assert process.stdout is not None
+    numbers = [line.strip() for line in (process.stdout.readline(), process.stdout.readline())]
+    child = int(next(number for number in numbers if number.isdigit()))
+    try:
+        process.kill()
+        until(lambda: agent.gone == [process.pid])
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_push_to_a_trainer_that_has_just_closed_is_no_error(agent: Agent) -> None:
+    closing = socket.socket(socket.AF_UNIX)
+    closing.connect(agent.path)
+    closing.sendall(call_frame(1, "hello", versions=(1, 1)))
+    until(agent.trainers)
+    (trainer,) = agent.trainers()
+
+    async def push_into_the_void() -> None:
+        closing.close()
+        trainer.push("lattice", step=1)
+        trainer.push("lattice", step=2)
+
+    agent.run(push_into_the_void())
+    until(lambda: agent.gone == [os.getpid()])
 
 
 def test_a_trainer_that_closes_is_gone_once(agent: Agent) -> None:
@@ -772,6 +861,40 @@ def test_a_stopped_agent_lets_a_call_time_out_even_while_it_is_sent(
     process.send_signal(signal.SIGCONT)
     with Client(f"{directory}/agent") as client:
         assert client.call("who")["pid"] == process.pid
+
+
+def test_calls_that_queue_behind_a_stuck_one_time_out_or_end_with_the_connection(
+    directory: str, processes: list[subprocess.Popen[str]]
+) -> None:
+    process = start_agent(processes, directory)
+    client = Client(f"{directory}/agent")
+    process.send_signal(signal.SIGSTOP)
+    with ThreadPoolExecutor(2) as pool:
+        stuck = pool.submit(client.call, "who", data=bytes(8 << 20))
+        until(client._sending.locked)
+        with pytest.raises(TimeoutError):
+            client.call("who", timeout=0.05)
+        behind = pool.submit(client.call, "who")
+        until(lambda: len(client._waiting) == 2)
+        client.close()
+        for call in (stuck, behind):
+            with pytest.raises(AgentGone):
+                call.result(30)
+
+
+def test_descriptors_that_an_agent_promised_and_did_not_send_fail_the_call(directory: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(f"{directory}/agent")
+        listener.listen(1)
+        connecting = pool.submit(Client, f"{directory}/agent")
+        with listener.accept()[0] as connection:
+            connection.sendall(frames.encode(frames.Reply(1, 0, {"version": 1})))
+            with connecting.result(30) as client:
+                call = pool.submit(client.call, "give")
+                until(lambda: client._waiting)
+                connection.sendall(frames.encode(frames.Reply(2, 3, {})))
+                with pytest.raises(CallFailed, match="3 of the 3 descriptors that 'give' gave"):
+                    call.result(30)
 
 
 def test_an_agent_whose_backlog_is_full_is_called_stuck(directory: str) -> None:

@@ -348,6 +348,15 @@ def test_an_agent_that_fails_at_once_is_reported_with_what_it_said(node: Node) -
     assert "ended at once" in str(gone.value)
 
 
+def test_an_agent_that_was_dead_before_anybody_looked_is_reported(node: Node) -> None:
+    done = subprocess.Popen(["true"])
+    done.wait()
+    node.log.write_text("what it said")
+    place = meeting_place("run@node")
+    with pytest.raises(AgentGone, match="ended at once; it said:\nwhat it said"):
+        process._await_agent(done.pid, place, str(node.log), time.monotonic() + 30)
+
+
 def test_a_program_that_is_not_there_is_reported(node: Node) -> None:
     with pytest.raises(AgentGone, match="No such file or directory"):
         connect_or_start("run@node", str(node.log), argv=["/no/such/program"])
