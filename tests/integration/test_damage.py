@@ -56,10 +56,12 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
     yield from save(tmp_path_factory.mktemp("one"), 1, "plain")
 
 
-@pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
-    """A run of four ranks, each of which holds a share that no other has."""
-    yield from save(tmp_path_factory.mktemp("four"), 4, "fsdp")
+@pytest.fixture(scope="module", params=[(1, "plain"), (4, "fsdp")], ids=["one", "four"])
+def each(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Saved]:
+    """A run of one process, and one of four ranks, each of which holds a share of its own."""
+    yield from save(tmp_path_factory.mktemp("each"), *request.param)
 
 
 def save(home: Path, ranks: int, kind: str) -> Iterator[Saved]:
@@ -171,14 +173,10 @@ def test_verify_finds_every_damage(one: Saved) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("which", ["one", "four"])
-def test_verify_finds_two_hundred_flips_of_every_file(
-    which: str, request: pytest.FixtureRequest
-) -> None:
+def test_verify_finds_two_hundred_flips_of_every_file(each: Saved) -> None:
     """Of each rank's manifest and data."""
-    saved: Saved = request.getfixturevalue(which)
     chance = random.Random(2)
-    all_found(saved, flips(saved, 200, chance) + losses(saved, chance))
+    all_found(each, flips(each, 200, chance) + losses(each, chance))
 
 
 # --- restore ------------------------------------------------------------------------------------
@@ -210,14 +208,11 @@ def test_a_restore_takes_the_older_epoch_where_the_newest_is_damaged(
 
 @pytest.mark.heavy
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("which", "places"), [("one", 200), ("four", 25)])
-def test_a_restore_never_loads_any_of_many_damages(
-    which: str, places: int, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    """Two hundred flips over the files of one rank, and of four ranks, and all other damages."""
-    saved: Saved = request.getfixturevalue(which)
+def test_a_restore_never_loads_any_of_many_damages(each: Saved, tmp_path: Path) -> None:
+    """Two hundred flips of each file of one rank, or over those of four; and all other damages."""
     chance = random.Random(4)
-    none_loaded(saved, flips(saved, places, chance) + losses(saved, chance), tmp_path)
+    places = 200 if len(each.job) == 1 else 25
+    none_loaded(each, flips(each, places, chance) + losses(each, chance), tmp_path)
 
 
 def test_a_restore_refuses_where_every_epoch_is_damaged(one: Saved, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import msgspec
 
 from handfast.agent.host import node_label
-from handfast.agent.process import connect
+from handfast.agent.local import AgentGone, AgentStuck, Client
+from handfast.agent.process import meeting_place
 from handfast.agent.snapshot import Snapshot
 from handfast.agent.snapshot import decode as decode_snapshot
 from handfast.core.lattice import Epoch
@@ -34,29 +36,42 @@ class AgentView(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
-def ask(paths: Iterable[str]) -> tuple[AgentView, ...]:
-    """Ask every agent of this node that serves one of these paths.
+def ask(paths: Iterable[str], domains: Iterable[str]) -> tuple[AgentView, ...]:
+    """Ask the agents of this user on this node that serve one of the paths or host a domain.
 
-    An agent is found by the path that its trainer was given, so the paths are as they were typed
-    there, templates included. Agents of other nodes are out of reach.
+    An agent is found by the path and the node's label that its trainer was given, whatever they
+    are: all meeting places are visited. One that does not answer counts only where it is found by
+    one of these paths, else it is some other run's. Agents of other nodes are out of reach.
     """
-    views = [_ask(f"{path}\n{node_label()}") for path in dict.fromkeys(paths)]
-    return tuple(view for view in views if view is not None)
+    ours = set(domains)
+    try:
+        mine = {meeting_place(f"{path}\n{node_label()}") for path in paths}
+        bases = {os.path.dirname(place) for place in mine}
+        there = {f"{base}/{name}" for base in bases for name in os.listdir(base)}
+    except (HandfastError, OSError) as error:
+        return (AgentView(node_label(), 0, problem=f"agents can't be looked for: {error}"),)
+    views = [(place, _ask(place)) for place in sorted(mine | there)]
+    return tuple(
+        view
+        for place, view in views
+        if view is not None and (place in mine or not ours.isdisjoint(view.domains))
+    )
 
 
-def _ask(key: str) -> AgentView | None:
+def _ask(place: str) -> AgentView | None:
     label, pid = node_label(), 0
     try:
-        client = connect(key)
-        if client is None:
-            return None
-        pid = client.agent_pid
-        try:
+        with Client(os.path.join(place, "agent"), timeout=PATIENCE_S) as client:
+            pid = client.agent_pid
             reply = client.call("status", timeout=PATIENCE_S)
-        finally:
-            client.close()
         snapshots = [decode_snapshot(data) for data in reply["domains"]]
         return _view(reply["agent"], pid, snapshots)
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+        return None
+    except AgentStuck as error:
+        return AgentView(label, pid, problem=f"it does not answer: {error}")
+    except AgentGone:
+        return None
     except (HandfastError, OSError, KeyError, msgspec.MsgspecError) as error:
         return AgentView(label, pid, problem=f"it can't be asked: {error}")
 

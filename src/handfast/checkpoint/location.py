@@ -51,9 +51,10 @@ class Location:
             ]
         )
 
-    def agents(self) -> tuple[AgentView, ...]:
+    def agents(self, survey: Survey) -> tuple[AgentView, ...]:
         """Ask the live agents of this node that serve this run."""
-        return ask([*self.paths, *self._roots()])
+        names = [domain.id for domain in survey.domains]
+        return ask([*self.paths, *self._roots()], names)
 
     def steadily(self, work: Callable[[Survey], T], tries: int = TRIES) -> T:
         """Do work on a fresh survey, again if what it read was released meanwhile.

@@ -65,7 +65,8 @@ class Run:
 
     def status(self) -> Status:
         """Look at everything but the images, and ask the agents of this node."""
-        return status(self.location.survey(), self.location.agents())
+        survey = self.location.survey()
+        return status(survey, self.location.agents(survey))
 
     def verify(
         self,

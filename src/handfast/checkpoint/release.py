@@ -169,13 +169,14 @@ def carry_out(
     Raises HandfastError where an agent of this node is alive, Refused where a converged line is
     damaged, SaveFailed or Superseded where a domain can't be written or was claimed meanwhile.
     """
-    for agent in location.agents():
-        raise HandfastError(
-            f"agent process {agent.pid} on {agent.label} serves this run, and releases by itself. "
-            "What to do: set keep=Keep(newest=...) in the training; or end the job, wait for the "
-            "agent to end, and try again"
-        )
     survey = location.survey()
+    for agent in location.agents(survey):
+        what = agent.problem or f"process {agent.pid} releases by itself"
+        raise HandfastError(
+            f"an agent on {agent.label} serves this run: {what}. What to do: set "
+            "keep=Keep(newest=...) in the training; or end the job, wait until the agent has ended, "
+            "and try again"
+        )
     lines = {plan.line for plan in plans if plan.gone and plan.line is not None}
     checked = verify_epochs(location.files, survey, sorted(lines - {GENESIS}), progress)
     bad = [finding for finding in checked.findings if finding.epoch in lines]

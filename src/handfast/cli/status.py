@@ -72,8 +72,9 @@ def _summary(console: Console, found: Status) -> None:
     lines.add_row("phase", _phase(found))
     for agent in found.agents:
         busy = ", ".join(map(str, agent.persisting))
-        doing = agent.problem or (f"persisting {busy}" if busy else "nothing to persist")
-        lines.add_row("agent", escape(f"process {agent.pid} on {agent.label}: {doing}"))
+        doing = f"persisting {busy}" if busy else "nothing to persist"
+        said = agent.problem or f"process {agent.pid} on {agent.label}: {doing}"
+        lines.add_row("agent", escape(said))
     if not found.agents:
         lines.add_row("agent", "none alive on this node for these paths")
     lines.add_row("disk", size(found.nbytes))

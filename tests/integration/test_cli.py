@@ -1,0 +1,560 @@
+"""Shows that each command says what is so, to people and to scripts, and how it ends when it can't.
+
+The run is a real one, saved by the Checkpointer, with every kind of tensor that a state may hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import deeds
+import pytest
+import torch
+from torch import Tensor, nn
+from trainers import HeldAgent, Job, end_agents
+from typer.testing import CliRunner
+
+from handfast.agent.host import node_label
+from handfast.checkpoint import agents as ask_agents
+from handfast.checkpoint import location
+from handfast.cli.main import app
+from handfast.core.lattice import Epoch
+from handfast.errors import Damaged, FormatError, Refused
+from handfast.store.files import Posix
+from handfast.store.pins import pin
+from handfast.torch import Checkpointer, load
+
+MAIN = [sys.executable, "-c", "from handfast.cli.main import app; app()"]
+
+
+class Tied(nn.Module):
+    """Two names for one weight, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+        self.norm = nn.BatchNorm1d(3)
+
+
+def odd_tensors() -> dict[str, Tensor]:
+    """Tensors that other formats trip over."""
+    return {
+        "nan": torch.tensor([float("nan"), float("inf"), -0.0]),
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(7),
+        "bf16": torch.randn(4, 2).bfloat16(),
+        "fp8": torch.randn(6).to(torch.float8_e4m3fn),
+        "c64": torch.randn(2, 2, dtype=torch.complex64),
+        "bool": torch.tensor([True, False]),
+        "turned": torch.randn(3, 4).t(),
+        "a/b": torch.arange(3),
+        "u16": torch.tensor([1, 65535], dtype=torch.uint16),
+    }
+
+
+class Saved(NamedTuple):
+    """A run, and what was saved last."""
+
+    path: Path
+    model: dict[str, Tensor]
+    odd: dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
+    """Three steps of a training of one process, ended."""
+    path = tmp_path_factory.mktemp("cli") / "run"
+    torch.manual_seed(0)
+    model, odd = Tied(), odd_tensors()
+    optimizer = torch.optim.AdamW(model.parameters())
+    state = {"model": model, "optimizer": optimizer, "odd": odd, "more": {"shape": [2, (3, 4)]}}
+    with Checkpointer(path, state) as checkpointer:
+        checkpointer.restore()
+        for step in range(1, 4):
+            model.head(model.norm(model.embed(torch.arange(4)))).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            checkpointer.save(step, extra={"z": torch.tensor([1 + 2j], dtype=torch.complex128)})
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    yield Saved(path, values, odd)
+    end_agents()
+
+
+@pytest.fixture
+def copy(saved: Saved, tmp_path: Path) -> Path:
+    """A copy of the run, to be changed."""
+    return Path(shutil.copytree(saved.path, tmp_path / "run"))
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def handfast(*args: object) -> Done:
+    """Run a command in this process."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
+    return Done(result.exit_code, result.stdout, result.stderr)
+
+
+def damage(run: Path, pattern: str, at: int = 4100) -> Path:
+    """Flip a bit of the one file that matches."""
+    (path,) = run.glob(f"domains/*/*/{pattern}")
+    data = bytearray(path.read_bytes())
+    data[at] ^= 16
+    path.write_bytes(data)
+    return path
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """To the last bit, NaN and all."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    views = (t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other))
+    return torch.equal(*views)
+
+
+# --- status -------------------------------------------------------------------------------------
+
+
+def test_status_shows_the_run_at_a_glance(saved: Saved) -> None:
+    """Line, proof, domains by epochs, and what the signs mean."""
+    done = handfast("status", saved.path)
+    assert done.code == 0, done
+    assert "1/3, certified" in done.out
+    assert "none alive on this node" in done.out
+    assert done.out.count("●") == 3 + 1
+    assert "rank-00000-" in done.out
+    assert done.err == ""
+
+
+def test_status_for_scripts_is_one_json_value(saved: Saved) -> None:
+    """Epochs by generation and step; verdicts and marks by name."""
+    found = handfast("status", saved.path, "--json").json
+    assert found["line"] == {"generation": 1, "step": 3}
+    assert found["sound"] is True
+    assert found["certified"] is True
+    assert [row["verdict"] for row in found["epochs"]] == ["complete"] * 3
+    (cell,) = found["epochs"][0]["cells"].values()
+    assert cell["mark"] == "certified"
+    assert found["domains"][0]["retained"][0] == {"generation": 1, "step": 1}
+
+
+def test_status_names_what_is_lost(copy: Path) -> None:
+    """A manifest that is gone is code 1, with the epoch and the file's fate."""
+    next(copy.rglob("1-3.manifest")).unlink()
+    done = handfast("status", copy)
+    assert done.code == 1
+    assert "epoch 1/3: its manifest is missing" in done.out
+    assert "✗" in done.out
+    assert "1/2, certified" in done.out
+
+
+def test_status_fits_a_terminal_that_knows_ascii_only(saved: Saved) -> None:
+    """An old console, or a log: other signs, no crash."""
+    done = subprocess.run(
+        [*MAIN, "status", str(saved.path)],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "# certified" in done.stdout
+    assert done.stderr == ""
+
+
+# --- verify -------------------------------------------------------------------------------------
+
+
+def test_verify_of_a_sound_run_says_what_a_restore_would_take(saved: Saved) -> None:
+    """By default of the line; of any step; of everything."""
+    done = handfast("verify", saved.path)
+    assert (done.code, done.err) == (0, "")
+    assert "1/3: sound" in done.out
+    assert "a restore would take 1/3" in done.out
+    assert "1/2: sound" in handfast("verify", saved.path, "--step", 2).out
+    assert "1/1, 1/2, 1/3: sound" in handfast("verify", saved.path, "--all").out.replace(
+        "1/3, 1/2, 1/1", "1/1, 1/2, 1/3"
+    )
+
+
+def test_verify_of_a_damaged_run_ends_with_1_and_names_the_bytes(copy: Path) -> None:
+    """File, chunk and offset, for people and for scripts."""
+    path = damage(copy, "chunks/1-3.*")
+    done = handfast("verify", copy)
+    assert done.code == 1
+    assert "corrupt" in done.out
+    assert "a restore would take 1/2" in done.out
+    found = handfast("verify", copy, "--json")
+    assert found.code == 1
+    (finding,) = found.json["findings"]
+    assert (finding["path"], finding["chunk"], finding["offset"]) == (str(path), 0, 0)
+    assert finding["verdict"] == "corrupt"
+    assert (found.json["sound"], found.json["line"]["step"]) == (False, 2)
+    assert handfast("verify", copy, "--step", "1/2").code == 0
+
+
+def test_long_work_shows_its_progress_on_a_terminal(saved: Saved) -> None:
+    """And only there: a pipe gets the result and nothing else."""
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [*MAIN, "verify", str(saved.path)],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        check=True,
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # the other end is closed
+            break
+        shown += part
+    os.close(ours)
+    assert "sound" in done.stdout
+    assert b"verify" in shown
+
+
+# --- how commands end ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "inspect", "release"])
+def test_no_run_is_could_not_look_and_says_what_to_do(command: str, tmp_path: Path) -> None:
+    """Code 3 is no verdict on anybody's data."""
+    done = handfast(command, tmp_path)
+    assert (done.code, done.out) == (3, "")
+    assert "holds no run" in done.err
+    assert "What to do" in done.err
+    assert handfast(command, tmp_path, "--json").json["exit_code"] == 3
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("verify", "RUN", "--step", "newest"),
+        ("verify", "RUN", "--step", "1", "--all"),
+        ("release", "RUN", "--keep-every", "2"),
+        ("release", "RUN", "--keep-newest", "1", "--yes"),
+        ("release", "RUN", "--unpin", "1-1-00.json"),
+        ("export", "RUN", "--to", "torch"),
+        ("export", "RUN", "OUT", "--to", "gguf"),
+        ("export", "RUN", "OUT", "--to", "safetensors", "--component", "modle"),
+        ("status",),
+        ("tidy",),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_2(args: tuple[str, ...], saved: Saved, tmp_path: Path) -> None:
+    """And nothing was done."""
+    places = {"RUN": str(saved.path), "OUT": str(tmp_path / "out")}
+    done = handfast(*(places.get(arg, arg) for arg in args))
+    assert (done.code, done.out) == (2, "")
+    assert done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_step_that_is_not_held_is_1_and_lists_those_that_are(saved: Saved, command: str) -> None:
+    """A typo in a step is answered by the steps that there are."""
+    done = handfast(command, saved.path, "--step", 9)
+    assert done.code == 1
+    assert "no domain holds step 9" in done.err
+    assert "1/1, 1/2, 1/3" in done.err
+
+
+def test_a_bug_of_ours_is_not_taken_for_damage(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python ends with 1 after a traceback, and 1 would condemn somebody's checkpoints."""
+    monkeypatch.setattr(location, "read_domain", lambda *_: 1 / 0)
+    done = handfast("status", saved.path)
+    assert done.code == 3
+    assert "ZeroDivisionError" in done.err
+
+
+def test_the_commands_need_no_framework(saved: Saved) -> None:
+    """A machine without torch can look, verify, and export to safetensors."""
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['numpy'] = None\n"
+        "from handfast.cli.main import app\n"
+        "app(sys.argv[1:])"
+    )
+    for args in (["status"], ["verify", "--all"], ["inspect"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *args, str(saved.path)], capture_output=True, check=True
+        )
+        assert done.stderr == b""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "export", str(saved.path), "out", "--to", "torch"],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert b"--to torch needs torch" in done.stderr
+
+
+def test_version_and_help() -> None:
+    """What it is, and which."""
+    assert handfast("--version").out.startswith("handfast ")
+    shown = handfast("--help").out
+    for name in ("status", "verify", "inspect", "export", "release", "Exit codes"):
+        assert name in shown
+
+
+# --- inspect ------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_tensors_and_objects_without_making_any(saved: Saved) -> None:
+    """Stamp, shapes, ties, hyperparameters, environment and files, of a chosen step."""
+    done = handfast("inspect", saved.path, "--step", 2)
+    assert done.code == 0, done
+    for text in (
+        "epoch 1/2", "lineage main", "also model/head.weight", "optimizer/param_groups[0]/lr",
+        "float8_e4m3fn", "torch 2", "1/chunks/1-2.safetensors", "more/shape",
+    ):  # fmt: skip
+        assert text in done.out, text
+    (shard,) = handfast("inspect", saved.path, "--json").json["shards"]
+    tensors = {t["path"]: (t["dtype"], t["shape"]) for t in shard["tensors"]}
+    assert tensors["odd/turned"] == ("float32", [4, 3])
+    assert tensors["odd/empty"] == ("float32", [0, 3])
+    assert shard["stamp"]["step"] == 3
+
+
+# --- export and load ----------------------------------------------------------------------------
+
+
+def test_an_export_to_torch_is_the_state_to_the_last_bit(saved: Saved, tmp_path: Path) -> None:
+    """Plain nested dicts, loadable with weights_only; every dtype; ties stay ties."""
+    path = tmp_path / "out.pt"
+    done = handfast("export", saved.path, path, "--to", "torch")
+    assert done.code == 0, done
+    tree = torch.load(path, weights_only=True)
+    assert tree["model"].keys() == saved.model.keys()
+    assert all(same(tree["model"][name], value) for name, value in saved.model.items())
+    assert all(same(tree["odd"][name], value) for name, value in saved.odd.items())
+    assert tree["extra"]["z"].dtype == torch.complex128
+    one, two = tree["model"]["embed.weight"], tree["model"]["head.weight"]
+    assert one.data_ptr() == two.data_ptr()
+    assert "exp_avg" in tree["optimizer"]["state"]["embed.weight"]
+    Tied().load_state_dict(tree["model"])
+
+
+def test_an_export_to_safetensors_is_loadable_without_us(saved: Saved, tmp_path: Path) -> None:
+    """By load_model, ties included; what it can't name is refused by name and nothing written."""
+    from safetensors.torch import load_file, load_model
+
+    done = handfast("export", saved.path, tmp_path / "all", "--to", "safetensors")
+    assert done.code == 2
+    assert "extra/z (complex128)" in done.err
+    assert os.listdir(tmp_path) == []
+    path = tmp_path / "model.safetensors"
+    args = ("--to", "safetensors", "--component", "model", "--json")
+    found = handfast("export", saved.path, path, *args).json
+    assert (found["epoch"]["step"], found["tied"]) == (3, 1)
+    model = Tied()
+    load_model(model, path)
+    assert all(same(model.state_dict()[name], value) for name, value in saved.model.items())
+    odd = tmp_path / "odd.safetensors"
+    handfast("export", saved.path, odd, "--to", "safetensors", "--component", "odd")
+    found = load_file(odd)
+    assert all(same(found[name.replace("/", "~1")], v) for name, v in saved.odd.items())
+
+
+def test_an_export_over_a_file_is_refused(saved: Saved, tmp_path: Path) -> None:
+    """Code 3, and the file is as it was."""
+    path = tmp_path / "mine"
+    path.write_text("precious")
+    done = handfast("export", saved.path, path, "--to", "torch")
+    assert done.code == 3
+    assert "is there already" in done.err
+    assert path.read_text() == "precious"
+
+
+def test_an_export_that_finds_damage_ends_with_1(copy: Path, tmp_path: Path) -> None:
+    """And leaves no file."""
+    damage(copy, "chunks/1-3.*")
+    done = handfast("export", copy, tmp_path / "out", "--to", "torch")
+    assert done.code == 1
+    assert "chunk 0 of epoch 1/3" in done.err
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_weights_for_inference_need_neither_agent_nor_group(saved: Saved) -> None:
+    """By the module's own keys; ties are one tensor; the newest whole epoch or any step."""
+    model = Tied()
+    loaded = load(saved.path)
+    model.load_state_dict(loaded)
+    assert all(same(model.state_dict()[name], value) for name, value in saved.model.items())
+    assert loaded["head.weight"] is loaded["embed.weight"]
+    assert not same(load(str(saved.path), step=1)["embed.weight"], loaded["embed.weight"])
+    assert list(load([saved.path], only=("norm.*",))) == sorted(
+        name for name in saved.model if name.startswith("norm.")
+    )
+    assert list(load(saved.path, only=("head.weight",))) == ["head.weight"]
+
+
+def test_any_component_can_be_loaded_with_every_dtype(saved: Saved) -> None:
+    """Keys of one level are the user's own, a slash in them too; the whole state goes by path."""
+    odd = load(saved.path, "odd")
+    assert odd.keys() == saved.odd.keys()
+    assert all(same(odd[name], value) for name, value in saved.odd.items())
+    everything = load(saved.path, "")
+    assert {"model/embed.weight", "optimizer/state/embed.weight/exp_avg"} <= everything.keys()
+    with pytest.raises(ValueError, match="no component 'mdoel'; it has"):
+        load(saved.path, "mdoel")
+
+
+def test_a_damaged_epoch_is_not_loaded(copy: Path) -> None:
+    """Not a tensor of it, even where the damage lies in another component's bytes."""
+    damage(copy, "chunks/1-3.*", at=-1)
+    with pytest.raises(Damaged, match="differs from its hash"):
+        load(copy)
+    assert load(copy, step=2)
+    for path in copy.rglob("*.manifest"):
+        path.unlink()
+    with pytest.raises(Refused, match="no epoch is left"):
+        load(copy)
+
+
+def test_a_dtype_that_this_torch_lacks_is_named(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of a newer torch: which tensor, which dtype."""
+    from handfast.torch import types
+
+    without = {name: kind for name, kind in types.TORCH_DTYPES.items() if name != "float8_e4m3fn"}
+    monkeypatch.setattr(sys.modules["handfast.torch.load"], "TORCH_DTYPES", without)
+    with pytest.raises(FormatError, match=r"fp8: this torch .* has no dtype float8_e4m3fn"):
+        load(saved.path, "odd")
+
+
+# --- release ------------------------------------------------------------------------------------
+
+
+def test_release_shows_first_and_acts_only_when_told_so_twice(copy: Path) -> None:
+    """A dry run by default; --yes alone says why it is not enough."""
+    done = handfast("release", copy, "--keep-newest", 1)
+    assert done.code == 0
+    assert "1/1  would go" in done.out
+    assert "1/3  stays: it is the converged line" in done.out
+    assert "add --yes --offline" in done.out
+    half = handfast("release", copy, "--keep-newest", 1, "--yes")
+    assert half.code == 2
+    assert "supersedes an agent that is alive on another node" in half.err
+    assert len(list(copy.rglob("*.manifest"))) == 3
+    done = handfast("release", copy, "--keep-newest", 1, "--yes", "--offline")
+    assert done.code == 0
+    assert "1/1  released" in done.out
+    assert [path.stem for path in copy.rglob("*.manifest")] == ["1-3"]
+    assert handfast("verify", copy, "--all").code == 0
+
+
+def test_release_of_one_step_for_scripts(copy: Path) -> None:
+    """The plan in JSON, and whether it was done."""
+    found = handfast("release", copy, "--step", 2, "--json").json
+    assert found["done"] is False
+    assert found["domains"][0]["gone"] == [{"generation": 1, "step": 2}]
+    found = handfast("release", copy, "--step", 2, "--json", "--yes", "--offline").json
+    assert found["done"] is True
+    assert sorted(path.stem for path in copy.rglob("*.manifest")) == ["1-1", "1-3"]
+
+
+def test_release_keeps_what_is_needed_when_the_line_is_damaged(copy: Path) -> None:
+    """Code 1, and nothing went."""
+    damage(copy, "chunks/1-3.*")
+    done = handfast("release", copy, "--keep-newest", 1, "--yes", "--offline")
+    assert done.code == 1
+    assert "keep the older epochs" in done.err
+    assert len(list(copy.rglob("*.manifest"))) == 3
+
+
+def test_pins_are_listed_and_freed(copy: Path) -> None:
+    """A reader that was killed leaves a pin; whoever frees it sees whose it was."""
+    (name,) = os.listdir(copy / "domains")
+    held = pin(Posix(), str(copy), name, Epoch(1, 1), "evaluation of [step 1]")
+    listed = handfast("release", copy, "--pins")
+    assert listed.code == 0
+    assert f"process {os.getpid()} on {socket.gethostname()}" in listed.out
+    assert "evaluation of [step 1]" in listed.out
+    assert "stays: a reader has pinned it" in handfast("release", copy, "--keep-newest", 1).out
+    assert handfast("release", copy, "--unpin", "dead", "--json", "--yes").json["freed"] == 0
+    pin_name = os.path.basename(held.path)
+    assert "would be freed" in handfast("release", copy, "--unpin", pin_name).out
+    assert os.path.exists(held.path)
+    found = handfast("release", copy, "--unpin", pin_name, "--yes", "--json").json
+    assert found["freed"] == 1
+    assert "no reader holds a pin" in handfast("release", copy, "--pins").out
+
+
+# --- beside a live training ---------------------------------------------------------------------
+
+
+def test_a_live_agent_is_seen_and_left_to_do_its_work(
+    launch: Callable[..., Job], tmp_path: Path
+) -> None:
+    """Status, verify and export go on beside it; a release is refused, whatever one insists on."""
+    path = tmp_path / "run"
+    (one,) = launch()
+    one.do(deeds.resume, str(path))
+    one.do(deeds.train, 5)
+    one.do(deeds.converged)
+    shown = handfast("status", path)
+    assert shown.code == 0, shown
+    assert "on node0" in shown.out
+    refused = handfast("release", path, "--keep-newest", 1, "--yes", "--offline")
+    assert refused.code == 3
+    assert "releases by itself" in refused.err
+    assert handfast("verify", path).code == 0
+    assert handfast("export", path, tmp_path / "out", "--to", "torch").code == 0
+    one.do(deeds.train, 7)
+    one.do(deeds.close)
+    assert handfast("status", path, "--json").json["line"]["step"] == 7
+
+
+def test_an_agent_that_does_not_answer_counts_as_alive(
+    copy: Path, tmp_path: Path, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped process, or a disk that hangs: a release would take its domain from it."""
+    monkeypatch.setattr(ask_agents, "PATIENCE_S", 0.2)
+    held = HeldAgent(tmp_path, str(copy), node_label())
+    held.kill(signal.SIGSTOP)
+    shown = handfast("status", copy)
+    assert shown.code == 0
+    assert "does not answer" in shown.out
+    done = handfast("release", copy, "--keep-newest", 1, "--yes", "--offline")
+    assert done.code == 3
+    assert f"agent process {held.pid}" in done.err
+    held.kill()
+    assert "none alive" in handfast("status", copy).out
+
+
+def test_a_place_of_agents_that_is_not_ours_is_said(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody can look for agents, a release can't know that there is none."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / "handfast").mkdir(mode=0o755)
+    assert "agents can't be looked for" in handfast("status", copy).out
+    done = handfast("release", copy, "--keep-newest", 1, "--yes", "--offline")
+    assert done.code == 3
