@@ -1,0 +1,115 @@
+"""Show that facts survive the journal and the wire as they are, and that garbage is refused."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handfast.core import messages
+from handfast.core.lattice import Epoch
+from handfast.core.membership import Configuration, Domain
+from handfast.core.messages import decode_message, decode_record, encode, merkle_root
+
+number, word, mask = st.integers(0, 2**40), st.text(max_size=4), st.binary(max_size=20)
+epoch = st.builds(Epoch, number, number)
+
+
+def some(of):
+    return st.lists(of, max_size=2).map(tuple)
+
+
+def value(kind, *fields):
+    return st.builds(kind, *fields)
+
+
+domain = value(Domain, word, word, number, word)
+configuration = value(Configuration, word, number, some(domain), some(st.tuples(word, number)))
+certificate = value(messages.Certificate, word, word, word, epoch, word)
+branch = value(messages.Branch, number, epoch)
+restore = value(
+    messages.RestoreCertificate, word, word, number, word, epoch, some(branch), some(number), word
+)
+report = value(
+    messages.Report,
+    some(value(messages.Copy, epoch, word)),
+    some(value(messages.Lost, epoch, word)),
+    st.none() | restore,
+    some(certificate),
+)
+shared = (
+    value(messages.Frozen, number, number, number, word, word, report, st.none() | number)
+    | value(messages.Staged, number, epoch, word)
+    | value(messages.Skipped, number, epoch, word)
+    | value(messages.Valid, number, number, epoch)
+    | value(messages.Bad, number, number, epoch, word)
+    | value(messages.Accepted, number, number, epoch, number)
+    | value(messages.Restored, restore)
+    | value(messages.Converged, certificate)
+)
+records = (
+    shared
+    | value(messages.Configured, configuration, st.booleans())
+    | value(messages.Released, some(epoch))
+)
+knows = value(
+    messages.Knows, mask, some(st.tuples(epoch, mask)), mask, mask, st.booleans(),
+    some(st.none() | epoch), some(st.tuples(number, epoch, mask)),
+)  # fmt: skip
+facts = shared | value(messages.Declined, number, number, epoch, word)
+sent = value(
+    messages.Message, number, number, number, word, word, some(facts), knows, st.booleans()
+)
+
+
+@given(records)
+def test_a_record_is_read_as_it_was_written(record):
+    assert decode_record(encode(record)) == record
+
+
+@given(sent)
+def test_a_message_is_read_as_it_was_sent(message):
+    assert decode_message(encode(message)) == message
+
+
+@given(st.binary(max_size=60))
+def test_garbage_is_refused_and_nothing_else(data):
+    for decode in (decode_record, decode_message):
+        try:
+            value = decode(data)
+        except msgspec.MsgspecError:
+            continue
+        assert decode(encode(value)) == value
+
+
+@given(records, st.data())
+def test_a_record_cut_short_is_refused(record, data):
+    whole = encode(record)
+    with pytest.raises(msgspec.MsgspecError):
+        decode_record(whole[: data.draw(st.integers(0, len(whole) - 1))])
+
+
+def test_a_field_added_by_a_later_version_is_passed_over():
+    """Shows that an old agent can read the records of a newer one that only adds fields."""
+    staged = messages.Staged(1, Epoch(1, 10), "digest")
+    newer = msgspec.msgpack.encode([*msgspec.msgpack.decode(encode(staged)), "new"])
+    assert decode_record(newer) == staged
+
+
+def test_a_root_depends_on_every_leaf_and_on_their_order():
+    leaves = ["a=1", "b=2", "c=3"]
+    roots = [
+        merkle_root([]),
+        merkle_root(["a=1"]),
+        merkle_root(leaves),
+        merkle_root(leaves[::-1]),
+        merkle_root([*leaves, "c=3"]),
+        merkle_root(["a=1", "b=2", "c=4"]),
+    ]
+    assert len(set(roots)) == len(roots)
+    assert all(len(root) == 32 for root in roots)
+    assert merkle_root([]) == "0" * 32
+
+
+@given(st.lists(st.text(max_size=4), max_size=9), st.lists(st.text(max_size=4), max_size=9))
+def test_two_lists_share_a_root_only_if_they_are_the_same(a, b):
+    assert (merkle_root(a) == merkle_root(b)) == (a == b)
