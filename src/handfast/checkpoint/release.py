@@ -174,7 +174,7 @@ def carry_out(
         what = agent.problem or f"process {agent.pid} releases by itself"
         raise HandfastError(
             f"an agent on {agent.label} serves this run: {what}. What to do: set "
-            "keep=Keep(newest=...) in the training; or end the job, wait until the agent has ended, "
+            "keep=Keep(newest=...) in the training; or end the job, wait for the agent to end, "
             "and try again"
         )
     lines = {plan.line for plan in plans if plan.gone and plan.line is not None}

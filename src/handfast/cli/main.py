@@ -6,8 +6,7 @@ Exit codes, for all of them: 0 sound; 1 damaged, torn or missing; 2 the command 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import typer
@@ -18,20 +17,48 @@ __all__ = ["COMMANDS", "app"]
 COMMANDS: Final = ("demo", "status", "verify", "inspect", "export", "release")
 
 
+def function(name: str) -> Callable[..., None]:
+    """The function of a command; its module is imported now, so that other commands don't pay."""
+    match name:
+        case "demo":
+            from handfast.cli.demo import demo
+
+            return demo
+        case "status":
+            from handfast.cli.status import status
+
+            return status
+        case "verify":
+            from handfast.cli.verify import verify
+
+            return verify
+        case "inspect":
+            from handfast.cli.inspect import inspect
+
+            return inspect
+        case "export":
+            from handfast.cli.export import export
+
+            return export
+        case _:
+            from handfast.cli.release import release
+
+            return release
+
+
 class Commands(TyperGroup):
-    """Imports a command's module when that command is asked for, so that others don't pay."""
+    """Builds a command when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer's signature
-        """Name the commands of this installation, the first to try first."""
-        return [name for name in COMMANDS if importlib.util.find_spec(f"{__package__}.{name}")]
+        """Name the commands, the first to try first."""
+        return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - typer's signature
         """Build a command, or None where there is none of this name."""
-        if cmd_name not in self.list_commands(ctx):
+        if cmd_name not in COMMANDS:
             return None
         single = typer.Typer(add_completion=False)
-        module = importlib.import_module(f"{__package__}.{cmd_name}")
-        single.command(cmd_name)(getattr(module, cmd_name))
+        single.command(cmd_name)(function(cmd_name))
         return typer.main.get_command(single)
 
 
