@@ -96,6 +96,21 @@ def test_a_peer_killed_between_saves_resumes_its_newest_bit_for_bit(
     assert storm.ledger.curve().state == truth.curve().state
 
 
+@pytest.mark.parametrize(
+    ("saver", "outcome"), [("torch.save per step", "abandoned"), ("handfast", "newest")]
+)
+def test_after_a_rollback_only_a_lineage_keeps_to_the_new_timeline(
+    saver: str, outcome: str, kept: Job
+) -> None:
+    """The newest complete directory is of the timeline that the operator gave up."""
+    job = msgspec.structs.replace(kept, saver=saver, every=4, steps=40)
+    back = Strike("job", None, "moment", 9, 0.0, rollback=True)
+    soon = Strike("job", None, "moment", 1, 0.0)
+    storm = Storm(job, [back, soon], Watcher(), finish=False)
+    storm.run()
+    assert [r.outcome for r in storm.ledger.resumes] == ["first", "older", outcome]
+
+
 class Before(Watcher):
     """Keeps a copy of rank 1's file as it was when all had saved ``step``."""
 

@@ -14,7 +14,7 @@ import msgspec
 from handfast.demo.events import Event
 from handfast.demo.result import Target
 
-__all__ = ["PHASES", "Aim", "Eyes", "Strike", "plan"]
+__all__ = ["PHASES", "Aim", "Eyes", "Strike", "plan", "with_rollback"]
 
 Aim = Literal["moment", "saving", "staging", "persisting", "attesting", "releasing"]
 """``moment``: whatever is under way; ``saving``: each moment of a save as likely; else a phase."""
@@ -27,7 +27,8 @@ _PEERS: tuple[Aim, ...] = ("persisting", "saving", "persisting", "moment")
 
 class Strike(msgspec.Struct, frozen=True):
     """One kill to come. ``gap`` is how many steps the run must first make; ``chance``, from 0 to
-    1, places the strike within its window; ``torchrun`` asks that torchrun runs the job then."""
+    1, places the strike within its window; ``torchrun`` asks that torchrun runs the job then,
+    ``rollback`` that an operator goes back by a save with the next start."""
 
     target: Target
     rank: int | None
@@ -35,6 +36,7 @@ class Strike(msgspec.Struct, frozen=True):
     gap: int
     chance: float
     torchrun: bool = False
+    rollback: bool = False
 
 
 def plan(seed: int, kills: int, *, steps: int, every: int, agents: bool = True) -> list[Strike]:
@@ -65,6 +67,18 @@ def plan(seed: int, kills: int, *, steps: int, every: int, agents: bool = True) 
         under = episode >= 0 and number in (episode, episode + 1)
         strikes.append(Strike(target, rank, aims[number], gaps[number], dice.random(), under))
     return strikes
+
+
+def with_rollback(strikes: list[Strike]) -> list[Strike]:
+    """The same storm, but that an operator rolls the run back in the middle of it.
+
+    The strike after that falls before the new timeline has saved anything: what a saver then takes
+    for its newest checkpoint is of the timeline that was given up.
+    """
+    middle = len(strikes) // 2
+    back = Strike("job", None, "moment", strikes[middle].gap, 0.5, rollback=True)
+    soon = Strike("job", None, "moment", 3, 0.0)
+    return [*strikes[:middle], back, soon, *strikes[middle + 2 :]]
 
 
 def _gaps(dice: random.Random, kills: int, *, steps: int, every: int) -> list[int]:

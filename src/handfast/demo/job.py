@@ -12,12 +12,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One training. Two jobs that differ only in ``run``, ``saver`` and ``launch`` must end equal.
 
     ``run`` is the folder of the run, ``every`` the steps between two saves, ``launch`` counts the
-    starts of this run from 1, ``nodes`` are played on one machine.
+    starts of this run from 1, ``nodes`` are played on one machine. ``rollback`` is a
+    step that an operator goes back to with this start; 0: none, it is to find its own way.
     """
 
     run: str
     saver: str = "none"
     launch: int = 1
+    rollback: int = 0
     world: int = 4
     nodes: int = 2
     seed: int = 1

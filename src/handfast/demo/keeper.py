@@ -37,13 +37,14 @@ class Handfast:
         self._log = log
         self._keeper = Checkpointer(job.disks, training.state, every=job.every)
         self._steps = job.steps
+        self._rollback = job.rollback or None
         self._seen: Lattice | None = None
         self._done = threading.Event()
         self._eye = threading.Thread(target=self._watch, name="demo-lattice", daemon=True)
 
     def restore(self) -> int:
-        """The recovery line of the whole job."""
-        step = self._keeper.restore()
+        """The recovery line of the whole job, or the step that the operator asks for."""
+        step = self._keeper.restore(self._rollback)
         self._eye.start()
         return step
 

@@ -19,6 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from handfast.demo.job import Job
 from handfast.demo.savers import Saver
 from handfast.demo.training import Training, local
 
@@ -131,7 +132,7 @@ class TorchSavePerStep:
     def restore(self) -> int:
         """The newest directory that holds a file of every rank."""
         world = self._training.job.world
-        for step in _newest_first(self._root):
+        for step in _newest_first(self._root, self._training.job):
             folder = self._root / str(step)
             if all((folder / f"rank{rank}.pt").exists() for rank in range(world)):
                 file = folder / f"rank{self._training.rank}.pt"
@@ -152,12 +153,18 @@ class TorchSavePerStep:
         """Nothing is under way."""
 
 
-def _newest_first(root: Path) -> list[int]:
-    return sorted(int(entry.name) for entry in root.iterdir() if entry.name.isdigit())[::-1]
+def _steps(root: Path) -> list[int]:
+    """The steps that have a directory, the newest first."""
+    return sorted((int(e.name) for e in root.iterdir() if e.name.isdigit()), reverse=True)
+
+
+def _newest_first(root: Path, job: Job) -> list[int]:
+    """What may be resumed: all there is, or what is not above an operator's rollback."""
+    return [step for step in _steps(root) if not job.rollback or step <= job.rollback]
 
 
 def _prune(root: Path, keep: int) -> None:
-    for step in _newest_first(root)[keep:]:
+    for step in _steps(root)[keep:]:
         shutil.rmtree(root / str(step), ignore_errors=True)
 
 
@@ -230,7 +237,7 @@ class DcpPerStep(DcpOneDirectory):
         return self._root / str(step)
 
     def _found(self) -> Path | None:
-        for step in _newest_first(self._root):
+        for step in _newest_first(self._root, self._training.job):
             if (self._root / str(step) / ".metadata").exists():
                 return self._root / str(step)
         return None

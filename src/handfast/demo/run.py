@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from handfast.demo.agents import agent_pids, end_agents
-from handfast.demo.chaos import plan
+from handfast.demo.chaos import plan, with_rollback
 from handfast.demo.corpus import read
 from handfast.demo.job import Job
 from handfast.demo.marks import first_seen, lines_seen
@@ -45,21 +45,20 @@ PEERS: dict[str, tuple[str, str]] = {
         ),
     ),
 }
+_BACK = " In the middle an operator rolls the run back by one save, and it is killed again."
+
 FULL: dict[str, tuple[str, str]] = {
     "torch.save per step": (
         "torch.save, a directory a step",
-        (
-            "Each rank renames its file into the step's directory; the newest directory with a "
-            "file of every rank is resumed, the newest three are kept."
-        ),
+        "Each rank renames its file into the step's directory; the newest directory with a file "
+        "of every rank is resumed, the newest three are kept." + _BACK,
     ),
     "dcp per step": (
         "torch.distributed.checkpoint, a directory a step",
-        (
-            "dcp.save into a new directory for each step; the newest one with a .metadata file is "
-            "resumed, the newest three are kept."
-        ),
+        "dcp.save into a new directory for each step; the newest one with a .metadata file is "
+        "resumed, the newest three are kept." + _BACK,
     ),
+    "handfast": ("handfast, rolled back", "restore(step=...) once; else as above." + _BACK),
 }
 
 
@@ -167,31 +166,38 @@ def _storm(options: Options, stage: Stage, truth: Ledger) -> Storm:
 def _peers(options: Options, stage: Stage, truth: Ledger) -> list[Peer]:
     chosen = {**PEERS, **(FULL if options.full else {})}
     found: list[Peer] = []
-    for number, (saver, (name, usage)) in enumerate(chosen.items(), 3):
+    for number, (saver, (name, usage)) in enumerate(chosen.items(), 1):
         # The job is the same to the last argument; only the storm is over sooner.
         short = options.peer_kills * 11
-        stage.begin(f"{number}  the same storm over {name}", short)
+        stage.begin(f"{number + 2}  the same storm over {name}", short)
         job = Job(
-            run=str(options.out.absolute() / f"peer-{number - 2}"),
+            run=str(options.out.absolute() / f"peer-{number}"),
             saver=saver,
             seed=options.seed,
             steps=options.steps,
         )
         strikes = plan(options.seed, options.peer_kills, steps=short, every=job.every, agents=False)
+        if saver in FULL:
+            strikes = with_rollback(strikes)
         storm = Storm(job, strikes, stage, truth=truth, finish=False)
-        storm.run()
-        zero = storm.ledger.began
-        found.append(
-            Peer(
-                name,
-                usage,
-                _kills(storm.kills, zero),
-                _resumes(storm.ledger.resumes, zero),
-                tally(storm.ledger.resumes),
-                storm.ledger.ended - zero,
-            )
-        )
+        try:
+            storm.run()
+        finally:
+            end_agents(agent_pids(job), signal.SIGTERM)
+        found.append(_peer(name, usage, storm))
     return found
+
+
+def _peer(name: str, usage: str, storm: Storm) -> Peer:
+    zero = storm.ledger.began
+    return Peer(
+        name,
+        usage,
+        _kills(storm.kills, zero),
+        _resumes(storm.ledger.resumes, zero),
+        tally(storm.ledger.resumes),
+        storm.ledger.ended - zero,
+    )
 
 
 def _curve(storm: Storm) -> Curve:

@@ -72,6 +72,7 @@ class Storm:
         self._launch = job.launch
         self._shown = 0
         self._failures = 0
+        self._back = 0
         self._base = 0
         self._step = 0
         self._since = time.monotonic()
@@ -81,7 +82,8 @@ class Storm:
         while True:
             under = bool(self._todo) and self._todo[0].torchrun
             start: Callable[[Job], Ranks] = Torchrun if under else Forked
-            ranks = start(msgspec.structs.replace(self._job, launch=self._launch))
+            back, self._back = self._back, 0
+            ranks = start(msgspec.structs.replace(self._job, launch=self._launch, rollback=back))
             try:
                 over = self._one_start(ranks)
             finally:
@@ -189,6 +191,9 @@ class Storm:
         if strike.target == "agent":
             self._base = self._step
             return False
+        if strike.rollback and self.ledger.newest > self._job.every:
+            self._back = self.ledger.newest - self._job.every
+            self.ledger.rolled_back(self._back)
         if strike.torchrun and strike.target == "rank":
             self._await_restart(ranks)
             return False

@@ -156,6 +156,15 @@ class Training:
         self.optimizer.zero_grad()
         return float(loss.item())
 
+    def turn_off(self) -> None:
+        """Go another way from here, as an operator who rolls back to get past bad data means to.
+
+        With other random streams: the steps that follow have numbers that were there before, and
+        states that were not.
+        """
+        torch.manual_seed(self.job.seed * 1000 + 500 + self.rank)
+        random.seed(self.job.seed * 1000 + 500 + self.rank)
+
     def prints(self) -> dict[str, str]:
         """A digest of each component of this rank's state: the demo's independent witness."""
         weights = {name: local(p) for name, p in self.model.named_parameters()}
@@ -202,6 +211,8 @@ def train(training: Training, saver: Saver, log: Log) -> None:
     job = training.job
     start = saver.restore()
     log.tell("resumed", start, prints=training.prints())
+    if job.rollback:
+        training.turn_off()
     for step in range(start + 1, job.steps + 1):
         log.tell("step", step, loss=training.step())
         if step % job.every == 0 or step == job.steps:

@@ -39,7 +39,10 @@ class Ledger:
         self._errors: dict[int, list[Event]] = defaultdict(list)
         self._clashed: set[int] = set()
         self._final: dict[int, Prints] = {}
-        self._newest = 0
+        self._given_up: set[Moment] = set()
+        self.newest = 0
+        """The greatest step that every rank has saved on the timeline that is now trained."""
+
         self.began = 0.0
         self.ended = 0.0
         self.resumes: list[Resume] = []
@@ -81,11 +84,16 @@ class Ledger:
             return
         outcome: Outcome = "error" if self._errors[launch] else "unseen"
         why = self.trouble(launch)
-        self.resumes.append(Resume(at, launch, 0, self._newest, outcome, None, why))
+        self.resumes.append(Resume(at, launch, 0, self.newest, outcome, None, why))
 
     def lost(self) -> None:
         """All that was saved has been thrown away, so the next start is a first one."""
-        self._newest = 0
+        self.newest = 0
+
+    def rolled_back(self, step: int) -> None:
+        """An operator goes back to ``step``: all that was saved above it is given up for ever."""
+        self._given_up |= {moment for found in self._seen.values() for moment in found}
+        self._given_up = {moment for moment in self._given_up if moment[1] > step}
 
     def curve(self) -> Curve:
         """Losses and digests of a run that reached its end. Raises KeyError if it did not."""
@@ -137,30 +145,33 @@ class Ledger:
         ranks = self._saved[event.launch, event.step]
         ranks.add(event.rank)
         if len(ranks) == self._world:
-            self._newest = max(self._newest, event.step)
+            self.newest = max(self.newest, event.step)
 
     def _conclude(self, launch: int, at: float) -> None:
         events = self._resumed[launch]
         claimed = events[0].step
-        if not self._newest and not any(event.step for event in events.values()):
+        if not self.newest and not any(event.step for event in events.values()):
             self.resumes.append(Resume(at, launch, 0, 0, "first", self._exact(0, events)))
             for event in events.values():
                 self._witness(event)
             return
         moments = self._moments(events)
-        steps = sorted({step for _, step in set.intersection(*moments.values())})
+        common = set.intersection(*moments.values())
+        steps = sorted({step for _, step in common})
         outcome: Outcome
         if not steps:
             outcome, detail = "mixture", _describe(moments)
         elif claimed not in steps or len({event.step for event in events.values()}) > 1:
             outcome, detail = "mixture", f"called step {claimed}, but holds step {steps[-1]}"
+        elif common <= self._given_up:
+            outcome, detail = "abandoned", f"step {claimed} is of the timeline that was given up"
         elif not claimed:
-            outcome, detail = "scratch", f"step {self._newest} had been saved by every rank"
+            outcome, detail = "scratch", f"step {self.newest} had been saved by every rank"
         else:
-            outcome, detail = ("older" if claimed < self._newest else "newest"), ""
+            outcome, detail = ("older" if claimed < self.newest else "newest"), ""
         exact = self._exact(claimed, events)
-        self.resumes.append(Resume(at, launch, claimed, self._newest, outcome, exact, detail))
-        self._newest = claimed
+        self.resumes.append(Resume(at, launch, claimed, self.newest, outcome, exact, detail))
+        self.newest = claimed
 
     def _moments(self, events: Mapping[int, Event]) -> dict[tuple[int, str], set[Moment]]:
         return {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from handfast.demo.chaos import Eyes, plan
+from handfast.demo.chaos import Eyes, plan, with_rollback
 from handfast.demo.events import Event
 
 SEEDS = range(20)
@@ -44,6 +44,17 @@ def test_savers_without_agents_are_struck_where_they_have_something_to_strike() 
     assert {s.target for s in strikes} == {"job", "rank"}
     assert {s.aim for s in strikes} == {"persisting", "saving", "moment"}
     assert not any(s.torchrun for s in strikes)
+
+
+def test_a_rollback_is_followed_by_a_kill_before_anything_new_is_saved() -> None:
+    """Else the given-up checkpoint would not be the newest, and nothing would be shown."""
+    before = plan(1, 8, steps=88, every=5, agents=False)
+    strikes = with_rollback(before)
+    (back,) = [i for i, s in enumerate(strikes) if s.rollback]
+    assert len(strikes) == len(before)
+    assert {strikes[back].target, strikes[back + 1].target} == {"job"}
+    assert strikes[back + 1].gap < 5
+    assert strikes[:back] + strikes[back + 2 :] == before[:back] + before[back + 2 :]
 
 
 def test_eyes_see_a_save_by_its_events(tmp_path: Path) -> None:

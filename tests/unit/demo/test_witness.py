@@ -164,6 +164,29 @@ def test_a_loss_that_differs_from_the_true_one_or_from_itself_is_a_clash() -> No
     assert story.ledger.clashes == 1
 
 
+def test_a_step_that_is_trained_again_to_another_loss_is_a_clash_without_any_truth() -> None:
+    """A run that disagrees with itself needs no other to be found out."""
+    story = begun()
+    story.step(1, 2.0)
+    story.step(1, 2.5)
+    assert story.ledger.clashes == 1
+
+
+def test_what_was_given_up_by_a_rollback_is_abandoned_for_ever() -> None:
+    """DCP 7 and TorchSnapshot 34 of 50: "the newest complete" is of the timeline given up."""
+    story = begun()
+    story.save(20)
+    story.ledger.rolled_back(10)
+    story.start(10, state(0, 10), state(1, 10))
+    assert story.last == "older"
+    story.save(20, branch=" anew")
+    story.start(20, state(0, 20, " anew"), state(1, 20, " anew"))
+    assert story.last == "newest"
+    story.start(20, state(0, 20), state(1, 20))
+    assert story.last == "abandoned"
+    assert tally(story.ledger.resumes) == Tally(newest=1, older=1, abandoned=1)
+
+
 def test_the_curve_covers_the_loss_of_every_rank_at_every_step() -> None:
     """Two runs whose means agree and whose ranks do not must not get one digest."""
 
