@@ -6,6 +6,8 @@ a write that may refer to it is under way.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import mmap
 import os
 from collections.abc import Callable
@@ -68,8 +70,13 @@ class Image:
         self.busy: Epoch | None = None
 
     def close(self) -> None:
-        """Give the memory back."""
-        self.map.close()
+        """Give the memory back; the errors of a write that failed may still hold views of it."""
+        try:
+            self.map.close()
+        except BufferError:
+            gc.collect()
+            with contextlib.suppress(BufferError):
+                self.map.close()
         os.close(self.fd)
 
 
@@ -172,15 +179,15 @@ class Keeper:
                 f"{error.strerror}. What to do: free memory on this node, and restore again"
             ) from error
         try:
-            memory = mmap.mmap(fd, manifest.image_bytes)
-            view = memoryview(memory)
-            manifest = self.directory.read(epoch, view, digest=digest, progress=progress)
+            with mmap.mmap(fd, manifest.image_bytes) as memory, memoryview(memory) as view:
+                try:
+                    manifest = self.directory.read(epoch, view, digest=digest, progress=progress)
+                except Exception as error:
+                    _drop_frames(error)
+                    raise
         except BaseException:
-            # The map goes with the error, whose traceback holds views of it: it can't be closed.
             os.close(fd)
             raise
-        view.release()
-        memory.close()
         return fd, manifest
 
     def resume(self, member: Member, base: Epoch) -> None:
@@ -232,6 +239,14 @@ def certificate_fields(certificate: Certificate) -> dict[str, object]:
         "step": certificate.epoch.step,
         "root": certificate.root,
     }
+
+
+def _drop_frames(error: BaseException) -> None:
+    """Let go of an error's frames: they hold the image's memory for as long as the error lives."""
+    held: BaseException | None = error
+    while held is not None:
+        held.__traceback__ = None
+        held = held.__cause__ or held.__context__
 
 
 def _epochs(member: Member) -> tuple[Epoch, ...]:

@@ -145,7 +145,7 @@ def looped(function: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
     """Run a test in a loop of its own, and show that it leaves no task behind."""
 
     async def main(*args: Any, **kwargs: Any) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             await function(*args, **kwargs)
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left
@@ -162,7 +162,7 @@ def looped(function: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
 async def until(holds: Callable[[], object], what: str = "it") -> None:
     """Wait in the loop for something to come true."""
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while not holds():
                 await asyncio.sleep(0.002)
     except TimeoutError:
