@@ -16,7 +16,7 @@ import handfast
 from handfast.checkpoint.location import Location
 from handfast.checkpoint.release import DomainPlan, carry_out, free_pins, holder_is_dead
 from handfast.checkpoint.release import plan_release as plan
-from handfast.core.lattice import Epoch
+from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import Released, Skipped
 from handfast.core.retain import Keep
 from handfast.errors import Refused, SaveFailed, Superseded
@@ -170,6 +170,19 @@ def test_what_was_never_attested_is_a_left_over(tmp_path: Path) -> None:
     assert (done.gone, done.leftovers) == ((), (Epoch(2, 5),))
     assert done.nbytes > 0
     assert next(row.epoch for row in handfast.open(tmp_path).epochs()) == Epoch(1, 4)
+
+
+def test_the_first_state_is_no_epoch_to_be_listed(tmp_path: Path) -> None:
+    """It has no files; a journal that was cut before it was let go makes no difference."""
+    job = Job(tmp_path, 1)
+    job.start()
+    job.save(1)
+    job.stop()
+    journal = job.find(0, "*/journal")
+    journal.write_bytes(journal.read_bytes()[:-1])
+    assert GENESIS in located(tmp_path).survey().places[0].retained
+    (domain,) = plan(located(tmp_path).survey(), Keep(newest=1))
+    assert (domain.gone, [stay.epoch for stay in domain.stays]) == ((), [Epoch(1, 1)])
 
 
 def test_an_unreadable_domain_is_left_alone(tmp_path: Path) -> None:

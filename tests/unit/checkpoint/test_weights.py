@@ -112,11 +112,12 @@ def test_contiguous_blocks_are_one_run() -> None:
     [
         [((2, 3), (0, 0)), ((1, 3), (2, 0))],
         [((2, 3), (0, 0)), ((3, 3), (1, 0))],
+        [((2, 3), (0, 0)), ((2, 3), (1, 0))],
         [((2, 3), (0, 0)), ((2, 2), (2, 0))],
         [((2, 2), (0, 0)), ((2, 1), (2, 2)), ((2, 1), (0, 2))],
         [((0, 3), (4, 0))],
     ],
-    ids=["hole", "overlap", "narrow", "corner", "nothing"],
+    ids=["hole", "overlap", "shifted", "narrow", "corner", "nothing"],
 )
 def test_blocks_that_do_not_cover_the_tensor_are_refused(
     blocks: list[tuple[tuple[int, int], tuple[int, int]]],
@@ -251,6 +252,12 @@ def test_a_file_system_without_links_will_do(tmp_path: Path) -> None:
     files = FaultyFiles(FILES, 1, errno.EOPNOTSUPP, kinds=("link",), path=str(tmp_path / "out"))
     open_run(tmp_path / "run", files=files).export(tmp_path / "out")
     assert len(load_file(tmp_path / "out")) == 6
+    late = tmp_path / "late"
+    files = FaultyFiles(FILES, 1, errno.EOPNOTSUPP, kinds=("link",), path=str(late))
+    files = meanwhile("late", lambda: late.write_text("theirs"), files, calls=("link",))
+    with pytest.raises(HandfastError, match="is there already"):
+        open_run(tmp_path / "run", files=files).export(late)
+    assert late.read_text() == "theirs"
 
 
 def test_a_damaged_byte_is_never_exported(tmp_path: Path) -> None:
