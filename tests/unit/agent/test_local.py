@@ -888,6 +888,7 @@ def test_descriptors_that_an_agent_promised_and_did_not_send_fail_the_call(direc
         listener.listen(1)
         connecting = pool.submit(Client, f"{directory}/agent")
         with listener.accept()[0] as connection:
+            assert connection.recv(4096).count(b"hello") == 1
             connection.sendall(frames.encode(frames.Reply(1, 0, {"version": 1})))
             with connecting.result(30) as client:
                 call = pool.submit(client.call, "give")
