@@ -3,9 +3,12 @@
 What is imported here is imported once and shared by every rank of every start.
 """
 
-import torch.profiler._cupti_monitor  # noqa: F401 - imported for a fork server - the first collective would import it, each time
+import contextlib
+import importlib
 
-from handfast.demo import rank  # noqa: F401 - imported for a fork server
 from handfast.demo.training import make_deterministic
 
+importlib.import_module("handfast.demo.rank")
+with contextlib.suppress(ImportError):  # some builds of torch import this with their first
+    importlib.import_module("torch.profiler._cupti_monitor")  # collective, in each rank anew
 make_deterministic()
