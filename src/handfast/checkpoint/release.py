@@ -3,7 +3,8 @@
 An agent releases by itself, so this is for runs that nobody trains any more. What may go is what
 :func:`handfast.core.retain.releasable` says of a member booted from its own journal: below an own,
 known, retained, converged epoch of the living timeline, never within a recovery, never what is
-pinned. Beyond the protocol's rule, every byte of that converged epoch is read first: what is kept
+pinned. Beyond the protocol's rule, which trusts what was attested, every byte of that converged
+epoch is read first, and nothing goes where a restore would have to take an older one: what is kept
 must be worth keeping.
 
 To act, a domain is claimed as a new incarnation. That **supersedes** an agent that is alive on
@@ -113,6 +114,11 @@ def _blocked(survey: Survey, found: Found, member: Member, line: Epoch | None) -
         return f"another domain is in generation {survey.generation}: start the job first"
     if line is None or line not in found.retained or line in member.doubted:
         return "no converged epoch is known, retained and sound here"
+    if not survey.missing and (survey.line is None or survey.line < line):
+        return (
+            f"a restore would take {survey.line or 'nothing'}, not the converged {line}: a copy of "
+            "that is lost, see `handfast verify`"
+        )
     return ""
 
 
@@ -179,8 +185,9 @@ def carry_out(
         )
     lines = {plan.line for plan in plans if plan.gone and plan.line is not None}
     checked = verify_epochs(location.files, survey, sorted(lines - {GENESIS}), progress)
-    bad = [finding for finding in checked.findings if finding.epoch in lines]
-    if bad:
+    unread = [found.id for found in survey.places if found is not None and found.member is None]
+    bad = [f for f in checked.findings if f.epoch in lines or f.domain in unread]
+    if lines and bad:
         raise Refused(
             "nothing is released: the epoch that would be kept is damaged",
             verdict=Verdict.CORRUPT,

@@ -185,14 +185,39 @@ def test_the_first_state_is_no_epoch_to_be_listed(tmp_path: Path) -> None:
     assert (domain.gone, [stay.epoch for stay in domain.stays]) == ((), [Epoch(1, 1)])
 
 
-def test_an_unreadable_domain_is_left_alone(tmp_path: Path) -> None:
-    """It is said why, and nothing is claimed there."""
+@pytest.mark.parametrize("what", ["*/manifests/1-4.*", "*/journal", "domain.json"])
+def test_nothing_goes_where_another_rank_has_lost_what_it_attested(
+    tmp_path: Path, what: str
+) -> None:
+    """Each rank's own rule would let go the only epoch that all still have in common."""
     job = trained(tmp_path, 2)
+    flip(job.find(1, what), 200 if what == "*/journal" else 60)
+    for domain in plan(located(tmp_path).survey(), Keep(newest=1)):
+        assert domain.gone == ()
+        assert domain.blocked
+    assert released(tmp_path, Keep(newest=1)) == []
+    assert len(list(job.path(0).rglob("*.safetensors"))) == 3
+
+
+def test_a_node_may_release_by_itself(tmp_path: Path) -> None:
+    """Disks of other nodes are out of reach; the proof of convergence is in each journal."""
+    job = trained(tmp_path, 2, split=True)
+    home = tmp_path / "disk0"
+    (done,) = released(home, Keep(newest=1))
+    assert done.gone == (Epoch(1, 2), Epoch(1, 3))
+    assert job.start() == Epoch(1, 4)
+    job.stop()
+
+
+def test_a_domain_that_breaks_after_the_plan_stops_the_release(tmp_path: Path) -> None:
+    """What was planned is looked at again before it is done."""
+    job = trained(tmp_path, 2)
+    location = located(tmp_path)
+    plans = plan(location.survey(), Keep(newest=1))
     flip(job.find(1, "*/journal"), 200)
-    one, two = plan(located(tmp_path).survey(), Keep(newest=1))
-    assert one.gone
-    assert two.gone == ()
-    assert "damaged at byte" in two.blocked
+    with pytest.raises(Refused, match="nothing is released"):
+        carry_out(location, plans, Keep(newest=1), None)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 6
 
 
 def test_whoever_owned_the_domain_before_is_superseded(tmp_path: Path) -> None:
