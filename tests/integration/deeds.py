@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from trainers import Desk
 from training import Training
+from training import digest as digest_of
 
 import handfast
 from handfast.core.lattice import Epoch
@@ -167,3 +168,38 @@ def ten_lines(desk: Desk, home: str, steps: int) -> tuple[int, str]:
     }
     exec(TEN_LINES, names)  # noqa: S102 - they are to be run as they are printed
     return names["start"], one.digest()
+
+
+def break_reading(desk: Desk, broken: bool = True) -> None:
+    """Let a look at the live state fail with an error that is not handfast's."""
+
+    def fail(*_: Any) -> Any:
+        raise OSError("the disk of the user's object is gone")
+
+    if broken:
+        desk.training.scheduler.state_dict = fail
+    else:
+        del desk.training.scheduler.state_dict
+
+
+def break_loading(desk: Desk, broken: bool = True) -> None:
+    """Let the loader refuse what it is given."""
+
+    def fail(_: Any) -> None:
+        raise OSError("no such shard of the data set")
+
+    loader = desk.training.loader
+    if broken:
+        loader.load_state_dict = fail
+    else:
+        del loader.load_state_dict
+
+
+def model_digest(desk: Desk) -> str:
+    """The digest of the model alone."""
+    return digest_of(desk.training.model.state_dict())
+
+
+def running_means(desk: Desk) -> str:
+    """The digest of the buffers of the model."""
+    return digest_of(dict(desk.training.model.named_buffers()))

@@ -19,7 +19,7 @@ from torch import multiprocessing as mp
 
 from handfast.agent import process
 
-PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor", "handfast.torch", "numpy"]
+PRELOAD = ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "handfast.torch"]
 
 Deed = Callable[..., Any]
 

@@ -1,0 +1,372 @@
+"""Shows what a job of several ranks sees: who is missing, what is stored, who learns of what."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import deeds
+import pytest
+from trainers import Gone, Job, agents, eventually, raised_by
+
+from handfast.errors import Blocked, Poisoned, Refused
+
+Launch = Callable[..., Job]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "plain"])
+def test_a_killed_job_goes_on_as_if_nothing_had_happened(
+    kind: str, launch: Launch, tmp_path: Path
+) -> None:
+    """Two ranks, each on a node of its own with a disk of its own."""
+    path = str(tmp_path / "{rank}")
+    model = {"norm": kind == "ddp"}
+    straight = launch(2, 2)
+    straight.all(deeds.build, kind, **model)
+    expected = straight.all(deeds.train, 6, save=False)
+    straight.kill()
+    job = launch(2, 2)
+    assert job.all(deeds.resume, path, kind, model=model) == [0, 0]
+    assert job.all(deeds.train, 3) == [digests[:3] for digests in expected]
+    job.all(deeds.converged)
+    job.kill()
+    job = launch(2, 2)
+    assert job.all(deeds.resume, path, kind, model=model) == [3, 3]
+    assert job.all(deeds.digest) == [digests[2] for digests in expected]
+    assert job.all(deeds.train, 6) == [digests[3:] for digests in expected]
+    job.all(deeds.close)
+
+
+def test_a_wait_for_convergence_names_the_rank_that_never_saved(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """verl#4638, KempnerForge#102: an epoch counts once every rank has it, and not before."""
+    job = launch(2, 2)
+    job.all(deeds.resume, str(tmp_path / "run"))
+    one, other = job
+    one.do(deeds.train, 1)
+    assert one.do(deeds.persisted) == "persisted"
+    with pytest.raises(Blocked, match=r"rank-00001-\w+ \(on node1\)") as caught:
+        one.do(deeds.converged, 0.2)
+    assert len(caught.value.by) == 1
+    assert one.do(deeds.phase) == "persisted"
+    assert one.do(deeds.call, "latest_step") is None
+    lattice = one.do(deeds.call, "lattice")
+    assert [name[:10] for name in lattice.blocked_by] == ["rank-00001"]
+    assert (lattice.phase, lattice.skew) == ("converging", 1)
+    other.do(deeds.train, 1)
+    assert [str(epoch) for epoch in job.all(deeds.converged)] == ["1/1", "1/1"]
+
+
+def test_a_node_that_hangs_is_named_and_nothing_is_lost(launch: Launch, tmp_path: Path) -> None:
+    job = launch(2, 2)
+    job.all(deeds.resume, str(tmp_path / "run"))
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    (pid,) = agents("node1")
+    os.kill(pid, signal.SIGSTOP)
+    one, other = job
+    one.do(deeds.train, 2)
+    other.tell(deeds.train, 2)
+    assert one.do(deeds.persisted) == "persisted"
+    with pytest.raises(Blocked, match=r"rank-00001-\w+ \(on node1\)"):
+        one.do(deeds.converged, 0.2)
+    assert other.busy(0.1)  # its agent takes no image: a save needs an agent that runs
+    os.kill(pid, signal.SIGCONT)
+    other.hear()
+    assert [epoch.step for epoch in job.all(deeds.converged)] == [2, 2]
+
+
+@pytest.mark.parametrize("busy", ["skip", "raise", "wait"])
+def test_a_full_window_names_who_is_in_the_way(busy: str, launch: Launch, tmp_path: Path) -> None:
+    """A rank that is behind must not let the others' unconverged epochs pile up without end."""
+    job = launch(2, 2)
+    job.all(deeds.resume, str(tmp_path / "run"), busy=busy, images=2)
+    one, other = job
+    one.do(deeds.train, 2)
+    one.do(deeds.persisted)
+    if busy == "skip":
+        taken, why = one.do(deeds.save, 3)
+        assert not taken
+        assert "2 epochs are saved and have not converged" in why
+    elif busy == "raise":
+        with pytest.raises(Blocked, match="rank-00001") as caught:
+            one.do(deeds.save, 3)
+        assert [name[:10] for name in caught.value.by] == ["rank-00001"]
+    else:
+        one.tell(deeds.save, 3)
+        assert one.busy(0.3)
+    other.do(deeds.train, 1)
+    if busy == "wait":
+        assert one.hear() == (True, "")
+    one.do(deeds.call, "check_for_errors")  # to leave an epoch out is no failure
+    other.do(deeds.train, 2)
+    eventually(lambda: job.all(deeds.call, "latest_step") == [2, 2])
+    job.all(deeds.save, 4)
+    assert [epoch.step for epoch in job.all(deeds.converged)] == [4, 4]
+
+
+def test_both_trainers_killed_after_save_returned_and_the_epoch_converges(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """Agents finish between themselves what their trainers began."""
+    path = str(tmp_path / "{rank}")
+    job = launch(2, 2)
+    job.all(deeds.resume, path)
+    saved = [digests[-1] for digests in job.all(deeds.train, 1, save=False)]
+    for trainer in job:
+        trainer.tell(deeds.save_and_die, 1)
+    for trainer in job:
+        with pytest.raises(Gone):
+            trainer.hear()
+    eventually(lambda: len(list(tmp_path.glob("?/certificates/*.json"))) == 2)
+    job = launch(2, 2)
+    assert job.all(deeds.resume, path) == [1, 1]
+    assert job.all(deeds.digest) == saved
+
+
+def test_one_rank_killed_before_it_saved_and_all_resume_from_the_epoch_before(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """composer#2146, LlamaFactory#655: one rank came back with another step than the rest."""
+    path = str(tmp_path / "{rank}")
+    job = launch(2, 2)
+    job.all(deeds.resume, path)
+    saved = [digests[-1] for digests in job.all(deeds.train, 2)]
+    job.all(deeds.converged)
+    one, other = job
+    one.do(deeds.train, 3)
+    one.do(deeds.persisted)
+    job.kill()
+    job = launch(2, 2)
+    assert job.all(deeds.resume, path) == [2, 2]
+    assert job.all(deeds.digest) == saved
+
+
+# --- one rank's failure is all ranks' -----------------------------------------------------------
+
+
+def test_a_rank_with_another_model_makes_all_ranks_refuse(launch: Launch, tmp_path: Path) -> None:
+    """miles PR#2516: state was mutated before all ranks had agreed."""
+    path = str(tmp_path / "{rank}")
+    job = launch(2, 2)
+    job.all(deeds.resume, path)
+    job.all(deeds.train, 1)
+    job.all(deeds.close)
+    job = launch(2, 2)
+    one, other = job
+    one.tell(deeds.begin, path)
+    other.tell(deeds.begin, path, model={"depth": 2})
+    before = [trainer.hear() for trainer in job]
+    errors = job.each_raises(deeds.restore)
+    assert [type(error) for error in errors] == [Refused, Refused]
+    assert "rank 1: foreign: the live state has another structure" in str(errors[0])
+    assert "model/7.weight" in str(errors[0])
+    assert job.all(deeds.digest) == before
+
+
+def test_any_error_of_one_rank_before_the_load_is_heard_of_by_all(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """DeepSpeed#7741: the other ranks hung. An error in a user's object is no Refused of ours."""
+    path = str(tmp_path / "{rank}")
+    job = launch(2, 2)
+    job.all(deeds.resume, path)
+    job.all(deeds.train, 1)
+    job.all(deeds.close)
+    job = launch(2, 2)
+    job.all(deeds.begin, path)
+    before = job.all(deeds.digest)
+    job[1].do(deeds.break_reading)
+    first, second = job.each_raises(deeds.restore)
+    assert isinstance(first, Refused)
+    assert "rank 1: OSError: the disk of the user's object is gone" in str(first)
+    assert isinstance(second, OSError)
+    job[1].do(deeds.break_reading, broken=False)
+    assert job.all(deeds.digest) == before
+    assert job.all(deeds.restore) == [1, 1]
+
+
+def test_a_load_that_fails_on_one_rank_poisons_all(launch: Launch, tmp_path: Path) -> None:
+    """No rank trains on with a state that another rank has not."""
+    path = str(tmp_path / "{rank}")
+    job = launch(2, 2)
+    job.all(deeds.resume, path, model={"full": True})
+    job.all(deeds.train, 1)
+    job.all(deeds.close)
+    job = launch(2, 2)
+    job.all(deeds.begin, path, model={"full": True})
+    job[1].do(deeds.break_loading)
+    errors = job.each_raises(deeds.restore)
+    assert [type(error) for error in errors] == [Poisoned, Poisoned]
+    assert "another rank could not load: rank 1: the restore stopped at loader" in str(errors[0])
+    errors = job.each_raises(deeds.save, 2)
+    assert [type(error) for error in errors] == [Poisoned, Poisoned]
+    job[1].do(deeds.break_loading, broken=False)
+    assert job.all(deeds.restore) == [1, 1]
+
+
+def test_a_rank_that_died_before_the_meeting_is_told_by_gloo(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """Whose error is left as it is: the launcher will take the job down."""
+    job = launch(2, 2)
+    job.all(deeds.begin, str(tmp_path / "run"))
+    one, other = job
+    one.tell(deeds.restore)
+    other.kill()
+    error = raised_by(one)
+    assert isinstance(error, RuntimeError)
+    assert "gloo" in str(error)
+
+
+def test_ranks_that_ask_for_different_steps_are_refused(launch: Launch, tmp_path: Path) -> None:
+    path = str(tmp_path / "run")
+    job = launch(2, 1)
+    job.all(deeds.resume, path)
+    job.all(deeds.train, 2)
+    job.all(deeds.converged)
+    one, other = job
+    one.tell(deeds.restore, step=1)
+    other.tell(deeds.restore, step=2)
+    for trainer in job:
+        error = raised_by(trainer)
+        assert isinstance(error, Refused)
+        assert "rank 0: step 1" in str(error)
+        assert "rank 1: step 2" in str(error)
+        assert error.verdict == "mixed"
+
+
+# --- what is stored -----------------------------------------------------------------------------
+
+
+def stored(home: Path) -> dict[int, int]:
+    """Bytes of the images on the disk, by rank."""
+    return {
+        int(image.parts[-4].removeprefix("rank-")): image.stat().st_size
+        for image in home.glob("**/chunks/*.safetensors")
+    }
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_what_all_ranks_hold_alike_is_stored_once_a_node(
+    nodes: int, launch: Launch, tmp_path: Path
+) -> None:
+    """DDP's model and moments: four ranks of one node write them once, those of two nodes twice."""
+    path = str(tmp_path / "run")
+    model = {"width": 64}
+    job = launch(4, nodes)
+    job.all(deeds.resume, path, "ddp", model=model)
+    saved = job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    bytes_of = stored(tmp_path)
+    parameters = 4 * (8 * 64 + 64 + 64 * 64 + 64 + 64 * 8 + 8)
+    large = [rank for rank, size in bytes_of.items() if size > 3 * parameters]
+    small = [rank for rank, size in bytes_of.items() if size < parameters]
+    assert sorted(large) == list(range(0, 4, 4 // nodes))
+    assert len(large) + len(small) == 4
+    job.kill()
+    job = launch(4, nodes)
+    assert job.all(deeds.resume, path, "ddp", model=model) == [1] * 4
+    assert job.all(deeds.digest) == [digests[-1] for digests in saved]
+
+
+def test_shards_are_stored_by_their_owners(launch: Launch, tmp_path: Path) -> None:
+    """gpt-neox#750: the other node's shards were absent, and that was a warning only."""
+    job = launch(2, 1)
+    job.all(deeds.resume, str(tmp_path / "run"), "fsdp", model={"width": 64})
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    one, other = stored(tmp_path).values()
+    whole = 3 * 4 * (8 * 64 + 64 + 64 * 64 + 64 + 64 * 8 + 8)
+    assert whole / 2 < one < 0.75 * whole
+    assert whole / 2 < other < 0.75 * whole
+
+
+def test_models_that_nobody_synchronises_are_stored_by_each_rank_and_equal_ones_are_shown(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """Nothing is taken for replicated because it looks alike; one warning proposes to say so."""
+    path = str(tmp_path / "run")
+    job = launch(2, 1)
+    job.all(deeds.begin, path, model={"width": 64})
+    job.all(deeds.restore)
+    job.all(deeds.save, 1)
+    job.all(deeds.converged)
+    sizes = list(stored(tmp_path).values())
+    assert min(sizes) > 4 * 64 * 64
+    job.kill()
+    job = launch(2, 1)
+    job.all(deeds.resume, path, model={"width": 64})
+    first, second = job.all(deeds.warnings)
+    assert [said for said in first if "all ranks stored the same values of model/3.weight" in said]
+    assert "replicated=('model/3.weight',)" in " ".join(first)
+    assert not second
+    job.all(deeds.train, 2)
+    job.all(deeds.close)
+
+
+def test_declared_replicas_are_stored_once(launch: Launch, tmp_path: Path) -> None:
+    path = str(tmp_path / "run")
+    model = {"width": 64}
+    job = launch(2, 1)
+    job.all(deeds.begin, path, model=model, replicated=("model/**",))
+    job.all(deeds.restore)
+    job.all(deeds.save, 1)
+    job.all(deeds.converged)
+    sizes = stored(tmp_path)
+    assert sizes[0] > 4 * 64 * 64 > sizes[1]
+    job.kill()
+    job = launch(2, 1)
+    job.all(deeds.begin, path, model={**model, "seed": 9}, replicated=("model/**",))
+    assert job.all(deeds.restore) == [1, 1]
+    assert len(set(job.all(deeds.model_digest))) == 1
+    assert not any(job.all(deeds.warnings))
+
+
+def test_buffers_under_ddp_are_those_of_rank_0(launch: Launch, tmp_path: Path) -> None:
+    """Which win at the next forward; the other ranks' drift apart in between."""
+    path = str(tmp_path / "run")
+    job = launch(2, 1)
+    job.all(deeds.resume, path, "ddp", model={"norm": True})
+    job.all(deeds.train, 3)
+    job.all(deeds.converged)
+    norms = job.all(deeds.running_means)
+    assert norms[0] != norms[1]
+    job.kill()
+    job = launch(2, 1)
+    job.all(deeds.resume, path, "ddp", model={"norm": True})
+    assert job.all(deeds.running_means) == [norms[0], norms[0]]
+
+
+@pytest.mark.parametrize("primed", [True, pytest.param(False, marks=pytest.mark.heavy)])
+def test_ddp_resumes_bit_for_bit_once_its_buckets_are_primed(
+    primed: bool, launch: Launch, tmp_path: Path
+) -> None:
+    """It reduces in another order in its first iteration; a resume runs that iteration again.
+
+    Without priming all is restored to the last bit too; what comes after may then differ.
+    """
+    path = str(tmp_path / "run")
+
+    def begin(job: Job) -> Job:
+        job.all(deeds.begin, path, "ddp", model={"width": 48, "depth": 3})
+        if primed:
+            job.all(deeds.prime)
+        return job
+
+    job = begin(launch(4))
+    expected = job.all(deeds.train, 4, save=False)
+    job.kill()
+    job = begin(launch(4))
+    job.all(deeds.restore)
+    assert job.all(deeds.train, 2) == [digests[:2] for digests in expected]
+    job.all(deeds.converged)
+    job.kill()
+    job = begin(launch(4))
+    assert job.all(deeds.restore) == [2] * 4
+    assert job.all(deeds.digest) == [digests[1] for digests in expected]
+    after = job.all(deeds.train, 4, save=False)
+    assert not primed or after == [digests[2:] for digests in expected]
