@@ -122,9 +122,7 @@ def calls_a_damaged_copy_valid(patch: Patch) -> None:
 
 @mutant("s2", "s9", shape="three")
 def knows_from_its_own_edges(patch: Patch) -> None:
-    patch.setattr(
-        converge, "complete", lambda roster, tier, ballot: ballot.staged.bit_count() >= 2
-    )
+    patch.setattr(converge, "complete", lambda roster, tier, ballot: ballot.staged.bit_count() >= 2)
 
 
 @mutant("s2", shape="both")
@@ -157,9 +155,7 @@ def publishes_before_it_writes(patch: Patch) -> None:
 
 @mutant("s7")
 def resumes_before_it_writes(patch: Patch) -> None:
-    patch.setattr(
-        member, "_resume", lambda turn, certificate: turn.do(events.Resume(certificate))
-    )
+    patch.setattr(member, "_resume", lambda turn, certificate: turn.do(events.Resume(certificate)))
 
 
 # --- generations and rounds
@@ -446,7 +442,16 @@ def advance(where: World, rng: random.Random, saves: int = 0) -> None:
         where.settle(rng)
 
 
-SCENES = (replay, tie, half_told)
+def one_bad(where: World, rng: random.Random) -> None:
+    """The newest epoch is damaged in one domain, then its other copy is, if there is one."""
+    advance(where, rng, saves=2)
+    for node in where.here()[:2]:
+        if node.images:
+            where.spoil(node, max(node.images), vanish=False)
+        advance(where, rng)
+
+
+SCENES = (replay, tie, half_told, one_bad)
 
 
 def searches(fault: Mutant) -> Iterator[Callable[[], object]]:
@@ -459,7 +464,7 @@ def searches(fault: Mutant) -> Iterator[Callable[[], object]]:
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
-@pytest.mark.parametrize("shape", ["two", "three", "tiers"])
+@pytest.mark.parametrize("shape", ["two", "three", "tiers", "either"])
 def test_a_staged_meeting_harms_nobody(scene: Callable[..., None], shape: str) -> None:
     """Shows that without a fault none of these meetings breaks a law."""
     scene(World(SHAPES[shape], keep=Keep(3), stores=2), random.Random(0))

@@ -24,7 +24,6 @@ from handfast.core.member import boot, step
 from handfast.core.messages import Configured, decode_message
 from handfast.core.retain import Keep
 
-
 SHAPE = {"spare": shape(1, dir=(2, 1))}
 
 
@@ -223,7 +222,7 @@ def test_the_order_of_what_is_heard_does_not_matter(seed: int, data: st.DataObje
 
 
 @given(st.integers(0, 400))
-@settings(max_examples=8)
+@settings(max_examples=3)
 def test_a_step_is_a_function_of_its_arguments(seed: int) -> None:
     """S12, S15: the same state and event give the same result, and neither is changed by it."""
     taken = []
@@ -238,7 +237,7 @@ def test_a_step_is_a_function_of_its_arguments(seed: int) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(door, "step", watched)
-        storm(seed, "three", moves=20)
+        storm(seed, "two", moves=10)
     assert taken
 
 
@@ -261,8 +260,8 @@ def test_the_journal_holds_all_that_must_last(seed: int) -> None:
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_storms_break_no_law_and_every_calm_heals(name: str) -> None:
     """Shows all of S1-S15 after every step, and L1-L6 in the calm, in each shape of a job."""
-    for seed in range(6):
-        storm(seed, name)
+    for seed in range(3):
+        storm(seed, name, moves=40)
 
 
 def test_storms_reach_what_they_must() -> None:
@@ -330,11 +329,11 @@ class Protocol(RuleBasedStateMachine):
         if node := self.pick(at, [node for node in self.world.here() if node.todo]):
             self.world.work(node, job % len(node.todo), fail=fail and job == 3)
 
-    @rule(at=st.integers(0, 3))
-    def train(self, at: int) -> None:
+    @rule(at=st.integers(0, 3), forgo=st.sampled_from([False] * 5 + [True]))
+    def train(self, at: int, forgo: bool) -> None:
         running = [(r, s) for r in self.world.rounds for s in sorted(r.step) if r.alive[s]]
         if rank := self.pick(-1 - at, running):
-            self.world.save(*rank)
+            self.world.save(*rank, forgo=forgo)
 
     @rule(seed=st.integers(0, 9))
     def settle(self, seed: int) -> None:

@@ -54,7 +54,6 @@ from handfast.core.messages import (
 from handfast.core.retain import Keep
 from handfast.core.state import Member, Peer
 
-
 HEARING = tuple(
     law
     for law in ALWAYS
@@ -375,13 +374,13 @@ class World:
             event = round_.begin(self.keep, self.window)
             self.run(node, msgspec.structs.replace(event, **other))
 
-    def save(self, round_: Round, shard: int) -> None:
+    def save(self, round_: Round, shard: int, *, forgo: bool = False) -> None:
         """Let one rank reach its next step, and hand its image to all domains of its shard."""
         round_.step[shard] += 10
         epoch = Epoch(round_.generation, round_.step[shard])
         for node in self.nodes.values():
             if node.domain.shard == shard and not node.fenced:
-                self.run(node, ev.Captured(epoch))
+                self.run(node, ev.Forgone(epoch, "skipped") if forgo else ev.Captured(epoch))
 
     def change(self, node: Node) -> None:
         """Let the engine record that one domain is gone for good, and a new one takes its place."""
@@ -629,7 +628,8 @@ class Storm:
         if running:
             newest = [(r, s) for r, s in running if r is running[-1][0]]
             slowest = min(newest, key=lambda pair: pair[0].step[pair[1]])
-            self.world.save(*(slowest if self.rng.random() < 0.8 else self.rng.choice(running)))
+            rank = slowest if self.rng.random() < 0.8 else self.rng.choice(running)
+            self.world.save(*rank, forgo=self.rng.random() < 0.06)
 
     def start(self) -> None:
         up = self.up()

@@ -23,7 +23,6 @@ from handfast.core.messages import (
     Frozen,
     Lost,
     Record,
-    Released,
     RestoreCertificate,
     Restored,
     Skipped,
@@ -69,7 +68,7 @@ def fold(state: Member, record: Record) -> Member:
             return _restored(state, record.certificate)
         case Converged():
             return _converged(state, record.certificate)
-        case Released():
+        case _:  # Released
             kept = tuple(copy for copy in state.retained if copy.epoch not in record.epochs)
             return _replace(state, retained=kept)
 

@@ -8,142 +8,30 @@ core never sees: the files behind S1 and the damage behind S14 are for the tests
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
-from typing import Any, Final, TypeAlias, TypeVar
-
-import msgspec
+from collections.abc import Callable, Iterator
+from typing import Final, TypeAlias
 
 from handfast.core import events, gossip, messages
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import Roster
 from handfast.core.recover import Phase, eligible
-from handfast.core.retain import Keep
 from handfast.core.state import Member
+from handfast.core.truth import Truth, Turn, Written
 from handfast.core.view import view
 
-__all__ = ["ALWAYS", "EVENTUALLY", "SOMETIMES", "STANDSTILL", "Truth", "Turn", "Written",
-           "breaches", "reached"]  # fmt: skip
+__all__ = [
+    "ALWAYS",
+    "EVENTUALLY",
+    "SOMETIMES",
+    "STANDSTILL",
+    "Truth",
+    "Turn",
+    "Written",
+    "breaches",
+    "reached",
+]
 
-R = TypeVar("R", bound=messages.Record)
 Law: TypeAlias = "Callable[[Truth], Iterator[str]]"
-
-
-class Written(msgspec.Struct, frozen=True):
-    """One durable record: whose, and in which life it was written."""
-
-    domain: str
-    incarnation: int
-    record: messages.Record
-
-
-class Turn(msgspec.Struct, frozen=True):
-    """One call of ``step``; the ``first`` of an incarnation also concludes what its journal allows."""
-
-    before: Member
-    event: events.Event
-    after: Member
-    effects: events.Effects
-    first: bool = False
-
-
-class Truth(msgspec.Struct, frozen=True, dict=True):
-    """What really is, and was.
-
-    ``rosters`` are the configurations, the engine's latest last; ``journal`` is in the order of
-    syncing. ``sound`` are the images on the disks that are as they were written (domain, epoch,
-    digest), ``spoilt`` the copies damaged, lost or fenced after their attestation. ``published``
-    and ``resumed`` are deeds, by domain; ``pinned`` is what readers hold. ``members`` are those
-    that are up, ``turn`` the step just taken, ``exchanges`` the rounds of ticks in the calm.
-    """
-
-    rosters: tuple[Roster, ...]
-    journal: tuple[Written, ...]
-    sound: frozenset[tuple[str, Epoch, str]] = frozenset()
-    spoilt: frozenset[tuple[str, Epoch]] = frozenset()
-    published: tuple[tuple[str, messages.Certificate], ...] = ()
-    resumed: tuple[tuple[str, messages.RestoreCertificate], ...] = ()
-    pinned: frozenset[tuple[str, Epoch]] = frozenset()
-    keep: Keep = Keep()
-    members: tuple[Member, ...] = ()
-    turn: Turn | None = None
-    exchanges: int = 0
-
-    def records(self, kind: type[R]) -> Sequence[tuple[str, R]]:
-        """List the durable records of one kind, with whose they are."""
-        return self._kinds.get(kind, ())
-
-    @cached_property
-    def _kinds(self) -> dict[type, list[tuple[str, Any]]]:
-        kinds: dict[type, list[tuple[str, Any]]] = {}
-        for w in self.journal:
-            kinds.setdefault(type(w.record), []).append((w.domain, w.record))
-        return kinds
-
-    def roster(self, digest: str) -> Roster:
-        """Find a configuration by its name."""
-        return next(roster for roster in self.rosters if roster.digest == digest)
-
-    @cached_property
-    def retained(self) -> frozenset[tuple[str, Epoch]]:
-        """List whose copies were attested and never released, damaged or not."""
-        held = frozenset((d, s.epoch) for d, s in self.records(messages.Staged))
-        held |= {(d, GENESIS) for d, c in self.records(messages.Configured) if c.founding}
-        return held - {(d, e) for d, r in self.records(messages.Released) for e in r.epochs}
-
-    @cached_property
-    def bases(self) -> dict[int, messages.RestoreCertificate]:
-        """Find the restore certificate of each generation that has one."""
-        return {r.certificate.generation: r.certificate for _, r in self.records(messages.Restored)}
-
-    @cached_property
-    def newest(self) -> int:
-        """Find the highest generation that was restored, as the present members know it."""
-        held = self.records(messages.Restored)
-        here = self.rosters[-1].ids
-        return max((r.certificate.generation for d, r in held if d in here), default=0)
-
-    def living(self, epoch: Epoch, generation: int) -> bool:
-        """Say whether the chain of bases from a generation down passes through an epoch."""
-        cap: Epoch | None = None
-        while generation:
-            if epoch.generation == generation:
-                return cap is None or epoch <= cap
-            cap = self.bases[generation].base
-            generation = cap.generation
-        return epoch == GENESIS and (cap is None or cap == GENESIS)
-
-    def frozen(self, generation: int, round_: str) -> dict[str, messages.Frozen]:
-        """Find what each member reported when it froze in a round."""
-        frozen = self.records(messages.Frozen)
-        return {d: f for d, f in frozen if (f.generation, f.round) == (generation, round_)}
-
-    @cached_property
-    def intact(self) -> frozenset[tuple[str, Epoch]]:
-        """List the copies that are retained and that a restore could read."""
-        there = frozenset((d, e) for d, e, _ in self.sound)
-        return frozenset(copy for copy in self.retained if copy[1] == GENESIS or copy in there)
-
-    def beyond(self, line: messages.Certificate) -> bool:
-        """Say whether k_T copies of some shard were lost: more than its tier promises to bear."""
-        roster = self.roster(line.configuration)
-        tier = roster.tiers.index(line.tier)
-        return any(
-            sum((d, line.epoch) in self.spoilt for d in roster.names(mask)) >= roster.needs[tier]
-            for mask in roster.holders[tier]
-        )
-
-    @cached_property
-    def restorable(self) -> tuple[Epoch, ...]:
-        """List the living epochs of which every shard has an intact copy."""
-        domains, intact = self.rosters[-1].configuration.domains, self.intact
-        return tuple(
-            epoch
-            for epoch in sorted({e for _, e in intact})
-            if len({d.shard for d in domains if (d.id, epoch) in intact})
-            == self.rosters[-1].configuration.shards
-            and self.living(epoch, self.newest)
-        )
 
 
 # --- always -------------------------------------------------------------------------------------
@@ -158,10 +46,9 @@ def s1_attested_is_durable(truth: Truth) -> Iterator[str]:
             yield f"{vote[0]} attested {vote[1]}; no such image is on its disk"
     for send in truth.turn.effects.send if truth.turn else ():
         ids = truth.roster(send.message.configuration).ids
-        for fact in send.message.facts:
-            if isinstance(fact, messages.Staged):
-                if (ids[fact.domain], fact.epoch, fact.digest) not in votes:
-                    yield f"a vote on {fact.epoch} was sent before it was durable"
+        for fact in [f for f in send.message.facts if isinstance(f, messages.Staged)]:
+            if (ids[fact.domain], fact.epoch, fact.digest) not in votes:
+                yield f"a vote on {fact.epoch} was sent before it was durable"
 
 
 def s2_knowledge_is_sound(truth: Truth) -> Iterator[str]:
@@ -211,10 +98,10 @@ def s4_certified_is_not_lost(truth: Truth) -> Iterator[str]:
         # Below an orphan that had converged, what was superseded by it may be gone.
         for last in certified[-1:]:
             roster = truth.roster(last.configuration)
-            for mask in roster.holders[roster.tiers.index(tier_name)]:
+            promised = truth.living(last.epoch, newest) and not truth.beyond(last)
+            for mask in roster.holders[roster.tiers.index(tier_name)] if promised else ():
                 if not any((d, last.epoch) in intact for d in roster.names(mask)):
-                    if truth.living(last.epoch, newest) and not truth.beyond(last):
-                        yield f"no copy of {last.epoch} is left with {roster.names(mask)}"
+                    yield f"no copy of {last.epoch} is left with {roster.names(mask)}"
         for generation, c in bases.items():
             reports = truth.frozen(generation, c.round).values()
             held = [f.report.restored.generation for f in reports if f.report.restored is not None]
@@ -290,41 +177,42 @@ def s7_nothing_acts_without_a_certificate(truth: Truth) -> Iterator[str]:
 def s8_release_follows_knowledge(truth: Truth) -> Iterator[str]:
     """Released is what can't be available, or lies below an own, known, retained, sound, living
     converged epoch of the present configuration; never what is pinned or to be kept."""
-    turn = truth.turn
-    records = turn.effects.persist if turn else ()
-    gone = [e for r in records if isinstance(r, messages.Released) for e in r.epochs]
-    if turn is None or turn.after.roster is None:
-        return
-    member, roster = turn.after, turn.after.roster
-    line, tier = member.tallies[roster.tier_of[member.me]].line, roster.tier_of[member.me]
+    member = truth.turn.after if truth.turn else None
+    for record in truth.turn.effects.persist if truth.turn else ():
+        for epoch in record.epochs if isinstance(record, messages.Released) else ():
+            if member and member.roster and (why := _kept(truth, member, member.roster, epoch)):
+                yield f"{member.id} released {epoch}: {why}"
+
+
+def _kept(truth: Truth, member: Member, roster: Roster, epoch: Epoch) -> str:
+    """Say why a member may not release an epoch, or nothing."""
     skipped = {(d, v.epoch) for d, v in truth.records(messages.Skipped)}
-    judged = {(d, b.epoch) for d, b in truth.records(messages.Bad)}
-    held = [c.epoch for c in member.retained]
-    for epoch in gone:
-        everywhere = [sum(tier[s] for tier in roster.holders) for s in range(len(roster.homes))]
-        why = ""
-        if (member.id, epoch) in truth.pinned:
-            why = "a reader holds it"
-        elif not member.open:
-            why = "a recovery is under way"
-        elif any(all((d, epoch) in skipped for d in roster.names(m)) for m in everywhere):
-            continue
-        elif line is None or line.epoch <= epoch:
-            why = "nothing above it is known converged"
-        elif line.epoch not in held or (member.id, line.epoch) in judged:
-            why = f"{line.epoch} is not retained"
-        elif line.configuration != roster.digest or not truth.living(line.epoch, member.generation):
-            why = f"{line.epoch} is another configuration's, or an orphan"
-        elif any(all((d, line.epoch) in judged for d in roster.names(m))
-                 for m in roster.holders[tier]):  # fmt: skip
-            why = f"the tier has lost {line.epoch}"
-        elif epoch != GENESIS and truth.living(epoch, member.generation):
-            newer = [e for e in held if epoch < e <= line.epoch]
-            every = truth.keep.every is not None and epoch.step % truth.keep.every == 0
-            if (every or len(newer) < truth.keep.newest) and (member.id, epoch) not in judged:
-                why = "the user keeps it"
-        if why:
-            yield f"{member.id} released {epoch}: {why}"
+    holders = [sum(tier[s] for tier in roster.holders) for s in range(len(roster.homes))]
+    void = any(all((d, epoch) in skipped for d in roster.names(mask)) for mask in holders)
+    if (member.id, epoch) in truth.pinned:
+        return "a reader holds it"
+    if not member.open:
+        return "a recovery is under way"
+    line = member.tallies[roster.tier_of[member.me]].line
+    if void:
+        return ""
+    if line is None or line.epoch <= epoch:
+        return "nothing above it is known converged"
+    judged = truth.bad
+    held = [c.epoch for c in member.retained if (member.id, c.epoch) not in judged]
+    if line.epoch not in held:
+        return f"{line.epoch} is not retained"
+    if line.configuration != roster.digest or not truth.living(line.epoch, member.generation):
+        return f"{line.epoch} is another configuration's, or an orphan"
+    shards = [roster.names(mask) for mask in roster.holders[roster.tier_of[member.me]]]
+    if any(all((d, line.epoch) in judged for d in names) for names in shards):
+        return f"the tier has lost {line.epoch}"
+    newer = [e for e in held if epoch < e <= line.epoch]
+    every = truth.keep.every is not None and epoch.step % truth.keep.every == 0
+    wanted = every or len(newer) < truth.keep.newest
+    if epoch == GENESIS or not truth.living(epoch, member.generation) or not wanted:
+        return ""
+    return "" if (member.id, epoch) in judged else "the user keeps it"
 
 
 def s9_joins_agree(truth: Truth) -> Iterator[str]:
@@ -400,10 +288,11 @@ def s13_no_interaction_across_epochs(truth: Truth) -> Iterator[str]:
 def s14_what_is_corrupt_never_counts(truth: Truth) -> Iterator[str]:
     """VALID is said of what was sound when it was read; no certificate names what was BAD."""
     sound = {(d, e) for d, e, _ in truth.sound}
-    for record in truth.turn.effects.persist if truth.turn else ():
-        if isinstance(record, messages.Valid) and truth.turn and record.epoch != GENESIS:
-            if (truth.turn.after.id, record.epoch) not in sound:
-                yield f"{truth.turn.after.id} called its copy of {record.epoch} valid"
+    who = truth.turn.after.id if truth.turn else ""
+    said = truth.turn.effects.persist if truth.turn else ()
+    for record in [r for r in said if isinstance(r, messages.Valid)]:
+        if record.epoch != GENESIS and (who, record.epoch) not in sound:
+            yield f"{who} called its copy of {record.epoch} valid"
     judged = {(d, b.generation, b.epoch) for d, b in truth.records(messages.Bad)}
     for c in truth.bases.values():
         for copy in c.copies:
@@ -414,9 +303,10 @@ def s14_what_is_corrupt_never_counts(truth: Truth) -> Iterator[str]:
 def s15_time_changes_nothing(truth: Truth) -> Iterator[str]:
     """A tick, early or late, only sends."""
     turn = truth.turn
-    if turn is not None and isinstance(turn.event, events.Tick) and not turn.first:
-        if turn.effects.persist or turn.effects.apply:
-            yield f"a tick made {turn.before.id} do {turn.effects}"
+    if turn is None or turn.first or not isinstance(turn.event, events.Tick):
+        return
+    if turn.effects.persist or turn.effects.apply:
+        yield f"a tick made {turn.before.id} do {turn.effects}"
 
 
 def l4_refusals_are_true(truth: Truth) -> Iterator[str]:
@@ -450,7 +340,7 @@ def l2_heals_in_diameter(truth: Truth) -> Iterator[str]:
 
 
 def l3_no_orphaned_knowledge(truth: Truth) -> Iterator[str]:
-    """After restarts every member holds the newest restore certificate: none is stuck in between."""
+    """After restarts every member holds the newest restore certificate; none is stuck between."""
     for m in truth.members:
         if not m.open or m.generation != truth.newest:
             yield f"{m.id} is not in generation {truth.newest}"
@@ -518,7 +408,6 @@ SOMETIMES: Final = (
 
 def reached(turn: Turn) -> Iterator[str]:
     """Name the goals that a step reached."""
-    before, after, apply = turn.before, turn.after, turn.effects.apply
     heard = isinstance(turn.event, events.Received)
     for record in turn.effects.persist:
         match record:
@@ -527,35 +416,43 @@ def reached(turn: Turn) -> Iterator[str]:
             case messages.Skipped():
                 yield "a skip is voted"
             case messages.Restored(certificate=c):
-                lines = [t.line.epoch for t in before.tallies if t.line is not None]
-                judged = before.recovery.checks if before.recovery is not None else ()
-                if any(check.bad and check.epoch > c.base for check in judged):
-                    yield "a recovery descends below a bad copy"
-                if any(check.bad and check.epoch == c.base for check in judged):
-                    yield "a bad copy is outlived by a valid one"
-                if any(line > c.base for line in lines):
-                    yield "a timeline is abandoned"
-                if before.restored and before.restored.configuration != c.configuration:
-                    yield "a changed configuration resumes"
+                yield from _resumed(turn, c)
             case messages.Released(epochs=epochs):
-                chain = after.restored.timeline if after.restored is not None else ()
+                chain = turn.after.restored.timeline if turn.after.restored is not None else ()
                 if any(not eligible(epoch, chain) for epoch in epochs):
                     yield "an orphan is released"
-                if any(epoch in before.void or epoch in after.void for epoch in epochs):
+                if set(epochs) & {*turn.before.void, *turn.after.void}:
                     yield "a void epoch is released"
-            case _:
-                pass
-    for action in apply:
-        match action:
-            case events.Refuse(by=by) if by:
-                yield "a window blocks and names"
-            case events.Reject():
-                yield "a stale message is refused"
-            case events.Overtaken():
-                yield "a round is overtaken"
-            case events.Stuck(phase=phase):
-                yield "a rank declines" if phase is Phase.DECLINED else "nothing is left to restore"
-            case _:
-                pass
-    if turn.first and before.recovery is not None and before.incarnation > 1:
+    yield from filter(None, map(_told, turn.effects.apply))
+    if turn.first and turn.before.recovery is not None and turn.before.incarnation > 1:
         yield "a member boots in the middle of a recovery"
+
+
+def _resumed(turn: Turn, c: messages.RestoreCertificate) -> Iterator[str]:
+    before = turn.before
+    judged = before.recovery.checks if before.recovery is not None else ()
+    bad = [check.epoch for check in judged if check.bad]
+    if any(epoch > c.base for epoch in bad):
+        yield "a recovery descends below a bad copy"
+    if c.base in bad:
+        yield "a bad copy is outlived by a valid one"
+    if any(tally.line.epoch > c.base for tally in before.tallies if tally.line is not None):
+        yield "a timeline is abandoned"
+    if before.restored is not None and before.restored.configuration != c.configuration:
+        yield "a changed configuration resumes"
+
+
+def _told(action: events.Action) -> str:
+    match action:
+        case events.Refuse(by=by) if by:
+            return "a window blocks and names"
+        case events.Reject():
+            return "a stale message is refused"
+        case events.Overtaken():
+            return "a round is overtaken"
+        case events.Stuck(phase=Phase.DECLINED):
+            return "a rank declines"
+        case events.Stuck():
+            return "nothing is left to restore"
+        case _:
+            return ""

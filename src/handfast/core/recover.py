@@ -271,14 +271,13 @@ def _digest(report: Report, epoch: Epoch) -> str:
 def blame(roster: Roster, recovery: Recovery) -> tuple[str, ...]:
     """Say why nothing newer could be restored: asked for otherwise, lost, damaged."""
     lines = []
-    wants = {frozen.want for frozen in recovery.reports if frozen is not None}
-    for i, frozen in enumerate(recovery.reports if len(wants) > 1 else ()):
-        if frozen is not None:
+    held = [(roster.ids[i], frozen) for i, frozen in enumerate(recovery.reports) if frozen]
+    if len({frozen.want for _, frozen in held}) > 1:
+        for name, frozen in held:
             step = "the newest step" if frozen.want is None else f"step {frozen.want}"
-            lines.append(f"{roster.ids[i]} asks for {step}")
-    for i, frozen in enumerate(recovery.reports):
-        if frozen is not None:
-            lines += [f"{roster.ids[i]}: {lost.epoch} {lost.reason}" for lost in frozen.report.lost]
+            lines.append(f"{name} asks for {step}")
+    for name, frozen in held:
+        lines += [f"{name}: {lost.epoch} {lost.reason}" for lost in frozen.report.lost]
     for check in recovery.checks:
         said = dict(check.reasons)
         lines += [f"{roster.ids[i]}: {check.epoch} {said.get(i, '')}" for i in bits(check.bad)]

@@ -66,9 +66,7 @@ def test_merging_is_a_join(a, b, c):
 def test_a_line_makes_the_votes_below_it_forgotten():
     old = Knows(lines=(None,), votes=((0, Epoch(1, 1), b"\1"), (0, Epoch(1, 2), b"\1")))
     new = Knows(lines=(Epoch(1, 1),), votes=((0, Epoch(1, 2), b"\2"),))
-    assert gossip.merge(old, new) == Knows(
-        lines=(Epoch(1, 1),), votes=((0, Epoch(1, 2), b"\3"),)
-    )
+    assert gossip.merge(old, new) == Knows(lines=(Epoch(1, 1),), votes=((0, Epoch(1, 2), b"\3"),))
 
 
 # --- members that talk

@@ -92,9 +92,7 @@ class Pair:
     def word(self, *facts, **other) -> Message:
         """Build a message of the second member's, as it would be now, but for what is given."""
         m = self.members[1]
-        message = Message(
-            1, m.incarnation, m.generation, m.round, ROSTER.digest, facts, Knows()
-        )
+        message = Message(1, m.incarnation, m.generation, m.round, ROSTER.digest, facts, Knows())
         return replace(message, **other)
 
 
@@ -320,6 +318,21 @@ def test_a_skip_makes_room_in_the_window():
     assert pair.run(1, ev.Failed(E1, "full")).persist == (Skipped(1, E1, "full"),)
     pair.deliver()
     assert pair.run(0, ev.Captured(E3)).apply == (ev.Persist(E3),)
+
+
+def test_a_rank_that_does_not_save_says_so_and_nobody_waits():
+    """Shows that `save` by the policy "skip" leaves the others' windows free."""
+    pair = Pair().opened()
+    assert pair.run(0, ev.Forgone(E1, "busy")).persist == (Skipped(0, E1, "busy"),)
+    (refused,) = pair.run(0, ev.Forgone(E1, "again")).apply
+    assert "step 10 was saved" in refused.reason
+    pair.deliver()
+    for epoch in (E1, E2):
+        pair.run(1, ev.Captured(epoch))
+        pair.run(1, ev.Persisted(epoch, "x"))
+    assert pair.run(1, ev.Captured(E3)).apply == (ev.Persist(E3),)
+    full = pair.run(1, ev.Forgone(Epoch(1, 40), "window"))
+    assert full.persist[0] == Skipped(1, Epoch(1, 40), "window")
 
 
 # --- what peers say

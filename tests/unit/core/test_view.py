@@ -68,5 +68,6 @@ def test_what_converged_is_certified_here_and_there():
 
 def test_a_member_between_two_configurations_is_idle():
     pair = Pair()
+    pair.begin()
     pair.members[0] = boot("a", 1, pair.journals[0][:1])
     assert view(pair.members[0]).phase == "idle"
