@@ -105,14 +105,14 @@ def test_a_restarted_agent_releases_nothing_before_it_knows_what_is_wanted():
 
 def test_an_image_that_was_persisted_late_is_not_kept_in_place_of_a_newer_one():
     """Shows that `keep` counts epochs by age, not by the order in which the disk took them."""
-    world, rng = started("one", keep=Keep(2))
+    world, _ = started("one", keep=Keep(2))
     node = world.nodes["dir0a"]
-    for step in (10, 20, 30):
-        world.run(node, ev.Captured(Epoch(1, step)))
+    for number in (10, 20, 30):
+        world.run(node, ev.Captured(Epoch(1, number)))
     world.work(node, at=1)
     world.work(node, at=0)
-    for step in (30, 40):
-        world.run(node, ev.Captured(Epoch(1, step)))
+    for number in (30, 40):
+        world.run(node, ev.Captured(Epoch(1, number)))
         world.work(node)
     assert sorted(retained(world, "dir0a")) == [Epoch(1, 30), Epoch(1, 40)]
 
@@ -269,7 +269,7 @@ def test_storms_reach_what_they_must() -> None:
     met: Counter[str] = Counter()
     for seed in itertools.count():
         met += storm(seed, "either" if seed % 2 else "two").goals
-        if set(met) == set(SOMETIMES):
+        if set(met) >= set(SOMETIMES):
             return
         assert seed < 60, set(SOMETIMES) - set(met)
 

@@ -1,6 +1,6 @@
 """Show how a generation finds what it resumes from: a function of frozen reports and the chain."""
 
-import itertools
+import random
 
 import pytest
 
@@ -170,7 +170,7 @@ def test_a_rank_that_declines_ends_the_round():
 @pytest.mark.parametrize("seed", range(20))
 def test_the_order_of_facts_does_not_matter(seed):
     facts = [*ACCEPTED, Bad(1, 2, E3, "x"), Declined(0, 2, E2, "no")]
-    order = list(itertools.islice(itertools.permutations(facts), seed * 997, seed * 997 + 1))[0]
+    order = random.Random(seed).sample(facts, len(facts))
     assert held(SINGLE, *order, *facts) == held(SINGLE, *facts)
 
 

@@ -13,7 +13,10 @@ def steps(*numbers: int) -> list[Epoch]:
     return [Epoch(1, n) for n in numbers]
 
 
-def gone(held, *, line, keep=Keep(1), timeline=TIMELINE, pinned=(), void=(), doubted=()):
+NEWEST = Keep(1)
+
+
+def gone(held, *, line, keep=NEWEST, timeline=TIMELINE, pinned=(), void=(), doubted=()):
     copies = [Copy(epoch, "x") for epoch in held]
     return list(
         releasable(

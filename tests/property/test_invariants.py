@@ -1,0 +1,293 @@
+"""Show that each law finds each breach that it speaks of, in a truth that was tampered with."""
+
+import random
+
+import pytest
+from msgspec.structs import replace
+from world import SHAPES, World
+
+from handfast.core import events as ev
+from handfast.core import messages as ms
+from handfast.core.invariants import (
+    ALWAYS,
+    EVENTUALLY,
+    STANDSTILL,
+    Truth,
+    Turn,
+    Written,
+    breaches,
+)
+from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.member import boot
+from handfast.core.retain import Keep
+
+E1, E2, E3 = Epoch(1, 10), Epoch(1, 20), Epoch(2, 30)
+
+
+def grown(name: str = "two") -> World:
+    """Give a world that converged on two epochs, was started anew, and converged on a third."""
+    world, rng = World(SHAPES[name], keep=Keep(9)), random.Random(0)
+    for saves in (2, 1):
+        round_ = world.launch()
+        for node in world.here():
+            world.look(node)
+            world.begin(round_, node)
+        world.settle(rng)
+        for _ in range(saves):
+            for shard in sorted(round_.step):
+                world.save(round_, shard)
+            world.settle(rng)
+    return world
+
+
+WORLD, BOTH, TIERS = grown(), grown("both"), grown("tiers")
+TRUTH = WORLD.truth()
+MEMBER = WORLD.nodes["dir0a"].member
+OTHER = WORLD.nodes["dir1a"].member
+CERTIFICATE = TRUTH.bases[2]
+DIGEST = WORLD.rosters[0].digest
+ALL = (*ALWAYS, *EVENTUALLY, *STANDSTILL)
+
+
+def also(*records: ms.Record, of: Truth = TRUTH, domain: str = "dir0a") -> Truth:
+    return replace(of, journal=(*of.journal, *(Written(domain, 1, r) for r in records)))
+
+
+def but(change, of: Truth = TRUTH) -> Truth:
+    """Change or drop (None) each record of the journal."""
+    changed = [(w, change(w)) for w in of.journal]
+    return replace(of, journal=tuple(replace(w, record=r) for w, r in changed if r is not None))
+
+
+def turn(event=None, after=MEMBER, before=MEMBER, persist=(), send=(), apply=()) -> Truth:
+    effects = ev.Effects(tuple(persist), tuple(send), tuple(apply))
+    return replace(TRUTH, turn=Turn(before, event or ev.Greet(1), after, effects))
+
+
+def broken(truth: Truth) -> set[str]:
+    return {words.split("_")[0] for words in breaches(truth, ALL)}
+
+
+@pytest.mark.parametrize("world", [WORLD, BOTH, TIERS])
+def test_an_honest_truth_breaks_no_law(world):
+    assert breaches(world.truth(), ALL) == ()
+
+
+def line(epoch, root="x", tier="dir", digest=DIGEST) -> ms.Converged:
+    return ms.Converged(ms.Certificate("run", digest, tier, epoch, root))
+
+
+def message(**other) -> ms.Message:
+    base = ms.Message(1, OTHER.incarnation, 2, OTHER.round, DIGEST, (), ms.Knows())
+    return replace(base, **other)
+
+
+def hearing(persist=(), **other) -> Truth:
+    peers = tuple(replace(peer, knows=ms.Knows(restored=True)) for peer in MEMBER.peers)
+    after = MEMBER if persist else replace(MEMBER, peers=peers)
+    return turn(ev.Received(message(**other)), after, persist=persist)
+
+
+def other_base(w: Written):
+    """Let generation 2 resume from genesis."""
+    if isinstance(w.record, ms.Restored) and w.record.certificate.generation == 2:
+        return ms.Restored(replace(w.record.certificate, base=GENESIS))
+    return w.record
+
+
+def frozen_without(w: Written):
+    return None if isinstance(w.record, ms.Frozen) and w.domain == "dir1a" else w.record
+
+
+def asking(w: Written):
+    if isinstance(w.record, ms.Frozen) and w.record.generation == 2:
+        return replace(w.record, want=10)
+    return w.record
+
+
+DECLARED = {
+    "s1": [
+        replace(TRUTH, sound=frozenset()),
+        turn(send=[ev.Send(1, message(facts=(ms.Staged(0, Epoch(2, 99), "x"),)))]),
+    ],
+    "s2": [
+        also(line(Epoch(2, 99))),
+        also(
+            line(E2, BOTH.truth().bases[2].root, digest=BOTH.rosters[0].digest), of=BOTH.truth()
+        ),
+        also(
+            line(E2, TIERS.truth().bases[2].root, "dir", TIERS.rosters[0].digest),
+            of=TIERS.truth(),
+        ),
+    ],
+    "s3": [also(ms.Released((GENESIS, E1, E2, E3)))],
+    "s4": [
+        replace(TRUTH, sound=frozenset(i for i in TRUTH.sound if i[:2] != ("dir0a", E3))),
+        but(other_base),
+    ],
+    "s5": [
+        also(ms.Skipped(0, E3, "late")),
+        also(ms.Bad(0, 2, E2, "late")),
+        also(ms.Accepted(0, 2, E1, 0)),
+        also(next(f for d, f in TRUTH.records(ms.Frozen) if d == "dir0a")),
+    ],
+    "s6": [
+        also(ms.Restored(replace(CERTIFICATE, base=E1))),
+        but(frozen_without),
+        replace(TRUTH, published=(("dir0a", line(Epoch(7, 1)).certificate),)),
+    ],
+    "s7": [
+        replace(TRUTH, published=(("dir0a", line(Epoch(2, 99)).certificate),)),
+        replace(TRUTH, resumed=(("dir0a", replace(CERTIFICATE, base=E1)),)),
+    ],
+    "s9": [
+        replace(TRUTH, members=(MEMBER, replace(OTHER, restored=replace(CERTIFICATE, base=E1)))),
+    ],
+    "s10": [
+        hearing(generation=1),
+        hearing(round="other"),
+        hearing(configuration="other"),
+        hearing(incarnation=0),
+        hearing(persist=(ms.Skipped(0, E3, "x"),), generation=1),
+        also(ms.Staged(0, Epoch(1, 30), "x")),
+        also(ms.Valid(0, 1, E1)),
+    ],
+    "s11": [
+        but(lambda w: None if isinstance(w.record, ms.Valid) else w.record),
+        but(lambda w: None if isinstance(w.record, ms.Accepted) else w.record),
+    ],
+    "s12": [but(other_base), but(asking)],
+    "s13": [
+        replace(
+            TRUTH,
+            resumed=(("dir0a", CERTIFICATE), ("dir1a", replace(CERTIFICATE, base=E1))),
+        )
+    ],
+    "s14": [
+        also(ms.Bad(0, 2, E2, "x")),
+        turn(persist=[ms.Valid(0, 2, Epoch(2, 99))]),
+    ],
+    "s15": [
+        turn(ev.Tick(), persist=[ms.Skipped(0, E3, "slow")]),
+        turn(ev.Tick(), apply=[ev.Persist(E3)]),
+    ],
+    "l1": [
+        replace(TRUTH, members=(MEMBER, replace(OTHER, tallies=(type(OTHER.tallies[0])(),)))),
+    ],
+    "l2": [replace(TRUTH, exchanges=99)],
+    "l3": [replace(TRUTH, members=(replace(MEMBER, generation=1), OTHER))],
+    "l5": [replace(TRUTH, members=(replace(MEMBER, peers=MEMBER.peers[:1] * 2), OTHER))],
+    "l6": [replace(TRUTH, keep=Keep(1), members=(replace(MEMBER, retained=MEMBER.retained * 2),))],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("law", "truth"), [(law, truth) for law, cases in DECLARED.items() for truth in cases]
+)
+def test_a_breach_is_named_by_its_law(law, truth):
+    assert law in broken(truth)
+
+
+# --- S8, reason by reason
+
+
+def released(epoch: Epoch, after=MEMBER, **changes) -> str:
+    truth = replace(turn(after=after, persist=[ms.Released((epoch,))]), **changes)
+    return " ".join(words for words in breaches(truth) if words.startswith("s8"))
+
+
+def test_every_wrong_release_is_told_why():
+    pinned = frozenset({("dir0a", E1)})
+    line_lost = replace(MEMBER, retained=MEMBER.retained[:1])
+    unknown = replace(MEMBER, tallies=(type(MEMBER.tallies[0])(),))
+    keep = Keep(1)
+    assert "a reader holds it" in released(E1, pinned=pinned)
+    assert "a recovery is under way" in released(E1, replace(MEMBER, restored=None))
+    assert "nothing above it is known" in released(E1, unknown)
+    assert "nothing above it is known" in released(E3)
+    assert "2/30 is not retained" in released(E1, line_lost)
+    assert "the user keeps it" in released(E1, keep=Keep(3))
+    assert "the user keeps it" in released(E1, keep=Keep(1, every=10))
+    assert released(E1, keep=keep) == released(GENESIS, keep=keep) == ""
+    assert released(E1, boot("dir0a", 1, [])) == ""
+
+
+def test_a_line_that_does_not_count_any_more_is_no_reason():
+    foreign = replace(MEMBER.tallies[0], line=replace(MEMBER.tallies[0].line, configuration="x"))
+    assert "another configuration's" in released(E1, replace(MEMBER, tallies=(foreign,)))
+    either = grown("either")
+    node = either.nodes["dir0a"]
+    lost = [Written(d, 1, ms.Bad(0, 2, E3, "x")) for d in ("dir1a", "dir1b")]
+    truth = replace(
+        either.truth(Turn(node.member, ev.Greet(1), node.member,
+                          ev.Effects((ms.Released((E1,)),)))),
+        keep=Keep(1),
+    )  # fmt: skip
+    truth = replace(truth, journal=(*truth.journal, *lost))
+    assert any("the tier has lost 2/30" in words for words in breaches(truth))
+
+
+def test_what_every_holder_skipped_may_go_at_any_time():
+    gone = Epoch(2, 40)
+    truth = turn(persist=[ms.Released((gone,))])
+    skipped = replace(
+        truth, journal=(*TRUTH.journal, Written("dir1a", 1, ms.Skipped(1, gone, "x")))
+    )
+    assert "s8" in broken(truth)
+    assert "s8" not in broken(skipped)
+
+
+def test_a_copy_that_was_bad_and_is_valid_again_counts():
+    again = also(ms.Bad(0, 2, E3, "x"), ms.Valid(0, 3, E3))
+    assert ("dir0a", E3) in also(ms.Bad(0, 2, E3, "x")).bad
+    assert ("dir0a", E3) not in again.bad
+
+
+# --- L4, and recoveries
+
+
+def test_a_refusal_must_be_true():
+    refuse = ev.Refuse(E3, "full", ("dir1a",))
+    assert "l4" in broken(turn(apply=[refuse]))
+    assert "l4" not in broken(turn(apply=[replace(refuse, by=())]))
+    assert "l4" not in broken(turn(after=replace(MEMBER, persisting=(E2, E3)), apply=[refuse]))
+
+
+def waiting() -> tuple[World, Truth]:
+    world, rng = World(SHAPES["three"]), random.Random(0)
+    round_ = world.launch()
+    for node in world.here()[:2]:
+        world.begin(round_, node)
+    world.settle(rng)
+    for node in world.here()[2:]:
+        world.crash(node)
+    return world, world.truth()
+
+
+def test_whoever_blocks_is_named():
+    _, truth = waiting()
+    assert breaches(truth, STANDSTILL) == ()
+    a, b = truth.members
+    deaf = replace(a.recovery, reports=(a.recovery.reports[0], None, None))
+    assert "l4" in broken(replace(truth, members=(replace(a, recovery=deaf), b)))
+    assert "l1" in broken(truth)
+    unbegun = boot("dir9", 1, [])
+    assert "l4" not in broken(replace(truth, members=(unbegun,)))
+
+
+def test_two_words_of_one_member_are_found():
+    _, truth = waiting()
+    a, b = truth.members
+    other = replace(a.recovery.reports[0], incarnation=9)
+    forged = replace(b.recovery, reports=(other, *b.recovery.reports[1:]))
+    assert "s9" in broken(replace(truth, members=(a, replace(b, recovery=forged))))
+    assert "s9" not in broken(replace(truth, members=(a, replace(b, generation=7))))
+
+
+def test_what_can_be_restored_is_what_all_hold_intact():
+    assert TRUTH.restorable == (E1, E2, E3)
+    rotten = frozenset(i for i in TRUTH.sound if i[:2] != ("dir1a", E3))
+    assert replace(TRUTH, sound=rotten).restorable == (E1, E2)
+    start = World(SHAPES["two"])
+    start.begin(start.launch(), start.nodes["dir0a"])
+    assert start.truth().restorable == ()
