@@ -37,6 +37,7 @@ _MODULE = (sys.executable, "-m", "handfast.agent")
 _PATH_LIMIT = 100  # a socket's path has at most 107 bytes
 _LOG_LIMIT = 4 << 20
 _PAUSE_S = 0.01
+_PATIENCE_S = 10.0
 
 # Runs in an interpreter without site or environment, so it costs some 10 ms. A fork in the trainer
 # itself would copy a process with threads and a GPU; the launcher has neither.
@@ -79,7 +80,7 @@ def connect(key: str, log_path: str = "") -> Client | None:
 
     Raises what :class:`Client` and :func:`meeting_place` raise.
     """
-    return _connect(meeting_place(key), log_path)
+    return _connect(meeting_place(key), log_path, time.monotonic() + _PATIENCE_S)
 
 
 def connect_or_start(
@@ -99,12 +100,12 @@ def connect_or_start(
     """
     place = meeting_place(key)
     log_path = os.path.abspath(log_path)
-    client = _connect(place, log_path)
+    deadline = time.monotonic() + wait_s
+    client = _connect(place, log_path, deadline)
     if client is not None:
         return client
-    deadline = time.monotonic() + wait_s
     with _starting(place, deadline, log_path):
-        client = _connect(place, log_path)
+        client = _connect(place, log_path, deadline)
         if client is not None:  # another process was faster
             return client
         pid = _launch([*argv, place], log_path)
@@ -238,9 +239,10 @@ def _listens(place: str) -> bool:
         return probe.connect_ex(_socket_in(place)) in (0, errno.EAGAIN)
 
 
-def _connect(place: str, log_path: str) -> Client | None:
+def _connect(place: str, log_path: str, deadline: float) -> Client | None:
+    timeout = max(_PAUSE_S, deadline - time.monotonic())
     try:
-        return Client(_socket_in(place), log=log_path)
+        return Client(_socket_in(place), log=log_path, timeout=timeout)
     except AgentStuck:
         raise
     except (AgentGone, FileNotFoundError, ConnectionRefusedError):
@@ -258,7 +260,8 @@ def _await_agent(pid: int, place: str, log_path: str, deadline: float) -> Client
         except ProcessLookupError:
             dead = True
         while True:
-            client = _connect(place, log_path)  # also after its death: it may have found another
+            # also after its death: it may have found another one here
+            client = _connect(place, log_path, deadline)
             if client is not None:
                 return client
             if dead or time.monotonic() > deadline:

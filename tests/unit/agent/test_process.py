@@ -376,17 +376,12 @@ def test_a_starter_that_hangs_is_reported(node: Node, monkeypatch: pytest.Monkey
     os.close(lock)
 
 
-def test_a_stopped_agent_is_named_and_not_replaced(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_agent_is_named_and_not_replaced(node: Node) -> None:
     """Two agents on one set of domains would fence each other; a person must look."""
     client = node.start()
     os.kill(client.agent_pid, signal.SIGSTOP)
-    patience = Client.__init__.__kwdefaults__
-    assert patience is not None
-    monkeypatch.setitem(patience, "timeout", 0.1)
     with pytest.raises(AgentStuck, match=f"agent process {client.agent_pid} listens but"):
-        node.start()
+        node.start(wait_s=0.1)
     assert node.agents() == [client.agent_pid]
 
 
