@@ -264,15 +264,17 @@ def closest(result: DemoResult) -> Kill | None:
     """The kill worth a closer look: the one that found the domains furthest apart."""
     epochs = _epochs(result.marks)
 
+    domains = {domain for domain, _, _ in epochs}
+
     def apart(kill: Kill) -> tuple[int, int]:
         near = {
             key: sum(at <= kill.at for at in facts.values())
             for key, facts in epochs.items()
             if kill.at - 1.0 <= facts["staged"] <= kill.at
         }
-        last = max((key[2] for key in near), default=0)
-        levels = [known for key, known in near.items() if key[2] == last]
-        return len(set(levels)), len(near)
+        last = max((key[1:] for key in near), default=(0, 0))
+        levels = [near.get((domain, *last), 0) for domain in domains]
+        return len(set(levels)), sum(levels)
 
     fatal = [kill for kill in result.kills if kill.target != "agent" and not kill.torchrun]
     return max(fatal, key=apart, default=None)
@@ -304,7 +306,8 @@ def close_up(result: DemoResult, kill: Kill, width: int) -> str:
             line = " chosen" if step == resumed else ""
             parts.append(_grown(x, base, facts, starts[i + 1], line))
             if number == 0 and staged > x.low:
-                parts.append(text(x(staged), 24, f"step {step}", "tick", "middle"))
+                side = "middle" if x(kill.at) - x(staged) > 40 else "end"
+                parts.append(text(x(staged), 24, f"step {step}", "tick", side))
     bottom = 34 + len(domains) * (tall + GAP)
     at = x(kill.at)
     parts.append(rule(at, 14, at, bottom, f"kill {kill.target} strong"))

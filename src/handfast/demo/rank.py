@@ -22,7 +22,7 @@ __all__ = ["forked", "main", "open_saver"]
 FAILED = 3
 """The exit status of a rank whose restore or training raised; the log says what."""
 
-_PATIENCE = timedelta(seconds=60)
+_PATIENCE = timedelta(seconds=120)
 _PR_SET_PDEATHSIG = 1
 
 

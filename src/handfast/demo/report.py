@@ -86,7 +86,8 @@ def _facts(result: DemoResult) -> str:
         ),
         (
             f"{len(resumes)}",
-            f"resumes: {tally.newest} from the newest epoch, {tally.older} from an older",
+            f"resumes: {tally.newest} from the newest epoch"
+            + (f", {tally.older} from an older" if tally.older else ""),
             "",
         ),
         (

@@ -22,10 +22,10 @@ __all__ = ["Show", "Storm"]
 
 _IDLE_S = 0.02
 _KEEN_S = 0.001
-_IN_VAIN_S = 4.0
+_IN_VAIN_S = 10.0
 """How long a strike lies in wait for its phase before it takes what comes."""
 
-_STUCK_S = 90.0
+_STUCK_S = 180.0
 _FAILURES = 3
 
 
@@ -178,8 +178,8 @@ class Storm:
         """Wait for the moment, strike, and say whether the start has fallen by it."""
         strike = self._todo[0]
         agents = agent_pids(self._job) if strike.target in ("agent", "node") else []
-        met = self._lie_in_wait(strike)
-        if not met and all(status is not None for status in ranks.watch()):
+        self._lie_in_wait(strike)
+        if all(status is not None for status in ranks.watch()):
             return False  # the run reached its end first
         self._todo.pop(0)
         doomed = range(self._job.world) if strike.target in ("job", "node") else ()
@@ -200,8 +200,8 @@ class Storm:
         end(ranks)  # the survivors of one rank's death save on until this is noticed
         return True
 
-    def _lie_in_wait(self, strike: Strike) -> bool:
-        """Watch closely until the strike's moment has come; False if it came in vain."""
+    def _lie_in_wait(self, strike: Strike) -> None:
+        """Watch closely until the strike's moment has come, or so long that it never will."""
         began = time.monotonic()
         moment = began + strike.chance * 0.3
         self._eyes.look()
@@ -209,17 +209,16 @@ class Storm:
             self._poll()
             if strike.aim == "moment":
                 if time.monotonic() >= moment:
-                    return True
+                    return
             elif strike.aim == "saving":
                 if (window := self._eyes.window()) is not None:
                     # A save will last about as long as the last one did.
                     moment = window[0] + strike.chance * window[1]
                     time.sleep(max(0.0, moment - time.monotonic()))
-                    return True
+                    return
             elif strike.aim in self._eyes.look():
-                return True
+                return
             time.sleep(_KEEN_S)
-        return False
 
     def _await_restart(self, ranks: Ranks) -> None:
         """torchrun notices by itself and starts all ranks again."""
