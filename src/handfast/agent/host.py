@@ -38,7 +38,9 @@ __all__ = ["Agent", "Opened", "Round", "node_label"]
 
 logger = logging.getLogger(__name__)
 
-HANDOVER_S: Final = 5.0  # so long a dying trainer may hold its domain against its successor
+HANDOVER_S: Final = 5.0
+REST_MOST_S: Final = 5.0  # the longest rest before a domain that keeps failing is opened again
+SOUND_S: Final = 30.0  # a domain that worked for so long has not failed because it was opened
 
 
 def node_label() -> str:
@@ -84,9 +86,21 @@ class _Seat:
         self.name = name
         self.lock = asyncio.Lock()
         self.host: DomainHost | None = None
+        self.opened_at = 0.0
+        self.failures = 0
         self.trainer: Trainer | None = None
         self.images: dict[int, Image] = {}
         self.retired: list[Image] = []
+
+    async def rest(self) -> None:
+        """Wait the longer, the more often this domain failed as soon as it was open.
+
+        Each opening is an incarnation, a directory on a disk that may be the very thing that fails.
+        """
+        lived = time.monotonic() - self.opened_at
+        self.failures = 0 if lived > SOUND_S else min(self.failures + 1, 30)
+        if self.failures > 1:
+            await asyncio.sleep(min(0.05 * 2**self.failures, REST_MOST_S))
 
     def tell(self, snapshot: Snapshot) -> None:
         """Push the newest snapshot to the trainer, if there is one."""
@@ -110,15 +124,23 @@ class Agent:
     """Serves trainers on a Unix socket and talks to other agents over TCP.
 
     To be made within a running event loop. ``label`` names the node; ``linger_s`` is how long an
-    agent without trainers stays when it was not told that they are done.
+    agent without trainers stays when it was not told that they are done, ``handover_s`` how long a
+    dying trainer may hold its domain against its successor.
     """
 
     def __init__(
-        self, listener: socket.socket, files: Files, *, label: str, linger_s: float = 60.0
+        self,
+        listener: socket.socket,
+        files: Files,
+        *,
+        label: str,
+        linger_s: float = 60.0,
+        handover_s: float = HANDOVER_S,
     ) -> None:
         self._label = label
         self._files = files
         self._linger_s = linger_s
+        self._handover_s = handover_s
         self._seats: dict[tuple[str, str], _Seat] = {}
         self._hosts: dict[str, DomainHost] = {}
         self._homes: dict[str, str] = {}
@@ -173,7 +195,7 @@ class Agent:
     async def _shut(self) -> None:
         await self._server.close()
         for host in self._hosts.values():
-            await host.drain(10.0)
+            await host.drain()
         for host in self._hosts.values():
             await host.close()
         if self._links is not None:
@@ -201,34 +223,42 @@ class Agent:
         root, name, run = fields["root"], fields["name"], fields["run"]
         seat = self._seats.setdefault((root, name), _Seat(root, name))
         await self._take_seat(seat, trainer)
-        async with seat.lock:
-            if seat.host is not None and seat.host.failure:
-                self._hosts.pop(seat.host.member.id, None)
-                await seat.host.close()
-                seat.host = None
-            if seat.host is None:
-                loop = asyncio.get_running_loop()
-                await loop.run_in_executor(
-                    None, lambda: identify(self._files, root, name, run=run, shard=fields["shard"])
-                )
-                seat.host = await DomainHost.open(
-                    self._files, root, name, route=self._route, notify=seat.tell
-                )
-                self._hosts[seat.host.member.id] = seat.host
+        # in a task of the agent's own: a claim must not be left half-way by a trainer that dies
+        host = await asyncio.shield(asyncio.create_task(self._claim(seat, run, fields["shard"])))
         await self._meet(run, fields["nonce"], fields["secret"], fields["bind"], fields["port"])
-        member = seat.host.member
+        member = host.member
         opened = Opened(
             member.id,
             member.incarnation,
-            max(member.generation, seat.host.overtaken),
+            max(member.generation, host.overtaken),
             member.roster.configuration if member.roster else None,
             self._label,
             self._address,
         )
         return {"opened": msgspec.msgpack.encode(opened)}
 
+    async def _claim(self, seat: _Seat, run: str, shard: int) -> DomainHost:
+        """Open a seat's domain, or find it open: sound, and still the one on the disk."""
+        async with seat.lock:
+            identity = await asyncio.to_thread(
+                identify, self._files, seat.root, seat.name, run=run, shard=shard
+            )
+            host = seat.host
+            if host is not None and (host.failure or host.member.id != identity.id):
+                self._hosts.pop(host.member.id, None)
+                seat.host = None
+                await host.close()
+                await seat.rest()
+            if seat.host is None:
+                seat.host = await DomainHost.open(
+                    self._files, seat.root, seat.name, route=self._route, notify=seat.tell
+                )
+                seat.opened_at = time.monotonic()
+                self._hosts[identity.id] = seat.host
+            return seat.host
+
     async def _take_seat(self, seat: _Seat, trainer: Trainer) -> None:
-        deadline = time.monotonic() + HANDOVER_S
+        deadline = time.monotonic() + self._handover_s
         while seat.trainer is not None and seat.trainer is not trainer:
             if time.monotonic() > deadline:
                 raise Refused(
@@ -262,8 +292,10 @@ class Agent:
                 self._address = await self._links.listen(bind, 0)
             self._nonce = nonce
 
-    async def _begin(self, _: Trainer, fields: dict[str, Any], __: list[int]) -> dict[str, Any]:
-        host = self._host(fields)
+    async def _begin(
+        self, trainer: Trainer, fields: dict[str, Any], _: list[int]
+    ) -> dict[str, Any]:
+        host = self._own(trainer, fields)
         spec = msgspec.msgpack.decode(fields["round"], type=Round)
         self._homes.update(spec.homes)
         if self._links is not None:
@@ -286,44 +318,50 @@ class Agent:
         self, trainer: Trainer, fields: dict[str, Any], fds: list[int]
     ) -> dict[str, Any]:
         """Receive the trainer's images: memory that outlives it."""
-        seat = self._seat_of(trainer)
+        host, seat = self._own(trainer, fields), self._seat_of(trainer)
         plan = msgspec.msgpack.decode(fields["plan"], type=Plan)
         seat.retire()
         for number in fields["images"]:
             seat.images[number] = Image(fds[0], plan)
             fds.pop(0)
-        return {"free": self._host(fields).keeper.directory.free_bytes()}
+        return {"free": host.keeper.directory.free_bytes()}
 
     async def _stage(
         self, trainer: Trainer, fields: dict[str, Any], _: list[int]
     ) -> dict[str, Any]:
-        seat = self._seat_of(trainer)
+        host, seat = self._own(trainer, fields), self._seat_of(trainer)
         epoch = Epoch(*fields["epoch"])
         image = seat.images.get(fields["image"])
         if image is None:
             raise FormatError(f"{epoch}: image {fields['image']} was never handed over")
-        refusal = await self._host(fields).stage(epoch, image, fields["objects"])
+        refusal = await host.stage(epoch, image, fields["objects"])
         if refusal is None:
             return {"taken": True, "reason": "", "by": ()}
         return {"taken": False, "reason": refusal.reason, "by": refusal.by}
 
-    async def _skip(self, _: Trainer, fields: dict[str, Any], __: list[int]) -> dict[str, Any]:
+    async def _skip(self, trainer: Trainer, fields: dict[str, Any], _: list[int]) -> dict[str, Any]:
         epoch = Epoch(*fields["epoch"])
-        self._host(fields).post(events.Forgone(epoch, fields["reason"]))
+        self._own(trainer, fields).post(events.Forgone(epoch, fields["reason"]))
         return {}
 
     async def _load(self, _: Trainer, fields: dict[str, Any], __: list[int]) -> dict[str, Any]:
         fd, manifest = await self._host(fields).load(Epoch(*fields["epoch"]))
         return {"manifest": codec.encode(manifest), "fds": [fd]}
 
-    async def _accept(self, _: Trainer, fields: dict[str, Any], __: list[int]) -> dict[str, Any]:
+    async def _accept(
+        self, trainer: Trainer, fields: dict[str, Any], _: list[int]
+    ) -> dict[str, Any]:
         epoch = Epoch(*fields["epoch"])
-        self._host(fields).post(events.Accept(fields["generation"], epoch, fields["copy"]))
+        self._own(trainer, fields).post(events.Accept(fields["generation"], epoch, fields["copy"]))
         return {}
 
-    async def _decline(self, _: Trainer, fields: dict[str, Any], __: list[int]) -> dict[str, Any]:
+    async def _decline(
+        self, trainer: Trainer, fields: dict[str, Any], _: list[int]
+    ) -> dict[str, Any]:
         epoch = Epoch(*fields["epoch"])
-        self._host(fields).post(events.Decline(fields["generation"], epoch, fields["reason"]))
+        self._own(trainer, fields).post(
+            events.Decline(fields["generation"], epoch, fields["reason"])
+        )
         return {}
 
     async def _status(self, _: Trainer, __: dict[str, Any], ___: list[int]) -> dict[str, Any]:
@@ -336,6 +374,13 @@ class Agent:
         self._done = True
         self._on_gone(trainer)
         return {}
+
+    def _own(self, trainer: Trainer, fields: dict[str, Any]) -> DomainHost:
+        """The trainer's own domain; what it may only read is another's, too."""
+        host = self._host(fields)
+        if host is not self._seat_of(trainer).host:
+            raise FormatError(f"{fields['domain']} is another trainer's: open it first")
+        return host
 
     def _host(self, fields: dict[str, Any]) -> DomainHost:
         host = self._hosts.get(fields["domain"])

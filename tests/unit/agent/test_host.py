@@ -1,0 +1,525 @@
+"""Shows that a node's agent serves its trainers and outlives them, and talks to other agents.
+
+Agents run in threads of this process, with sockets and stores as they are; trainers that have to
+die are processes. What kills agents is in the tests of surviving, beside those of the Checkpointer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from agentkit import HASTY, RUN, memory, plan, roster, wait_for
+from hostkit import Job, Node
+
+from handfast.agent.frames import CallFailed
+from handfast.agent.host import Opened, Round
+from handfast.agent.links import Links
+from handfast.agent.local import AgentGone, Client
+from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.messages import Knows, Message, Staged, decode_record, encode
+from handfast.core.verdict import Verdict
+from handfast.errors import FormatError, Refused
+from handfast.store.claims import domain_path, identify
+from handfast.store.shelf import Shelf
+from handfast.testing.faults import Hasty
+
+TRAINER = str(Path(__file__).with_name("plain_trainer.py"))
+SECRET = bytes(32)
+
+
+@pytest.fixture
+def home() -> Iterator[str]:
+    """A directory with a short name, for sockets."""
+    with tempfile.TemporaryDirectory(prefix="hf-") as path:
+        yield path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    """The directory of a run."""
+    return str(tmp_path / "run")
+
+
+@pytest.fixture
+def start(home: str) -> Iterator[Callable[..., Node]]:
+    """Start agents; all have ended after the test."""
+    nodes: list[Node] = []
+
+    def begin(label: str = "node0", **options: Any) -> Node:
+        nodes.append(Node(home, label, **options))
+        return nodes[-1]
+
+    yield begin
+    for node in nodes:
+        node.close()
+
+
+class Process:
+    """A trainer in a process of its own."""
+
+    def __init__(self, node: Node, root: str) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, TRAINER, root, "0"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PLAIN_SOCKET": node.path, "HANDFAST_NODE": node.label},
+        )
+        assert self.hear() == "ready"
+
+    def tell(self, line: str) -> None:
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(line + "\n")
+        self.popen.stdin.flush()
+
+    def hear(self) -> str:
+        assert self.popen.stdout is not None
+        return self.popen.stdout.readline().strip()
+
+    def do(self, line: str) -> str:
+        self.tell(line)
+        return self.hear()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.popen.send_signal(number)
+        self.popen.wait(30)
+
+    def end(self) -> None:
+        self.kill()
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+@pytest.fixture
+def trainer(root: str) -> Iterator[Callable[[Node], Process]]:
+    """Start trainers; all are gone after the test."""
+    started: list[Process] = []
+
+    def begin(node: Node) -> Process:
+        started.append(Process(node, root))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.end()
+
+
+def votes(root: str, name: str = "rank-00000") -> list[Epoch]:
+    """What a domain has voted STAGED on, as its journals say."""
+    records = [decode_record(data) for data in Shelf(HASTY, root, name).records()]
+    return [record.epoch for record in records if isinstance(record, Staged)]
+
+
+class Gate(Hasty):
+    """Images are written only while the gate is open."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        self.reached = threading.Event()
+
+    def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        if "/chunks/" in os.readlink(f"/proc/self/fd/{fd}"):
+            self.reached.set()
+            assert self.may.wait(60)
+        return super().pwrite(fd, data, offset)
+
+
+# --- convergence ------------------------------------------------------------------------------
+
+
+def test_the_domains_of_one_node_converge_without_any_network(
+    start: Callable[..., Node], root: str
+) -> None:
+    node = start()
+    job = Job(root, [node.client] * 3)
+    assert job.restore() == GENESIS
+    assert job.save(1) == Epoch(1, 1)
+    with node.client() as client:
+        status = client.call("status")
+    assert len(status["domains"]) == 3
+    assert not status["links"]
+    job.close()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_agents_converge_over_the_network(start: Callable[..., Node], root: str, size: int) -> None:
+    """Shows that ranks on nodes of their own save, learn of it, restart and restore the newest."""
+    labels = [f"node{n}" for n in range(size)]
+    nodes = [start(label) for label in labels]
+    connects = [node.client for node in nodes]
+    job = Job(root, connects, labels)
+    assert job.restore() == GENESIS
+    for step in (1, 2, 3):
+        assert job.save(step) == Epoch(1, step)
+    lattices = [rank.session.lattice for rank in job]
+    assert {lattice.converged for lattice in lattices} == {Epoch(1, 3)}
+    for rank in job:
+        rank.session._line._client.close()  # type: ignore[union-attr] # the trainers are gone
+    again = Job(root, connects, labels)
+    assert again.restore() == Epoch(1, 3)
+    assert again.save(4) == Epoch(2, 4)
+    again.close()
+    for rank in job:
+        rank.close()
+    for node in nodes:
+        assert node.ended(30)  # told, settled, and so gone
+
+
+def test_what_strangers_and_the_past_say_changes_nothing_and_is_counted(
+    start: Callable[..., Node], root: str
+) -> None:
+    """Shows that an agent of another run or secret is not let in, and that a message of another
+    generation, configuration or round, or of no sense at all, is refused by name."""
+    node = start("node0")
+    other = identify(HASTY, root, "rank1", run=RUN, shard=1).id
+    with node.client() as client:
+        opened = open_domain(client, root)
+        among = roster([opened.domain, other])
+
+        async def intrude() -> None:
+            async with friend(opened.address) as (links, up):
+                await begin_round(client, opened, other, links)
+                await asyncio.wait_for(up.wait(), 20)
+                await try_links(node, "wrong_secret", secret=bytes(31) + b"x")
+                await try_links(node, "wrong_run", run="another run")
+                host = node.agent._hosts[opened.domain]
+                await poll(lambda: host.member.generation == 1 and not host.busy)
+                before = host.snapshot()
+                good = Message(1, 1, 1, "nonce", among.digest, (), Knows())
+                wrong = [
+                    {"generation": 0},
+                    {"round": "another"},
+                    {"configuration": "0" * 32},
+                    {"sender": 5},
+                ]
+                for change in wrong:
+                    said = encode(msgspec.structs.replace(good, **change))
+                    links.send("node0", msgspec.msgpack.encode((opened.domain, said)))
+                links.send("node0", b"\xc1 no message")
+                links.send("node0", msgspec.msgpack.encode((opened.domain, b"\xc1")))
+                links.send("node0", msgspec.msgpack.encode(("nobody", encode(good))))
+                await poll(lambda: host.rejected >= len(wrong))
+                await poll(lambda: not host.busy)
+                assert host.snapshot() == before
+                assert host.rejected == len(wrong)
+            assert not node.agent._hosts[opened.domain].failure
+
+        asyncio.run(intrude())
+        counted = client.call("status")["links"]
+        assert counted["refused_wrong_secret"]
+        assert counted["refused_wrong_run"]
+        client.call("close")
+
+
+def open_domain(client: Client, root: str, run: str = RUN, **changes: Any) -> Opened:
+    """Open the domain ``rank0``."""
+    fields = {"root": root, "name": "rank0", "shard": 0, "run": run, "nonce": "nonce",
+              "secret": SECRET, "bind": "127.0.0.1", "port": 0}  # fmt: skip
+    reply = client.call("open", **(fields | changes))
+    return msgspec.msgpack.decode(reply["opened"], type=Opened)
+
+
+async def begin_round(client: Client, opened: Opened, other: str, links: Links) -> None:
+    """A round of two domains, of which the other one lives at the agent ``a``."""
+    address = await links.listen("127.0.0.1")
+    spec = Round(
+        1, "nonce", roster([opened.domain, other]).configuration, True,
+        {opened.domain: "node0", other: "a"}, {"node0": opened.address, "a": address},
+    )  # fmt: skip
+    data = msgspec.msgpack.encode(spec)
+    await asyncio.to_thread(client.call, "begin", domain=opened.domain, round=data)
+
+
+@contextlib.asynccontextmanager
+async def friend(address: tuple[str, int], secret: bytes = SECRET, run: str = RUN) -> Any:
+    """Links of an agent named ``a`` that dials ``node0``."""
+    up = asyncio.Event()
+    links = Links(
+        secret=secret, run=run, me="a", on_message=lambda *_: None,
+        on_up=lambda _: up.set(), on_down=lambda _: None,
+    )  # fmt: skip
+    links.set_peers({"node0": address})
+    try:
+        yield links, up
+    finally:
+        await links.close()
+
+
+async def try_links(node: Node, why: str, **options: Any) -> None:
+    """Dial with something wrong, until that is counted."""
+    assert node.agent._links is not None
+    counters = node.agent._links.counters
+    async with friend(node.agent._address, **options) as (_, up):
+        await poll(lambda: counters[f"refused_{why}"])
+        assert not up.is_set()
+
+
+async def poll(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not holds():
+            await asyncio.sleep(0.003)
+
+
+# --- trainers that die ------------------------------------------------------------------------
+
+
+def test_an_image_outlives_the_trainer_that_handed_it_over(
+    start: Callable[..., Node], root: str, trainer: Callable[[Node], Process]
+) -> None:
+    """Shows that a trainer killed while its image is being persisted loses nothing: the image is
+    persisted and converges, and the next start resumes from it."""
+    gate = Gate()
+    node = start(files=gate, handover_s=0.0)
+    one = trainer(node)
+    assert one.do("restore") == "0/0"
+    assert one.do("save 7") == "1/7"
+    assert gate.reached.wait(30)
+    one.kill()
+    wait_for(lambda: not node.agent._server.trainers)
+    assert not votes(root)
+    gate.may.set()
+    wait_for(lambda: votes(root) == [Epoch(1, 7)], "the vote")
+    two = trainer(node)
+    assert two.do("restore") == "1/7"
+    assert two.do("close") == "closed"
+
+
+def test_the_seat_of_a_dead_trainer_is_free_at_once(
+    start: Callable[..., Node], root: str, trainer: Callable[[Node], Process]
+) -> None:
+    """Shows that a restarted trainer need not wait for a lease to run out."""
+    node = start(handover_s=0.0)
+    for generation in (1, 2):
+        process = trainer(node)
+        assert process.do("restore").startswith(("0/0", f"{generation - 1}/"))
+        assert process.do(f"save {generation}") == f"{generation}/{generation}"
+        assert process.do(f"converged {generation} {generation}") == f"{generation}/{generation}"
+        process.kill()
+        wait_for(lambda: not node.agent._server.trainers)
+
+
+def test_two_jobs_on_one_run_are_told_of_each_other(start: Callable[..., Node], root: str) -> None:
+    """Shows that a second start, while the first one trains, is refused by name, and that the
+    first one is not disturbed."""
+    node = start(handover_s=0.05)
+    first = Job(root, [node.client])
+    first.restore()
+    second = Job(root, [node.client])
+    with pytest.raises(Refused) as caught:
+        second.restore()
+    assert caught.value.verdict is Verdict.FOREIGN
+    assert f"process {os.getpid()} trains this run already" in str(caught.value)
+    assert "rank-00000" in str(caught.value)
+    assert "stop that job first" in str(caught.value)
+    first.close()
+    assert second.restore() == GENESIS
+    second.close()
+
+
+def test_a_run_that_was_deleted_under_its_agent_begins_anew(
+    start: Callable[..., Node], root: str
+) -> None:
+    """Shows that who removes a run's directory, and starts again while the old agent lingers, gets
+    a first start and not the ghost of the old run."""
+    node = start()
+    first = Job(root, [node.client])
+    first.restore()
+    first.save(5)
+    first[0].session._line._client.close()  # type: ignore[union-attr] # interrupted, not closed
+    shutil.rmtree(root)
+    second = Job(root, [node.client])
+    assert second.restore() == GENESIS
+    assert second.save(1) == Epoch(1, 1)
+    second.close()
+    first.close()
+
+
+# --- the end ----------------------------------------------------------------------------------
+
+
+def test_an_agent_ends_once_its_trainers_are_done_and_all_is_settled(
+    start: Callable[..., Node], root: str
+) -> None:
+    node = start(linger_s=3600.0)
+    job = Job(root, [node.client] * 2)
+    job.restore()
+    job.save(1)
+    job[0].close()
+    assert not node.ended(0.5)  # one is still there
+    job[1].close()
+    assert node.ended(30)
+
+
+def test_an_agent_that_nobody_dismissed_lingers_and_ends(
+    start: Callable[..., Node], root: str
+) -> None:
+    node = start()
+    job = Job(root, [node.client])
+    job.restore()
+    job.save(1)
+    node.agent._linger_s = 0.6
+    client = job[0].session._line._client
+    assert client is not None
+    assert not node.ended(0.8)  # its trainer is there
+    client.close()
+    assert not node.ended(0.3)
+    assert node.ended(30)
+    job.close()
+
+
+def test_an_agent_does_not_end_while_it_persists(start: Callable[..., Node], root: str) -> None:
+    """Shows that neither the end of the training nor the linger time cuts a save off."""
+    gate = Gate()
+    node = start(files=gate)
+    job = Job(root, [node.client])
+    job.restore()
+    node.agent._linger_s = 0.0
+    job[0].save(1)
+    assert gate.reached.wait(30)
+    job.close()
+    assert not node.ended(0.8)
+    gate.may.set()
+    assert node.ended(30)
+    assert votes(root) == [Epoch(1, 1)]
+
+
+def test_a_stopped_agent_casts_the_vote_that_it_was_persisting_for(
+    start: Callable[..., Node], root: str
+) -> None:
+    """Shows that SIGTERM loses no image that was handed over: it is persisted and voted on."""
+    gate = Gate()
+    node = start(files=gate)
+    job = Job(root, [node.client])
+    job.restore()
+    job[0].save(1)
+    assert gate.reached.wait(30)
+    node.stop()
+    assert not node.ended(0.3)
+    gate.may.set()
+    assert node.ended(30)
+    assert votes(root) == [Epoch(1, 1)]
+    with pytest.raises(AgentGone):
+        job[0].session._line._client.call("status")  # type: ignore[union-attr] # it was there
+    job.close()
+
+
+# --- calls that are wrong ---------------------------------------------------------------------
+
+
+def test_wrong_calls_are_answered_clearly_and_harm_nothing(
+    start: Callable[..., Node], root: str
+) -> None:
+    """Shows what a trainer of another handfast, or one with a bug, is told; afterwards another
+    trainer is served as ever."""
+    node = start(handover_s=0.05)
+    with node.client() as client:
+        with pytest.raises(FormatError, match=r"knows no call 'fly'.*another handfast"):
+            client.call("fly")
+        with pytest.raises(FormatError, match="rank0-x is not open at this agent"):
+            client.call("load", domain="rank0-x", epoch=(1, 1))
+        with pytest.raises(CallFailed, match="KeyError"):
+            client.call("open", root=root)
+        with pytest.raises(ValueError, match="the bound is 268435456"):
+            client.call("stage", objects=bytes((256 << 20) + 1))
+        opened = open_domain(client, root)
+        with node.client() as other:
+            for name, fields in {
+                "begin": {"round": b""},
+                "plan": {"plan": b"", "images": []},
+                "stage": {"epoch": (1, 1), "image": 0, "objects": b""},
+                "skip": {"epoch": (1, 1), "reason": ""},
+                "accept": {"generation": 1, "epoch": (1, 1), "copy": 0},
+                "decline": {"generation": 1, "epoch": (1, 1), "reason": ""},
+            }.items():
+                with pytest.raises(FormatError, match="open it first"):
+                    other.call(name, domain=opened.domain, **fields)
+        check_images(client, opened.domain)
+        with pytest.raises(FormatError, match="image 3 was never handed over"):
+            client.call("stage", domain=opened.domain, epoch=(1, 1), image=3, objects=b"")
+        with pytest.raises(FormatError, match="no copy of 1/1: it is not retained"):
+            client.call("load", domain=opened.domain, epoch=(1, 1))
+        with pytest.raises(CallFailed, match="ValidationError"):
+            client.call("begin", domain=opened.domain, round=msgspec.msgpack.encode([1]))
+    job = Job(root + "2", [node.client])
+    assert job.restore() == GENESIS
+    assert job.save(1) == Epoch(1, 1)
+    job.close()
+
+
+def check_images(client: Client, domain: str) -> None:
+    small, loose = memory(0, 10), os.memfd_create("loose")
+    os.truncate(loose, 1 << 22)
+    good = msgspec.msgpack.encode(plan(1 << 20))
+    try:
+        with pytest.raises(FormatError, match="too small"):
+            client.call("plan", fds=[small], domain=domain, plan=good, images=[0])
+        with pytest.raises(FormatError, match="sealed against resizing"):
+            client.call("plan", fds=[loose], domain=domain, plan=good, images=[0])
+        with pytest.raises(CallFailed, match="IndexError"):
+            client.call("plan", fds=[], domain=domain, plan=good, images=[0])
+        with pytest.raises(CallFailed, match="ValidationError"):
+            client.call("plan", fds=[], domain=domain, plan=msgspec.msgpack.encode([]), images=[])
+    finally:
+        os.close(small)
+        os.close(loose)
+
+
+def test_a_frame_without_end_drops_its_sender_and_nobody_else(
+    start: Callable[..., Node], root: str
+) -> None:
+    node = start()
+    job = Job(root, [node.client])
+    job.restore()
+    with node.client() as client:
+        client._sock.sendall(b"\xff\xff\xff\xff" + bytes(100))
+        wait_for(lambda: client.ended)
+    assert job.save(1) == Epoch(1, 1)
+    job.close()
+
+
+# --- nothing is left --------------------------------------------------------------------------
+
+
+def held() -> tuple[int, int, int]:
+    """Descriptors, maps of images, and threads of this process."""
+    maps = Path("/proc/self/maps").read_text().count("memfd:handfast")
+    return len(os.listdir("/proc/self/fd")), maps, threading.active_count()
+
+
+def test_a_thousand_saves_leave_nothing_behind(start: Callable[..., Node], root: str) -> None:
+    """Shows that a long training costs its agent neither descriptors nor memory nor threads, nor
+    the disk more than what is kept, and that restores give back what they took."""
+    node = start()
+    job = Job(root, [node.client])
+    job.restore()
+    job.save(1)
+    wait_for(lambda: not node.do(lambda: any(h.busy for h in node.agent._hosts.values())))
+    before = held()
+    for step in range(2, 1002):
+        job[0].save(step)
+    job[0].converged(Epoch(1, 1001))
+    for _ in range(3):
+        assert job.restore() == Epoch(1, 1001)
+    wait_for(lambda: not node.do(lambda: any(h.busy for h in node.agent._hosts.values())))
+    wait_for(lambda: held() <= before, f"{held()}, as before: {before}")
+    files = [p.name for p in Path(domain_path(root, "rank-00000")).rglob("*-*.*")]
+    assert sorted(files) == ["1-1001.manifest", "1-1001.safetensors"]
+    host = node.do(lambda: next(iter(node.agent._hosts.values())))
+    assert len(host._outcomes) <= 64
+    assert not host._pending
+    job.close()
