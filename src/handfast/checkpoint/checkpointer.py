@@ -337,6 +337,7 @@ class Checkpointer:
             return self._decline(epoch, "an earlier epoch is still being persisted", [])
         objects = self._state.copy(image)
         while True:
+            seen = self._session.snapshot
             why, by = self._session.stage(epoch, image, objects)
             if not why:
                 return Save(self._session, epoch)
@@ -344,7 +345,7 @@ class Checkpointer:
                 raise SaveFailed(f"epoch {epoch} was not taken: {why}")
             if self._busy != "wait":
                 return self._decline(epoch, why, by)
-            self._session.await_window(None)
+            self._session.await_news(seen)
 
     def _decline(self, epoch: Epoch, why: str, by: Sequence[str]) -> Save:
         if self._busy == "raise":
@@ -370,12 +371,12 @@ class Checkpointer:
 
     def _trouble(self, problems: Sequence[str]) -> None:
         """Do with failed saves what ``on_error`` says."""
-        self._failures += len(problems)
+        self._failures += 1
         text = "; ".join(problems)
         self._event("failed", problems=list(problems))
         if self._on_error == "warn":
             logger.warning("a save failed, training goes on: %s", text)
-        elif self._on_error == "retry" and self._failures < RETRIES:
+        elif self._on_error == "retry" and self._failures <= RETRIES:
             self._overdue = True
             logger.warning("a save failed and is tried again at the next step: %s", text)
         else:

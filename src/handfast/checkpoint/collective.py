@@ -46,6 +46,9 @@ class Solo:
         """Return the only rank's data."""
         return [data]
 
+    def close(self) -> None:
+        """There is nothing to give up."""
+
 
 def place_of(rank: int, size: int) -> Place:
     """Work out a rank's place from what torchrun and its like set, else one node for all."""

@@ -29,6 +29,7 @@ logger = logging.getLogger("handfast")
 REMIND_S: Final = 10.0
 POLL_S: Final = 0.25
 REVIVALS: Final = 3
+PATIENCE_S: Final = 600.0
 
 
 class Joining(msgspec.Struct, frozen=True):
@@ -98,14 +99,20 @@ class Connection:
     def call(self, name: str, fds: Sequence[int] = (), **fields: Any) -> dict[str, Any]:
         """Ask the agent; if it dies, revive it and ask again. All calls are idempotent.
 
-        Raises what the agent raises, and AgentGone where no agent can be kept alive.
+        Raises what the agent raises, AgentGone where no agent can be kept alive, and Blocked where
+        one lives and does not answer for ``PATIENCE_S`` seconds (it is stopped, say).
         """
         for attempt in range(REVIVALS):
             client, opened = self._client, self._opened
             if client is None or opened is None:
                 break
             try:
-                return client.call(name, fds=fds, **{"domain": opened.domain, **fields})
+                return client.call(
+                    name, fds=fds, timeout=PATIENCE_S, **{"domain": opened.domain, **fields}
+                )
+            except TimeoutError as error:
+                pid = client.agent_pid
+                raise Blocked(str(error), by=(f"agent process {pid} of this node",)) from error
             except AgentGone:
                 if attempt == REVIVALS - 1:
                     raise

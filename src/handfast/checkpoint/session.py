@@ -259,11 +259,23 @@ class Session:
         )
 
     def load(self, proposal: Proposal, shard: int) -> Loaded:
-        """Get a verified image of a shard from this node's agent. The caller closes it."""
+        """Get a verified image of a shard from this node's agent. The caller closes it.
+
+        Raises Refused where the shard lives at another node's agent.
+        """
         if self._round is None:
             raise Superseded("no round has begun")
-        epoch = proposal.epoch
-        domain = self._round.configuration.domains[proposal.copies[shard]].id
+        epoch, homes = proposal.epoch, self._round.homes
+        domains = self._round.configuration.domains
+        domain, mine = domains[proposal.copies[shard]].id, domains[self.collective.place.rank].id
+        if homes[domain] != homes[mine]:
+            raise Refused(
+                f"rank {self.collective.place.rank} shared a node with rank {shard}, which holds "
+                f"what they have alike, and now runs on {homes[mine]}, not on {homes[domain]}",
+                verdict=Verdict.FOREIGN,
+                shards=(domain,),
+                remedy="start the ranks that shared a node on one node again",
+            )
         reply = self._line.call("load", domain=domain, epoch=msgspec.structs.astuple(epoch))
         manifest = codec.decode(reply["manifest"], where=f"{domain} {epoch}")
         return Loaded.take(reply["fds"][0], manifest)
@@ -342,6 +354,8 @@ class Session:
                 image=self._images.index(image),
                 objects=objects,
             )
+        except Blocked:  # the agent may still take it: the memory stays its own
+            raise
         except HandfastError:
             image.epoch = None
             raise
@@ -355,14 +369,9 @@ class Session:
         told = msgspec.structs.astuple(epoch)
         self._line.call("skip", epoch=told, reason=f"{FORGONE}: {reason}")
 
-    def await_window(self, timeout: float | None) -> bool:
-        """Wait until the lattice has moved; false where time is up."""
-        line = self.snapshot.line
-        try:
-            self._line.wait(lambda now: now.line != line, timeout, "save")
-        except Blocked:
-            return False
-        return True
+    def await_news(self, seen: Snapshot) -> None:
+        """Wait until the agent has told anything newer; reminds of who is missing."""
+        self._line.wait(lambda now: now is not seen, None, "save")
 
     def new_problems(self) -> list[str]:
         """List failures of saves that were learned of and not reported yet.
@@ -372,7 +381,13 @@ class Session:
         fresh: list[str] = []
         now = self.snapshot
         own = [(o.epoch, o.problem) for o in now.outcomes if o.problem]
-        failed = [s for s in now.skipped if not s.reason.startswith(FORGONE)]
+        said = {epoch for epoch, _ in own}
+        failed = [
+            skip
+            for skip in now.skipped
+            if not skip.reason.startswith(FORGONE)
+            and not (skip.domain == now.domain and skip.epoch in said)
+        ]
         others = [(s.epoch, f"{s.domain}: {s.reason}") for s in failed]
         for epoch, problem in own + others:
             if epoch.generation == self.generation and epoch not in self._reported:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from handfast.agent import process
 from handfast.agent.host import node_label
 from handfast.checkpoint import checkpointer
-from handfast.checkpoint.collective import Collective, Place, Solo, place_of
+from handfast.checkpoint.collective import Place, Solo, place_of
 from handfast.checkpoint.session import Session
 from handfast.core.retain import Keep
 from handfast.store.files import Posix
@@ -29,6 +29,7 @@ class Group:
     """The ranks of a ``torch.distributed`` job, by a gloo group of handfast's own."""
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self._ours = group is None
         self._group = group if group is not None else dist.new_group(backend="gloo")
         self.place: Place = place_of(dist.get_rank(self._group), dist.get_world_size(self._group))
 
@@ -37,6 +38,12 @@ class Group:
         found: list[bytes] = [b""] * self.place.size
         dist.all_gather_object(found, data, group=self._group)
         return found
+
+    def close(self) -> None:
+        """Give up a group that was made here: each has threads and sockets of its own."""
+        if self._ours and dist.is_initialized():
+            self._ours = False
+            dist.destroy_process_group(self._group)
 
 
 class Checkpointer(checkpointer.Checkpointer):
@@ -86,7 +93,8 @@ class Checkpointer(checkpointer.Checkpointer):
         if verify not in ("fsync", "sampled", "full"):
             raise ValueError(f"verify={verify!r}: one of 'fsync', 'sampled', 'full'")
         capture(state, rng=rng, replicated=replicated)  # what can't be stored is said now
-        collective: Collective = Group(group) if _distributed() else Solo()
+        self._collective = Group(group) if _distributed() else Solo()
+        collective = self._collective
         template = os.path.abspath(os.fspath(path))
         session = Session(
             collective,
@@ -121,10 +129,10 @@ class Checkpointer(checkpointer.Checkpointer):
         """
         prime(self._live, fn)
 
-    def close(self, timeout: float | None = None) -> None:
-        """Wait for the last save to converge, and leave the agent to end by itself."""
+    def _leave(self) -> None:
         self._unwatch()
-        super().close(timeout)
+        super()._leave()
+        self._collective.close()
 
 
 def _distributed() -> bool:
