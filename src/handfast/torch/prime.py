@@ -40,9 +40,7 @@ def prime(state: Mapping[str, object], fn: Callable[[], object]) -> None:
             for tensor, value in zip(held, before, strict=True):
                 tensor.copy_(value)
         for node in nodes(state):
-            if node.kind is Kind.MODULE:
-                node.value.zero_grad(set_to_none=True)
-            elif isinstance(node.value, Optimizer):
+            if node.kind is Kind.MODULE or isinstance(node.value, Optimizer):
                 node.value.zero_grad(set_to_none=True)
         for generator, mark in zip(generators, drawn, strict=True):
             write_generator(generator, mark)
