@@ -1,6 +1,6 @@
-"""Puts the helpers of this room where its tests find them."""
+"""Lets the tests of this room use the agents and ranks of the agent's room."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))
