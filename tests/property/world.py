@@ -165,6 +165,7 @@ class World:
         self.goals: Counter[str] = Counter()
         self.turns = 0
         self.stirred = False
+        self.fussy = 0.0  # how often a rank declines
         self.exchanges = 0
         for node in self.nodes.values():
             self.boot(node)
@@ -417,7 +418,7 @@ class World:
             if self.pending and (not busy or rng.random() < 0.7):
                 self.deliver(self.pending.pop(rng.randrange(len(self.pending))))
             elif busy:
-                self.work(rng.choice(busy))
+                self.work(rng.choice(busy), decline=rng.random() < self.fussy)
             else:
                 return
 
@@ -446,6 +447,7 @@ class World:
             if node.member is None:
                 self.boot(node)
             self.look(node)
+        self.fussy = 0.0
         round_ = self.launch()
         for node in nodes[:away]:
             self.crash(node)
@@ -569,6 +571,7 @@ class Storm:
     def lull(self) -> None:
         """Let the job get on for a while: most are up, and most of what is sent arrives."""
         world, rng = self.world, self.rng
+        world.fussy = 0.03
         for node in world.nodes.values():
             if node.member is None and not node.fenced and rng.random() < 0.9:
                 world.boot(node)
@@ -620,7 +623,7 @@ class Storm:
         if busy:
             node = self.rng.choice(busy)
             at = self.rng.randrange(len(node.todo))
-            fail, decline = self.rng.random() < 0.1, self.rng.random() < 0.02
+            fail, decline = self.rng.random() < 0.1, self.rng.random() < 0.08
             self.world.work(node, at, fail=fail, decline=decline)
 
     def train(self) -> None:

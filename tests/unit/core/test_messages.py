@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handfast.core import messages
@@ -72,6 +72,7 @@ def test_a_message_is_read_as_it_was_sent(message):
 
 
 @given(st.binary(max_size=60))
+@example(b"\x91\xa3\x00\x00\x80")  # a text that is not UTF-8
 def test_garbage_is_refused_and_nothing_else(data):
     for decode in (decode_record, decode_message):
         try:
