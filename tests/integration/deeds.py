@@ -203,3 +203,13 @@ def model_digest(desk: Desk) -> str:
 def running_means(desk: Desk) -> str:
     """The digest of the buffers of the model."""
     return digest_of(dict(desk.training.model.named_buffers()))
+
+
+def train_one(desk: Desk) -> None:
+    """One more step, and a save."""
+    train(desk, desk.step + 1)
+
+
+def branch(desk: Desk, seed: int) -> None:
+    """Go another way than the run went before."""
+    torch.manual_seed(1000 + seed)

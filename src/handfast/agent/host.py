@@ -336,8 +336,9 @@ class Agent:
             raise FormatError(f"{epoch}: image {fields['image']} was never handed over")
         refusal = await host.stage(epoch, image, fields["objects"])
         if refusal is None:
-            return {"taken": True, "reason": "", "by": ()}
-        return {"taken": False, "reason": refusal.reason, "by": refusal.by}
+            return {"taken": True, "reason": "", "by": (), "failed": False}
+        failed = bool(host.failure)
+        return {"taken": False, "reason": refusal.reason, "by": refusal.by, "failed": failed}
 
     async def _skip(self, trainer: Trainer, fields: dict[str, Any], _: list[int]) -> dict[str, Any]:
         epoch = Epoch(*fields["epoch"])

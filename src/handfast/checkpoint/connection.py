@@ -48,12 +48,19 @@ class Connection:
     """One rank's connection, used by one training thread.
 
     ``connect`` finds this node's agent or starts one; ``again`` is called with a fresh client once
-    another agent has taken over, to hand over what the dead one had not persisted.
+    another agent has taken over, to hand over what the dead one had not persisted. ``latest``
+    reads the highest generation that the domain's journals know, without touching them.
     """
 
-    def __init__(self, connect: Callable[[], Client], again: Callable[[Client, str], None]) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Client],
+        again: Callable[[Client, str], None],
+        latest: Callable[[], int],
+    ) -> None:
         self._connect = connect
         self._again = again
+        self._latest = latest
         self._changed = threading.Condition()
         self._client: Client | None = None
         self._joining: Joining | None = None
@@ -89,12 +96,21 @@ class Connection:
 
     def check(self) -> None:
         """Raise Superseded where a later launch has taken over; no I/O."""
-        heard = self.snapshot.overtaken
+        self._compare(self.snapshot.overtaken)
+
+    def _compare(self, heard: int) -> None:
         if heard > self.generation > 0:
             raise Superseded(
                 f"generation {heard} has begun on this run: this job, generation "
                 f"{self.generation}, must stop"
             )
+
+    def renew(self, why: str) -> None:
+        """Open the domain anew: this agent has said that it can't go on with it."""
+        with self._changed:
+            if not self.snapshot.failure:
+                self.snapshot = msgspec.structs.replace(self.snapshot, failure=why)
+        self._revive()
 
     def call(self, name: str, fds: Sequence[int] = (), **fields: Any) -> dict[str, Any]:
         """Ask the agent; if it dies, revive it and ask again. All calls are idempotent.
@@ -187,11 +203,18 @@ class Connection:
         self.check()
         why = self.snapshot.failure or "it ended"
         logger.warning("agent process %d failed (%s): starting anew", client.agent_pid, why)
+        # A job that was taken for dead must not claim the domain of the one that took over.
+        self._compare(self._latest())
         if ended:
             client.close()
             client = self._client = self._dial()
         with self._changed:
             self.snapshot = Snapshot("", 0)
-        domain = self._open(client, joining, port=opened.address[1]).domain
-        client.call("begin", domain=domain, round=msgspec.msgpack.encode(self._round))
-        self._again(client, domain)
+        try:
+            domain = self._open(client, joining, port=opened.address[1]).domain
+            client.call("begin", domain=domain, round=msgspec.msgpack.encode(self._round))
+            self._again(client, domain)
+        except HandfastError as error:  # so that the next call tries again
+            with self._changed:
+                self.snapshot = Snapshot("", 0, failure=str(error))
+            raise

@@ -65,7 +65,7 @@ class Session:
         self.root = root
         self._files = files
         self._bind = bind
-        self._line = Connection(connect, self._again)
+        self._line = Connection(connect, self._again, self._latest)
         self._meeting: rounds.Meeting | None = None
         self._round: Round | None = None
         self._plan: Plan | None = None
@@ -347,13 +347,16 @@ class Session:
     def stage(self, epoch: Epoch, image: StagingImage, objects: bytes) -> tuple[str, list[str]]:
         """Hand an image over; returns why it was not taken and who is in the way, or ("", [])."""
         image.epoch, image.objects = epoch, objects
+        told: dict[str, Any] = {
+            "epoch": msgspec.structs.astuple(epoch),
+            "image": self._images.index(image),
+            "objects": objects,
+        }
         try:
-            reply = self._line.call(
-                "stage",
-                epoch=msgspec.structs.astuple(epoch),
-                image=self._images.index(image),
-                objects=objects,
-            )
+            reply = self._line.call("stage", **told)
+            if reply.get("failed"):
+                self._line.renew(reply["reason"])
+                reply = self._line.call("stage", **told)
         except Blocked:  # the agent may still take it: the memory stays its own
             raise
         except HandfastError:
@@ -412,6 +415,10 @@ class Session:
             return line
         self._reported.add(epoch)
         raise SaveFailed(f"epoch {epoch} will not converge: {'; '.join(self._problems(epoch))}")
+
+    def _latest(self) -> int:
+        place = self.collective.place
+        return rounds.peek(self._files, self.root, place.node, place.rank).generation
 
     def _again(self, client: Client, domain: str) -> None:
         """Hand over again what the dead agent had not persisted; it is still in memory here."""
