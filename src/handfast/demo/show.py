@@ -50,6 +50,8 @@ def told(happened: Kill | Resume) -> str:
         return f"could not resume: {happened.detail}"
     if happened.outcome == "mixture":
         return f"resumed a MIXTURE: {happened.detail}"
+    if happened.outcome == "abandoned":
+        return f"resumed an ABANDONED timeline: {happened.detail}"
     if happened.outcome == "first":
         return "first start"
     exact = ", bit for bit" if happened.exact else ""

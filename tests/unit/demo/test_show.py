@@ -61,5 +61,6 @@ def test_every_outcome_has_words() -> None:
 
     assert said("mixture") == "resumed a MIXTURE: why"
     assert said("error") == "could not resume: why"
+    assert said("abandoned") == "resumed an ABANDONED timeline: why"
     assert said("unseen") == "killed before it had resumed"
     assert said("older") == "resumed step 5 (older)"
