@@ -108,7 +108,7 @@ def test_after_a_rollback_only_a_lineage_keeps_to_the_new_timeline(
     soon = Strike("job", None, "moment", 1, 0.0)
     storm = Storm(job, [back, soon], Watcher(), finish=False)
     storm.run()
-    assert [r.outcome for r in storm.ledger.resumes] == ["first", "older", outcome]
+    assert [r.outcome for r in storm.ledger.resumes] == ["first", "newest", outcome]
 
 
 class Before(Watcher):

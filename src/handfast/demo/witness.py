@@ -91,7 +91,11 @@ class Ledger:
         self.newest = 0
 
     def rolled_back(self, step: int) -> None:
-        """An operator goes back to ``step``: all that was saved above it is given up for ever."""
+        """An operator goes back to ``step``: all that was saved above it is given up for ever.
+
+        What was asked for counts as the newest from then on.
+        """
+        self.newest = step
         self._given_up |= {moment for found in self._seen.values() for moment in found}
         self._given_up = {moment for moment in self._given_up if moment[1] > step}
 
