@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -153,10 +154,7 @@ def looped(function: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
     def runner(*args: Any, **kwargs: Any) -> None:
         asyncio.run(main(*args, **kwargs))
 
-    runner.__doc__ = function.__doc__
-    runner.__name__ = function.__name__
-    runner.__signature__ = __import__("inspect").signature(function)  # type: ignore[attr-defined] # pytest reads it
-    return runner
+    return functools.wraps(function)(runner)
 
 
 async def until(holds: Callable[[], object], what: str = "it") -> None:

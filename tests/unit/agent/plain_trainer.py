@@ -1,7 +1,8 @@
 """A trainer that is a plain process: ``plain_trainer.py ROOT RANK``, told what to do line by line.
 
 It finds or starts its node's agent by the environment: PLAIN_SOCKET names the socket of one that is
-there, else PLAIN_KEY and PLAIN_LOG say how to start one. Each command is answered by one line.
+there, else PLAIN_KEY and PLAIN_LOG say how to start one, and PLAIN_AGENT may name another program.
+Each command is answered by one line.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from handfast.core.lattice import Epoch
 def connect() -> Client:
     if "PLAIN_SOCKET" in os.environ:
         return Client(os.environ["PLAIN_SOCKET"])
-    return connect_or_start(os.environ["PLAIN_KEY"], os.environ["PLAIN_LOG"])
+    program = ["-m", "handfast.agent"]
+    if "PLAIN_AGENT" in os.environ:
+        program = [os.environ["PLAIN_AGENT"]]
+    return connect_or_start(
+        os.environ["PLAIN_KEY"], os.environ["PLAIN_LOG"], argv=[sys.executable, *program]
+    )
 
 
 def obey(rank: Rank, words: list[str]) -> str:

@@ -24,6 +24,7 @@ import pytest
 from agentkit import HASTY, RUN, memory, plan, roster, wait_for
 from hostkit import Job, Node
 
+from handfast.agent import host
 from handfast.agent.frames import CallFailed
 from handfast.agent.host import Opened, Round
 from handfast.agent.links import Links
@@ -197,9 +198,9 @@ def test_what_strangers_and_the_past_say_changes_nothing_and_is_counted(
                 await asyncio.wait_for(up.wait(), 20)
                 await try_links(node, "wrong_secret", secret=bytes(31) + b"x")
                 await try_links(node, "wrong_run", run="another run")
-                host = node.agent._hosts[opened.domain]
-                await poll(lambda: host.member.generation == 1 and not host.busy)
-                before = host.snapshot()
+                home = node.agent._hosts[opened.domain]
+                await poll(lambda: home.member.generation == 1 and not home.busy)
+                before = home.snapshot()
                 good = Message(1, 1, 1, "nonce", among.digest, (), Knows())
                 wrong = [
                     {"generation": 0},
@@ -213,10 +214,10 @@ def test_what_strangers_and_the_past_say_changes_nothing_and_is_counted(
                 links.send("node0", b"\xc1 no message")
                 links.send("node0", msgspec.msgpack.encode((opened.domain, b"\xc1")))
                 links.send("node0", msgspec.msgpack.encode(("nobody", encode(good))))
-                await poll(lambda: host.rejected >= len(wrong))
-                await poll(lambda: not host.busy)
-                assert host.snapshot() == before
-                assert host.rejected == len(wrong)
+                await poll(lambda: home.rejected >= len(wrong))
+                await poll(lambda: not home.busy)
+                assert home.snapshot() == before
+                assert home.rejected == len(wrong)
             assert not node.agent._hosts[opened.domain].failure
 
         asyncio.run(intrude())
@@ -519,7 +520,40 @@ def test_a_thousand_saves_leave_nothing_behind(start: Callable[..., Node], root:
     wait_for(lambda: held() <= before, f"{held()}, as before: {before}")
     files = [p.name for p in Path(domain_path(root, "rank-00000")).rglob("*-*.*")]
     assert sorted(files) == ["1-1001.manifest", "1-1001.safetensors"]
-    host = node.do(lambda: next(iter(node.agent._hosts.values())))
-    assert len(host._outcomes) <= 64
-    assert not host._pending
+    home = node.do(lambda: next(iter(node.agent._hosts.values())))
+    assert len(home._outcomes) <= 64
+    assert not home._pending
     job.close()
+
+
+def test_a_domain_that_fails_as_soon_as_it_is_open_is_opened_ever_more_rarely(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that a trainer that asks again and again does not fill a sick disk with incarnations,
+    and that one failure after a long time costs no wait."""
+    rests: list[float] = []
+    clock = 1000.0
+
+    async def sleep(seconds: float) -> None:
+        rests.append(seconds)
+
+    monkeypatch.setattr(host.asyncio, "sleep", sleep)
+    monkeypatch.setattr(host.time, "monotonic", lambda: clock)
+    seat = host._Seat(root, "rank0")
+
+    def fail(after: float) -> None:
+        nonlocal clock
+        seat.opened_at, clock = clock, clock + after
+        asyncio.run(seat.rest())
+
+    fail(3600.0)
+    fail(0.0)
+    assert not rests
+    for _ in range(8):
+        fail(0.0)
+    assert rests == sorted(rests)
+    assert rests[0] < 0.5
+    assert rests[-1] == host.REST_MOST_S
+    rests.clear()
+    fail(3600.0)
+    assert not rests

@@ -27,7 +27,7 @@ from handfast.errors import Damaged, FormatError, HandfastError, SaveFailed, Sup
 from handfast.store.claims import domain_path
 from handfast.store.journal import Journal
 from handfast.store.pins import pin
-from handfast.testing.faults import Crash, FaultyFiles
+from handfast.testing.faults import Crash, Fault, FaultyFiles
 
 ONE, TWO, THREE = Epoch(1, 1), Epoch(1, 2), Epoch(1, 3)
 MEBI = 1 << 20
@@ -293,14 +293,14 @@ def certificate(step: int) -> Certificate:
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, "short", "crash"])
-def test_a_published_certificate_is_the_old_one_or_the_new_one(root: str, error: object) -> None:
+def test_a_published_certificate_is_the_old_one_or_the_new_one(root: str, error: Fault) -> None:
     """Shows that at no failing call a script that follows certificates reads half a file, and that
     the next one is published all the same."""
     alone = Alone(root)
     path = Path(root) / "certificates" / "rank0.json"
     alone.keeper.publish("rank0", certificate(1))
     for k in itertools.count(1):
-        files = FaultyFiles(HASTY, fail_at=k, error=error)  # type: ignore[arg-type] # each is a Fault
+        files = FaultyFiles(HASTY, fail_at=k, error=error)
         alone.keeper.files = files
         with contextlib.suppress(SaveFailed, Crash):
             alone.keeper.publish("rank0", certificate(2))
