@@ -167,7 +167,8 @@ def ten_lines(desk: Desk, home: str, steps: int) -> tuple[int, str]:
         "train_step": one.step,
     }
     exec(TEN_LINES, names)  # noqa: S102 - they are to be run as they are printed
-    return names["start"], one.digest()
+    parts = (one.model, one.optimizer, one.scheduler, one.loader)
+    return names["start"], digest_of([part.state_dict() for part in parts])
 
 
 def break_reading(desk: Desk, broken: bool = True) -> None:
@@ -213,3 +214,11 @@ def train_one(desk: Desk) -> None:
 def branch(desk: Desk, seed: int) -> None:
     """Go another way than the run went before."""
     torch.manual_seed(1000 + seed)
+
+
+def become_nobody(desk: Desk, home: str) -> None:
+    """Go on as a user who owns nothing here."""
+    os.environ["XDG_RUNTIME_DIR"] = ""
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)

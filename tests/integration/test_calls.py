@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from training import Training, digest
 
 from handfast import Epoch, Keep, Lattice
 from handfast.core.lattice import GENESIS
-from handfast.errors import Blocked, Poisoned, Refused, SaveFailed
+from handfast.errors import Blocked, Poisoned, Refused
 from handfast.torch import Checkpointer
 
 PATIENT: dict[str, Any] = {"patience_s": 30.0}

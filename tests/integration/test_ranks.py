@@ -136,9 +136,8 @@ def test_one_rank_killed_before_it_saved_and_all_resume_from_the_epoch_before(
     job.all(deeds.resume, path)
     saved = [digests[-1] for digests in job.all(deeds.train, 2)]
     job.all(deeds.converged)
-    one, other = job
-    one.do(deeds.train, 3)
-    one.do(deeds.persisted)
+    job[0].do(deeds.train, 3)
+    job[0].do(deeds.persisted)
     job.kill()
     job = launch(2, 2)
     assert job.all(deeds.resume, path) == [2, 2]

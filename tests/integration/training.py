@@ -116,7 +116,7 @@ class Training:
         self.full = full
         torch.manual_seed(100 + rank)
         random.seed(100 + rank)
-        np.random.seed(100 + rank)  # noqa: NPY002 - the global stream is what is saved
+        np.random.seed(100 + rank)
 
     def state(self) -> dict[str, object]:
         """All that makes up one epoch."""
@@ -133,7 +133,7 @@ class Training:
     def loss(self) -> Tensor:
         """A loss that hangs on all random streams and on the loader."""
         x = torch.randn(4, WIDTH) if self.loader is None else self.loader.next()
-        x = (x * random.uniform(0.5, 1.5) + float(np.random.rand())).to(self.dtype)  # noqa: NPY002 - as above
+        x = (x * random.uniform(0.5, 1.5) + float(np.random.rand())).to(self.dtype)
         return (self.model(x) - x).square().mean()
 
     def step(self) -> float:
@@ -161,7 +161,7 @@ class Training:
                 "counts": self.counts,
                 "torch": torch.get_rng_state(),
                 "python": random.getstate(),
-                "numpy": np.random.get_state(),  # noqa: NPY002 - as above
+                "numpy": np.random.get_state(),
             }
         )
 

@@ -46,7 +46,11 @@ def domain_name(shard: int) -> str:
 
 
 class Peek(msgspec.Struct, frozen=True):
-    """What one rank's directory holds, looked at without touching it."""
+    """What one rank's directory holds, looked at without touching it.
+
+    ``others`` are the domains of other ranks that it holds, where its own is not there; ``run`` and
+    ``known`` are then what these say.
+    """
 
     node: str
     root: str
@@ -56,6 +60,7 @@ class Peek(msgspec.Struct, frozen=True):
     known: Configuration | None = None
     generation: int = 0
     problem: str = ""
+    others: tuple[str, ...] = ()
 
 
 class _Hand(msgspec.Struct, frozen=True):
@@ -78,32 +83,47 @@ class Meeting(msgspec.Struct, frozen=True):
 
 def peek(files: Files, root: str, node: str, shard: int) -> Peek:
     """Look at a rank's directory; what can't be read is said, not raised, so that all learn it."""
-    name = domain_name(shard)
     try:
-        if not files.exists(f"{root}/domains/{name}/domain.json"):
-            return Peek(node, root)
-        identity = read_identity(files, root, name)
-        known, generation = None, 0
-        for data in Shelf(files, root, name).records():
-            record = decode_record(data)
-            if isinstance(record, Configured):
-                known = record.configuration
-            elif isinstance(record, Frozen):
-                generation = record.generation
+        found = _look(files, root, node, domain_name(shard))
+        return found if found is not None else _look_beside(files, root, node)
     except (FormatError, Refused) as error:
         return Peek(node, root, problem=str(error))
     except OSError as error:
         return Peek(node, root, problem=f"{root}: {error.strerror}: {error.filename}")
     except msgspec.MsgspecError as error:
         return Peek(node, root, problem=f"{root}: a record that this handfast can't read: {error}")
+
+
+def _look(files: Files, root: str, node: str, name: str) -> Peek | None:
+    if not files.exists(f"{root}/domains/{name}/domain.json"):
+        return None
+    identity = read_identity(files, root, name)
+    known, generation = None, 0
+    for data in Shelf(files, root, name).records():
+        record = decode_record(data)
+        if isinstance(record, Configured):
+            known = record.configuration
+        elif isinstance(record, Frozen):
+            generation = record.generation
     return Peek(node, root, identity.id, identity.run, identity.shard, known, generation)
+
+
+def _look_beside(files: Files, root: str, node: str) -> Peek:
+    """Look whose domains are here instead: disks that changed places are no first start."""
+    home = f"{root}/domains"
+    names = files.listdir(home) if files.exists(home) else []
+    found = [peek for name in names if (peek := _look(files, root, node, name)) is not None]
+    known = next((peek.known for peek in found if peek.known is not None), None)
+    others = tuple(peek.domain for peek in found)
+    return Peek(node, root, run=known.run if known else "", known=known, others=others)
 
 
 def meet(collective: Collective, mine: Peek) -> Meeting:
     """Lay all peeks side by side. Every rank sees the same, so every rank raises the same.
 
-    Raises Refused: CORRUPT for a directory that can't be read, FOREIGN for several runs, MISSING
-    where the run exists on some ranks and another's directory is empty. Nothing has been created.
+    Raises Refused: CORRUPT for a directory that can't be read, FOREIGN for several runs, MIXED for
+    directories that have changed ranks, MISSING where the run exists on some ranks and another's
+    directory is empty. Nothing has been created.
     """
     hand = _Hand(mine, secrets.token_hex(16), secrets.token_hex(8), secrets.token_bytes(32))
     hands = [
@@ -133,17 +153,32 @@ def _refuse(peeks: Sequence[Peek]) -> None:
             shards=[f"rank {r}: run {p.run or 'none'} in {p.root}" for r, p in enumerate(peeks)],
             remedy="give every rank the directory that it had",
         )
-    empty = [f"rank {r}: {p.root} on {p.node}" for r, p in enumerate(peeks) if not p.domain]
     began = [p.known for p in peeks if p.known is not None]
     if began and len(peeks) != began[0].shards:
         _refuse_world(began[0].shards, len(peeks))
-    if began and empty:
+    if began and not all(p.domain for p in peeks):
+        _refuse_absent(began[0].run, peeks)
+
+
+def _refuse_absent(run: str, peeks: Sequence[Peek]) -> None:
+    at_home = {p.domain for p in peeks}
+    empty = [(r, p, set(p.others) - at_home) for r, p in enumerate(peeks) if not p.domain]
+    if any(moved for _, _, moved in empty):
         raise Refused(
-            f"the run {runs[0]} exists, but some of its directories are not here",
-            verdict=Verdict.MISSING,
-            shards=empty,
-            remedy="bring the missing directory back, or begin anew on a fresh path",
+            f"directories of the run {run} have changed ranks",
+            verdict=Verdict.MIXED,
+            shards=[
+                f"rank {r}: {p.root} on {p.node} holds {', '.join(sorted(moved)) or 'nothing'}"
+                for r, p, moved in empty
+            ],
+            remedy="start each rank on the directory of its own shard",
         )
+    raise Refused(
+        f"the run {run} exists, but some of its directories are not here",
+        verdict=Verdict.MISSING,
+        shards=[f"rank {r}: {p.root} on {p.node}" for r, p, _ in empty],
+        remedy="bring the missing directory back, or begin anew on a fresh path",
+    )
 
 
 def _refuse_world(was: int, now: int) -> None:

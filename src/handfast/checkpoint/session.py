@@ -132,7 +132,9 @@ class Session:
             hand = _Hand(self._line.open(self._joining(self._meeting)), generation, want)
         except Refused as error:
             hand = _Hand(want=want, problem=str(error), verdict=error.verdict)
-        except (HandfastError, OSError) as error:
+        except OSError as error:
+            hand = _Hand(want=want, problem=f"{error.strerror}: {error.filename or self.root}")
+        except HandfastError as error:
             hand = _Hand(want=want, problem=str(error))
         said = [
             msgspec.msgpack.decode(data, type=_Hand)
@@ -165,6 +167,7 @@ class Session:
                 "a rank can't take part",
                 verdict=first.verdict,
                 shards=[f"rank {r}: {hand.problem}" for r, hand in enumerate(said) if hand.problem],
+                remedy="mend what these ranks say, and start again",
             )
         wants = {hand.want for hand in said}
         if len(wants) > 1:

@@ -15,6 +15,7 @@ from handfast.checkpoint import checkpointer
 from handfast.checkpoint.collective import Place, Solo, place_of
 from handfast.checkpoint.session import Session
 from handfast.core.retain import Keep
+from handfast.store import objects
 from handfast.store.files import Posix
 from handfast.store.port import Verify
 from handfast.torch.capture import capture
@@ -92,7 +93,8 @@ class Checkpointer(checkpointer.Checkpointer):
     ) -> None:
         if verify not in ("fsync", "sampled", "full"):
             raise ValueError(f"verify={verify!r}: one of 'fsync', 'sampled', 'full'")
-        capture(state, rng=rng, replicated=replicated)  # what can't be stored is said now
+        found = capture(state, rng=rng, replicated=replicated)
+        objects.encode(found.objects, pickle=pickle)  # what can't be stored is said now
         self._collective = Group(group) if _distributed() else Solo()
         collective = self._collective
         template = os.path.abspath(os.fspath(path))
