@@ -25,7 +25,7 @@ from handfast.errors import HandfastError
 
 pytestmark = pytest.mark.xdist_group("demo")
 
-SMALL = Job(run="", steps=12, every=2, width=32, layers=1, heads=2, letters=20_000)
+SMALL = Job(run="", steps=24, every=2, width=32, layers=1, heads=2, letters=20_000)
 
 
 class Watcher:
@@ -140,7 +140,7 @@ def test_one_rank_with_an_older_file_is_resumed_in_silence_and_proved_a_mixture(
     again.run()
     resume = again.ledger.resumes[-1]
     assert (resume.outcome, resume.exact) == ("mixture", False)
-    assert "rank 1: 2; rank 2: 12" in resume.detail
+    assert "rank 1: 2; rank 2: 24" in resume.detail
 
 
 def test_a_job_that_fails_by_itself_is_told_not_started_for_ever(tmp_path: Path) -> None:
