@@ -30,7 +30,7 @@ from handfast.core.membership import (
 )
 from handfast.core.messages import Configured, Frozen, decode_record
 from handfast.core.verdict import Verdict
-from handfast.errors import FormatError, Refused, Superseded
+from handfast.errors import FormatError, HandfastError, Refused, Superseded
 from handfast.store.claims import read_identity
 from handfast.store.files import Files
 from handfast.store.shelf import Shelf
@@ -86,7 +86,7 @@ def peek(files: Files, root: str, node: str, shard: int) -> Peek:
     try:
         found = _look(files, root, node, domain_name(shard))
         return found if found is not None else _look_beside(files, root, node)
-    except (FormatError, Refused) as error:
+    except HandfastError as error:
         return Peek(node, root, problem=str(error))
     except OSError as error:
         return Peek(node, root, problem=f"{root}: {error.strerror}: {error.filename}")
@@ -237,7 +237,7 @@ def _read(path: str) -> RoundRecord | None:
         return None
     try:
         return msgspec.json.decode(data, type=RoundRecord)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise FormatError(
             f"{path}: not a record of a round: {error}. What to do: remove the file; the members' "
             "own journals keep generations from being used twice"
@@ -246,12 +246,10 @@ def _read(path: str) -> RoundRecord | None:
 
 def _write(path: str, record: RoundRecord) -> None:
     temporary = f"{path}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        os.write(fd, msgspec.json.encode(record))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with open(temporary, "wb") as file:
+        file.write(msgspec.json.encode(record))
+        file.flush()
+        os.fsync(file.fileno())
     os.rename(temporary, path)
     home = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -1,6 +1,6 @@
-"""Lets the tests of this room use the agents and ranks of the agent's room."""
+"""Lets the tests of this room use what stands beside them, and the agents of the agent's room."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "agent")]
