@@ -222,3 +222,37 @@ def become_nobody(desk: Desk, home: str) -> None:
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
+
+
+def train_with_workers(desk: Desk, to: int) -> list[str]:
+    """Train while forked workers of a loader come and go; each inherits the connection."""
+    data = torch.utils.data.TensorDataset(torch.randn(4, 2))
+    loader = torch.utils.data.DataLoader(data, num_workers=2, multiprocessing_context="fork")
+    found: list[str] = []
+    while desk.step < to:
+        for _ in loader:
+            pass
+        found += train(desk, desk.step + 1)
+    return found
+
+
+def misuse_in_a_child(desk: Desk) -> list[str]:
+    """What a forked child gets when it uses its parent's Checkpointer, and leaves its ``with``."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = []
+        for use in (lambda: desk.checkpointer.save(desk.step + 1), desk.checkpointer.restore):
+            try:
+                use()
+            except RuntimeError as error:
+                said.append(str(error))
+        with desk.checkpointer:
+            pass
+        desk.checkpointer.close()
+        os.write(theirs, "\n".join(said).encode())
+        os._exit(0)
+    os.close(theirs)
+    os.waitpid(pid, 0)
+    with os.fdopen(ours, "rb") as file:
+        return file.read().decode().splitlines()

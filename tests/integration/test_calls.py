@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import nn
 from trainers import HeldAgent, agents, eventually
 from training import Training, digest
 
+import handfast
 from handfast import Epoch, Keep, Lattice
 from handfast.core.lattice import GENESIS
-from handfast.errors import Blocked, Poisoned, Refused
+from handfast.errors import Blocked, HandfastError, Poisoned, Refused, Unstorable
 from handfast.torch import Checkpointer
 
 PATIENT: dict[str, Any] = {"patience_s": 30.0}
@@ -407,6 +409,46 @@ def test_the_newest_epochs_stay_and_the_chosen_ones(run: str) -> None:
         eventually(lambda: len(list(names)) <= 4)
 
 
+class Money:
+    """A value of a type that only its user knows."""
+
+    def __init__(self, cents: int) -> None:
+        self.cents = cents
+
+
+def test_values_of_a_users_type_are_stored_by_registration_or_by_trust(run: str) -> None:
+    """Pickle only where it is asked for, by path; on both sides."""
+    handfast.register(Money, lambda money: money.cents, Money)
+    box: dict[str, Any] = {"money": Money(7), "when": Fraction(1, 3)}
+    state = {**Training().state(), "box": box}
+    with pytest.raises(Unstorable, match=r"box/when: fractions\.Fraction"):
+        Checkpointer(run, state)
+    with Checkpointer(run, state, pickle=("box/when",), **PATIENT) as ckpt:
+        ckpt.restore()
+        ckpt.save(1)
+    box |= {"money": None, "when": None}
+    with Checkpointer(run, state, pickle=("box/when",), **PATIENT) as ckpt:
+        ckpt.restore()
+    assert (box["money"].cents, box["when"]) == (7, Fraction(1, 3))
+    box["when"] = 1
+    distrustful = Checkpointer(run, state, **PATIENT)
+    with pytest.raises(HandfastError, match=r"box/when.*pickle"):
+        distrustful.restore()
+    distrustful.close()
+    assert box["when"] == 1
+
+
+def test_priming_leaves_no_trace(run: str) -> None:
+    """One throwaway forward and backward: weights, buffers, streams, gradients are as before."""
+    training = Training(norm=True)
+    with Checkpointer(run, training.state(), **PATIENT) as ckpt:
+        before = training.digest()
+        ckpt.prime(lambda: training.loss().backward())
+        assert training.digest() == before
+        assert all(p.grad is None for p in training.model.parameters())
+        assert ckpt.restore() == 0
+
+
 # --- tensors ----------------------------------------------------------------------------------
 
 
@@ -439,7 +481,7 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(run: str) -> None:
     """NaN payloads, signed zeros, empty, 0-d, 8-bit floats, views, channels_last, ties."""
     saved = every_tensor()
     before = {name: digest(value) for name, value in saved.items()}
-    with Checkpointer(run, {"t": saved}, **PATIENT) as ckpt:
+    with Checkpointer(run, {"t": saved}, verify="full", **PATIENT) as ckpt:
         ckpt.restore()
         ckpt.save(1)
     live = every_tensor()

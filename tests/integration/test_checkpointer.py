@@ -16,7 +16,7 @@ from handfast.errors import Blocked
 Launch = Callable[..., Job]
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(launch: Launch, tmp_path) -> None:
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(launch: Launch, tmp_path: Path) -> None:
     """Model, moments, schedule, streams, loader, scaler and user's object, to the last bit."""
     path = str(tmp_path / "run")
     model = {"full": True, "norm": True}
@@ -35,7 +35,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(launch: Launch, tmp_pat
     three.do(deeds.close)
 
 
-def test_the_ten_lines_of_the_documentation_run_as_they_stand(launch: Launch, tmp_path) -> None:
+def test_the_ten_lines_of_the_documentation_run_as_they_stand(
+    launch: Launch, tmp_path: Path
+) -> None:
     """A first start begins at 0; the second goes on, and ends where an uninterrupted one does."""
     (home, other) = (tmp_path / "interrupted", tmp_path / "straight")
     for each in (home, other):
@@ -49,7 +51,7 @@ def test_the_ten_lines_of_the_documentation_run_as_they_stand(launch: Launch, tm
 
 
 def test_what_the_training_does_after_save_returned_is_not_in_the_epoch(
-    launch: Launch, tmp_path
+    launch: Launch, tmp_path: Path
 ) -> None:
     """pytorch#144657, nvidia-resiliency-ext#376: weights of one step, optimizer of the next."""
     path = str(tmp_path / "run")
@@ -70,7 +72,7 @@ def test_what_the_training_does_after_save_returned_is_not_in_the_epoch(
     assert two.do(deeds.digest) == saved
 
 
-def test_a_wait_for_a_slow_disk_names_who_is_awaited(launch: Launch, tmp_path) -> None:
+def test_a_wait_for_a_slow_disk_names_who_is_awaited(launch: Launch, tmp_path: Path) -> None:
     path = str(tmp_path / "run")
     held = HeldAgent(tmp_path, path)
     (one,) = launch()
@@ -89,7 +91,7 @@ def test_a_wait_for_a_slow_disk_names_who_is_awaited(launch: Launch, tmp_path) -
 
 @pytest.mark.parametrize("busy", ["skip", "raise", "wait"])
 def test_a_save_that_finds_the_image_busy_does_as_it_was_told(
-    busy: str, launch: Launch, tmp_path
+    busy: str, launch: Launch, tmp_path: Path
 ) -> None:
     path = str(tmp_path / "run")
     held = HeldAgent(tmp_path, path)
@@ -118,7 +120,9 @@ def test_a_save_that_finds_the_image_busy_does_as_it_was_told(
     one.do(deeds.converged)
 
 
-def test_a_trainer_killed_while_it_copies_leaves_no_half_epoch(launch: Launch, tmp_path) -> None:
+def test_a_trainer_killed_while_it_copies_leaves_no_half_epoch(
+    launch: Launch, tmp_path: Path
+) -> None:
     path = str(tmp_path / "run")
     (one,) = launch()
     one.do(deeds.resume, path)
@@ -133,7 +137,9 @@ def test_a_trainer_killed_while_it_copies_leaves_no_half_epoch(launch: Launch, t
     assert two.do(deeds.call, "all_steps") == [1]
 
 
-def test_a_trainer_killed_the_moment_save_returned_loses_nothing(launch: Launch, tmp_path) -> None:
+def test_a_trainer_killed_the_moment_save_returned_loses_nothing(
+    launch: Launch, tmp_path: Path
+) -> None:
     """The image is the agent's by then; the next start finds the same agent, and the epoch."""
     path = str(tmp_path / "run")
     held = HeldAgent(tmp_path, path)
@@ -152,7 +158,9 @@ def test_a_trainer_killed_the_moment_save_returned_loses_nothing(launch: Launch,
 
 
 @pytest.mark.parametrize("call", ["pwrite chunks/", "fsync chunks/", "rename manifests/"])
-def test_an_agent_killed_while_it_saves_costs_nothing(call: str, launch: Launch, tmp_path) -> None:
+def test_an_agent_killed_while_it_saves_costs_nothing(
+    call: str, launch: Launch, tmp_path: Path
+) -> None:
     """The trainer has the image still: the next agent gets it, and training never stops."""
     path = str(tmp_path / "run")
     held = HeldAgent(tmp_path, path)
@@ -174,7 +182,9 @@ def test_an_agent_killed_while_it_saves_costs_nothing(call: str, launch: Launch,
     assert two.do(deeds.digest) == saved
 
 
-def test_an_agent_killed_between_saves_is_replaced_unnoticed(launch: Launch, tmp_path) -> None:
+def test_an_agent_killed_between_saves_is_replaced_unnoticed(
+    launch: Launch, tmp_path: Path
+) -> None:
     path = str(tmp_path / "run")
     (one,) = launch()
     one.do(deeds.resume, path)
@@ -190,7 +200,9 @@ def test_an_agent_killed_between_saves_is_replaced_unnoticed(launch: Launch, tmp
     one.do(deeds.close)
 
 
-def test_an_agent_killed_while_it_reads_for_a_restore_is_replaced(launch: Launch, tmp_path) -> None:
+def test_an_agent_killed_while_it_reads_for_a_restore_is_replaced(
+    launch: Launch, tmp_path: Path
+) -> None:
     path = str(tmp_path / "run")
     (one,) = launch()
     one.do(deeds.resume, path)
@@ -207,7 +219,7 @@ def test_an_agent_killed_while_it_reads_for_a_restore_is_replaced(launch: Launch
     assert two.do(deeds.digest) == saved
 
 
-def test_an_agent_ends_by_itself_once_its_trainers_are_done(launch: Launch, tmp_path) -> None:
+def test_an_agent_ends_by_itself_once_its_trainers_are_done(launch: Launch, tmp_path: Path) -> None:
     """And not before: what was handed over is persisted first."""
     path = str(tmp_path / "run")
     held = HeldAgent(tmp_path, path)
@@ -223,7 +235,7 @@ def test_an_agent_ends_by_itself_once_its_trainers_are_done(launch: Launch, tmp_
     eventually(lambda: not agents())
 
 
-def test_sigterm_lets_an_agent_finish_what_it_has_begun(launch: Launch, tmp_path) -> None:
+def test_sigterm_lets_an_agent_finish_what_it_has_begun(launch: Launch, tmp_path: Path) -> None:
     path = str(tmp_path / "run")
     held = HeldAgent(tmp_path, path)
     (one,) = launch()
@@ -240,7 +252,7 @@ def test_sigterm_lets_an_agent_finish_what_it_has_begun(launch: Launch, tmp_path
     assert two.do(deeds.digest) == saved
 
 
-def test_an_agent_survives_the_process_group_of_its_trainer(launch: Launch, tmp_path) -> None:
+def test_an_agent_survives_the_process_group_of_its_trainer(launch: Launch, tmp_path: Path) -> None:
     path = str(tmp_path / "run")
     (one,) = launch()
     one.do(deeds.resume, path)
@@ -251,3 +263,20 @@ def test_an_agent_survives_the_process_group_of_its_trainer(launch: Launch, tmp_
     (two,) = launch()
     assert two.do(deeds.resume, path) == 1
     assert agents() == before
+
+
+def test_forked_children_do_not_disturb_the_connection(launch: Launch, tmp_path: Path) -> None:
+    """Workers of a loader inherit the socket and the images; a child that saves is refused."""
+    path = str(tmp_path / "run")
+    (one,) = launch()
+    one.do(deeds.resume, path)
+    one.do(deeds.train_with_workers, 2)
+    first, second = one.do(deeds.misuse_in_a_child)
+    assert first == second
+    assert f"belongs to process {one.pid}: a forked child makes its own" in first
+    saved = one.do(deeds.train, 3)[-1]
+    assert one.do(deeds.converged).step == 3
+    one.kill()
+    (two,) = launch()
+    assert two.do(deeds.resume, path) == 3
+    assert two.do(deeds.digest) == saved

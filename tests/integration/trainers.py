@@ -6,6 +6,7 @@ first argument is the trainer's :class:`Desk`. What it raises is raised again in
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -50,7 +51,7 @@ class Trainer:
         self._pipe, theirs = context.Pipe()
         everything = {**os.environ, **env}
         args = (theirs, rank, size, meet, everything)
-        self.process = context.Process(target=_serve, args=args, daemon=True)
+        self.process = context.Process(target=_serve, args=args)
         self.process.start()
         theirs.close()
 
@@ -94,7 +95,8 @@ class Trainer:
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal; after SIGKILL, see it end."""
         if self.process.is_alive():
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(self.pid, number)
         if number == signal.SIGKILL:
             self.process.join(10)
 
@@ -123,7 +125,8 @@ class Job(list[Trainer]):
         """Kill every rank, all before the first is waited for."""
         for trainer in self:
             if trainer.process.is_alive():
-                os.kill(trainer.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(trainer.pid, signal.SIGKILL)
         for trainer in self:
             trainer.kill()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -144,6 +145,7 @@ class Checkpointer:
         self._failures = 0
         self._overdue = False
         self._closed = False
+        self._owner = os.getpid()
         self.extra: object = None
         """What was given to the ``save(extra=...)`` that :meth:`restore` resumed from."""
 
@@ -307,6 +309,10 @@ class Checkpointer:
         return taken
 
     def _check_open(self) -> None:
+        if os.getpid() != self._owner:  # its images are the parent's memory too
+            raise RuntimeError(
+                f"this Checkpointer belongs to process {self._owner}: a forked child makes its own"
+            )
         if self._closed:
             raise RuntimeError("this Checkpointer is closed: make another one")
 
@@ -393,7 +399,7 @@ class Checkpointer:
         Raises what ``Save.converged`` raises; it is closed all the same, and the agent goes on
         with what it was given. Once closed, this does nothing.
         """
-        if self._closed:
+        if self._closed or os.getpid() != self._owner:
             return
         try:
             self.wait_until_finished(timeout)
@@ -413,7 +419,7 @@ class Checkpointer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if kind is None or os.getpid() != self._owner:
             self.close(self._patience_s)
             return
         try:  # never mask what ended the training
