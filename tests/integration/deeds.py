@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -256,3 +257,22 @@ def misuse_in_a_child(desk: Desk) -> list[str]:
     os.waitpid(pid, 0)
     with os.fdopen(ours, "rb") as file:
         return file.read().decode().splitlines()
+
+
+def witness(desk: Desk, to: int, log: str) -> None:
+    """Train and save up to a step; what each step's state was is written down before it is saved.
+
+    The state is that of this branch from its first step on: the streams were set anew.
+    """
+    with open(log, "a", encoding="utf-8", buffering=1) as file:
+        while desk.step < to:
+            desk.training.step()
+            desk.step += 1
+            file.write(f"{desk.step} {desk.training.digest()}\n")
+            desk.last = desk.checkpointer.save(desk.step)
+
+
+def steps_of(desk: Desk, path: str) -> list[int]:
+    """The steps whose manifests are there, of any branch."""
+    found = Path(path).glob("domains/*/*/manifests/*.manifest")
+    return sorted({int(each.stem.split("-")[1].split(".")[0]) for each in found})

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import deeds
 import pytest
-from trainers import Job, agents, eventually, raised_by
+from trainers import Job, Trainer, agents, eventually, raised_by
 
 from handfast import Keep
 from handfast.errors import Refused, SaveFailed, Superseded
@@ -220,39 +221,44 @@ def test_a_job_that_was_taken_for_dead_stops_when_it_comes_back(
     assert after.do(deeds.resume, path) == 5
 
 
-ROUNDS = [2, pytest.param(8, marks=pytest.mark.heavy)]
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.heavy)])
+def test_an_abandoned_timeline_never_comes_back(seed: int, launch: Launch, tmp_path: Path) -> None:
+    """After a rollback, "the newest directory" was of the abandoned branch (7 and 34 of 50).
 
+    Eight times: roll back, train on differently, be killed at some moment, start again. Each step
+    of each branch has a state of its own, so what is resumed says which branch it is of.
+    """
+    path, log = str(tmp_path / "run"), tmp_path / "log"
+    moment = random.Random(seed)
 
-@pytest.mark.parametrize("rounds", ROUNDS)
-def test_an_abandoned_timeline_never_comes_back(
-    rounds: int, launch: Launch, tmp_path: Path
-) -> None:
-    """After a rollback, "the newest directory" was of the abandoned branch (7 and 34 of 50)."""
-    path = str(tmp_path / "run")
-    keep = Keep(newest=50)
-    (one,) = launch()
-    one.do(deeds.begin, path, keep=keep)
+    def start() -> Trainer:
+        (one,) = launch()
+        one.do(deeds.begin, path, keep=Keep(newest=99))
+        return one
+
+    def written() -> dict[int, str]:
+        lines = (line.split() for line in log.read_text().splitlines())
+        return {int(step): said for step, said in lines}
+
+    one = start()
     one.do(deeds.restore)
-    one.do(deeds.train, 10)
+    one.do(deeds.witness, 9, str(log))
     one.do(deeds.converged)
-    living = {}
-    for number in range(rounds):
-        back = 4 + number % 3
-        one.kill() if number % 2 else one.do(deeds.close)
-        (one,) = launch()
-        one.do(deeds.begin, path, keep=keep)
-        assert one.do(deeds.restore, step=back) == back
-        one.do(deeds.branch, number)
-        living[back] = one.do(deeds.digest)
-        for step in range(back + 1, back + 2 + number % 2):
-            (living[step],) = one.do(deeds.train, step)
-        one.do(deeds.persisted)
+    for number in range(8):
         one.kill()
-        (one,) = launch()
-        one.do(deeds.begin, path, keep=keep)
-        newest = one.do(deeds.restore)
-        assert newest == step
-        assert one.do(deeds.digest) == living[newest]
-        # what follows is longer than the abandoned branch, now and then
-        one.do(deeds.train, newest + 1 + 2 * (number % 3))
+        truth = written()
+        one = start()
+        back = moment.choice([step for step in one.do(deeds.steps_of, path) if step < max(truth)])
+        assert one.do(deeds.restore, step=back) == back
+        assert one.do(deeds.digest) == truth[back]
+        log.write_text("".join(f"{s} {d}\n" for s, d in truth.items() if s <= back))
+        one.do(deeds.branch, number)
+        one.tell(deeds.witness, back + 6, str(log))
+        one.busy(moment.uniform(0.0, 0.15))
+        one.kill()
+        one = start()
+        step = one.do(deeds.restore)
+        assert step >= back
+        assert one.do(deeds.digest) == (truth[back] if step == back else written()[step])
+        one.do(deeds.witness, step + 2, str(log))
         one.do(deeds.converged)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import sys
 import time
@@ -194,7 +195,7 @@ class Launcher:
     def start(self, ranks: int, nodes: int, env: dict[str, str]) -> Job:
         """Start the ranks of one job, ``ranks / nodes`` on each node."""
         self.starts += 1
-        meet = str(self.home / f"meet-{self.starts}")
+        meet = str(self.home / f"meet-{self.starts}-{secrets.token_hex(4)}")
         each = ranks // nodes
         job = Job()
         for rank in range(ranks):
