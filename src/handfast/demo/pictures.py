@@ -133,7 +133,7 @@ class _Storm:
                 cls="episode",
                 rx=4,
             ),
-            text((left + right) / 2, self.floor - 6, "torchrun", "faint", "middle"),
+            text(left + 6, self.top + 8, "torchrun", "faint"),
         ]
 
     def _axes(self) -> list[str]:
