@@ -144,15 +144,18 @@ def save_half(desk: Desk, step: int) -> None:
     desk.checkpointer.save(step, extra=Deadly())
 
 
-TEN_LINES = """
+TEN_LINES = (
+    """
 from handfast.torch import Checkpointer
 
-with Checkpointer("runs/gpt", state={"model": model, "optimizer": opt, "scheduler": sched, "loader": loader}) as ckpt:
+with Checkpointer("runs/gpt", state={"model": model, "optimizer": opt, "scheduler": sched, """
+    """"loader": loader}) as ckpt:
     start = ckpt.restore()            # recovery line of the whole job; 0 on a first start
     for step in range(start, steps):
         train_step()
         ckpt.save(step + 1)           # returns at once: .staged() .persisted() .converged()
-"""  # noqa: E501 - as the design shows them
+"""
+)
 
 
 def ten_lines(desk: Desk, home: str, steps: int) -> tuple[int, str]:

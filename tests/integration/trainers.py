@@ -171,7 +171,8 @@ def _prepare(desk: Desk, meet: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    sys.stderr = open(f"{Path(meet).parent}/stderr.{desk.rank}", "a", buffering=1)  # noqa: SIM115 - for life
+    errors = Path(meet).parent / f"stderr.{desk.rank}"
+    sys.stderr = errors.open("a", buffering=1)
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
@@ -194,8 +193,3 @@ def digest(value: object) -> str:
 
     add(value)
     return found.hexdigest()
-
-
-def node_of_ranks() -> int:
-    """How many ranks the job has."""
-    return dist.get_world_size() if dist.is_initialized() else 1
