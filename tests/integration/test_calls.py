@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,7 @@ def test_the_end_of_with_never_masks_what_ended_the_training(
     """And waits at most drain_s for a save that is under way."""
     monkeypatch.setenv("HANDFAST_NODE", "node0")
     held = HeldAgent(tmp_path, run)
-    with pytest.raises(ZeroDivisionError), begun(run, drain_s=0.1) as ckpt:  # noqa: PT012 - a script
+    with pytest.raises(ZeroDivisionError), begun(run, drain_s=0.1) as ckpt:  # noqa: PT012 - script
         held.hold("fsync", "chunks/")
         ckpt.save(1)
         print(1 / 0)
@@ -376,8 +377,11 @@ def test_a_load_that_fails_half_way_poisons_every_later_save(run: str) -> None:
         ckpt.restore()
         ckpt.save(1)
     ckpt = Checkpointer(run, state, **PATIENT)
-    with pytest.raises(Poisoned, match="stopped at stubborn: KeyError"):
+    with pytest.raises(Poisoned, match="stopped at stubborn: KeyError") as caught:
         ckpt.restore()
+    # whoever prints a traceback with its values reads the loaded memory: it must still be there
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    assert "views = {" in "".join(shown.format())
     with pytest.raises(Poisoned, match="nothing can be saved until a restore succeeds"):
         ckpt.save(2)
     stubborn.broken = False
