@@ -123,6 +123,8 @@ def all_refused(job: Job, path: str, model: dict[str, Any] | None = None) -> Ref
         ({"dtype": torch.bfloat16}, r"model/0\.weight: dtype: saved float32, live bfloat16"),
         ({"width": 16}, r"model/0\.weight: shape: saved \(8, 8\), live \(16, 8\)"),
         ({"norm": True}, r"model/1\.running_mean"),
+        ({"optimizer": "Adam"}, r"optimizer: type: saved AdamW, live Adam"),
+        ({"optimizer": "SGD"}, r"optimizer: type: saved AdamW, live SGD"),
         ({"optimizer": "groups"}, r"optimizer: groups: saved 1 groups, live 2 groups"),
         ({"full": True}, r"loader: kind: saved nothing, live loader"),
     ],

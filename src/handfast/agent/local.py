@@ -134,6 +134,8 @@ class Client:
             ) from None
         except ConnectionError:
             answer = None
+            with self._lock:  # whoever looks now must see it, though the reader may not have yet
+                self._ended = True
         finally:
             with self._lock:
                 del self._waiting[call.id]

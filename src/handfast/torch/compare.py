@@ -154,6 +154,8 @@ def _optimizers(live: Captured, saved: Saved) -> Iterator[Difference]:
     for path, now, was in _paired(live.objects, saved.objects, "", here):
         if here[path] != Kind.OPTIMIZER or saved.kinds.get(path) != Kind.OPTIMIZER:
             continue
+        if was.get("type", now["type"]) != now["type"]:  # Adam and AdamW have the same state
+            yield Difference(path, "type", was["type"], now["type"])
         before, after = was["param_groups"], now["param_groups"]
         if len(before) != len(after):
             yield Difference(path, "groups", f"{len(before)} groups", f"{len(after)} groups")

@@ -175,6 +175,7 @@ def read(
         if not isinstance(key, Tensor)
     }
     tree: dict[str, object] = {
+        "type": type(optimizer).__name__,
         "param_groups": groups,
         "tensors": names.tensors,
         "placed": names.placed,

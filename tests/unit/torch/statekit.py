@@ -18,7 +18,12 @@ from handfast.torch.stage import map_image, stage
 
 State = Mapping[str, object]
 
-PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor", "handfast.torch.compare"]
+PRELOAD = [
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch._dynamo",
+    "handfast.torch.compare",
+]
 
 
 class Snapshot:
