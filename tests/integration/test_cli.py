@@ -554,7 +554,8 @@ def test_a_place_of_agents_that_is_not_ours_is_said(
 ) -> None:
     """Where nobody can look for agents, a release can't know that there is none."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    (tmp_path / "handfast").mkdir(mode=0o755)
+    (tmp_path / "handfast").mkdir()
+    (tmp_path / "handfast").chmod(0o755)  # whatever the umask is
     assert "agents can't be looked for" in handfast("status", copy).out
     done = handfast("release", copy, "--keep-newest", 1, "--yes", "--offline")
     assert done.code == 3

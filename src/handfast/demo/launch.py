@@ -73,7 +73,7 @@ class Forked:
         self._processes: list[ForkServerProcess] = []
         self._handles: list[int] = []
         for rank in range(job.world):
-            process = context.Process(target=_become, args=(job, rank), daemon=True)
+            process = context.Process(target=_become, args=(job.encode(), rank), daemon=True)
             process.start()
             self._processes.append(process)
             self._handles.append(os.pidfd_open(process.pid or 0))
@@ -97,11 +97,11 @@ class Forked:
         self._processes, self._handles = [], []
 
 
-def _become(job: Job, rank: int) -> None:
+def _become(job: str, rank: int) -> None:
     # Looked up in the child: the process that shows the demo never loads torch.
     from handfast.demo.rank import forked
 
-    forked(job, rank)
+    forked(Job.decode(job), rank)
 
 
 class Torchrun:
