@@ -22,10 +22,11 @@ import deeds
 import pytest
 import torch
 from torch import Tensor, nn
-from trainers import HeldAgent, Job, end_agents
+from trainers import HeldAgent, Job, end_agents, eventually
 from typer.testing import CliRunner
 
 from handfast.agent.host import node_label
+from handfast.agent.process import meeting_place
 from handfast.checkpoint import agents as ask_agents
 from handfast.checkpoint import location
 from handfast.cli.main import app
@@ -139,6 +140,8 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 def test_status_shows_the_run_at_a_glance(saved: Saved) -> None:
     """Line, proof, domains by epochs, and what the signs mean."""
+    place = Path(meeting_place(f"{saved.path}\n{node_label()}"))
+    eventually(lambda: not (place / "agent").exists())  # it ends once all is settled
     done = handfast("status", saved.path)
     assert done.code == 0, done
     assert "1/3, certified" in done.out

@@ -48,13 +48,26 @@ def strike(target: str, *, aim: str = "moment", rank: int | None = None, gap: in
     return Strike(target, rank, aim, gap, 0.5)
 
 
+SELDOM = msgspec.structs.replace(SMALL, steps=80, every=50)
+"""Saves once, so that a kill well behind that save cuts none short."""
+
+
+def uninterrupted(job: Job, folder: Path) -> Ledger:
+    storm = Storm(msgspec.structs.replace(job, run=str(folder)), [], Watcher())
+    storm.run()
+    return storm.ledger
+
+
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     """The uninterrupted run that all others are held against."""
-    job = msgspec.structs.replace(SMALL, run=str(tmp_path_factory.mktemp("truth")))
-    storm = Storm(job, [], Watcher())
-    storm.run()
-    return storm.ledger
+    return uninterrupted(SMALL, tmp_path_factory.mktemp("truth"))
+
+
+@pytest.fixture(scope="module")
+def long_truth(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
+    """The same of the job that saves seldom."""
+    return uninterrupted(SELDOM, tmp_path_factory.mktemp("long"))
 
 
 @pytest.fixture
@@ -85,15 +98,17 @@ def test_under_handfast_a_killed_run_is_the_unkilled_one(kept: Job, truth: Ledge
 
 @pytest.mark.parametrize("saver", ["torch.save", "dcp", "torch.save per step", "dcp per step"])
 def test_a_peer_killed_between_saves_resumes_its_newest_bit_for_bit(
-    saver: str, tmp_path: Path, truth: Ledger
+    saver: str, tmp_path: Path, long_truth: Ledger
 ) -> None:
     """No straw man: where no save is cut short, each of them does all that handfast does."""
-    job = msgspec.structs.replace(SMALL, run=str(tmp_path), saver=saver)
-    storm = Storm(job, [strike("job")], Before(2, tmp_path), truth=truth)
+    job = msgspec.structs.replace(SELDOM, run=str(tmp_path), saver=saver)
+    # At step 52 every rank has left the save of step 50 behind: they step together.
+    storm = Storm(job, [Strike("job", None, "moment", 52, 0.0)], Watcher(), truth=long_truth)
     storm.run()
-    assert [(r.outcome, r.exact) for r in storm.ledger.resumes[:1]] == [("first", True)]
-    assert tally(storm.ledger.resumes).mixture == 0
-    assert storm.ledger.curve().state == truth.curve().state
+    assert [kill.target for kill in storm.kills] == ["job"]
+    found = [(r.outcome, r.step, r.exact) for r in storm.ledger.resumes]
+    assert found == [("first", 0, True), ("newest", 50, True)]
+    assert storm.ledger.curve().state == long_truth.curve().state
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -22,9 +23,11 @@ from pathlib import Path
 from tests.storm import job
 
 from handfast.agent import process
+from handfast.checkpoint.agents import ask
 from handfast.errors import HandfastError
 
 SIZE = 4
+STANDSTILL_S = 60.0
 
 
 class Storm:
@@ -38,6 +41,7 @@ class Storm:
         self.starts = 0
         self.pids: list[int] = []
         self.kills: list[dict[str, object]] = []
+        self.stuck: list[str] = []
 
     def start(self, main: object = job.main, out: str = "", steps: int = 0) -> None:
         """Fork the ranks of one start."""
@@ -64,6 +68,7 @@ class Storm:
         try:
             with open(f"{self.home}/stderr.{rank}", "a") as err:
                 os.dup2(err.fileno(), 2)
+            faulthandler.register(signal.SIGUSR1, file=sys.__stderr__, all_threads=True)
             if main is job.main:
                 job.main(rank, SIZE, meet, self.kind, steps, self.path, out)
             else:
@@ -117,14 +122,9 @@ class Storm:
 
     def episode(self) -> None:
         """Start, let it come to train, kill, and clear away what is left."""
-        before = self.progress()
+        wanted = self.progress() + self.random.randint(1, 20)
         self.start()
-        deadline = time.monotonic() + 60
-        wanted = before + self.random.randint(1, 20)
-        while self.progress() < wanted and time.monotonic() < deadline:
-            if self._died():
-                break
-            time.sleep(0.01)
+        self._await(wanted)
         time.sleep(self.random.uniform(0.0, 0.2))
         how = self.random.choice(["job", "job", "rank", "agent", "both"])
         if how == "agent":
@@ -132,6 +132,36 @@ class Storm:
             time.sleep(self.random.uniform(0.3, 1.2))  # the job must go on by itself
             how = self.random.choice(["job", "rank"])
         self.strike(how)
+
+    def _await(self, wanted: int) -> None:
+        """Wait until the job has come so far or has ended; one that stands still is a finding."""
+        reached, since = self.progress(), time.monotonic()
+        while reached < wanted:
+            time.sleep(0.01)
+            now = self.progress()
+            if now > reached:
+                reached, since = now, time.monotonic()
+            if all(map(_gone, self.pids)):
+                return
+            if time.monotonic() - since > STANDSTILL_S:
+                self.stuck.append(self._testimony())
+                return
+
+    def _testimony(self) -> str:
+        """Ask every rank where it stands, and quote what ranks and agents have written last."""
+        state = [f"start {self.starts}, lines {self.progress()}"]
+        for rank, pid in enumerate(self.pids):
+            if _gone(pid):
+                state.append(f"rank {rank} ended by itself")
+            else:
+                os.kill(pid, signal.SIGUSR1)
+        time.sleep(1.0)
+        keys = [f"{self.path}\nnode{node}" for node in range(self.nodes)]
+        logs = [Path(process.meeting_place(key)) / "log" for key in keys]
+        wrote = (*sorted(self.home.glob("stderr.*")), *filter(Path.exists, logs))
+        state += [f"--- {path}\n{path.read_text()[-6000:]}" for path in wrote]
+        state += [str(view) for view in ask([self.path], [])]
+        return "\n".join(state)
 
     def strike(self, how: str) -> None:
         """Kill, and where that ends the job, take the rest of it down as a launcher does."""
@@ -150,15 +180,13 @@ class Storm:
             self.kill([pid for pid in self.pids if pid not in first and not _gone(pid)])
         self.reap(self.pids)
 
-    def _died(self) -> bool:
-        return any(_gone(pid) for pid in self.pids)
-
     def finish(self) -> list[int]:
         """One last start that runs to its end, a little further than any before."""
         reached = max(_steps(f"{self.out}.{rank}") for rank in range(SIZE))
         self.steps = reached + 4
         self.start()
-        return self.reap(self.pids, 180)
+        self._await(sys.maxsize)
+        return self.reap(self.pids)
 
     def judge(self) -> dict[str, object]:
         """Hold every resume and every step against the uninterrupted run."""
@@ -236,8 +264,9 @@ def main() -> int:
     home.mkdir(exist_ok=True)
     storm = Storm(home, seed=options.seed, kind=options.kind, nodes=options.nodes, steps=1_000_000)
     began = time.monotonic()
-    while len(storm.kills) < options.kills:
+    while len(storm.kills) < options.kills and not storm.stuck:
         storm.episode()
+        print(f"{time.monotonic() - began:.1f} s: {storm.kills[-1]}", file=sys.stderr, flush=True)
     codes = storm.finish()
     result = {
         "kills": len(storm.kills),
@@ -247,6 +276,7 @@ def main() -> int:
         },
         "starts": storm.starts,
         "last_run": codes,
+        "stuck": storm.stuck,
         "steps": storm.steps,
         **storm.judge(),
         "seconds": round(time.monotonic() - began, 1),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,33 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def storm(kills: int, **options: object) -> dict[str, object]:
+def storm(kills: int, limit_s: float, **options: object) -> dict[str, object]:
     """Run the storm in a process of its own, which may fork."""
     argv = [sys.executable, "-m", "tests.storm.run", "--kills", str(kills)]
     for name, value in options.items():
         argv += [f"--{name}", str(value)]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with tempfile.TemporaryFile("w+") as err:
+        try:
+            done = subprocess.run(
+                argv,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+                timeout=limit_s,
+                check=False,
+            )
+        finally:
+            err.seek(0)
+            sys.stderr.write(err.read()[-3000:])  # shown by pytest where the test fails
+    assert done.returncode == 0
     found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def unharmed(found: dict[str, object]) -> None:
     """Hold the counts of a storm against what is promised."""
+    assert found["stuck"] == [], "\n\n".join(found["stuck"])
     assert found["last_run"] == [0, 0, 0, 0]
     assert found["reference"] == [0, 0, 0, 0]
     assert found["mixtures"] == []
@@ -47,7 +62,7 @@ def test_twenty_kills_leave_no_mixture_and_no_difference(kind: str, nodes: int, 
     """Shows, in two halves, that SIGKILLs of job, rank and agents never cost a certified epoch,
     never mix two, and that every step of every life is that of a job that was never killed.
     """
-    unharmed(storm(10, kind=kind, nodes=nodes, seed=seed))
+    unharmed(storm(10, 500, kind=kind, nodes=nodes, seed=seed))
 
 
 @pytest.mark.heavy
@@ -57,6 +72,6 @@ def test_twenty_kills_leave_no_mixture_and_no_difference(kind: str, nodes: int, 
 )
 def test_five_hundred_kills(kind: str, nodes: int, kills: int) -> None:
     """Shows the same for 500 kills, over one, two and four agents; prints the counts."""
-    found = storm(kills, kind=kind, nodes=nodes, seed=kills)
+    found = storm(kills, 7000, kind=kind, nodes=nodes, seed=kills)
     print(json.dumps({"kind": kind, "nodes": nodes, **found}))
     unharmed(found)

@@ -180,8 +180,11 @@ class Agent:
         self._stopping.set()
 
     def _idle(self) -> bool:
-        """Say whether the agent may end: settled and told so, or alone for too long."""
-        if any(seat.trainer is not None for seat in self._seats.values()):
+        """Say whether the agent may end: settled and told so, or alone for too long.
+
+        Whoever is connected may be just about to open a domain, so it is not alone with them.
+        """
+        if self._server.trainers:
             self._idle_since = None
             return False
         now = time.monotonic()

@@ -28,7 +28,8 @@ logger = logging.getLogger("handfast")
 
 REMIND_S: Final = 10.0
 POLL_S: Final = 0.25
-REVIVALS: Final = 3
+REVIVALS: Final = 5
+SOUND_S: Final = 30.0
 PATIENCE_S: Final = 600.0
 
 
@@ -66,15 +67,30 @@ class Connection:
         self._joining: Joining | None = None
         self._opened: Opened | None = None
         self._round: Round | None = None
+        self._revivals = 0
+        self._revived = 0.0
         self.snapshot = Snapshot("", 0)
         """The newest that the agent has told; no I/O."""
 
     def open(self, joining: Joining) -> Opened:
-        """Open this rank's domain for a round that is still to be agreed on."""
-        if self._client is None or self._client.ended:
-            self._client = self._dial()
+        """Open this rank's domain for a round that is still to be agreed on.
+
+        An agent that is just ending, or is killed, is replaced. Raises what the agent raised, and
+        AgentGone where none can be kept alive.
+        """
         self._joining, self._round = joining, None
-        return self._open(self._client, joining, port=0)
+        for attempt in range(REVIVALS):
+            if self._client is None or self._client.ended:
+                if self._client is not None:
+                    self._client.close()
+                self._client = self._dial()
+            try:
+                return self._open(self._client, joining, port=0)
+            except AgentGone as error:
+                if attempt == REVIVALS - 1:
+                    raise
+                logger.warning("%s: asking another", error)
+        raise AssertionError("unreachable")
 
     def begin(self, spec: Round) -> None:
         """Begin the generation that the ranks have agreed on."""
@@ -107,9 +123,8 @@ class Connection:
 
     def renew(self, why: str) -> None:
         """Open the domain anew: this agent has said that it can't go on with it."""
-        with self._changed:
-            if not self.snapshot.failure:
-                self.snapshot = msgspec.structs.replace(self.snapshot, failure=why)
+        if not self.snapshot.failure:
+            self._note_failure(why)
         self._revive()
 
     def call(self, name: str, fds: Sequence[int] = (), **fields: Any) -> dict[str, Any]:
@@ -118,10 +133,10 @@ class Connection:
         Raises what the agent raises, AgentGone where no agent can be kept alive, and Blocked where
         one lives and does not answer for ``PATIENCE_S`` seconds (it is stopped, say).
         """
-        for attempt in range(REVIVALS):
+        while True:
             client, opened = self._client, self._opened
             if client is None or opened is None:
-                break
+                raise AgentGone("no agent is connected: call restore() first", socket="")
             try:
                 return client.call(
                     name, fds=fds, timeout=PATIENCE_S, **{"domain": opened.domain, **fields}
@@ -130,10 +145,9 @@ class Connection:
                 pid = client.agent_pid
                 raise Blocked(str(error), by=(f"agent process {pid} of this node",)) from error
             except AgentGone:
-                if attempt == REVIVALS - 1:
+                if self._round is None:  # nothing could be told to another
                     raise
                 self._revive()
-        raise AgentGone("no agent is connected: call restore() first", socket="")
 
     def wait(self, ready: Callable[[Snapshot], bool], timeout: float | None, what: str) -> None:
         """Wait for the snapshot to say so; revives the agent, and reminds of who is missing.
@@ -192,29 +206,53 @@ class Connection:
         """Start another agent where ours has died, and give it what it must know.
 
         An agent that lives and whose domain failed (its journal could not be written, say) opens
-        the domain anew, as another incarnation.
+        the domain anew, as another incarnation. Raises AgentGone, with the last failure, where
+        ``REVIVALS`` of them in a row have not lived for ``SOUND_S`` seconds.
         """
-        client, opened, joining = self._client, self._opened, self._joining
-        ended = client is not None and client.ended
-        if not ended and not self.snapshot.failure:
-            return
-        if client is None or opened is None or joining is None or self._round is None:
-            return
-        self.check()
-        why = self.snapshot.failure or "it ended"
-        logger.warning("agent process %d failed (%s): starting anew", client.agent_pid, why)
-        # A job that was taken for dead must not claim the domain of the one that took over.
-        self._compare(self._latest())
-        if ended:
+        failed: AgentGone | None = None
+        while (client := self._client) is not None and (client.ended or self.snapshot.failure):
+            if self._opened is None or self._joining is None or self._round is None:
+                return
+            self.check()
+            why = self.snapshot.failure or "it ended"
+            if self._exhausted():
+                raise failed or AgentGone(
+                    f"this rank's domain failed {REVIVALS} times in a row, the last time: {why}",
+                    socket=client.path,
+                    log=client.log,
+                )
+            logger.warning("agent process %d failed (%s): starting anew", client.agent_pid, why)
+            # A job that was taken for dead must not claim the domain of the one that took over.
+            self._compare(self._latest())
+            try:
+                self._reopen(client, self._joining, self._round, self._opened.address[1])
+            except AgentGone as error:
+                failed = error
+                self._note_failure("its successor failed, too")
+            except HandfastError as error:  # so that the next call tries again
+                self._note_failure(str(error))
+                raise
+
+    def _exhausted(self) -> bool:
+        """Count one more revival; True, once, where that is one too many."""
+        now = time.monotonic()
+        self._revivals = 1 if now - self._revived > SOUND_S else self._revivals + 1
+        self._revived = now
+        if self._revivals > REVIVALS:
+            self._revivals = 0  # whoever calls again has heard, and may try again
+            return True
+        return False
+
+    def _reopen(self, client: Client, joining: Joining, spec: Round, port: int) -> None:
+        if client.ended:
             client.close()
             client = self._client = self._dial()
         with self._changed:
             self.snapshot = Snapshot("", 0)
-        try:
-            domain = self._open(client, joining, port=opened.address[1]).domain
-            client.call("begin", domain=domain, round=msgspec.msgpack.encode(self._round))
-            self._again(client, domain)
-        except HandfastError as error:  # so that the next call tries again
-            with self._changed:
-                self.snapshot = Snapshot("", 0, failure=str(error))
-            raise
+        domain = self._open(client, joining, port).domain
+        client.call("begin", domain=domain, round=msgspec.msgpack.encode(spec))
+        self._again(client, domain)
+
+    def _note_failure(self, why: str) -> None:
+        with self._changed:
+            self.snapshot = msgspec.structs.replace(self.snapshot, failure=why)

@@ -57,7 +57,8 @@ class FaultyFiles:
 
     `kinds` limits what is counted to some calls ("fsync", "rename" ...), `path` to paths that
     contain it. With `after=True` a call that fails, or is the last before a crash, is carried out
-    all the same, as one whose answer was lost. `fired` tells whether the fault came, `calls` what
+    all the same, as one whose answer was lost. With `lasting=True` all later ones fail, too, until
+    :meth:`arm` is called again. `fired` tells whether the fault came, `calls` what
     was asked, in order.
     """
 
@@ -70,6 +71,7 @@ class FaultyFiles:
         kinds: tuple[str, ...] = (),
         path: str = "",
         after: bool = False,
+        lasting: bool = False,
     ) -> None:
         self.inner = inner
         self.fail_at = fail_at
@@ -77,6 +79,7 @@ class FaultyFiles:
         self.kinds = MOVERS if error == "short" and not kinds else kinds
         self.path = path
         self.after = after
+        self.lasting = lasting
         self.fired = False
         self.calls: list[Call] = []
         self._counted = 0
@@ -89,7 +92,8 @@ class FaultyFiles:
             raise Crash
         counted = (not self.kinds or kind in self.kinds) and self.path in path
         self._counted += counted
-        now = counted and self._counted == self.fail_at
+        over = self._counted - self.fail_at
+        now = counted and self.fail_at > 0 and (over == 0 or (self.lasting and over > 0))
         self.fired |= now
         self._halve = now and self.error == "short"
         self.calls.append(Call(kind, path, failed=now and isinstance(self.error, int)))
@@ -113,7 +117,7 @@ class FaultyFiles:
         return max(1, length // 2) if self._halve else length
 
     def arm(self, fail_at: int) -> None:
-        """Count anew from here on: the fault comes at the `fail_at`-th call from now."""
+        """Count anew: the fault comes at the `fail_at`-th call from now; with 0, none comes."""
         self.fail_at = fail_at
         self._counted = 0
 

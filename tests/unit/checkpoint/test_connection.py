@@ -23,12 +23,13 @@ import pytest
 from agentkit import HASTY, wait_for
 from hostkit import PATIENCE_S, Job, Node, Rank
 
+from handfast.agent.keeper import Keeper
 from handfast.agent.local import AgentGone, Client
 from handfast.agent.process import connect_or_start
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import Staged, decode_record
 from handfast.core.retain import Keep
-from handfast.errors import Blocked, Superseded
+from handfast.errors import Blocked, SaveFailed, Superseded
 from handfast.store.claims import domain_path, incarnations
 from handfast.store.shelf import Shelf
 from handfast.testing.faults import FaultyFiles
@@ -247,6 +248,31 @@ def test_a_domain_whose_journal_failed_is_opened_anew_under_the_same_agent(
     node.close()
 
 
+def test_a_domain_that_fails_again_and_again_is_given_up_aloud(
+    agents: Agents, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that a domain which can be opened and fails at once, each time, ends the waiting with
+    its last cause; and that the rank goes on once it works again."""
+    node = Node(str(agents.home))
+    job = Job(root, [node.client])
+    job.restore()
+    assert job.save(1) == ONE
+    tries = []
+
+    def commit(keeper: Keeper, records: object) -> None:
+        tries.append(keeper)
+        raise SaveFailed("the disk takes nothing")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Keeper, "commit", commit)
+        with pytest.raises((AgentGone, SaveFailed), match=r"5 times in a row.*takes nothing"):
+            job.save(2)
+        assert len(tries) == len(set(tries)) == 6
+    assert job.save(2) == TWO
+    job.close()
+    node.close()
+
+
 def test_a_rank_whose_agent_can_t_be_replaced_is_told_where_to_look(
     agents: Agents, root: str
 ) -> None:
@@ -321,6 +347,7 @@ def test_a_job_that_was_overtaken_stops_and_claims_nothing(agents: Agents, root:
     old = Job(root, [node.client for node in nodes[:2]], ["node0", "node1"])
     old.restore()
     old.save(1)
+    visitor = nodes[1].client()  # keeps this agent from ending as soon as all is settled
     old[1].close()
     nodes[0].close()
     new = Job(root, [nodes[2].client, nodes[1].client], ["new0", "node1"])
@@ -335,6 +362,7 @@ def test_a_job_that_was_overtaken_stops_and_claims_nothing(agents: Agents, root:
     assert votes(root) == [ONE, Epoch(2, 2)]
     new.close()
     old.close()
+    visitor.close()
     for node in nodes:
         if not node.ended():
             node.close()
