@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import deeds
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 from trainers import HeldAgent, Job, end_agents, eventually
-from typer.testing import CliRunner
 
 from handfast.agent.host import node_label
 from handfast.agent.process import meeting_place

@@ -41,17 +41,18 @@ RETRIES: Final = 3
 class State(Protocol):
     """What a framework does for the Checkpointer. One thread at a time calls it."""
 
-    def capture(self, extra: object) -> Plan | None:
+    def capture(self, extra: object, grads: bool) -> Plan | None:
         """Read the live state; a new plan where the structure differs from the last capture's.
 
-        Raises Unstorable, ValueError or TypeError for what can't be stored.
+        With ``grads`` the gradients, too. Raises Unstorable, ValueError or TypeError for what can't
+        be stored.
         """
 
     def copy(self, image: StagingImage) -> bytes:
         """Copy what was captured into an image of the newest plan; gives the encoded objects."""
 
-    def pending(self) -> Sequence[str]:
-        """Name what makes this moment the middle of a step; empty where it is none."""
+    def pending(self, grads: bool) -> Sequence[str]:
+        """Name what a save would leave out, as this is the middle of a step; empty if nothing."""
 
     def compare(self, copies: Sequence[Loaded], only: Sequence[str], strict: bool) -> None:
         """Hold a saved state against the live one; raises Refused and changes nothing.
@@ -276,8 +277,8 @@ class Checkpointer:
 
         Returns once the state is copied: nothing that the training does afterwards is seen in the
         epoch. ``force`` saves whatever the schedule says; ``extra`` is a plain value that goes
-        along; ``grads`` allows a save while gradients are being accumulated (they are not part of
-        the epoch: a resume begins the accumulation anew).
+        along; ``grads`` saves the gradients, too, so that a save in the middle of an accumulation
+        misses nothing.
 
         Raises ValueError for a step that is not above the last one; what went wrong with earlier
         saves, by the policy ``on_error``; Blocked under ``busy="raise"``; Poisoned after a restore
@@ -289,16 +290,17 @@ class Checkpointer:
             return Save(self._session, None, f"step {step} is the one that was restored")
         if not force and not self.should_save(step):
             return Save(self._session, None, f"step {step} is not on the schedule")
-        pending = () if grads else self._state.pending()
+        pending = self._state.pending(grads)
         if pending:
+            way = "let FSDP reduce them first" if grads else "or pass grads=True"
             raise ValueError(
                 f"step {step}: gradients have changed since the last optimizer step "
-                f"({', '.join(pending[:3])}): save after the step, or pass grads=True"
+                f"({', '.join(pending[:3])}): save after the step, {way}"
             )
         began = time.monotonic()
         epoch = Epoch(self._session.generation, step)
         try:
-            taken = self._take(epoch, extra)
+            taken = self._take(epoch, extra, grads)
         except (SaveFailed, AgentGone) as error:
             self._trouble([f"epoch {epoch}: {error}"])
             return Save(self._session, None, str(error))
@@ -331,8 +333,8 @@ class Checkpointer:
                 "back, call restore(step=...)"
             )
 
-    def _take(self, epoch: Epoch, extra: object) -> Save:
-        plan = self._state.capture(extra)
+    def _take(self, epoch: Epoch, extra: object, grads: bool) -> Save:
+        plan = self._state.capture(extra, grads)
         if plan is not None or not self._planned:
             if plan is None:
                 raise RuntimeError("the first capture of a state gives its plan")

@@ -8,10 +8,10 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
+import click
 import msgspec
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -28,49 +28,42 @@ from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, HandfastError, Refused
 from handfast.store.port import Progress
 
-__all__ = ["AsJson", "Paths", "Step", "answer", "answering", "epoch_of", "out", "showing", "size"]
+__all__ = ["answer", "answering", "as_json", "epoch_of", "out", "paths", "showing", "size", "step"]
 
 DAMAGED: Final = 1
 USAGE: Final = 2
 NO_LOOK: Final = 3
 INTERRUPTED: Final = 130
+RUNS: Final = "RUN: the run's directory; several, globs and '{rank}' templates are joined."
 WIDTH: Final = 200  # columns of a table that goes to a file or a pipe
 
-Paths = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="RUN...",
-        help="The run's directory; several, globs and '{rank}' templates are joined.",
-        show_default=False,
-    ),
-]
-Step = Annotated[
-    str | None,
-    typer.Option(
-        "--step",
-        metavar="N",
-        help="A step of the living timeline, or a whole epoch GENERATION/STEP.",
-        show_default="the recovery line",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON value, for scripts.")]
 
-
-def out() -> Console:
-    """The console of this command; made late, so that tests and pipes see their own stream."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH, soft_wrap=True)
-
-
-def epoch_of(text: str | None) -> int | Epoch | None:
-    """Read a step, or a whole epoch; raises typer.BadParameter (exit code 2) for anything else."""
+def epoch_of(_: click.Context, __: click.Parameter, text: str | None) -> int | Epoch | None:
+    """Read a step, or a whole epoch; anything else is wrong usage (exit code 2)."""
     if text is None:
         return None
     if re.fullmatch(r"\d+", text):
         return int(text)
     parts = re.fullmatch(r"(\d+)/(\d+)", text)
     if parts is None:
-        raise typer.BadParameter(f"{text!r} is neither a step (1200) nor an epoch (3/1200)")
+        raise click.BadParameter(f"{text!r} is neither a step (1200) nor an epoch (3/1200)")
     return Epoch(int(parts[1]), int(parts[2]))
+
+
+paths = click.argument("run", nargs=-1, required=True, metavar="RUN...")
+step = click.option(
+    "--step",
+    callback=epoch_of,
+    metavar="N",
+    help="A step of the living timeline, or a whole epoch GENERATION/STEP.",
+    show_default="the recovery line",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON value, for scripts.")
+
+
+def out() -> Console:
+    """The console of this command; made late, so that tests and pipes see their own stream."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH, soft_wrap=True)
 
 
 def plain(value: object) -> Any:
@@ -104,8 +97,8 @@ def answering(as_json: bool) -> Iterator[None]:
     except (HandfastError, OSError) as error:
         _fail(str(error), as_json, NO_LOOK)
     except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    except (click.exceptions.Exit, click.ClickException):
         raise
     except Exception as error:  # a bug of ours must not pass for damage, which is exit code 1
         traceback.print_exc()
@@ -119,7 +112,7 @@ def _fail(message: str, as_json: bool, code: int, verdict: Verdict | None = None
     else:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print(f"[bold red]error:[/] {escape(message)}")
-    raise typer.Exit(code)
+    raise click.exceptions.Exit(code)
 
 
 @contextmanager

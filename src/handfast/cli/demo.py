@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
-import typer
+import click
 from rich.console import Console
 from rich.table import Table
 
-from handfast.cli.console import DAMAGED, AsJson, answer, answering, out
+from handfast.cli.console import DAMAGED, answer, answering, as_json, out
 from handfast.demo.result import Curve, DemoResult, Kill, Resume, Tally
 from handfast.demo.run import Options, run
 from handfast.demo.show import Picture, PlainLines
@@ -26,17 +26,32 @@ DIGESTS: Final = {
 }
 
 
-def demo(
-    full: Annotated[
-        bool, typer.Option("--full", help="Two more of the usual ways, and twice their kills.")
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the training and of the chaos.")] = 1,
-    kills: Annotated[int, typer.Option(min=1, max=200, help="How many, in the storm.")] = 16,
-    folder: Annotated[
-        Path, typer.Option("--out", help="Where runs, result.json and report.html go.")
-    ] = Path("handfast-demo"),
-    as_json: AsJson = False,
-) -> None:
+@click.command()
+@click.option("--full", is_flag=True, help="Two more of the usual ways, and twice their kills.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Of the training and of the chaos.",
+)
+@click.option(
+    "--kills",
+    type=click.IntRange(1, 200),
+    default=16,
+    show_default=True,
+    help="How many, in the storm.",
+)
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(path_type=Path),
+    default="handfast-demo",
+    show_default=True,
+    help="Where runs, result.json and report.html go.",
+)
+@as_json
+def demo(full: bool, seed: int, kills: int, folder: Path, as_json: bool) -> None:
     """Train, kill with SIGKILL, resume, and compare with an uninterrupted run, bit for bit.
 
     A small transformer on four ranks, on this machine's processor; then the same storm over the
@@ -63,7 +78,7 @@ def demo(
             _print(out(), result, folder)
         sys.stdout.flush()
         if not result.equal:
-            raise typer.Exit(DAMAGED)
+            raise click.exceptions.Exit(DAMAGED)
 
 
 def summary(result: DemoResult, folder: Path) -> dict[str, object]:

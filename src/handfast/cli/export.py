@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import importlib
 from enum import StrEnum
-from typing import Annotated
 
-import typer
+import click
 from rich.markup import escape
 
 from handfast import open as open_run
-from handfast.cli.console import (
-    AsJson,
-    Step,
-    answer,
-    answering,
-    epoch_of,
-    out,
-    showing,
-    size,
-)
+from handfast.cli.console import RUNS, answer, answering, as_json, out, showing, size, step
+from handfast.core.lattice import Epoch
 from handfast.errors import HandfastError
 
 __all__ = ["export"]
@@ -32,41 +23,43 @@ class Format(StrEnum):
     TORCH = "torch"
 
 
+@click.command(epilog=RUNS)
+@click.argument("paths", nargs=-1, required=True, metavar="RUN... DEST")
+@click.option(
+    "--to",
+    type=click.Choice([kind.value for kind in Format]),
+    required=True,
+    help="The format of the file.",
+)
+@step
+@click.option(
+    "--component", default="", help="Only this part of the state, without its prefix: model, say."
+)
+@click.option("--only", multiple=True, metavar="GLOB", help="Only these tensors; may be repeated.")
+@as_json
 def export(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN... DEST",
-            help="The run's directories, and the file to write; it must not exist.",
-            show_default=False,
-        ),
-    ],
-    to: Annotated[Format, typer.Option("--to", help="The format of the file.")],
-    step: Step = None,
-    component: Annotated[
-        str, typer.Option(help="Only this part of the state, without its prefix: model, say.")
-    ] = "",
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Only these tensors; may be repeated.")
-    ] = None,
-    as_json: AsJson = False,
+    paths: tuple[str, ...],
+    to: str,
+    step: int | Epoch | None,
+    component: str,
+    only: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Write an epoch's whole tensors to one file, verified while they are read.
 
     Shards are put together by shape and offset; what each rank stores for itself comes under
     rank-00003/. The epoch is pinned meanwhile, so a training beside it may go on.
     """
-    chosen = epoch_of(step)
     if len(paths) < 2:
-        raise typer.BadParameter("give the run's directory, and then the file to write")
+        raise click.UsageError("give the run's directory, and then the file to write")
     *run, dest = paths
     with answering(as_json):
-        if to is Format.TORCH:
+        if to == Format.TORCH:
             _import_torch()
         opened = open_run(*run)
         with showing("export") as progress:
             done = opened.export(
-                dest, chosen, format=to, component=component, only=only or ("**",),
+                dest, step, format=Format(to), component=component, only=only or ("**",),
                 progress=progress,
             )  # fmt: skip
         if as_json:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from handfast import open as open_run
 from handfast.checkpoint.inspection import Inspection, ShardView
-from handfast.cli.console import AsJson, Paths, Step, answer, answering, epoch_of, out, size
+from handfast.cli.console import RUNS, answer, answering, as_json, out, paths, size, step
+from handfast.core.lattice import Epoch
 
 __all__ = ["inspect"]
 
 
-def inspect(run: Paths, step: Step = None, as_json: AsJson = False) -> None:
+@click.command(epilog=RUNS)
+@paths
+@step
+@as_json
+def inspect(run: tuple[str, ...], step: int | Epoch | None, as_json: bool) -> None:
     """Show stamps, tensors, objects, environment and files of an epoch.
 
     Nothing is unpickled and no image is read: `handfast verify` reads every byte.
     """
-    chosen = epoch_of(step)
     with answering(as_json):
-        found = open_run(*run).inspect(chosen)
+        found = open_run(*run).inspect(step)
         if as_json:
             answer(found)
             return

@@ -6,83 +6,38 @@ Exit codes, for all of them: 0 sound; 1 damaged, torn or missing; 2 the command 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Final
+from importlib import import_module
+from typing import Final
 
-import typer
-from typer.core import TyperGroup
+import click
 
 __all__ = ["COMMANDS", "app"]
 
 COMMANDS: Final = ("demo", "status", "verify", "inspect", "export", "release")
 
 
-def function(name: str) -> Callable[..., None]:
-    """The function of a command; its module is imported now, so that other commands don't pay."""
-    match name:
-        case "demo":
-            from handfast.cli.demo import demo
+class Commands(click.Group):
+    """Loads the module of a command when it is asked for, so that other commands don't pay."""
 
-            return demo
-        case "status":
-            from handfast.cli.status import status
-
-            return status
-        case "verify":
-            from handfast.cli.verify import verify
-
-            return verify
-        case "inspect":
-            from handfast.cli.inspect import inspect
-
-            return inspect
-        case "export":
-            from handfast.cli.export import export
-
-            return export
-        case _:
-            from handfast.cli.release import release
-
-            return release
-
-
-class Commands(TyperGroup):
-    """Builds a command when it is asked for."""
-
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer's signature
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Name the commands, the first to try first."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - typer's signature
-        """Build a command, or None where there is none of this name."""
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Load a command, or None where there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
-        single = typer.Typer(add_completion=False)
-        single.command(cmd_name)(function(cmd_name))
-        return typer.main.get_command(single)
+        found: click.Command = getattr(import_module(f"handfast.cli.{cmd_name}"), cmd_name)
+        # the whole sentence, where click would show its beginning
+        found.short_help = (found.help or "").split("\n\n")[0]
+        return found
 
 
-app = typer.Typer(
+@click.group(
     cls=Commands,
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 sound; 1 damaged, torn or missing; 2 wrong usage; 3 could not look.",
 )
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        from importlib.metadata import version
-
-        typer.echo(f"handfast {version('handfast')}")
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it, and end.")
-    ] = False,
-) -> None:
+@click.version_option(package_name="handfast", message="%(prog)s %(version)s")
+def app() -> None:
     """Checkpoints that can be neither torn nor mixed: look at a run, check it, take it out."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Annotated
 
-import typer
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,7 +19,17 @@ from handfast.checkpoint.release import (
     holder_is_dead,
     plan_release,
 )
-from handfast.cli.console import AsJson, Paths, answer, answering, epoch_of, out, showing, size
+from handfast.cli.console import (
+    RUNS,
+    answer,
+    answering,
+    as_json,
+    epoch_of,
+    out,
+    paths,
+    showing,
+    size,
+)
 from handfast.core.lattice import Epoch
 from handfast.core.retain import Keep
 from handfast.store.pins import Pin
@@ -35,37 +44,48 @@ OFFLINE = (
 )
 
 
+@click.command(epilog=RUNS)
+@paths
+@click.option(
+    "--keep-newest",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Of the living timeline, keep so many converged epochs.",
+)
+@click.option(
+    "--keep-every",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Besides, keep every step divisible by this.",
+)
+@click.option(
+    "--step", callback=epoch_of, metavar="N", help="Only this step, or epoch GENERATION/STEP."
+)
+@click.option("--pins", is_flag=True, help="List the pins of readers.")
+@click.option(
+    "--unpin", metavar="PIN", help="Free this pin, or 'dead': all whose reader has ended."
+)
+@click.option("--yes", is_flag=True, help="Do it; otherwise it is only shown.")
+@click.option("--offline", is_flag=True, help="No job trains this run, on any node.")
+@as_json
 def release(
-    run: Paths,
-    keep_newest: Annotated[
-        int | None,
-        typer.Option(min=1, help="Of the living timeline, keep so many converged epochs."),
-    ] = None,
-    keep_every: Annotated[
-        int | None, typer.Option(min=1, help="Besides, keep every step divisible by this.")
-    ] = None,
-    step: Annotated[
-        str | None, typer.Option(metavar="N", help="Only this step, or epoch GENERATION/STEP.")
-    ] = None,
-    pins: Annotated[bool, typer.Option("--pins", help="List the pins of readers.")] = False,
-    unpin: Annotated[
-        str | None,
-        typer.Option(metavar="PIN", help="Free this pin, or 'dead': all whose reader has ended."),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; otherwise it is only shown.")] = False,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="No job trains this run, on any node.")
-    ] = False,
-    as_json: AsJson = False,
+    run: tuple[str, ...],
+    keep_newest: int | None,
+    keep_every: int | None,
+    step: int | Epoch | None,
+    pins: bool,
+    unpin: str | None,
+    yes: bool,
+    offline: bool,
+    as_json: bool,
 ) -> None:
     """Let epochs go: orphans and left-overs, and by --keep-newest or --step what is superseded.
 
     Nothing at or above the converged line ever goes, nor what a reader has pinned. Without --yes
     it is shown what would go, and why the rest stays.
     """
-    chosen = epoch_of(step)
     if keep_every is not None and keep_newest is None:
-        raise typer.BadParameter("--keep-every adds to --keep-newest: give both")
+        raise click.UsageError("--keep-every adds to --keep-newest: give both")
     with answering(as_json):
         opened = open_run(*run)
         if pins or unpin is not None:
@@ -73,11 +93,11 @@ def release(
             return
         if yes and not offline:
             raise ValueError(OFFLINE)
-        keep = _keep(keep_newest, keep_every, chosen)
-        plans = plan_release(opened.location.survey(), keep, chosen)
+        keep = _keep(keep_newest, keep_every, step)
+        plans = plan_release(opened.location.survey(), keep, step)
         if yes:
             with showing("read what is kept") as progress:
-                plans = carry_out(opened.location, plans, keep, chosen, progress)
+                plans = carry_out(opened.location, plans, keep, step, progress)
         if as_json:
             answer({"done": yes, "domains": plans})
         else:

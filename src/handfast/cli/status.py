@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Final
 
-import typer
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from handfast import open as open_run
 from handfast.checkpoint.status import EpochRow, Mark, Status
-from handfast.cli.console import DAMAGED, AsJson, Paths, answer, answering, out, size
+from handfast.cli.console import DAMAGED, RUNS, answer, answering, as_json, out, paths, size
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.verdict import Verdict
 
@@ -36,11 +36,17 @@ STYLES: Final = {
 }
 
 
-def status(
-    run: Paths,
-    epochs: Annotated[int, typer.Option(min=1, help="How many epochs to show.")] = 10,
-    as_json: AsJson = False,
-) -> None:
+@click.command(epilog=RUNS)
+@paths
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="How many epochs to show.",
+)
+@as_json
+def status(run: tuple[str, ...], epochs: int, as_json: bool) -> None:
     """Show domains and epochs at a glance, the recovery line, and who blocks.
 
     Manifests and journals are read, not the images: `handfast verify` reads every byte.
@@ -56,7 +62,7 @@ def status(
             for trouble in found.troubles:
                 console.print(f"[bold red]{trouble.verdict}[/] {escape(trouble.problem)}")
         if not found.sound:
-            raise typer.Exit(DAMAGED)
+            raise click.exceptions.Exit(DAMAGED)
 
 
 def _summary(console: Console, found: Status) -> None:

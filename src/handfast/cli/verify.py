@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+import click
 from rich.markup import escape
 from rich.table import Table
 
@@ -12,45 +10,44 @@ from handfast import open as open_run
 from handfast.checkpoint.verify import Verification
 from handfast.cli.console import (
     DAMAGED,
-    AsJson,
-    Paths,
-    Step,
+    RUNS,
     answer,
     answering,
-    epoch_of,
+    as_json,
     out,
+    paths,
     showing,
     size,
+    step,
 )
-from handfast.core.lattice import GENESIS
+from handfast.core.lattice import GENESIS, Epoch
 
 __all__ = ["verify"]
 
 
-def verify(
-    run: Paths,
-    step: Step = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every epoch that is held.")] = False,
-    as_json: AsJson = False,
-) -> None:
+@click.command(epilog=RUNS)
+@paths
+@step
+@click.option("--all", "everything", is_flag=True, help="Every epoch that is held.")
+@as_json
+def verify(run: tuple[str, ...], step: int | Epoch | None, everything: bool, as_json: bool) -> None:
     """Read every byte of an epoch and hold it against what was attested.
 
     By default that is the recovery line's epoch, and where it is damaged the next one, down to the
     one that a restore would take.
     """
-    chosen = epoch_of(step)
-    if everything and chosen is not None:
-        raise typer.BadParameter("give --all or --step, not both")
+    if everything and step is not None:
+        raise click.UsageError("give --all or --step, not both")
     with answering(as_json):
         opened = open_run(*run)
         with showing("verify") as progress:
-            result = opened.verify(chosen, everything=everything, progress=progress)
+            result = opened.verify(step, everything=everything, progress=progress)
         if as_json:
             answer(result, sound=result.sound)
         else:
             _show(result)
         if not result.sound:
-            raise typer.Exit(DAMAGED)
+            raise click.exceptions.Exit(DAMAGED)
 
 
 def _show(result: Verification) -> None:

@@ -19,6 +19,7 @@ from handfast.store import objects
 from handfast.store.objects import child
 from handfast.torch import optimizers
 from handfast.torch.capture import Walk, walk
+from handfast.torch.gradients import restore_gradients
 from handfast.torch.names import matches
 from handfast.torch.rng import write_generator, write_streams
 from handfast.torch.saved import EXTRA, RNG, Saved, Source
@@ -66,6 +67,7 @@ def apply(
         for node in restore.of(Kind.OPTIMIZER):
             where = node.path
             restore.optimizer(node)
+        restore_gradients(live, source, only)
         for node in restore.of(*_BY_STATE_DICT):
             where = node.path
             restore.thing(node)

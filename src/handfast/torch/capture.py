@@ -4,7 +4,8 @@ It walks the state itself: ``Module.state_dict()``, ``Optimizer.state`` and ``pa
 local parts of DTensors, ``state_dict()`` of all else, the random streams last. Nothing is stepped,
 created or copied: :func:`~handfast.torch.stage.stage` copies.
 
-What is not captured: buffers that are not persistent, hooks, ``requires_grad``, and gradients.
+What is not captured: buffers that are not persistent, hooks, ``requires_grad``; and gradients,
+unless they are asked for.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from handfast.store.objects import child
 from handfast.torch import optimizers
 from handfast.torch.names import clean, loaded, matches
 from handfast.torch.rng import read_generator, read_streams
-from handfast.torch.saved import EXTRA, KINDS, RNG
+from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG
 from handfast.torch.tensors import all_tensors, is_dtensor, local, spec_of, whole_everywhere
 from handfast.torch.tree import Kind, Node, assemble, nodes, split
 
@@ -186,18 +187,20 @@ def capture(
     rng: bool = True,
     replicated: Sequence[str] = (),
     extra: object = None,
+    grads: bool = False,
     previous: Captured | None = None,
 ) -> Captured:
     """Capture a state: a mapping of component names to live things, and boxes of them.
 
     ``rng`` adds the streams of the process; ``replicated`` are ``fnmatch`` patterns of paths that
-    every rank holds alike; ``extra`` is a plain value that goes along; ``previous``, a capture of
-    the same state, saves most of the time while the structure stays.
+    every rank holds alike; ``extra`` is a plain value that goes along; ``grads`` adds the gradients
+    of the modules' parameters; ``previous``, a capture of the same state, saves most of the time
+    while the structure stays.
 
     Raises Unstorable for what can't be stored, TypeError for a plain value that no dict or list
     holds, and ValueError if two things of the state have one path.
     """
-    for name in (RNG, EXTRA):
+    for name in (RNG, EXTRA, GRADS):
         if name in state:
             raise ValueError(f"state: the name {name!r} is taken: give the component another one")
     found = walk(state, previous.names if previous else None)
@@ -208,10 +211,31 @@ def capture(
         name: assemble(value, child("", name), found.trees) for name, value in state.items()
     }
     objects[EXTRA] = tree
-    objects[KINDS] = {node.path: node.kind.value for node in found.nodes}
+    if grads:
+        objects[GRADS] = _add_gradients(found)
+    objects[KINDS] = {node.path: _kind_name(node) for node in found.nodes}
     if rng:
         objects[RNG] = read_streams()  # last: whatever drew from them above has drawn
     return _captured(found, objects, tuple(replicated), previous)
+
+
+def _add_gradients(found: Walk) -> object:
+    """Add the gradients of all parameters that modules have, under the parameters' paths."""
+    held = {
+        id(tensor): (path, tensor.grad)
+        for path, tensor in zip(found.paths, found.tensors, strict=True)
+        if isinstance(tensor, nn.Parameter) and tensor.grad is not None
+    }
+    tree, paths, tensors = _split(dict(held.values()), GRADS)
+    found.paths.extend(paths)
+    found.tensors.extend(tensors)
+    return tree
+
+
+def _kind_name(node: Node) -> str:
+    if node.kind is Kind.SCHEDULER:
+        return f"{node.kind.value}:{type(node.value).__name__}"
+    return node.kind.value
 
 
 def _captured(
@@ -261,10 +285,15 @@ def _shared(pointers: Sequence[int], parts: Sequence[Tensor]) -> list[tuple[obje
         return []
     first: dict[int, int] = {}
     return [
-        (index, at, parts[index].stride(), parts[at].stride())
+        (index, at, *(_look(part) for part in (parts[index], parts[at])))
         for index, pointer in enumerate(pointers)
         if (at := first.setdefault(pointer, index)) != index
     ]
+
+
+def _look(part: Tensor) -> tuple[object, ...]:
+    """What a view makes of the memory that it begins at, besides dtype and shape."""
+    return part.stride(), part.is_conj(), part.is_neg()
 
 
 def _aliases(
@@ -281,7 +310,7 @@ def _aliases(
         if spec.path in seen:
             raise ValueError(f"state: two tensors have the path {spec.path}: rename one of them")
         seen.add(spec.path)
-        memory = (pointer, part.device, spec.dtype, spec.shape, spec.stride, spec.offset)
+        memory = (pointer, part.device, spec.dtype, spec.shape, _look(part), spec.offset)
         path = first.setdefault((memory, spec.global_shape), spec.path) if part.numel() else None
         if path is not None and path != spec.path:
             aliases[spec.path] = path

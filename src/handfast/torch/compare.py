@@ -74,12 +74,19 @@ def _things(live: Captured, saved: Saved) -> Iterator[Difference]:
         was, now = saved.kinds.get(path), here.get(path)
         if Kind.TENSOR in (was, now) and {was, now} <= {Kind.TENSOR, None}:
             continue  # compared as tensors
-        if _way(was) != _way(now):
+        if _way(was) != _way(now) or _class(was, now) != _class(now, was):
             yield Difference(path, "kind", was or ABSENT, now or ABSENT)
 
 
 def _way(kind: str | None) -> str | None:
-    return Kind(kind).restored_by if kind in set(Kind) else kind
+    base = (kind or "").partition(":")[0]
+    return Kind(base).restored_by if base in set(Kind) else kind
+
+
+def _class(kind: str | None, other: str | None) -> str:
+    """The class that a kind names, where both do."""
+    one, two = ((side or "").partition(":")[2] for side in (kind, other))
+    return one if two else ""
 
 
 def _in_place(paths: Mapping[str, Any], kinds: Mapping[str, str]) -> set[str]:

@@ -1,9 +1,9 @@
 """Whether a save would fall into the middle of gradient accumulation.
 
-An epoch holds no gradients, so it is taken right only where none are pending: after an optimizer's
-step, or where the gradients are zero or None. Each step leaves a mark on the gradients that it has
-consumed, which says their version; a gradient without the mark, or with a later version, has
-changed since, and is clean only if it is zero.
+An epoch holds no gradients unless asked to, so it is taken right only where none are pending: after
+an optimizer's step, or where the gradients are zero or None. Each step leaves a mark on the
+gradients that it has consumed, which says their version; a gradient without the mark, or with a
+later version, has changed since, and is clean only if it is zero.
 
 What is seen: accumulation by autograd, into new and into old gradients; all in-place operations
 that count versions, clipping and ``zero_grad`` among them; a step that ``GradScaler.step`` skipped;
@@ -16,7 +16,7 @@ gradients that lie in buffers of another library. A gradient that one optimizer'
 another's parameters (a GAN's two losses) is pending: ``zero_grad()`` before the save.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,11 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from handfast.torch.names import clean, loaded
-from handfast.torch.tensors import local
-from handfast.torch.tree import nodes
+from handfast.torch.capture import Walk
+from handfast.torch.names import clean, loaded, matches
+from handfast.torch.saved import GRADS, Source
+from handfast.torch.tensors import local, place_of
+from handfast.torch.tree import Node, nodes
 
-__all__ = ["unclean_gradients", "watch_gradients"]
+__all__ = ["restore_gradients", "unclean_gradients", "watch_gradients"]
 
 _MARK = "_handfast_consumed"
 
@@ -78,30 +80,49 @@ def _version(gradient: Any) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def unclean_gradients(state: Mapping[str, object]) -> tuple[str, ...]:
+def unclean_gradients(state: Mapping[str, object], *, stored: bool = False) -> tuple[str, ...]:
     """The parameters whose gradients changed since their optimizer's last step; empty if clean.
 
-    Names are those of the first module in the state that has the parameter. Costs a look at each
-    parameter, and a pass over the values of those gradients that changed. Without
-    :func:`watch_gradients` before, each gradient that is not zero counts as changed.
+    With ``stored`` gradients are saved, and only those count that can't be: of parameters that no
+    module has, and what FSDP2 has not reduced yet. Names are those of the first module in the state
+    that has the parameter. Costs a look at each parameter, and a pass over the values of those
+    gradients that changed. Without :func:`watch_gradients` before, each gradient that is not zero
+    counts as changed.
     """
     found = nodes(state)
-    changed = [
-        (parameter, gradient)
-        for node in found
-        if isinstance(node.value, Optimizer)
-        for parameter, gradient in _gradients(node.value)
-        if getattr(gradient, _MARK, None) != _version(gradient)
-    ]
+    modules = [(node.path, node.value) for node in found if isinstance(node.value, nn.Module)]
+    held = {id(p) for _, module in modules for p in module.parameters()} if stored else set()
+    changed = [pair for pair in _changed(found) if id(pair[0]) not in held]
     pending = {}
     for (parameter, gradient), nonzero in zip(changed, _nonzero(changed), strict=True):
         if nonzero:
             pending[id(parameter)] = tuple(parameter.shape)
         else:
             setattr(gradient, _MARK, _version(gradient))  # so that its values are read once
-    modules = [(node.path, node.value) for node in found if isinstance(node.value, nn.Module)]
     unsharded = [name for path, module in modules for name in _unsharded(path, module)]
     return (*_named(pending, modules), *unsharded)
+
+
+def _changed(found: Iterable[Node]) -> list[tuple[Tensor, Any]]:
+    """Parameters of optimizers, with a gradient that changed since the last step."""
+    return [
+        (parameter, gradient)
+        for node in found
+        if isinstance(node.value, Optimizer)
+        for parameter, gradient in _gradients(node.value)
+        if getattr(gradient, _MARK, None) != _version(gradient)
+    ]
+
+
+def restore_gradients(live: Walk, source: Source, only: Sequence[str] = ("**",)) -> None:
+    """Put saved gradients in place, once the restored optimizers have dropped those that they had.
+
+    Only epochs that were saved in the middle of an accumulation hold any.
+    """
+    saved: Any = source.saved.objects.get(GRADS, {})
+    for path, tensor in zip(live.paths, live.tensors, strict=True):
+        if path in saved and matches(path, only):
+            tensor.grad = source.tensor(saved[path].path, place_of(tensor))
 
 
 def _nonzero(changed: list[tuple[Tensor, Any]]) -> list[bool]:

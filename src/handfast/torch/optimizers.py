@@ -197,7 +197,7 @@ def write(
 
     State is copied into live tensors of the saved dtype and shape; all else is created with the
     saved dtype and strides, and state that was not saved is dropped. The gradients are dropped
-    too: they belong to no epoch. Gives a sentence for each hyperparameter whose saved value
+    too: they are of another moment. Gives a sentence for each hyperparameter whose saved value
     replaced another; ``keep_live`` lists those (by key, or by path) that keep theirs.
     """
     by_name = {names[id(p)]: p for p in parameters(optimizer)}

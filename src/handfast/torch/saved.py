@@ -12,13 +12,19 @@ from handfast.store.manifest import Manifest
 from handfast.torch.tensors import HOST, Place, local, make
 from handfast.torch.tree import join
 
-__all__ = ["EXTRA", "KINDS", "RNG", "Saved", "Source", "read_manifests"]
+__all__ = ["EXTRA", "GRADS", "KINDS", "RNG", "Saved", "Source", "read_manifests"]
 
 KINDS = ""
-"""The entry of the objects that says which kind of live thing each path was."""
+"""The entry of the objects that says which kind of live thing each path was.
+
+A scheduler's has its class behind a colon: another one would take its attributes without a word.
+"""
 
 EXTRA = "extra"
 """The entry of what the caller of ``save`` gave along."""
+
+GRADS = "grads"
+"""The entry of the gradients of an epoch that was saved in the middle of an accumulation."""
 
 RNG = "rng"
 """The entry of the random streams of the process."""

@@ -23,7 +23,7 @@ from handfast.torch import apply as restore
 from handfast.torch import compare
 from handfast.torch.capture import Captured, capture
 from handfast.torch.gradients import unclean_gradients
-from handfast.torch.saved import Saved, read_manifests
+from handfast.torch.saved import GRADS, Saved, read_manifests
 from handfast.torch.stage import map_image, stage
 
 __all__ = ["TorchState", "environment"]
@@ -86,11 +86,16 @@ class TorchState:
             self._captured, self._layout = None, None
         self._owner = owner
 
-    def capture(self, extra: object) -> Plan | None:
+    def capture(self, extra: object, grads: bool) -> Plan | None:
         """See the port."""
         before = self._captured
         now = capture(
-            self._state, rng=self._rng, replicated=self._declared, extra=extra, previous=before
+            self._state,
+            rng=self._rng,
+            replicated=self._declared,
+            extra=extra,
+            grads=grads,
+            previous=before,
         )
         same = before is not None and now.specs is before.specs
         self._captured = now
@@ -127,9 +132,9 @@ class TorchState:
         staged.wait()
         return encoded
 
-    def pending(self) -> Sequence[str]:
+    def pending(self, grads: bool) -> Sequence[str]:
         """See the port."""
-        return unclean_gradients(self._state)
+        return unclean_gradients(self._state, stored=grads)
 
     def compare(self, copies: Sequence[Loaded], only: Sequence[str], strict: bool) -> None:
         """See the port. Differences of the environment are warned of by name."""
@@ -167,6 +172,7 @@ class TorchState:
                 )
                 for slot in manifest.slots
                 if slot.spec.path not in known
+                and not slot.spec.path.startswith(f"{GRADS}/")
                 and slot.spec.shape == slot.spec.global_shape
                 and slot.nbytes >= 4096
             }

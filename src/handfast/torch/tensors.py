@@ -199,8 +199,13 @@ def copy_into(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     Along a dimension that a target merely repeats (``expand``) one element is written.
     """
     pairs = [_without_repeats(t, s) for t, s in zip(targets, sources, strict=True)]
-    if pairs:
-        torch._foreach_copy_([t for t, _ in pairs], [s for _, s in pairs])
+    plain = [pair for pair in pairs if not (pair[0].is_conj() or pair[0].is_neg())]
+    if plain:
+        torch._foreach_copy_([t for t, _ in plain], [s for _, s in plain])
+    if len(plain) < len(pairs):  # _foreach_copy_ refuses views that are conjugated lazily
+        for target, source in pairs:
+            if target.is_conj() or target.is_neg():
+                target.copy_(source)
 
 
 def _without_repeats(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:

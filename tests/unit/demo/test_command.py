@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from demo_samples import sample
 from rich.console import Console
-from typer.testing import CliRunner
 
 from handfast.cli import demo
 from handfast.cli.console import answer

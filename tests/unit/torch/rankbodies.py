@@ -185,8 +185,19 @@ def fsdp_accumulation_is_seen(rank: int) -> None:
             model(torch.randn(3, 4)).square().sum().backward()
             model.set_requires_gradient_sync(True)
             assert "model/0.weight (not reduced yet)" in unclean_gradients(state)
+            assert "model/0.weight (not reduced yet)" in unclean_gradients(state, stored=True)
             model(torch.randn(3, 4)).square().sum().backward()
             assert "model/0.weight" in unclean_gradients(state)
+            held = [local(p.grad).clone() for p in model.parameters() if p.grad is not None]
+            saved = Snapshot(state, grads=True)
+            model(torch.randn(3, 4)).square().sum().backward()
+            saved.restore(state)
+            assert all(
+                torch.equal(local(p.grad), was)
+                for p, was in zip(
+                    (q for q in model.parameters() if q.grad is not None), held, strict=True
+                )
+            )
             opt.step()
             assert unclean_gradients(state) == ()
             model[2].weight.grad.add_(1.0)  # on the DTensor, whose shard is empty on rank 1

@@ -290,7 +290,7 @@ def test_a_plain_loader_is_refused_with_a_way_out() -> None:
         capture({"loader": loader})
 
 
-@pytest.mark.parametrize("name", ["rng", "extra", ""])
+@pytest.mark.parametrize("name", ["rng", "extra", "grads", ""])
 def test_reserved_component_names_are_refused(name: str) -> None:
     """They are entries of the capture's own."""
     with pytest.raises((ValueError, TypeError), match="name"):

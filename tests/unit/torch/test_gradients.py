@@ -1,10 +1,12 @@
 """Shows when a save falls into the middle of gradient accumulation, and when it does not."""
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from statekit import Snapshot
 from torch import Tensor, nn
 
 from handfast.torch.gradients import unclean_gradients, watch_gradients
@@ -185,6 +187,48 @@ def test_a_parameter_of_no_module_is_shown_by_its_shape() -> None:
     state = {"opt": torch.optim.SGD([loose])}
     loose.sum().backward()
     assert unclean_gradients(state) == ("a parameter of shape (3,) in no module",)
+
+
+def test_a_save_in_the_middle_resumes_in_the_middle(state: dict[str, Any]) -> None:
+    """With the gradients in the epoch, a step after the resume is the step without a break."""
+    model, opt = state["model"], state["opt"]
+    other = copy.deepcopy(state)
+    backward(model)
+    opt.step()
+    opt.zero_grad()
+    backward(model)
+    saved = Snapshot(state, grads=True)
+    assert unclean_gradients(state, stored=True) == ()
+
+    def rest(model: nn.Module, opt: torch.optim.Optimizer) -> list[Tensor]:
+        backward(model, 2.0)
+        opt.step()
+        return [parameter.detach().clone() for parameter in model.parameters()]
+
+    expected = rest(model, opt)
+    saved.restore(other)
+    assert unclean_gradients(other) == NAMES
+    assert all(map(torch.equal, rest(other["model"], other["opt"]), expected))
+
+
+def test_a_restore_drops_what_a_broken_off_accumulation_has_left(state: dict[str, Any]) -> None:
+    """A rollback in a living process: half a batch must not count twice."""
+    model, opt = state["model"], state["opt"]
+    backward(model)
+    opt.step()
+    saved = Snapshot(state)
+    backward(model)
+    saved.restore(state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_gradient_that_no_name_leads_to_is_not_stored() -> None:
+    """A parameter of no module has no path, and so its gradient would be lost."""
+    loose, model = nn.Parameter(torch.ones(3)), nn.Linear(4, 2)
+    state = {"model": model, "opt": torch.optim.SGD([loose, *model.parameters()])}
+    (loose.sum() + model(torch.ones(4)).sum()).backward()
+    left = unclean_gradients(state, stored=True)
+    assert left == ("a parameter of shape (3,) in no module",)
 
 
 def test_after_the_watch_ended_nothing_is_marked() -> None:

@@ -419,6 +419,24 @@ def test_the_same_run_with_and_without_a_break() -> None:
     assert all(same_bytes(a, b) for a, b in pairs)
 
 
+def test_lazily_conjugated_and_negated_tensors_take_their_values() -> None:
+    """torch._foreach_copy_ refuses them; and x and x.conj() share memory without being tied."""
+
+    def build(values: list[complex]) -> dict[str, Any]:
+        base = torch.tensor(values)
+        other = base.clone()
+        return {"base": base, "its": base.conj(), "conj": other.conj(), "neg": other.conj().imag}
+
+    one, two = build([1 + 2j, 3 - 4j]), build([0j, 0j])
+    assert two["conj"].is_conj()
+    assert two["neg"].is_neg()
+    saved = Snapshot(one)
+    assert saved.saved.aliases == {}
+    saved.restore(two)
+    for name, tensor in one.items():
+        assert torch.equal(two[name], tensor), name
+
+
 # Differences, found dry
 
 
@@ -438,6 +456,10 @@ def grouped(*sizes: int) -> dict[str, Any]:
     parts = iter(model.parameters())
     groups = [{"params": [next(parts) for _ in range(size)]} for size in sizes]
     return {"model": model, "opt": torch.optim.SGD(groups, lr=0.1)}
+
+
+def one_scheduler(make: Any, **options: Any) -> dict[str, Any]:
+    return {"s": make(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1), **options)}
 
 
 DIFFERENCES: dict[str, tuple[Any, Any, list[str]]] = {
@@ -465,6 +487,11 @@ DIFFERENCES: dict[str, tuple[Any, Any, list[str]]] = {
         {"x": nn.Sequential()},
         {"x": torch.Generator()},
         ["x: kind: saved module, live generator"],
+    ),
+    "scheduler": (  # load_state_dict() would give one the attributes of the other
+        one_scheduler(torch.optim.lr_scheduler.StepLR, step_size=3),
+        one_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=3),
+        ["s: kind: saved scheduler:StepLR, live scheduler:CosineAnnealingLR"],
     ),
     "tie gone": (
         {"m": tied(tie=True)},
