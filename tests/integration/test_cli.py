@@ -36,7 +36,7 @@ from handfast.store.files import Posix
 from handfast.store.pins import pin
 from handfast.torch import Checkpointer, load
 
-MAIN = [sys.executable, "-c", "from handfast.cli.main import app; app()"]
+MAIN = [sys.executable, "-m", "handfast"]
 
 
 class Tied(nn.Module):

@@ -38,6 +38,6 @@ class Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 sound; 1 damaged, torn or missing; 2 wrong usage; 3 could not look.",
 )
-@click.version_option(package_name="handfast", message="%(prog)s %(version)s")
+@click.version_option(package_name="handfast", prog_name="handfast", message="%(prog)s %(version)s")
 def app() -> None:
     """Checkpoints that can be neither torn nor mixed: look at a run, check it, take it out."""
