@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from handfast.cli.main import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 LINE = 100
@@ -481,6 +483,7 @@ def doors() -> set[str]:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     suites = (ROOT / "src/handfast/testing").glob("*.py")
     commands = {entry.partition(":")[0] for entry in scripts.values()}
+    commands |= {f"handfast.cli.{name}" for name in COMMANDS} | {"handfast.__main__"}
     shipped = {f"handfast.testing.{path.stem}" for path in suites}
     return {*commands, *shipped, "handfast.core.invariants"}
 

@@ -19,11 +19,11 @@ COMMANDS: Final = ("demo", "status", "verify", "inspect", "export", "release")
 class Commands(click.Group):
     """Loads the module of a command when it is asked for, so that other commands don't pay."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+    def list_commands(self, _: click.Context) -> list[str]:
         """Name the commands, the first to try first."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, _: click.Context, cmd_name: str) -> click.Command | None:
         """Load a command, or None where there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
