@@ -46,6 +46,7 @@ def _session() -> Iterator[str]:
         for name in [name for name in os.environ if name.startswith("HANDFAST_")]:
             patch.delenv(name)
         patch.setenv("XDG_RUNTIME_DIR", sockets)
+        patch.setenv("HANDFAST_BIND", "127.0.0.1")  # nodes that are played here have no network
         patch.setenv(MARK, mark)
         yield mark
     shutil.rmtree(sockets, ignore_errors=True)

@@ -88,6 +88,7 @@ class Keeper:
         self.root = root
         self.directory = directory
         self.parent: Manifest | None = None
+        self._held: tuple[Epoch, ...] = ()
 
     @classmethod
     def claim(cls, files: Files, root: str, name: str) -> tuple[Keeper, Member]:
@@ -201,11 +202,15 @@ class Keeper:
         found = self.directory.manifests()
         entry = found.get(base)
         self.parent = entry.manifest if entry and base in held else None
-        self.directory.release(epoch for epoch in found if epoch not in held)
+        self._held = self.directory.release(epoch for epoch in found if epoch not in held)
 
     def release(self, epochs: tuple[Epoch, ...]) -> None:
-        """Remove what the journal says is released; what a reader has pinned stays for now."""
-        self.directory.release(epoch for epoch in epochs if epoch != GENESIS)
+        """Remove what the journal says is released, and what a reader held until now.
+
+        What a reader has pinned stays, and is tried again with the next release.
+        """
+        going = {*epochs, *self._held} - {GENESIS}
+        self._held = self.directory.release(going)
 
     def pinned(self) -> tuple[Epoch, ...]:
         """List the epochs that readers hold here. Raises HandfastError where it can't be told."""

@@ -5,14 +5,20 @@ Saves never use it: no training step ever waits in a collective of handfast's.
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import socket
+from collections.abc import Collection
 from typing import Protocol
 
 import msgspec
 
 from handfast.agent.host import node_label
+from handfast.errors import HandfastError
 
-__all__ = ["Collective", "Place", "Solo", "place_of"]
+__all__ = ["Collective", "Place", "Solo", "address_among", "place_of"]
+
+LOOPBACK = "127.0.0.1"
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -21,7 +27,6 @@ class Place(msgspec.Struct, frozen=True):
     rank: int
     size: int
     local_rank: int
-    local_size: int
     node: str
 
 
@@ -40,7 +45,7 @@ class Solo:
     """A job of one process."""
 
     def __init__(self) -> None:
-        self.place = Place(0, 1, 0, 1, node_label())
+        self.place = Place(0, 1, 0, node_label())
 
     def gather(self, data: bytes) -> list[bytes]:
         """Return the only rank's data."""
@@ -51,6 +56,47 @@ class Solo:
 
 
 def place_of(rank: int, size: int) -> Place:
-    """Work out a rank's place from what torchrun and its like set, else one node for all."""
-    local = int(os.environ.get("LOCAL_RANK", rank))
-    return Place(rank, size, local, int(os.environ.get("LOCAL_WORLD_SIZE", size)), node_label())
+    """Work out a rank's place; LOCAL_RANK is what torchrun and its like set."""
+    return Place(rank, size, int(os.environ.get("LOCAL_RANK", rank)), node_label())
+
+
+def address_among(nodes: Collection[str]) -> str:
+    """Choose the address on which this node's agent listens for those of a job's other nodes.
+
+    HANDFAST_BIND says it; else it is loopback for a job of one node, and for others the address
+    from which this node reaches the job's first one (MASTER_ADDR), or that of its own name.
+    Raises HandfastError where the others could not reach any of these.
+    """
+    given = os.environ.get("HANDFAST_BIND")
+    if given:
+        return given
+    if len(set(nodes)) < 2:
+        return LOOPBACK
+    for find in (_towards_master, _of_own_name):
+        found = find()
+        if found and not ipaddress.ip_address(found).is_loopback:
+            return found
+    raise HandfastError(
+        f"{node_label()} has no address at which the agents of the other nodes could reach its "
+        "own. What to do: set HANDFAST_BIND on each node to its address in the job's network"
+    )
+
+
+def _towards_master() -> str:
+    """Ask the kernel for the route; a datagram socket that is connected sends nothing."""
+    master = os.environ.get("MASTER_ADDR", "")
+    if not master:
+        return ""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((master, 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return ""
+
+
+def _of_own_name() -> str:
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return ""

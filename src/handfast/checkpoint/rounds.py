@@ -32,7 +32,15 @@ from handfast.core.messages import Configured, Frozen, decode_record
 from handfast.core.verdict import Verdict
 from handfast.errors import FormatError, HandfastError, Refused, Superseded
 from handfast.store.claims import read_identity
-from handfast.store.files import Files
+from handfast.store.files import (
+    TEMPORARY,
+    Files,
+    discard,
+    make_directory,
+    read_file,
+    write_file,
+    writing,
+)
 from handfast.store.shelf import Shelf
 
 __all__ = ["Meeting", "Peek", "allocate_in", "domain_name", "meet", "peek", "settle"]
@@ -209,32 +217,32 @@ def settle(
     return formed
 
 
-def allocate_in(root: str, nonce: str, reported: int) -> int:
+def allocate_in(files: Files, root: str, nonce: str, reported: int) -> int:
     """Allocate a round's generation from ``ROOT/round.json``, changed under a lock.
 
     ``reported`` is the greatest generation that any member knows. Raises Superseded where a later
-    round is recorded already, FormatError where the record can't be read.
+    round is recorded already, FormatError where the record can't be read, SaveFailed where it
+    can't be written (nothing was allocated then) and OSError where it can't be locked.
     """
-    os.makedirs(root, exist_ok=True)
     path = f"{root}/round.json"
+    with writing("make the run's directory", root):
+        make_directory(files, root)
     lock = os.open(f"{root}/round.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        record = allocate(_read(path), nonce, reported)
+        record = allocate(_read(files, path), nonce, reported)
         if record is None:
             raise Superseded(f"a later launch is recorded in {path}: this one must stop")
-        _write(path, record)
+        _write(files, path, record)
         return record.generation
     finally:
         os.close(lock)
 
 
-def _read(path: str) -> RoundRecord | None:
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except FileNotFoundError:
+def _read(files: Files, path: str) -> RoundRecord | None:
+    if not files.exists(path):
         return None
+    data = read_file(files, path)
     try:
         return msgspec.json.decode(data, type=RoundRecord)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -244,15 +252,10 @@ def _read(path: str) -> RoundRecord | None:
         ) from error
 
 
-def _write(path: str, record: RoundRecord) -> None:
-    temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(msgspec.json.encode(record))
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, path)
-    home = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(home)
-    finally:
-        os.close(home)
+def _write(files: Files, path: str, record: RoundRecord) -> None:
+    temporary = path + TEMPORARY
+    with writing("record the round", path):
+        discard(files, temporary)  # what a launch left that was killed half-way
+        write_file(files, temporary, msgspec.json.encode(record))
+        files.rename(temporary, path)
+        files.fsync_dir(os.path.dirname(path))

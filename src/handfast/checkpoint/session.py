@@ -14,7 +14,7 @@ from handfast.agent.keeper import Plan
 from handfast.agent.local import Client
 from handfast.agent.snapshot import Proposal, Snapshot
 from handfast.checkpoint import rounds
-from handfast.checkpoint.collective import Collective
+from handfast.checkpoint.collective import Collective, address_among
 from handfast.checkpoint.connection import Connection, Joining
 from handfast.checkpoint.images import Loaded, StagingImage
 from handfast.core.lattice import Epoch
@@ -47,9 +47,8 @@ class _Hand(msgspec.Struct, frozen=True):
 class Session:
     """Drives one rank through rounds. Used by one training thread.
 
-    ``connect`` finds this node's agent or starts one. ``bind`` is the address that agents listen
-    on. Errors of the methods: Superseded where a later launch has taken over; AgentGone where no
-    agent can be kept alive.
+    ``connect`` finds this node's agent or starts one. Errors of the methods: Superseded where a
+    later launch has taken over; AgentGone where no agent can be kept alive.
     """
 
     def __init__(
@@ -59,12 +58,10 @@ class Session:
         files: Files,
         *,
         connect: Callable[[], Client],
-        bind: str = "127.0.0.1",
     ) -> None:
         self.collective = collective
         self.root = root
         self._files = files
-        self._bind = bind
         self._line = Connection(connect, self._again, self._latest)
         self._meeting: rounds.Meeting | None = None
         self._round: Round | None = None
@@ -145,7 +142,7 @@ class Session:
     def _count(self, meeting: rounds.Meeting) -> int:
         """Rank 0 allocates the generation for all. Raises what :func:`rounds.allocate_in` does."""
         reported = max(p.generation for p in meeting.peeks)
-        return rounds.allocate_in(self.root, meeting.nonce, reported)
+        return rounds.allocate_in(self._files, self.root, meeting.nonce, reported)
 
     def _joining(self, meeting: rounds.Meeting) -> Joining:
         rank = self.collective.place.rank
@@ -156,7 +153,7 @@ class Session:
             run=meeting.run,
             nonce=meeting.nonce,
             secret=meeting.secret,
-            bind=self._bind,
+            bind=address_among({peek.node for peek in meeting.peeks}),
         )
 
     def _begin(self, said: Sequence[_Hand], keep: Keep, window: int, drain_s: float) -> Formation:

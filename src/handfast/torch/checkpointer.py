@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -103,7 +102,6 @@ class Checkpointer(checkpointer.Checkpointer):
             root_of(template, collective.place),
             Posix(),
             connect=lambda: _connect(template),
-            bind=_bind(collective.place),
         )
         held = TorchState(state, rng=rng, replicated=replicated, pickle=pickle, verify=verify)
         super().__init__(
@@ -159,13 +157,3 @@ def _connect(template: str) -> Any:
     """Find this node's agent for the run, or start it."""
     key = f"{template}\n{node_label()}"
     return process.connect_or_start(key, os.path.join(process.meeting_place(key), "log"))
-
-
-def _bind(place: Place) -> str:
-    """Choose where agents listen: on loopback where the whole job is on this node."""
-    given = os.environ.get("HANDFAST_BIND")
-    if given:
-        return given
-    if place.local_size == place.size:
-        return "127.0.0.1"
-    return socket.gethostbyname(socket.gethostname())

@@ -110,7 +110,7 @@ class Gathering:
 class _Placed:
     def __init__(self, among: Gathering, rank: int) -> None:
         node = among.nodes[rank * len(among.nodes) // among.size]
-        self.place = Place(rank, among.size, rank, among.size, node)
+        self.place = Place(rank, among.size, rank, node)
         self._among = among
 
     def gather(self, data: bytes) -> list[bytes]:

@@ -358,13 +358,14 @@ def test_what_was_released_and_not_yet_removed_is_swept(root: str) -> None:
 
 
 def test_a_release_keeps_what_a_reader_holds(root: str) -> None:
+    """And the next one takes it, once the reader is done: nobody need ask for it again."""
     alone = saved(root, ONE, TWO)
     held = pin(HASTY, root, "rank0", ONE, "evaluation")
     assert alone.keeper.pinned() == (ONE,)
     alone.keeper.release((GENESIS, ONE))
     assert sorted(alone.keeper.directory.manifests()) == [ONE, TWO]
     held.release()
-    alone.keeper.release((ONE,))
+    alone.keeper.release(())
     assert sorted(alone.keeper.directory.manifests()) == [TWO]
     alone.close()
 

@@ -25,9 +25,7 @@ from handfast.core.verdict import Verdict
 from handfast.errors import FormatError, HandfastError, Refused, Superseded
 from handfast.store.claims import IdentityFile, domain_path, identify
 from handfast.store.directory import claim
-from handfast.testing.faults import FaultyFiles
-
-# Known faults of handfast.checkpoint.rounds; each mark goes with its fault.
+from handfast.testing.faults import Crash, Fault, FaultyFiles
 
 
 @pytest.fixture
@@ -313,10 +311,11 @@ def test_domains_of_two_configurations_are_foreign() -> None:
 ALLOCATE = """
 import sys
 from handfast.checkpoint.rounds import allocate_in
+from handfast.store.files import Posix
 print("ready", flush=True)
 sys.stdin.readline()
 for n in range(5):
-    print(allocate_in(sys.argv[1], sys.argv[2] + str(n), 0), flush=True)
+    print(allocate_in(Posix(), sys.argv[1], sys.argv[2] + str(n), 0), flush=True)
 """
 
 
@@ -348,11 +347,11 @@ def test_eight_processes_that_start_at_once_get_generations_of_their_own(root: s
 
 
 def test_a_round_that_asks_again_gets_the_same_number(root: str) -> None:
-    assert allocate_in(root, "a", 0) == 1
-    assert allocate_in(root, "a", 7) == 1
-    assert allocate_in(root, "b", 7) == 8  # above what any member reports
+    assert allocate_in(HASTY, root, "a", 0) == 1
+    assert allocate_in(HASTY, root, "a", 7) == 1
+    assert allocate_in(HASTY, root, "b", 7) == 8  # above what any member reports
     with pytest.raises(Superseded, match=r"a later launch is recorded in .*round\.json"):
-        allocate_in(root, "a", 0)
+        allocate_in(HASTY, root, "a", 0)
 
 
 @pytest.mark.parametrize(
@@ -368,50 +367,54 @@ def test_a_round_that_asks_again_gets_the_same_number(root: str) -> None:
     ],
 )
 def test_a_damaged_record_names_its_file_and_the_way_out(root: str, data: bytes) -> None:
-    allocate_in(root, "a", 0)
+    allocate_in(HASTY, root, "a", 0)
     path = Path(root) / "round.json"
     path.write_bytes(data)
     with pytest.raises(FormatError) as caught:
-        allocate_in(root, "b", 3)
+        allocate_in(HASTY, root, "b", 3)
     assert str(path) in str(caught.value)
     assert "remove the file" in str(caught.value)
     assert path.read_bytes() == data
     path.unlink()  # as it says: the members' own journals keep numbers from being used twice
-    assert allocate_in(root, "b", 3) == 4
+    assert allocate_in(HASTY, root, "b", 3) == 4
 
 
-def test_a_crash_beside_the_record_leaves_the_old_one(
-    root: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fault", ["crash", "short", errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_record_that_could_not_be_written_whole_allocates_nothing(
+    root: str, fault: Fault, after: bool
 ) -> None:
-    """Shows that who is killed between the new file and its name, in the middle of the file or
-    before its sync, has allocated nothing, and blocks nobody."""
-    assert allocate_in(root, "a", 0) == 1
-
-    class Killed(BaseException):
-        pass
-
-    def killed(*_: object) -> None:
-        raise Killed
-
-    for call in ("fsync", "rename"):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"handfast.checkpoint.rounds.os.{call}", killed)
-            with pytest.raises(Killed):
-                allocate_in(root, call, 0)
+    """Shows, call by call, that a full or failing disk or a kill in the middle leaves the old
+    record or the whole new one, and blocks nobody. A write that falls short is carried on."""
+    kinds = ("create", "pwrite", "fsync", "rename", "unlink", "fsync_dir", "close")
+    assert allocate_in(HASTY, root, "first", 0) == 1
+    allocated = 1
+    for at in itertools.count(1):
+        files = FaultyFiles(HASTY, at, fault, kinds=() if fault == "short" else kinds, after=after)
+        before = allocated
+        try:
+            allocate_in(files, root, f"round {at}", 0)
+        except (Crash, HandfastError):
+            assert files.fired
         record = msgspec.json.decode((Path(root) / "round.json").read_bytes(), type=RoundRecord)
-        assert (record.round, record.generation) == ("a", 1)
-    assert allocate_in(root, "b", 0) == 2
+        assert record.generation in (before, before + 1)
+        allocated = record.generation
+        assert fault != "short" or allocated == before + 1
+        if not files.fired:
+            break
+    assert at > (1 if fault == "short" else 5)
+    assert allocate_in(HASTY, root, "last", 0) == allocated + 1
 
 
 def test_who_waits_for_the_lock_gets_it_when_its_holder_dies(root: str) -> None:
-    allocate_in(root, "a", 0)
+    allocate_in(HASTY, root, "a", 0)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, f"{root}/round.lock"], stdout=subprocess.PIPE
     )
     assert holder.stdout is not None
     holder.stdout.readline()
     found: list[int] = []
-    waiting = threading.Thread(target=lambda: found.append(allocate_in(root, "b", 0)))
+    waiting = threading.Thread(target=lambda: found.append(allocate_in(HASTY, root, "b", 0)))
     waiting.start()
     waiting.join(0.1)
     assert not found
@@ -433,4 +436,4 @@ time.sleep(600)
 def test_a_record_that_can_t_be_locked_is_an_error_that_names_it(root: str) -> None:
     (Path(root) / "round.lock").mkdir(parents=True)
     with pytest.raises((HandfastError, OSError), match=r"round\.lock"):
-        allocate_in(root, "a", 0)
+        allocate_in(HASTY, root, "a", 0)
