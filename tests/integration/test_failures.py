@@ -262,3 +262,19 @@ def test_an_abandoned_timeline_never_comes_back(seed: int, launch: Launch, tmp_p
         assert one.do(deeds.digest) == (truth[back] if step == back else written()[step])
         one.do(deeds.witness, step + 2, str(log))
         one.do(deeds.converged)
+
+
+def test_a_disk_without_room_for_what_may_lie_on_it_is_warned_of(
+    disk: Disk, launch: Launch
+) -> None:
+    """Before the first save, not at the first that fails: W + 3 epochs may be there at once."""
+    (one,) = launch()
+    one.do(deeds.resume, str(disk.path / "run"), model={"width": 300})
+    one.do(deeds.train, 1)
+    (said,) = [line for line in one.do(deeds.warnings) if "GB free" in line]
+    assert "up to 5 epochs" in said
+    assert "a full disk makes saves fail" in said
+    (two,) = launch()
+    two.do(deeds.resume, str(disk.path / "other"), model={"width": 16})
+    two.do(deeds.train, 1)
+    assert not [line for line in two.do(deeds.warnings) if "GB free" in line]
