@@ -12,7 +12,6 @@ import sys
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.fsdp import fully_shard
 from training import digest
 
