@@ -318,6 +318,17 @@ def test_the_commands_need_no_framework(saved: Saved) -> None:
     assert b"--to torch needs torch" in done.stderr
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(saved: Saved) -> None:
+    """`handfast inspect RUN | head -1`: neither a message, nor a code that means damage."""
+    read, write = os.pipe()
+    os.close(read)
+    for command in (["status"], ["inspect", "--json"]):
+        argv = [*MAIN, *command, str(saved.path)]
+        done = subprocess.run(argv, stdout=write, stderr=subprocess.PIPE, check=False)
+        assert (done.returncode, done.stderr) == (141, b"")
+    os.close(write)
+
+
 def test_version_and_help() -> None:
     """What it is, and which."""
     assert handfast("--version").out.startswith("handfast ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import traceback
@@ -34,6 +35,7 @@ DAMAGED: Final = 1
 USAGE: Final = 2
 NO_LOOK: Final = 3
 INTERRUPTED: Final = 130
+PIPE: Final = 141
 RUNS: Final = "RUN: the run's directory; several, globs and '{rank}' templates are joined."
 WIDTH: Final = 200  # columns of a table that goes to a file or a pipe
 
@@ -61,9 +63,15 @@ step = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON value, for scripts.")
 
 
+class _Pipe(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to :func:`answering`: rich would end with 1, which means damage here."""
+        raise BrokenPipeError
+
+
 def out() -> Console:
     """The console of this command; made late, so that tests and pipes see their own stream."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH, soft_wrap=True)
+    return _Pipe(highlight=False, width=None if sys.stdout.isatty() else WIDTH, soft_wrap=True)
 
 
 def plain(value: object) -> Any:
@@ -81,7 +89,7 @@ def plain(value: object) -> Any:
 
 def answer(value: object, **more: object) -> None:
     """Write the one JSON value of a command."""
-    print(json.dumps(plain(value) | plain(more), indent=2))
+    print(json.dumps(plain(value) | plain(more), indent=2), flush=True)
 
 
 @contextmanager
@@ -94,6 +102,9 @@ def answering(as_json: bool) -> Iterator[None]:
         _fail(str(error), as_json, DAMAGED, verdict)
     except ValueError as error:
         _fail(str(error), as_json, USAGE)
+    except BrokenPipeError:  # whoever read this, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+        raise click.exceptions.Exit(PIPE) from None
     except (HandfastError, OSError) as error:
         _fail(str(error), as_json, NO_LOOK)
     except KeyboardInterrupt:
