@@ -109,9 +109,10 @@ def _inline(node: Any) -> str:
     if tag == TENSOR:
         return f"at {parts[0]}"
     if tag == BIG_INT:
-        return _short(str(int.from_bytes(parts[0], "big", signed=True)))
+        value = int.from_bytes(parts[0], "big", signed=True)
+        return _short(str(value) if value.bit_length() < 256 else hex(value))
     if tag == WILD_STR:
-        return _short(ascii(parts[0].decode("utf-8", "surrogatepass")))
+        return _short(ascii(str(parts[0], "utf-8", "surrogatepass")))
     if tag == 26:
         return f"{_inline(parts[0])} {_inline(parts[1])}"
     inner = ", ".join(_inline(part) for part in parts[:12]) + (", ..." * (len(parts) > 12))

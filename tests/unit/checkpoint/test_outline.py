@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handfast.checkpoint.outline import outline
@@ -119,7 +119,12 @@ JUNK = st.recursive(
 )
 
 
-@given(JUNK)
+NODES = st.builds(lambda tag, parts: [tag, *parts], st.integers(0, 30), st.lists(JUNK, max_size=3))
+
+
+@given(JUNK | NODES)
+@example([22, None])
+@example([21, b"\x7f" * 3000])  # more digits than Python turns into decimals at once
 def test_trees_that_nobody_wrote_are_refused(tree: object) -> None:
     """Well-formed msgpack that is no node of ours."""
     shown_or_refused(msgspec.msgpack.encode([1, tree]))
