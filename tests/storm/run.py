@@ -27,7 +27,7 @@ from handfast.checkpoint.agents import ask
 from handfast.errors import HandfastError
 
 SIZE = 4
-STANDSTILL_S = 60.0
+STANDSTILL_S = 120.0  # a machine may be that busy; a job that stands longer is stuck
 
 
 class Storm:
