@@ -16,18 +16,22 @@ import world
 from world import SHAPES, Breach, World, storm
 
 from handfast.core import converge, events, fold, gossip, member, recover
+from handfast.core import view as lattice_of_a_member
+from handfast.core.invariants import l2_heals_in_diameter, s13_no_interaction_across_epochs
 from handfast.core.lattice import GENESIS, Epoch
-from handfast.core.membership import bits
+from handfast.core.membership import Roster, bits
 from handfast.core.messages import (
     Accepted,
     Certificate,
     Frozen,
     Released,
+    RestoreCertificate,
     Restored,
     Staged,
     decode_message,
 )
 from handfast.core.retain import Keep
+from handfast.core.truth import Truth
 
 Patch = pytest.MonkeyPatch
 replace = msgspec.structs.replace
@@ -279,6 +283,20 @@ def restores_without_validating(patch: Patch) -> None:
     patch.setattr(recover, "_judge", judge)
 
 
+@mutant("s11", "s12")
+def acts_from_its_own_newest(patch: Patch) -> None:
+    """Each for itself, as `torch.save` with a file a rank does; and it writes that down, too."""
+
+    def resume(turn, certificate):
+        newest = max(copy.epoch for copy in turn.state.retained)
+        if newest.generation < certificate.generation:
+            certificate = replace(certificate, base=newest)
+        turn.say(Restored(certificate))
+        turn.do(events.Resume(certificate))
+
+    patch.setattr(member, "_resume", resume)
+
+
 @mutant("s12")
 def overlooks_what_was_asked_for(patch: Patch) -> None:
     original = recover.candidates
@@ -364,6 +382,12 @@ def skips_after_a_timeout(patch: Patch) -> None:
         original(turn, event)
 
     handler(patch, events.Tick, tick)
+
+
+@mutant("l4")
+def blames_nobody(patch: Patch) -> None:
+    original = lattice_of_a_member._blocked
+    patch.setattr(lattice_of_a_member, "_blocked", lambda m: (original(m)[0], ()))
 
 
 @mutant("l1", "l3")
@@ -477,6 +501,24 @@ def test_a_planted_fault_is_caught(fault: Mutant, monkeypatch: Patch) -> None:
     found = next((breach for breach in map(outcome, searches(fault)) if breach), None)
     assert found is not None
     assert found.laws & fault.laws, found
+
+
+def test_ranks_that_act_from_two_epochs_break_a_law() -> None:
+    """S13 follows from S6 and S11, so no fault of a member breaks it first: here is its breach."""
+    one = RestoreCertificate("run", "c", 2, "r", Epoch(1, 10), (), (0, 1), "root")
+    other = replace(one, base=Epoch(1, 20))
+    later = replace(other, generation=3)
+    seen = partial(Truth, (), ())
+    assert not list(s13_no_interaction_across_epochs(seen(resumed=(("a", one), ("b", later)))))
+    (said,) = s13_no_interaction_across_epochs(seen(resumed=(("a", one), ("b", other))))
+    assert said == "b acts from 1/20, others from 1/10"
+
+
+def test_gossip_that_takes_too_many_rounds_breaks_a_law() -> None:
+    """L2's bound is far above what a few members ever need, so here is its breach."""
+    roster = Roster(SHAPES["two"])
+    assert not list(l2_heals_in_diameter(Truth((roster,), (), exchanges=16)))
+    assert list(l2_heals_in_diameter(Truth((roster,), (), exchanges=17)))
 
 
 def outcome(search: Callable[[], object]) -> Breach | None:
