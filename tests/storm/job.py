@@ -92,6 +92,7 @@ def reference(rank: int, size: int, meet: str, kind: str, steps: int, out: str) 
 
 def main(rank: int, size: int, meet: str, kind: str, steps: int, path: str, out: str) -> None:
     """Restore, train on and save every step, and write down what happens."""
+    from handfast import Keep
     from handfast.torch import Checkpointer
 
     start(rank, size, meet)
@@ -99,26 +100,40 @@ def main(rank: int, size: int, meet: str, kind: str, steps: int, path: str, out:
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     with (
         open(f"{out}.{rank}", "a", encoding="utf-8") as log,
-        Checkpointer(path, state, every=2, patience_s=120.0) as checkpointer,
+        Checkpointer(path, state, every=2, keep=Keep(newest=4), patience_s=120.0) as checkpointer,
     ):
         if kind == "ddp":
             x = torch.zeros(4, WIDTH)
             checkpointer.prime(lambda: model(x).square().mean().backward())
         began = checkpointer.restore()
+        _say(log, "R", began, digest(*parts), checkpointer)
+        if os.environ.get("STORM_BACK") and (back := _agreed(checkpointer)):
+            _say(log, "I", back, "", checkpointer)  # a kill may come before "B" is written
+            began = checkpointer.restore(step=back)
+            _say(log, "B", began, digest(*parts), checkpointer)
         told = began
-        _say(log, "R", began, digest(*parts))
         for step in range(began, steps):
             train_step(*parts)
-            _say(log, "S", step + 1, digest(*parts))
+            _say(log, "S", step + 1, digest(*parts), checkpointer)
             checkpointer.save(step + 1)
             latest = checkpointer.latest_step() or 0
             if latest > told:
                 told = latest
-                _say(log, "C", latest, "")
+                _say(log, "C", latest, "", checkpointer)
             time.sleep(float(os.environ.get("STORM_PAUSE_S", "0.01")))
     dist.destroy_process_group()
 
 
-def _say(log: object, what: str, step: int, said: str) -> None:
-    log.write(f"{what} {step} {said}\n")
+def _agreed(checkpointer: object) -> int:
+    """The newest step below the one resumed that all ranks still hold; 0 if there is none."""
+    found: list[list[int]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(found, checkpointer.all_steps())
+    shared = set.intersection(*map(set, found)) - {checkpointer.restored.step}
+    return max(shared, default=0)
+
+
+def _say(log: object, what: str, step: int, said: str, checkpointer: object) -> None:
+    """A line: what happened, the step, a digest, the generation and the base that it lives from."""
+    base = checkpointer.restored
+    log.write(f"{what} {step} {said or '-'} {checkpointer.lattice.generation} {base}\n")
     log.flush()

@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.storm import job
@@ -42,6 +43,7 @@ class Storm:
         self.pids: list[int] = []
         self.kills: list[dict[str, object]] = []
         self.stuck: list[str] = []
+        self.back = False
 
     def start(self, main: object = job.main, out: str = "", steps: int = 0) -> None:
         """Fork the ranks of one start."""
@@ -64,6 +66,8 @@ class Storm:
             "HANDFAST_BIND": "127.0.0.1",
             "HANDFAST_LINGER_S": "20",
         }
+        if self.back:
+            os.environ["STORM_BACK"] = "1"
         code = 1
         try:
             with open(f"{self.home}/stderr.{rank}", "a") as err:
@@ -123,6 +127,7 @@ class Storm:
     def episode(self) -> None:
         """Start, let it come to train, kill, and clear away what is left."""
         wanted = self.progress() + self.random.randint(1, 20)
+        self.back = self.random.random() < 0.15  # an operator who goes back a step
         self.start()
         self._await(wanted)
         time.sleep(self.random.uniform(0.0, 0.2))
@@ -183,7 +188,7 @@ class Storm:
     def finish(self) -> list[int]:
         """One last start that runs to its end, a little further than any before."""
         reached = max(_steps(f"{self.out}.{rank}") for rank in range(SIZE))
-        self.steps = reached + 4
+        self.steps, self.back = reached + 4, False
         self.start()
         self._await(sys.maxsize)
         return self.reap(self.pids)
@@ -198,38 +203,89 @@ class Storm:
         wrong = [
             f"rank {rank}: {what} {step}"
             for rank, lines in enumerate(witness)
-            for what, step, said in lines
-            if what in "RS" and truth[rank][int(step)] != said
+            for what, step, said, *_ in lines
+            if what in "RBS" and truth[rank][int(step)] != said
         ]
         return {"reference": codes, "inexact": wrong, **_resumes(witness)}
 
 
 def _resumes(witness: list[list[list[str]]]) -> dict[str, object]:
-    """Count mixtures (ranks resumed from different steps) and certified epochs that were lost."""
-    lives = [_lives(lines) for lines in witness]
-    mixed, lost, resumes = [], [], []
-    converged = 0
-    for number in range(max(map(len, lives))):
-        here = [life[number] for life in lives if number < len(life)]
-        begun = {life["R"] for life in here if life["R"] is not None}
-        resumes += sorted(begun)[:1]
-        if len(begun) > 1:
-            mixed.append(sorted(begun))
-        if begun and min(begun) < converged:
-            lost.append([min(begun), converged])
-        converged = max([converged, *(life["C"] for life in here)])
-    return {"resumes": resumes, "mixtures": mixed, "certified_lost": lost}
+    """Judge what each generation resumed from.
+
+    A mixture: ranks of one generation that act from different epochs. Lost: a generation that
+    begins below a step that was told certified before, though nobody went back. Abandoned: one that
+    begins from an epoch that an earlier generation had left behind.
+    """
+    lives: dict[int, list[Life]] = {}
+    for lines in witness:
+        for life in _lives(lines):
+            lives.setdefault(life.generation, []).append(life)
+    mixed, lost, abandoned, resumes = [], [], [], []
+    converged, wished, timeline = 0, 0, dict[int, Base]()
+    for generation, here in sorted(lives.items()):
+        bases = {life.base for life in here}
+        base = min(bases)
+        resumes.append(base[1])
+        if len(bases) > 1:
+            mixed.append([generation, sorted(bases)])
+        if any(life.back for life in here) or base[1] == wished:
+            converged = base[1]
+        elif base[1] < converged:
+            lost.append([generation, base[1], converged])
+        if not _living(base, timeline):
+            abandoned.append([generation, base])
+        timeline[generation] = base
+        converged = max([converged, *(life.told for life in here)])
+        wished = max(life.wished for life in here)
+    return {
+        "resumes": resumes,
+        "went_back": sum(any(life.back for life in here) for here in lives.values()),
+        "mixtures": mixed,
+        "certified_lost": lost,
+        "abandoned": abandoned,
+    }
 
 
-def _lives(lines: list[list[str]]) -> list[dict[str, int | None]]:
-    """Cut a rank's log at its starts; a start that never resumed has none."""
-    found: list[dict[str, int | None]] = []
-    for what, step, _ in lines:
-        if what == "R":
-            found.append({"R": int(step), "C": 0})
+Base = tuple[int, int]
+
+
+@dataclass
+class Life:
+    """What one rank said in one generation: its base, whether by wish, the newest it was told, and
+    the step that it was about to go back to."""
+
+    generation: int
+    base: Base
+    back: bool
+    told: int = 0
+    wished: int = 0
+
+
+def _lives(lines: list[list[str]]) -> list[Life]:
+    """Cut a rank's log where it resumed."""
+    found: list[Life] = []
+    for what, step, _, generation, base in lines:
+        if what in "RB":
+            first, second = base.split("/")
+            found.append(Life(int(generation), (int(first), int(second)), what == "B"))
         elif what == "C" and found:
-            found[-1]["C"] = int(step)
+            found[-1].told = int(step)
+        elif what == "I":
+            found[-1].wished = int(step)
     return found
+
+
+def _living(base: Base, timeline: dict[int, Base]) -> bool:
+    """Walk back from the newest generation: each one lives on from its own base, and no higher."""
+    if not timeline:
+        return base == (0, 0)
+    generation, cap = max(timeline), None
+    while generation:
+        if base[0] == generation:
+            return cap is None or base <= cap
+        cap = timeline.get(generation, (0, 0))
+        generation = cap[0]
+    return base == (0, 0)
 
 
 def _lines(path: str) -> list[str]:

@@ -47,6 +47,7 @@ def unharmed(found: dict[str, object]) -> None:
     assert found["reference"] == [0, 0, 0, 0]
     assert found["mixtures"] == []
     assert found["certified_lost"] == []
+    assert found["abandoned"] == []
     assert found["inexact"] == []
     resumes = found["resumes"]
     assert isinstance(resumes, list)
@@ -60,7 +61,8 @@ def unharmed(found: dict[str, object]) -> None:
 )
 def test_twenty_kills_leave_no_mixture_and_no_difference(kind: str, nodes: int, seed: int) -> None:
     """Shows, in two halves, that SIGKILLs of job, rank and agents never cost a certified epoch,
-    never mix two, and that every step of every life is that of a job that was never killed.
+    never mix two, and never bring back what an operator had left behind; and that every step of
+    every life is that of a job that was never killed.
     """
     unharmed(storm(10, 500, kind=kind, nodes=nodes, seed=seed))
 
