@@ -6,6 +6,7 @@ short, until a law breaks. A law that no fault can break would show nothing.
 
 import random
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -305,6 +306,11 @@ def overlooks_what_was_asked_for(patch: Patch) -> None:
     )
 
 
+@mutant("s13")
+def puts_copies_of_a_run_together(patch: Patch) -> None:
+    patch.setattr(recover, "apart", lambda roster, reports: ())
+
+
 # --- release
 
 
@@ -475,7 +481,30 @@ def one_bad(where: World, rng: random.Random) -> None:
         advance(where, rng)
 
 
-SCENES = (replay, tie, half_told, one_bad)
+def gone_apart(where: World, rng: random.Random) -> None:
+    """A run is copied while no job runs, both go on, and one domain is put back from the copy."""
+    advance(where, rng, saves=1)
+    for node in where.here():
+        where.crash(node)
+    copy = deepcopy(where)
+    copy.launch(store=1, asked=[])  # so that its rounds have names of their own from here on
+    for one in (where, copy):
+        for node in one.nodes.values():
+            one.boot(node)
+        advance(one, rng, saves=1)
+    stranger = copy.nodes[where.here()[-1].id]
+    where.put_back(stranger, copy)
+    where.stuck.clear()
+    advance(where, rng)
+    assert not any(node.member.open for node in where.here())
+    for stuck in where.stuck.values():
+        (said,) = stuck.reasons
+        assert said.startswith(f"{stranger.id} did not begin generation 2 in the round of dir0a")
+        assert recover.APART in said
+    assert where.stuck.keys() == where.nodes.keys()
+
+
+SCENES = (replay, tie, half_told, one_bad, gone_apart)
 
 
 def searches(fault: Mutant) -> Iterator[Callable[[], object]]:
@@ -505,10 +534,11 @@ def test_a_planted_fault_is_caught(fault: Mutant, monkeypatch: Patch) -> None:
 
 def test_ranks_that_act_from_two_epochs_break_a_law() -> None:
     """S13 follows from S6 and S11, so no fault of a member breaks it first: here is its breach."""
-    one = RestoreCertificate("run", "c", 2, "r", Epoch(1, 10), (), (0, 1), "root")
+    roster = Roster(SHAPES["two"])
+    one = RestoreCertificate("run", roster.digest, 2, "r", Epoch(1, 10), (), (0, 1), "root")
     other = replace(one, base=Epoch(1, 20))
     later = replace(other, generation=3)
-    seen = partial(Truth, (), ())
+    seen = partial(Truth, (roster,), ())
     assert not list(s13_no_interaction_across_epochs(seen(resumed=(("a", one), ("b", later)))))
     (said,) = s13_no_interaction_across_epochs(seen(resumed=(("a", one), ("b", other))))
     assert said == "b acts from 1/20, others from 1/10"

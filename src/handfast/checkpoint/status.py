@@ -19,6 +19,7 @@ from handfast.core.verdict import Verdict
 __all__ = ["Cell", "DomainRow", "EpochRow", "Mark", "PinRow", "Status", "Trouble", "rows",
     "status", "troubles"]  # fmt: skip
 
+TOGETHER: Final = "What to do: put the directories of one of the copies together again"
 DAMAGE: Final = (Verdict.CORRUPT, Verdict.MIXED, Verdict.FOREIGN, Verdict.MISSING)
 
 
@@ -235,7 +236,8 @@ def _judge(survey: Survey, epoch: Epoch, cells: list[Cell]) -> Verdict | None:
     for domain, cell in zip(survey.domains, cells, strict=True):
         held[domain.shard] = held.get(domain.shard, False) or cell.mark in holding
     if held and all(held.values()):
-        return Verdict.COMPLETE
+        mixed = any(epoch.generation >= rift.generation for rift in survey.rifts)
+        return Verdict.MIXED if mixed else Verdict.COMPLETE
     lacking = [
         cell for domain, cell in zip(survey.domains, cells, strict=True) if not held[domain.shard]
     ]
@@ -266,6 +268,10 @@ def troubles(survey: Survey) -> tuple[Trouble, ...]:
                 verdict = cell.verdict or Verdict.MISSING
                 problem = f"{found.root}: epoch {lost.epoch}: {lost.reason}"
                 listed.append(Trouble(domain.id, domain.shard, verdict, problem, lost.epoch))
+    for rift in survey.rifts:
+        domain = survey.domains[rift.member]
+        problem = f"{domain.id} {rift.reason}. {TOGETHER}"
+        listed.append(Trouble(domain.id, domain.shard, Verdict.MIXED, problem))
     for found in survey.strangers:
         shard = found.identity.shard if found.identity is not None else None
         listed.append(Trouble(found.id, shard, found.verdict or Verdict.FOREIGN, _strange(found)))

@@ -182,7 +182,8 @@ class Survey:
     the paths given); ``strangers`` what is there and belongs to another run or configuration.
     ``line`` is the epoch that a restore would take, unless its bytes turn out to be damaged:
     GENESIS where nothing was ever saved, None where a restore would refuse. ``converged`` is the
-    highest epoch on the living timeline that some journal proves converged.
+    highest epoch on the living timeline that some journal proves converged. ``rifts`` show that
+    the domains are of copies of the run that went on apart.
 
     Raises FormatError where no domain is of a format that this handfast reads, and Refused where
     the domains are of several runs, none of which has more of them.
@@ -204,6 +205,7 @@ class Survey:
         self.strangers = tuple(f for f in found if f not in placed and not _empty(f, self.run))
         self.reports = tuple(_report(f) for f in self.places)
         self.timeline = recover.timeline_of(self.reports)
+        self.rifts = recover.apart(self.roster, self.reports) if self.roster is not None else ()
         self.candidates: tuple[Epoch, ...] = ()
         if self.roster is not None and not self.absent:
             self.candidates = recover.candidates(self.roster, self.reports, None)

@@ -278,11 +278,15 @@ def s12_recovery_is_a_function(truth: Truth) -> Iterator[str]:
 
 
 def s13_no_interaction_across_epochs(truth: Truth) -> Iterator[str]:
-    """Ranks that act in one generation act from the same epoch."""
+    """Ranks that act in one generation act from the same epoch, attested by all in one round."""
     first: dict[int, Epoch] = {}
+    rounds = {(d, f.generation): f.round for d, f in truth.records(messages.Frozen)}
     for domain, c in truth.resumed:
         if first.setdefault(c.generation, c.base) != c.base:
             yield f"{domain} acts from {c.base}, others from {first[c.generation]}"
+        ids = truth.roster(c.configuration).ids
+        if len({rounds.get((ids[copy], c.base.generation)) for copy in c.copies}) > 1:
+            yield f"{domain} acts from {c.base}, which was attested in two rounds"
 
 
 def s14_what_is_corrupt_never_counts(truth: Truth) -> Iterator[str]:

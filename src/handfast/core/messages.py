@@ -86,10 +86,14 @@ class Certificate(_Value, frozen=True):
 
 
 class Branch(_Value, frozen=True):
-    """One generation of a timeline and the epoch that it resumed from."""
+    """One generation of a timeline, the epoch that it resumed from, and the round that began it.
+
+    ``round`` is empty in journals that were written before it was kept.
+    """
 
     generation: int
     base: Epoch
+    round: str = ""
 
 
 class RestoreCertificate(_Value, frozen=True):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ from handfast.core.messages import (
     Accepted,
     Bad,
     Branch,
+    Certificate,
     Declined,
     Frozen,
     Report,
@@ -32,10 +33,13 @@ from handfast.core.messages import (
 T = TypeVar("T")
 
 __all__ = [
+    "APART",
     "Check",
     "Phase",
     "Recovery",
+    "Rift",
     "Standing",
+    "apart",
     "candidates",
     "certificate",
     "eligible",
@@ -43,6 +47,8 @@ __all__ = [
     "join",
     "standing",
 ]
+
+APART: Final = "copies of one run that went on apart"
 
 
 class Phase(StrEnum):
@@ -106,13 +112,10 @@ def eligible(epoch: Epoch, timeline: Sequence[Branch]) -> bool:
     return epoch == GENESIS and (cap is None or cap == GENESIS)
 
 
-def extend(
-    timeline: Sequence[Branch], generation: int, base: Epoch, floor: Epoch
-) -> tuple[Branch, ...]:
-    """Begin a branch at ``base``, and drop what lies below ``floor``, which nobody retains."""
-    older = [branch for branch in timeline if branch.generation <= base.generation]
-    kept = [branch for branch in older if branch.generation >= floor.generation]
-    return (Branch(generation, base), *kept)
+def extend(timeline: Sequence[Branch], branch: Branch, floor: Epoch) -> tuple[Branch, ...]:
+    """Begin a branch at its base, and drop what lies below ``floor``, which nobody retains."""
+    older = [past for past in timeline if past.generation <= branch.base.generation]
+    return (branch, *(past for past in older if past.generation >= floor.generation))
 
 
 def timeline_of(reports: Sequence[Report]) -> tuple[Branch, ...]:
@@ -121,8 +124,68 @@ def timeline_of(reports: Sequence[Report]) -> tuple[Branch, ...]:
     return max(held, key=lambda c: c.generation).timeline if held else ()
 
 
+class Rift(msgspec.Struct, frozen=True):
+    """A member that did not come the way that others came: since which generation, and how so."""
+
+    member: int
+    generation: int
+    reason: str
+
+
+def apart(roster: Roster, reports: Sequence[Report]) -> tuple[Rift, ...]:
+    """Find what shows that the reports, one a member, are not of one history; nothing, if they are.
+
+    In one history a generation begins once. So of the newest timeline whatever is no newer than a
+    member's own certificate is on the member's timeline, too; and an epoch's certificate is of the
+    very copies that are reported. Neither holds where a run was copied, both copies went on, and
+    directories of both are put together.
+    """
+    held = {i: report.restored for i, report in enumerate(reports) if report.restored is not None}
+    newest = max(held, key=lambda i: held[i].generation, default=0)
+    rifts = []
+    for i, own in held.items():
+        begun = {branch.generation: branch for branch in own.timeline}
+        past = [b for b in held[newest].timeline if b.generation <= own.generation]
+        if other := [b.generation for b in past if not _same(begun.get(b.generation), b)]:
+            how = f"did not begin generation {other[-1]} in the round of {roster.ids[newest]}"
+            rifts.append(Rift(i, other[-1], f"{how}: {APART}"))
+    return tuple(rifts) or _belied(roster, reports)
+
+
+def _same(own: Branch | None, other: Branch) -> bool:
+    """Compare two branches of a generation; a round that is not known may be any."""
+    if own is None or own.base != other.base:
+        return False
+    return own.round == other.round or not (own.round and other.round)
+
+
+def _belied(roster: Roster, reports: Sequence[Report]) -> tuple[Rift, ...]:
+    known = [(i, line) for i, report in enumerate(reports) for line in report.converged]
+    roots = {line: _root(roster, reports, line) for line in {line for _, line in known}}
+    other = [(i, line.epoch) for i, line in known if roots[line] not in (None, line.root)]
+    how = "holds a certificate of {} that is not of the copies reported: {}"
+    return tuple(Rift(i, e.generation, how.format(e, APART)) for i, e in other)
+
+
+def _root(roster: Roster, reports: Sequence[Report], line: Certificate) -> str | None:
+    """Work out the root over the copies reported; None where it is not over exactly these."""
+    if line.configuration != roster.digest:
+        return None
+    shards = roster.holders[roster.tiers.index(line.tier)]
+    members = bits(sum(shards))
+    digests = [_digest(reports[i], line.epoch) for i in members]
+    if shards != tuple(1 << i for i in members) or None in digests:
+        return None
+    return merkle_root([f"{roster.ids[i]}={d}" for i, d in zip(members, digests, strict=True)])
+
+
 def candidates(roster: Roster, reports: Sequence[Report], want: int | None) -> tuple[Epoch, ...]:
-    """List the eligible epochs of which every shard has a reported copy, greatest first."""
+    """List the eligible epochs of which every shard has a reported copy, greatest first.
+
+    None is one where the reports are not of one history.
+    """
+    if apart(roster, reports):
+        return ()
     timeline = timeline_of(reports)
     held: dict[Epoch, int] = {}
     for i, report in enumerate(reports):
@@ -258,20 +321,23 @@ def certificate(roster: Roster, recovery: Recovery, round_: str) -> RestoreCerti
         generation=recovery.generation,
         round=round_,
         base=at.epoch,
-        timeline=extend(old, recovery.generation, at.epoch, min(alive)),
+        timeline=extend(old, Branch(recovery.generation, at.epoch, round_), min(alive)),
         copies=tuple(a.copy for a in accepted),
         root=merkle_root(leaves),
     )
 
 
-def _digest(report: Report, epoch: Epoch) -> str:
-    return next(copy.digest for copy in report.retained if copy.epoch == epoch)
+def _digest(report: Report, epoch: Epoch) -> str | None:
+    return next((copy.digest for copy in report.retained if copy.epoch == epoch), None)
 
 
 def blame(roster: Roster, recovery: Recovery) -> tuple[str, ...]:
-    """Say why nothing newer could be restored: asked for otherwise, lost, damaged."""
+    """Say why nothing newer could be restored: apart, asked for otherwise, lost, damaged."""
     lines = []
     held = [(roster.ids[i], frozen) for i, frozen in enumerate(recovery.reports) if frozen]
+    if len(held) == roster.size:
+        rifts = apart(roster, [frozen.report for _, frozen in held])
+        lines += [f"{roster.ids[rift.member]} {rift.reason}" for rift in rifts]
     if len({frozen.want for _, frozen in held}) > 1:
         for name, frozen in held:
             step = "the newest step" if frozen.want is None else f"step {frozen.want}"

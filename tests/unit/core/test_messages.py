@@ -25,7 +25,7 @@ def value(kind, *fields):
 domain = value(Domain, word, word, number, word)
 configuration = value(Configuration, word, number, some(domain), some(st.tuples(word, number)))
 certificate = value(messages.Certificate, word, word, word, epoch, word)
-branch = value(messages.Branch, number, epoch)
+branch = value(messages.Branch, number, epoch, word)
 restore = value(
     messages.RestoreCertificate, word, word, number, word, epoch, some(branch), some(number), word
 )
@@ -94,6 +94,18 @@ def test_a_field_added_by_a_later_version_is_passed_over():
     staged = messages.Staged(1, Epoch(1, 10), "digest")
     newer = msgspec.msgpack.encode([*msgspec.msgpack.decode(encode(staged)), "new"])
     assert decode_record(newer) == staged
+
+
+def test_a_branch_of_an_older_version_is_of_a_round_that_is_not_known():
+    """Shows that a journal written before rounds were kept is read as it is."""
+    branch = messages.Branch(2, Epoch(1, 10), "round")
+    certificate = messages.RestoreCertificate(
+        "run", "c", 2, "round", branch.base, (branch,), (0,), "root"
+    )
+    plain = msgspec.msgpack.decode(encode(messages.Restored(certificate)))
+    assert plain[1][5][0].pop() == "round"
+    read = decode_record(msgspec.msgpack.encode(plain))
+    assert read.certificate.timeline == (messages.Branch(2, branch.base),)
 
 
 def test_a_root_depends_on_every_leaf_and_on_their_order():

@@ -11,6 +11,7 @@ from handfast.core.messages import (
     Accepted,
     Bad,
     Branch,
+    Certificate,
     Copy,
     Declined,
     Frozen,
@@ -18,6 +19,7 @@ from handfast.core.messages import (
     Report,
     RestoreCertificate,
     Valid,
+    merkle_root,
 )
 from handfast.core.recover import Phase, eligible, extend
 
@@ -73,8 +75,9 @@ def test_what_lies_behind_a_base_is_an_orphan():
 
 def test_a_branch_drops_the_timelines_that_it_left_and_what_nobody_retains():
     chain = (Branch(3, Epoch(2, 50)), Branch(2, E1), Branch(1, GENESIS))
-    assert extend(chain, 4, Epoch(2, 30), GENESIS) == (Branch(4, Epoch(2, 30)), *chain[1:])
-    assert extend(chain, 4, Epoch(3, 9), Epoch(2, 1)) == (Branch(4, Epoch(3, 9)), *chain[:2])
+    back, on = Branch(4, Epoch(2, 30), "r4"), Branch(4, Epoch(3, 9), "r4")
+    assert extend(chain, back, GENESIS) == (back, *chain[1:])
+    assert extend(chain, on, Epoch(2, 1)) == (on, *chain[:2])
 
 
 # --- candidates
@@ -117,6 +120,95 @@ def test_ranks_that_ask_for_different_steps_get_none():
     )
 
 
+# --- copies of one run that went on apart
+
+
+def began(*chain):
+    """The restore certificate of the first branch of a chain."""
+    generation, base, name = chain[0].generation, chain[0].base, chain[0].round
+    return RestoreCertificate("run", "c", generation, name, base, chain, (0, 1), "x")
+
+
+E4 = Epoch(2, 40)
+ROOT, A, B = Branch(1, GENESIS, "r1"), Branch(2, E2, "ra"), Branch(2, E2, "rb")
+ON, BACK, LATER = Branch(3, E4, "r3"), Branch(3, E1, "r3"), Branch(4, E4, "r4")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "stray", "since"),
+    [
+        ([A, ROOT], [B, ROOT], "b", 2),
+        ([A, ROOT], [Branch(2, E1), ROOT], "b", 2),
+        ([ON, A, ROOT], [B, ROOT], "b", 2),
+        ([B, ROOT], [ON, A, ROOT], "a", 2),
+        ([LATER, ON, A, ROOT], [ON, B, ROOT], "b", 2),
+        ([ON, A, ROOT], [Branch(3, E4, "other"), A, ROOT], "b", 3),
+        ([LATER, A, ROOT], [BACK, ROOT], "b", 2),
+    ],
+)
+def test_copies_of_a_run_that_went_on_apart_are_never_put_together(one, other, stray, since):
+    """Shows that rank 1's directory of another copy gives no mixture, and that it is named."""
+    facts = [frozen(i, E1, E4, restored=began(*chain)) for i, chain in enumerate((one, other))]
+    assert at(SINGLE, *facts) == recover.Standing(Phase.EXHAUSTED)
+    where = f"generation {since} in the round of {'b' if stray == 'a' else 'a'}"
+    assert recover.blame(SINGLE, held(SINGLE, *facts)) == (
+        f"{stray} did not begin {where}: copies of one run that went on apart",
+    )
+    assert recover.blame(SINGLE, held(SINGLE, facts[0])) == ()
+
+
+@pytest.mark.parametrize(
+    ("newest", "other"),
+    [
+        ([A, ROOT], [A, ROOT]),
+        ([A, ROOT], [ROOT]),  # it missed the restore
+        ([BACK, ROOT], [A, ROOT]),  # it missed a rollback
+        ([LATER, A], [A, ROOT]),  # what lies below the floor is dropped
+        ([ON, A, ROOT], [Branch(2, E2), Branch(1, GENESIS)]),  # rounds were not kept then
+        ([ON, Branch(2, E2), ROOT], [A, ROOT]),
+    ],
+)
+def test_members_of_one_history_are_not_taken_for_copies(newest, other):
+    reports = [frozen(i, restored=began(*chain)).report for i, chain in enumerate((newest, other))]
+    assert recover.apart(SINGLE, reports) == recover.apart(SINGLE, reports[::-1]) == ()
+    assert recover.apart(SINGLE, [reports[0], frozen(1, restored=None).report]) == ()
+
+
+def certified(roster, digests, epoch=E4):
+    leaves = [f"{name}={said}" for name, said in zip(roster.ids, digests, strict=True)]
+    return Certificate("run", roster.digest, "dir", epoch, merkle_root(leaves))
+
+
+def reporting(domain, digest, line):
+    copies = (Copy(E4, digest),) if digest else ()
+    return Frozen(domain, 1, 3, "r3", "c", Report(copies, (), began(A, ROOT), (line,)))
+
+
+def test_a_certificate_of_other_copies_than_those_reported_stops_the_restore():
+    """Shows that a mixture is found by its root even where no round is known."""
+    mine, theirs = certified(SINGLE, "AA"), certified(SINGLE, "BB")
+    facts = reporting(0, "A", mine), reporting(1, "B", theirs)
+    assert at(SINGLE, *facts).phase is Phase.EXHAUSTED
+    what = "holds a certificate of 2/40 that is not of the copies reported"
+    assert recover.blame(SINGLE, held(SINGLE, *facts)) == tuple(
+        f"{name} {what}: copies of one run that went on apart" for name in "ab"
+    )
+    assert at(SINGLE, reporting(0, "A", mine), reporting(1, "A", mine)).epoch == E4
+
+
+@pytest.mark.parametrize(
+    ("roster", "line", "digests"),
+    [
+        (SINGLE, certified(SINGLE, "AA"), ("A", "")),  # a copy is lost
+        (SINGLE, certified(DOUBLE, "AAAA"), "AB"),  # of another configuration
+        (DOUBLE, certified(DOUBLE, "AAAA"), "ABAB"),  # one copy of two was enough for it
+    ],
+)
+def test_a_certificate_that_is_not_over_these_copies_alone_says_nothing(roster, line, digests):
+    reports = [reporting(i, digest, line).report for i, digest in enumerate(digests)]
+    assert recover.apart(roster, reports) == ()
+
+
 # --- judgements
 
 
@@ -154,7 +246,7 @@ def test_every_rank_must_accept():
     c = recover.certificate(SINGLE, held(SINGLE, *ACCEPTED), "r2")
     assert c is not None
     assert (c.generation, c.round, c.base, c.copies) == (2, "r2", E2, (0, 1))
-    assert c.timeline == (Branch(2, E2), Branch(1, GENESIS))
+    assert c.timeline == (Branch(2, E2, "r2"), Branch(1, GENESIS))
 
 
 def test_a_rank_that_declines_ends_the_round():
