@@ -12,17 +12,18 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from handfast.errors import HandfastError, Poisoned, Unstorable
 from handfast.store import objects
 from handfast.store.objects import child
 from handfast.torch import optimizers
-from handfast.torch.capture import Walk, walk
+from handfast.torch.capture import Walk, replicas, walk
 from handfast.torch.gradients import restore_gradients
 from handfast.torch.names import matches
 from handfast.torch.rng import write_generator, write_streams
-from handfast.torch.saved import EXTRA, RNG, Saved, Source
+from handfast.torch.saved import EXTRA, RNG, UNSYNCED, Saved, Source
 from handfast.torch.tensors import HOST, Place, copy_into, local, place_of
 from handfast.torch.tree import Kind, Node, entries, kind_of
 
@@ -67,6 +68,9 @@ def apply(
         for node in restore.of(Kind.OPTIMIZER):
             where = node.path
             restore.optimizer(node)
+        for node in restore.of(Kind.OBJECT):
+            if isinstance(node.value, Optimizer):
+                node.value.zero_grad()  # of another moment, as those that write() drops
         restore_gradients(live, source, only)
         for node in restore.of(*_BY_STATE_DICT):
             where = node.path
@@ -141,20 +145,25 @@ class _Restore(NamedTuple):
         keys = dict(zip(paths, held, strict=True))
         self._copy([(path, held[key]) for path, key in keys.items() if id(held[key]) in own])
         given: dict[str, object] = {}
-        for path, key in keys.items():
-            if id(held[key]) in own or not matches(path, self.only):
+        chosen = {path: key for path, key in keys.items() if matches(path, self.only)}
+        for path, key in chosen.items():
+            if id(held[key]) in own:
                 continue
             if isinstance(held[key], Tensor):
                 if self.source.saved.spec(path):
                     given[key] = self.source.tensor(path, place_of(held[key]))
             elif (name := path.removeprefix(f"{node.path}/")) in self._extra(node):
                 given[key] = self.source.tree(self._extra(node)[name])
-        if given:
+        if given or (chosen and _told_of_loads(module)):
             # Hooks or get_extra_state() made these, so only load_state_dict() knows where they
-            # belong; live tensors are given as themselves.
-            module.load_state_dict({**held, **given})
+            # belong; live tensors are given as themselves. In place, for the keys' versions.
+            held.update(given)
+            module.load_state_dict(held, strict=bool(given))
+        for name, ddp in replicas(module) if chosen else ():
+            # Whether rank 0's buffers win at the next forward pass is part of the moment.
+            ddp.require_forward_param_sync = name not in self._extra(node).get(UNSYNCED, ())
 
-    def _extra(self, node: Node) -> Mapping[str, object]:
+    def _extra(self, node: Node) -> Mapping[str, Any]:
         tree = self.trees.get(node.path)
         return tree if isinstance(tree, dict) else {}
 
@@ -191,6 +200,11 @@ class _Restore(NamedTuple):
         if node.kind is Kind.LOADER:
             raise HandfastError(f"{found} reads back as another value than the one it was given")
         _LOG.warning("handfast: restore: %s reads back as another value than was loaded", found)
+
+
+def _told_of_loads(module: nn.Module) -> bool:
+    """Whether hooks make something of what was loaded, such as a buffer that is not saved."""
+    return any(getattr(part, "_load_state_dict_post_hooks", None) for part in module.modules())
 
 
 def _unlike(wanted: Any, found: Any, path: str) -> str | None:

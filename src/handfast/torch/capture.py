@@ -10,7 +10,7 @@ unless they are asked for.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import chain, compress
 from typing import Any, NamedTuple
 
 import torch
@@ -22,11 +22,11 @@ from handfast.store.objects import child
 from handfast.torch import optimizers
 from handfast.torch.names import clean, loaded, matches
 from handfast.torch.rng import read_generator, read_streams
-from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG
+from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED
 from handfast.torch.tensors import all_tensors, is_dtensor, local, spec_of, whole_everywhere
 from handfast.torch.tree import Kind, Node, assemble, nodes, split
 
-__all__ = ["Captured", "capture", "walk"]
+__all__ = ["Captured", "capture", "replicas", "walk"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +56,33 @@ class Names(NamedTuple):
     signature: object
     modules: list[list[str]]
     optimizers: list[optimizers.Names]
-    known: frozenset[int]  # ids of tensors that all ranks hold alike
+    replicas: list[list["Replica"]]  # of each module
+
+
+class Replica(NamedTuple):
+    """A DDP module, with the ids of the tensors that it can keep alike on all ranks of the job."""
+
+    name: str
+    module: Any
+    parameters: frozenset[int]
+    buffers: frozenset[int]
+
+    def alike(self, grads: bool) -> tuple[bool, bool]:
+        """Whether all ranks hold the parameters alike now, and so the buffers.
+
+        A communication hook may reduce over a part of the job, or not at all (torch's own local
+        SGD does), and under ``no_sync()`` each rank goes its own way. Rank 0's buffers win at the
+        next forward pass, unless the last one was without gradients or in an accumulation.
+        """
+        apart = getattr(self.module, "_comm_hooks", ())
+        if apart or not (grads or self.module.require_backward_grad_sync):
+            return False, False
+        return True, not grads and not self.unsynced
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether the next forward pass does not broadcast the buffers."""
+        return not self.module.require_forward_param_sync
 
 
 class Walk(NamedTuple):
@@ -68,6 +94,9 @@ class Walk(NamedTuple):
     trees: dict[str, object]
     names: Names
 
+
+_Alike = tuple[tuple[str, ...], list[tuple[bool, bool]]]
+"""What was declared to be alike on all ranks, and what each DDP module keeps so now."""
 
 _Dicts = list[tuple[Node, dict[str, Any]]]
 
@@ -94,7 +123,9 @@ def walk(
     if names is None or names.signature != signature:
         names = _name(signature, modules, opts)
     result = Walk(found, [], [], {}, names)
-    for (node, entries), paths in zip(modules, names.modules, strict=True):
+    for (node, entries), paths, ddps in zip(modules, names.modules, names.replicas, strict=True):
+        unsynced = [replica.name for replica in ddps if replica.unsynced]
+        result.trees[node.path] = {UNSYNCED: unsynced} if unsynced else {}
         _add_module(result, node, entries, paths)
     for node, own in zip(opts, names.optimizers, strict=True):
         tree, paths, tensors = optimizers.read(node.path, node.value, own)
@@ -126,11 +157,11 @@ def _split(value: object, path: str) -> tuple[object, list[str], list[Tensor]]:
 
 def _add_module(result: Walk, node: Node, entries: Mapping[str, Any], paths: Sequence[str]) -> None:
     """A module's tensors; its tree has only what is none, as ``get_extra_state`` gives it."""
-    result.trees[node.path] = extra = {}
     if all_tensors(entries.values()):
         result.paths.extend(paths)
         result.tensors.extend(entries.values())
         return
+    extra: Any = result.trees[node.path]
     for path, value in zip(paths, entries.values(), strict=True):
         if isinstance(value, Tensor):
             result.paths.append(path)
@@ -145,19 +176,17 @@ def _add_module(result: Walk, node: Node, entries: Mapping[str, Any], paths: Seq
 def _name(signature: object, modules: _Dicts, opts: Sequence[Node]) -> Names:
     owners: dict[int, tuple[str, str]] = {}
     paths = []
-    known: set[int] = set()
     for node, entries in modules:
         keys = [clean(node.value, key) for key in entries]
         for key, value in zip(keys, entries.values(), strict=True):
             owners.setdefault(id(value), (node.path, child("", key)))
         paths.append([child(node.path, key) for key in keys])
-        known.update(_known(node))
+        _refuse_fsdp1(node)
     named = [optimizers.name_optimizer(node.path, node.value, owners) for node in opts]
-    return Names(signature, paths, named, frozenset(known))
+    return Names(signature, paths, named, [_replicas(node.value) for node, _ in modules])
 
 
-def _known(node: Node) -> Iterator[int]:
-    """The ids of the tensors of a module that every rank of the job is known to hold alike."""
+def _refuse_fsdp1(node: Node) -> None:
     for name, module in node.value.named_modules():
         if isinstance(module, loaded("torch.distributed.fsdp", "FullyShardedDataParallel")):
             raise Unstorable(
@@ -165,19 +194,30 @@ def _known(node: Node) -> Iterator[int]:
                 "torch.distributed.fsdp.FullyShardedDataParallel",
                 "reading it takes a blocking collective: shard the model with fully_shard()",
             )
+
+
+def replicas(root: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every DDP module in a module, with its name there."""
+    for name, module in root.named_modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
-            yield from _known_by_ddp(module)
+            yield clean(root, name), module
 
 
-def _known_by_ddp(ddp: Any) -> Iterator[int]:
-    """DDP keeps parameters alike, and rank 0's buffers win at the next forward if it says so."""
-    if ddp.process_group.size() != torch.distributed.get_world_size():
-        return
-    ignored = set(ddp.parameters_to_ignore)
-    held = list(ddp.module.named_parameters(remove_duplicate=False))
-    if ddp.broadcast_buffers:
-        held += ddp.module.named_buffers(remove_duplicate=False)
-    yield from (id(tensor) for name, tensor in held if name not in ignored)
+def _replicas(root: nn.Module) -> list[Replica]:
+    """What DDP keeps alike over all of the job: parameters, and buffers if it broadcasts them."""
+    found = []
+    for name, ddp in replicas(root):
+        everywhere = ddp.process_group.size() == torch.distributed.get_world_size()
+        sides = (
+            ddp.module.named_parameters(remove_duplicate=False) if everywhere else (),
+            ddp.module.named_buffers(remove_duplicate=False)
+            if everywhere and ddp.broadcast_buffers
+            else (),
+        )
+        ignored = set(ddp.parameters_to_ignore)
+        kept = (frozenset(id(t) for key, t in side if key not in ignored) for side in sides)
+        found.append(Replica(name, ddp, *kept))
+    return found
 
 
 @torch.no_grad()
@@ -216,7 +256,8 @@ def capture(
     objects[KINDS] = {node.path: _kind_name(node) for node in found.nodes}
     if rng:
         objects[RNG] = read_streams()  # last: whatever drew from them above has drawn
-    return _captured(found, objects, tuple(replicated), previous)
+    levels = [replica.alike(grads) for ddps in found.names.replicas for replica in ddps]
+    return _captured(found, objects, (tuple(replicated), levels), previous)
 
 
 def _add_gradients(found: Walk) -> object:
@@ -239,7 +280,7 @@ def _kind_name(node: Node) -> str:
 
 
 def _captured(
-    found: Walk, objects: dict[str, object], declared: tuple[str, ...], previous: Captured | None
+    found: Walk, objects: dict[str, object], alike: _Alike, previous: Captured | None
 ) -> Captured:
     dtensor = loaded("torch.distributed.tensor", "DTensor")
     parts, sharded = found.tensors, []
@@ -257,8 +298,8 @@ def _captured(
         [part.dtype for part in parts],
         sharded,
         _shared(pointers, parts),
-        declared,
-        found.names.known,
+        alike,
+        found.names.replicas,
     )
     if previous is not None and previous.fingerprint == fingerprint:
         kept = previous
@@ -272,7 +313,7 @@ def _captured(
         tensors=tuple(compress(parts, stored)),
         aliases=aliases,
         objects=objects,
-        replicated=_replicated(found, specs, aliases, declared),
+        replicated=_replicated(found, specs, aliases, alike),
         fingerprint=fingerprint,
         stored=stored,
         names=found.names,
@@ -321,11 +362,15 @@ def _replicated(
     found: Walk,
     specs: Sequence[TensorSpec],
     aliases: Mapping[str, str],
-    declared: Sequence[str],
+    alike: _Alike,
 ) -> tuple[str, ...]:
     """The stored paths that all ranks hold alike: known to, or declared and not known not to."""
-    known = found.names.known
-    alike = {
+    declared, levels = alike
+    known: set[int] = set()
+    for replica, (parameters, buffers) in zip(chain(*found.names.replicas), levels, strict=True):
+        known |= replica.parameters if parameters else frozenset()
+        known |= replica.buffers if buffers else frozenset()
+    state = {
         path
         for own in found.names.optimizers
         for path, owner in zip(own.paths, own.owners, strict=True)
@@ -337,7 +382,7 @@ def _replicated(
         if whole_everywhere(tensor)
         or (
             not is_dtensor(tensor)
-            and (id(tensor) in known or spec.path in alike or matches(spec.path, declared))
+            and (id(tensor) in known or spec.path in state or matches(spec.path, declared))
         )
     }
     return tuple(sorted(paths))

@@ -10,10 +10,10 @@ from handfast.store.image import TensorSpec
 from handfast.store.objects import child
 from handfast.torch.capture import Captured
 from handfast.torch.names import matches
-from handfast.torch.saved import KINDS, Saved
+from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED, Saved
 from handfast.torch.tree import Kind, entries
 
-__all__ = ["Difference", "differences", "refuse"]
+__all__ = ["Difference", "check_patterns", "differences", "refuse"]
 
 
 class Difference(NamedTuple):
@@ -65,6 +65,41 @@ def refuse(found: Sequence[Difference], shard: str) -> None:
         remedy="build the model and optimizers as they were at the save, or restore a part of "
         "them with only= or strict=False",
     )
+
+
+def check_patterns(saved: Saved, only: Sequence[str]) -> None:
+    """Raise ValueError for a pattern of ``only`` that names nothing that was saved.
+
+    Such a one is a slip, and what it was meant to restore would keep its live values in silence.
+    """
+    paths = sorted(_choices(saved), key=lambda path: (path.count("/"), path))
+    for pattern in only:
+        if pattern != "**" and not any(matches(path, (pattern,)) for path in paths):
+            some = ", ".join(paths[:10]) + (", ..." if len(paths) > 10 else "")
+            raise ValueError(
+                f"only={pattern!r} names nothing that was saved and can be restored by itself "
+                f"(optimizers, schedulers and their like come whole). There are {some}. What to "
+                "do: name one of these; with strict=False a pattern may name nothing"
+            )
+
+
+def _choices(saved: Saved) -> Iterator[str]:
+    """Each path that a restore decides upon by itself."""
+    yield from _in_place(dict.fromkeys(saved.paths()), saved.kinds)
+    for name, tree in saved.objects.items():
+        if name == RNG:
+            yield name
+        elif name not in (KINDS, EXTRA, GRADS):
+            yield from _places(tree, child("", name), saved.kinds)
+
+
+def _places(tree: Any, path: str, kinds: Mapping[str, str]) -> Iterator[str]:
+    yield path
+    if kinds.get(path) == Kind.MODULE:
+        yield from (f"{path}/{key}" for key in tree if key != UNSYNCED)
+    elif path not in kinds:
+        for key, item in entries(tree):
+            yield from _places(item, child(path, key), kinds)
 
 
 def _things(live: Captured, saved: Saved) -> Iterator[Difference]:

@@ -17,7 +17,6 @@ another's parameters (a GAN's two losses) is pending: ``zero_grad()`` before the
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,13 +25,12 @@ from torch.optim import Optimizer
 
 from handfast.torch.capture import Walk
 from handfast.torch.names import clean, loaded, matches
+from handfast.torch.optimizers import MARK, Mark
 from handfast.torch.saved import GRADS, Source
 from handfast.torch.tensors import local, place_of
 from handfast.torch.tree import Node, nodes
 
 __all__ = ["restore_gradients", "unclean_gradients", "watch_gradients"]
-
-_MARK = "_handfast_consumed"
 
 
 def watch_gradients(state: Mapping[str, object]) -> Callable[[], None]:
@@ -45,9 +43,7 @@ def watch_gradients(state: Mapping[str, object]) -> Callable[[], None]:
         if isinstance(node.value, Optimizer):
             undo.append(node.value.register_step_post_hook(_stepped).remove)
         elif isinstance(node.value, torch.amp.GradScaler):
-            scaler: Any = node.value
-            scaler.step = partial(_scaled_step, scaler.step)
-            undo.append(partial(delattr, scaler, "step"))
+            undo.append(_Step(node.value).end)
 
     def end() -> None:
         while undo:
@@ -56,15 +52,38 @@ def watch_gradients(state: Mapping[str, object]) -> Callable[[], None]:
     return end
 
 
+class _Step:
+    """A scaler's ``step`` that marks what was consumed, until it has ended."""
+
+    def __init__(self, scaler: Any) -> None:
+        self._scaler = scaler
+        self._before = vars(scaler).get("step")  # of another watch, or of the user
+        self._step = scaler.step
+        self._ended = False
+        scaler.step = self
+
+    def __call__(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        result = self._step(optimizer, *args, **kwargs)
+        if not self._ended:
+            _stepped(optimizer, args, kwargs)
+        return result
+
+    def end(self) -> None:
+        """Take it away, or leave it without effect below one that is still in use."""
+        self._ended = True
+        own = vars(self._scaler)
+        while isinstance(top := own.get("step"), _Step) and top._ended:
+            if top._before is None:
+                del own["step"]
+            else:
+                own["step"] = top._before
+
+
 def _stepped(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     for _, gradient in _gradients(optimizer):
-        setattr(gradient, _MARK, _version(gradient))
-
-
-def _scaled_step(step: Callable[..., Any], optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
-    result = step(optimizer, *args, **kwargs)
-    _stepped(optimizer, args, kwargs)
-    return result
+        version, before = _version(gradient), getattr(gradient, MARK, None)
+        if before is None or before.version != version:  # else it is of this very step
+            setattr(gradient, MARK, Mark(version, before is not None))
 
 
 def _gradients(optimizer: Optimizer) -> Iterator[tuple[Tensor, Any]]:
@@ -98,7 +117,8 @@ def unclean_gradients(state: Mapping[str, object], *, stored: bool = False) -> t
         if nonzero:
             pending[id(parameter)] = tuple(parameter.shape)
         else:
-            setattr(gradient, _MARK, _version(gradient))  # so that its values are read once
+            # So that its values are read once. It was zeroed, and so it lasts.
+            setattr(gradient, MARK, Mark(_version(gradient), True))
     unsharded = [name for path, module in modules for name in _unsharded(path, module)]
     return (*_named(pending, modules), *unsharded)
 
@@ -110,7 +130,7 @@ def _changed(found: Iterable[Node]) -> list[tuple[Tensor, Any]]:
         for node in found
         if isinstance(node.value, Optimizer)
         for parameter, gradient in _gradients(node.value)
-        if getattr(gradient, _MARK, None) != _version(gradient)
+        if (mark := getattr(gradient, MARK, None)) is None or mark.version != _version(gradient)
     ]
 
 

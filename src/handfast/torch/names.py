@@ -6,6 +6,7 @@ A path is the component, then keys, joined by ``/``; a ``/`` inside a key is esc
 the other way.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -72,14 +73,14 @@ def clean(root: nn.Module, key: str) -> str:
 def matches(path: str, patterns: Sequence[str]) -> bool:
     """Whether a pattern names the path or something that holds it.
 
-    Patterns follow ``fnmatch``, where ``*`` crosses ``/``: ``model`` and ``model/*`` are all of
-    the component, ``**`` is everything.
+    Patterns follow ``fnmatch``, where ``*`` crosses ``/``: ``model``, ``model/*`` and
+    ``model/**`` are the component and all of it, ``**`` is everything.
     """
     return any(
         # Literally first: in a glob the index of "a[3]" would be a class of characters.
-        path == pattern
-        or path.startswith((f"{pattern}/", f"{pattern}["))
-        or fnmatchcase(path, pattern)
-        or fnmatchcase(path, f"{pattern}/*")
-        for pattern in patterns
+        path == name
+        or path.startswith((f"{name}/", f"{name}["))
+        or fnmatchcase(path, name)
+        or fnmatchcase(path, f"{name}/*")
+        for name in (re.sub(r"/\*\*?\Z", "", pattern) for pattern in patterns)
     )

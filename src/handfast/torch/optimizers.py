@@ -7,12 +7,14 @@ write: it aliases what it is given, and casts fp32 moments of bf16 parameters to
 The tree of an optimizer has these keys: ``param_groups``, with names for parameters; ``tensors``,
 which lists with each set of state keys the parameters that have a tensor under each of them, at
 ``state/NAME/KEY``; ``placed``, the sharding of state tensors that are not sharded as their
-parameter is; ``state``, what is no tensor; and ``other``, state that belongs to no parameter.
+parameter is; ``state``, what is no tensor; ``other``, state that belongs to no parameter; and
+``zeros``, a byte for each parameter, in the order of the groups: whether its gradient is one that
+``zero_grad(set_to_none=False)`` keeps; older images lack it.
 """
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, compress
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +39,17 @@ from handfast.torch.tensors import (
 from handfast.torch.tree import split
 from handfast.torch.types import DTYPE_NAMES
 
-__all__ = ["Names", "Owners", "name_optimizer", "parameters", "read", "signature", "write"]
+__all__ = [
+    "MARK",
+    "Mark",
+    "Names",
+    "Owners",
+    "name_optimizer",
+    "parameters",
+    "read",
+    "signature",
+    "write",
+]
 
 Owners = Mapping[int, tuple[str, str]]
 """id of a parameter -> its module's path in the state, and its name there."""
@@ -49,9 +61,23 @@ class Names(NamedTuple):
     parameters: dict[int, str]  # id -> name
     groups: list[list[str]]
     paths: list[str]  # of the tensors that lie directly in a parameter's state, in its order
-    owners: list[int]  # ids of the parameters that they belong to
+    owners: list[int | None]  # ids of the parameters that they are alike with; None: not known
     tensors: list[tuple[tuple[object, ...], tuple[object, ...], list[str]]]
     placed: dict[str, dict[object, list[int | None] | None]]
+
+
+_ALIKE = frozenset(
+    (
+        *("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer"),
+        *("square_avg", "grad_avg", "acc_delta", "sum", "prev", "step_size", "eta", "mu"),
+        *("mu_product", "ax", "row_var", "col_var", "variance"),
+        *("d", "prev_flat_grad", "H_diag", "t"),
+    )
+)
+"""State that torch's own optimizers keep: alike on ranks that have the same gradients.
+
+Others may keep what is a rank's own, such as the error that compressed gradients leave behind.
+"""
 
 
 def parameters(optimizer: Optimizer) -> Iterator[Tensor]:
@@ -98,7 +124,7 @@ def name_optimizer(path: str, optimizer: Optimizer, owners: Owners) -> Names:
     names = name_parameters(optimizer, owners)
     groups = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
     paths: list[str] = []
-    ids: list[int] = []
+    ids: list[int | None] = []
     alike: dict[tuple[tuple[object, ...], tuple[object, ...]], list[str]] = {}
     placed: dict[str, dict[object, list[int | None] | None]] = {}
     for parameter, entry in _by_parameter(optimizer):
@@ -114,7 +140,7 @@ def name_optimizer(path: str, optimizer: Optimizer, owners: Owners) -> Names:
         host = tuple(key for key, value in tensors.items() if _stays_on_host(value, parameter))
         alike.setdefault((tuple(tensors), host), []).append(name)
         paths += [child(f"{path}/state/{name}", key) for key in tensors]
-        ids += [id(parameter)] * len(tensors)
+        ids += [id(parameter) if key in _ALIKE else None for key in tensors]
         if is_dtensor(parameter):
             odd = {key: _dims(v) for key, v in tensors.items() if _placed_apart(v, parameter)}
             placed |= {name: odd} if odd else {}
@@ -181,8 +207,35 @@ def read(
         "placed": names.placed,
         "state": rest,
         "other": other,
+        "zeros": _lasting(optimizer),
     }
     return tree, names.paths + [p for p, _ in nested], tensors + [t for _, t in nested]
+
+
+class Mark(NamedTuple):
+    """What a step leaves on a gradient that it has consumed."""
+
+    version: tuple[int, int]
+    lasting: bool  # it was there at an earlier step, or was zeroed since: no zero_grad() drops it
+
+
+MARK = "_handfast_consumed"
+"""The attribute of a gradient that holds its mark."""
+
+
+def _lasting(optimizer: Optimizer) -> bytes:
+    """Which parameters have a gradient that the next ``zero_grad()`` turns into zeros.
+
+    A step counts those too: with weight decay or momentum they change a parameter that was not
+    used in a batch, where one without a gradient is left out. Where gradients are dropped, as
+    torch does by itself, none lasts, though at a save after a step they are all still there.
+    """
+    gradients = [parameter.grad for parameter in parameters(optimizer)]
+    marks = [getattr(gradient, MARK, None) for gradient in gradients if gradient is not None]
+    if not any(mark is None or mark.lasting for mark in marks):
+        return bytes(len(gradients))
+    # Optimizers for sparse gradients refuse dense ones.
+    return bytes(g is not None and g.layout == torch.strided for g in gradients)
 
 
 def write(
@@ -197,14 +250,17 @@ def write(
 
     State is copied into live tensors of the saved dtype and shape; all else is created with the
     saved dtype and strides, and state that was not saved is dropped. The gradients are dropped
-    too: they are of another moment. Gives a sentence for each hyperparameter whose saved value
-    replaced another; ``keep_live`` lists those (by key, or by path) that keep theirs.
+    too, or made zeros where they were to become zeros: they are of another moment. Gives a
+    sentence for each hyperparameter whose saved value replaced another; ``keep_live`` lists those
+    (by key, or by path) that keep theirs.
     """
     by_name = {names[id(p)]: p for p in parameters(optimizer)}
     fresh = _state(path, optimizer, by_name, tree, source)
+    saved_order = chain.from_iterable(group["params"] for group in tree["param_groups"])
+    zeros = set(compress(saved_order, tree.get("zeros", b"")))
     optimizer.state.clear()
     for name, parameter in by_name.items():
-        parameter.grad = None
+        parameter.grad = torch.zeros_like(parameter) if name in zeros else None
         if name in fresh:
             optimizer.state[parameter] = fresh[name]
     for key, value in tree["other"].items():

@@ -7,14 +7,22 @@ none of them.
 
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
 from handfast.torch.names import loaded
 
-__all__ = ["is_generator", "read_generator", "read_streams", "write_generator", "write_streams"]
+__all__ = [
+    "is_generator",
+    "read_generator",
+    "read_streams",
+    "unmoved_streams",
+    "write_generator",
+    "write_streams",
+]
 
 
 def _pack(state: torch.Tensor) -> bytes:
@@ -117,3 +125,13 @@ def write_streams(streams: dict[str, Any]) -> list[str]:
     if len(saved) != here:
         left.append(f"{len(saved)} CUDA streams were saved and {here} devices are here")
     return left
+
+
+@contextmanager
+def unmoved_streams() -> Iterator[None]:
+    """Put the streams of the process back where they were, whatever is drawn and raised inside."""
+    streams = read_streams()
+    try:
+        yield
+    finally:
+        write_streams(streams)

@@ -12,7 +12,7 @@ from handfast.store.manifest import Manifest
 from handfast.torch.tensors import HOST, Place, local, make
 from handfast.torch.tree import join
 
-__all__ = ["EXTRA", "GRADS", "KINDS", "RNG", "Saved", "Source", "read_manifests"]
+__all__ = ["EXTRA", "GRADS", "KINDS", "RNG", "UNSYNCED", "Saved", "Source", "read_manifests"]
 
 KINDS = ""
 """The entry of the objects that says which kind of live thing each path was.
@@ -28,6 +28,10 @@ GRADS = "grads"
 
 RNG = "rng"
 """The entry of the random streams of the process."""
+
+UNSYNCED = ""
+"""The entry of a module's tree that names the DDP modules in it that were not to broadcast their
+buffers at the next forward pass; it is there only if there are any."""
 
 
 class Saved(NamedTuple):

@@ -23,6 +23,7 @@ from handfast.torch import apply as restore
 from handfast.torch import compare
 from handfast.torch.capture import Captured, capture
 from handfast.torch.gradients import unclean_gradients
+from handfast.torch.rng import unmoved_streams
 from handfast.torch.saved import GRADS, Saved, read_manifests
 from handfast.torch.stage import map_image, stage
 
@@ -137,9 +138,15 @@ class TorchState:
         return unclean_gradients(self._state, stored=grads)
 
     def compare(self, copies: Sequence[Loaded], only: Sequence[str], strict: bool) -> None:
-        """See the port. Differences of the environment are warned of by name."""
+        """See the port. Differences of the environment are warned of by name.
+
+        With ``strict``, raises ValueError for a pattern that names nothing of this rank.
+        """
         saved = self._read(copies)
-        live = capture(self._state, rng=False, replicated=self._declared)
+        if strict:
+            compare.check_patterns(saved, only)
+        with unmoved_streams():  # a loader's state_dict() may draw the seed of its workers
+            live = capture(self._state, rng=False, replicated=self._declared)
         found = compare.differences(live, saved, only=only, strict=strict)
         compare.refuse(found, f"shard {copies[0].manifest.stamp.shard}")
         was, now = copies[0].manifest.environment, environment()

@@ -55,8 +55,9 @@ _SEQUENCES = (list, tuple, deque)
 def kind_of(value: object) -> Kind | None:
     """The kind of a live thing; None for boxes and plain values.
 
-    An optimizer whose class has a ``state_dict`` of its own keeps more than torch's do, or shares
-    it out in its own way: that one is an object like any other.
+    An optimizer whose class has a ``state_dict`` of its own, or that has hooks on it or on
+    ``load_state_dict``, keeps more than torch's do, or shares it out in its own way: that one is
+    an object like any other.
     """
     if isinstance(value, nn.Module):
         return Kind.MODULE
@@ -69,13 +70,27 @@ def kind_of(value: object) -> Kind | None:
         and callable(getattr(value, "load_state_dict", None))
     ):
         return None
-    if isinstance(value, Optimizer) and type(value).state_dict is Optimizer.state_dict:
+    if isinstance(value, Optimizer) and _is_plain(value):
         return Kind.OPTIMIZER
     if isinstance(value, torch.optim.lr_scheduler.LRScheduler):
         return Kind.SCHEDULER
     if isinstance(value, torch.amp.GradScaler):
         return Kind.SCALER
     return Kind.LOADER if hasattr(type(value), "__iter__") else Kind.OBJECT
+
+
+_OPTIMIZER_HOOKS = tuple(
+    f"_optimizer_{call}_{when}_hooks"
+    for call in ("state_dict", "load_state_dict")
+    for when in ("pre", "post")
+)
+
+
+def _is_plain(optimizer: Optimizer) -> bool:
+    """Whether its state is all that torch's own optimizers have."""
+    return type(optimizer).state_dict is Optimizer.state_dict and not any(
+        getattr(optimizer, hooks, None) for hooks in _OPTIMIZER_HOOKS
+    )
 
 
 def entries(box: Any) -> Iterator[tuple[object, Any]]:

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from statekit import Snapshot, same_bytes, train
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import (
     DTensor,
@@ -73,6 +74,89 @@ def ddp_over_a_part_of_the_job_is_not_known(rank: int) -> None:
     assert capture({"model": model}).replicated == ()
 
 
+class Running(nn.Module):
+    """Divides by an average of its own inputs, which each rank has others of."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("average", torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(x) / self.average.clone()
+        if self.training:
+            with torch.no_grad():
+                self.average.mul_(0.5).add_(0.5 * x.abs().mean(0) + 0.1)
+        return y
+
+
+def ddp_buffers_of_an_accumulation_are_each_ranks_own(rank: int) -> None:
+    """DDP broadcasts them again only after the next forward that synchronizes."""
+
+    def build(seed: int) -> tuple[DistributedDataParallel, torch.optim.Optimizer]:
+        model = DistributedDataParallel(Running(seed))
+        return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def go(model: Any, opt: torch.optim.Optimizer, *batches: int) -> None:
+        for batch in batches:
+            torch.manual_seed(100 * rank + batch)
+            x = torch.randn(3, 4)
+            if batch % 2:
+                model(x).square().mean().backward()
+                opt.step()
+            else:
+                opt.zero_grad()
+                with model.no_sync():
+                    model(x).square().mean().backward()
+
+    model, opt = build(0)
+    state = {"model": model, "opt": opt}
+    known = {"model/linear.weight", "model/linear.bias"}
+    go(model, opt, 0, 1)
+    moments = {path.replace("model/", "opt/state/") + "/momentum_buffer" for path in known}
+    assert set(capture(state).replicated) == known | moments | {"model/average"}
+    go(model, opt, 2)
+    before = capture(state, grads=True)
+    assert set(before.replicated) == known | moments
+    with torch.no_grad():  # as a validation does: the next forward pass broadcasts nothing
+        model.eval()(torch.ones(1, 4))
+        model.train()
+    assert set(capture(state, previous=before).replicated) == known | moments
+    saved = Snapshot(state, grads=True)
+    other, live = build(1)
+    go(other, live, 1)
+    saved.restore({"model": other, "opt": live})
+    for one in (model, opt), (other, live):
+        go(*one, 3, 4, 5)
+    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(same_bytes(one, two) for one, two in pairs)
+    assert other.require_forward_param_sync
+
+
+def ddp_that_lets_its_ranks_differ_is_not_known(rank: int) -> None:
+    """Local SGD and compressed gradients with what they leave behind: each rank stores its own."""
+    model = DistributedDataParallel(net(rank))
+    opt = torch.optim.AdamW(model.parameters())
+    train(model, opt)
+    state = {"model": model, "opt": opt}
+    before = capture(state)
+    assert len(before.replicated) == len(before.specs)
+    for entry in opt.state.values():
+        entry["error"] = torch.full((2,), float(rank))
+    every = {spec.path for spec in capture(state).specs}
+    beside = {path for path in every if path.endswith("/error")}
+    assert len(beside) == len(opt.state)
+    assert set(capture(state).replicated) == every - beside
+    with model.no_sync():
+        assert capture(state, previous=before).replicated == ()
+        assert capture(state, grads=True).replicated != ()
+    model.register_comm_hook(None, allreduce_hook)
+    assert capture(state, previous=before).replicated == ()
+    del model._comm_hooks  # a torch that keeps them elsewhere
+    assert capture(state).replicated != ()
+
+
 def a_run_saved_under_ddp_loads_without(rank: int) -> None:
     """And the other way: names are the same, and so is what comes after."""
     model = DistributedDataParallel(net(rank))
@@ -88,6 +172,38 @@ def a_run_saved_under_ddp_loads_without(rank: int) -> None:
     Snapshot({"model": plain, "opt": fresh}).restore(
         {"model": back, "opt": torch.optim.AdamW(back.parameters())}
     )
+
+
+def zeros_that_outlive_steps_are_put_back(rank: int) -> None:
+    """For parameters in DDP's buckets, and for those in parts."""
+    for views in (False, True):
+        models = [DistributedDataParallel(net(n), gradient_as_bucket_view=views) for n in range(2)]
+        resume_zeros(*((m, torch.optim.AdamW(m.parameters())) for m in models))
+    resume_zeros(sharded(0, 4), sharded(1, 4))
+
+
+def resume_zeros(*pairs: tuple[nn.Module, torch.optim.Optimizer]) -> None:
+    (model, opt), (other, live) = pairs
+    end = watch_gradients({"opt": opt})
+
+    def go(model: nn.Module, opt: torch.optim.Optimizer) -> None:
+        torch.manual_seed(dist.get_rank())
+        for _ in range(3):  # DDP makes its bucket views anew after the first
+            opt.zero_grad(set_to_none=False)
+            model(torch.randn(3, 4)).square().sum().backward()
+            opt.step()
+
+    go(model, opt)
+    Snapshot({"model": model, "opt": opt}).restore({"model": other, "opt": live})
+    for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
+        assert (mine.grad is None) is (theirs.grad is None)
+        assert mine.grad is None or not local(mine.grad.detach()).any()
+    states = []
+    for one, its in pairs:
+        go(one, its)
+        states.append(Snapshot({"model": one, "opt": its}, rng=False).buffer)
+    assert states[0] == states[1]
+    end()
 
 
 def ddp_accumulation_is_seen(rank: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from statekit import Snapshot
+from statekit import Snapshot, same_bytes
 from torch import Tensor, nn
 
 from handfast.torch.gradients import unclean_gradients, watch_gradients
@@ -222,6 +222,76 @@ def test_a_restore_drops_what_a_broken_off_accumulation_has_left(state: dict[str
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def pair(seed: int) -> tuple[nn.ModuleList, torch.optim.Optimizer]:
+    """Two layers, so that a batch may use one of them alone."""
+    torch.manual_seed(seed)
+    model = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+
+
+def use(model: nn.ModuleList, *used: int) -> None:
+    sum(model[number](torch.ones(2, 4)).square().sum() for number in used).backward()
+
+
+@pytest.mark.parametrize("to_none", [True, False], ids=["none", "zeros"])
+@pytest.mark.parametrize(
+    ("before", "after"), [("zero use step", ""), ("use step zero", ""), ("use step", "zero")]
+)
+def test_layers_that_a_batch_leaves_out_go_on_as_without_a_break(
+    before: str, after: str, to_none: bool
+) -> None:
+    """Gradients of zeros decay a layer that was not used; without any it is left out.
+
+    Which of the two it is depends on what zero_grad() does, and it may come after the save.
+    """
+
+    def go(parts: str, model: nn.ModuleList, opt: torch.optim.Optimizer, *used: int) -> None:
+        for part in parts.split():
+            if part == "zero":
+                opt.zero_grad(set_to_none=to_none)
+            elif part == "use":
+                use(model, *used)
+            else:
+                opt.step()
+
+    (model, opt), (other, live) = pair(0), pair(1)
+    state, fresh = {"model": model, "opt": opt}, {"model": other, "opt": live}
+    end = watch_gradients(state)
+    for used in ((0, 1), (1,), (0,)):
+        go(after, model, opt)
+        go(before, model, opt, *used)
+    assert unclean_gradients(state) == ()
+    Snapshot(state).restore(fresh)
+    for one in (state, fresh):
+        for used in ((1,), (0,), (0, 1)):
+            go(after, one["model"], one["opt"])
+            go(before, one["model"], one["opt"], *used)
+    pairs = zip(Snapshot(state).captured.tensors, Snapshot(fresh).captured.tensors, strict=True)
+    assert all(same_bytes(mine, theirs) for mine, theirs in pairs)
+    end()
+
+
+def test_images_without_a_record_of_zeros_are_restored() -> None:
+    """As those that were written before it was kept: no gradients."""
+    model, opt = pair(0)
+    use(model, 0)
+    saved = Snapshot({"model": model, "opt": opt})
+    del saved.saved.objects["opt"]["zeros"]
+    saved.restore({"model": model, "opt": opt})
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_sparse_gradients_are_not_made_zeros() -> None:
+    """SparseAdam refuses dense ones."""
+    model = nn.Embedding(5, 2, sparse=True)
+    state = {"model": model, "opt": torch.optim.SparseAdam(model.parameters())}
+    for _ in range(2):
+        model(torch.tensor([1, 3])).sum().backward()
+        state["opt"].step()
+    Snapshot(state).restore(state)
+    assert model.weight.grad is None
+
+
 def test_a_gradient_that_no_name_leads_to_is_not_stored() -> None:
     """A parameter of no module has no path, and so its gradient would be lost."""
     loose, model = nn.Parameter(torch.ones(3)), nn.Linear(4, 2)
@@ -242,6 +312,42 @@ def test_after_the_watch_ended_nothing_is_marked() -> None:
     backward(model)
     opt.step()
     assert unclean_gradients({"model": model, "opt": opt}) == NAMES
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
+def test_watches_that_share_a_scaler_end_in_any_order(order: tuple[int, ...]) -> None:
+    """Two Checkpointers on one scaler: the second close raised, and left the first one's step."""
+    model = nn.Linear(4, 2)
+    opt = torch.optim.SGD(model.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    state = {"model": model, "opt": opt, "scaler": scaler}
+    ends = [watch_gradients(state) for _ in order]
+    for number in order:
+        opt.zero_grad()
+        scaler.scale(model(torch.full((3, 4), float("inf"))).sum()).backward()
+        scaler.step(opt)  # skipped, and yet seen by the watches that are left
+        scaler.update()
+        assert unclean_gradients(state) == ()
+        ends[number]()
+    assert "step" not in vars(scaler)
+    opt.zero_grad()
+    scaler.scale(model(torch.full((3, 4), float("inf"))).sum()).backward()
+    scaler.step(opt)
+    assert unclean_gradients(state) == NAMES
+
+
+def test_a_step_that_the_user_has_put_in_place_stays() -> None:
+    """Below a watch, and above one."""
+    scaler: Any = torch.amp.GradScaler("cpu")
+    opt = torch.optim.SGD(nn.Linear(1, 1).parameters())
+    calls: list[str] = []
+    scaler.step = lambda _: calls.append("below")
+    end = watch_gradients({"scaler": scaler})
+    inner = scaler.step
+    scaler.step = lambda given: (calls.append("above"), inner(given))
+    end()
+    scaler.step(opt)
+    assert calls == ["above", "below"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -10,6 +10,8 @@ import torch
 from statekit import Snapshot, same_bytes, train
 from torch import Tensor, nn
 
+from handfast.torch.tree import Kind, kind_of
+
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
@@ -292,3 +294,40 @@ def test_an_optimizer_with_a_state_dict_of_its_own_is_asked() -> None:
     Snapshot({"m": model, "o": opt}).restore({"m": model, "o": live})
     assert live.extra == 5
     assert flat(live.state_dict()) == flat(opt.state_dict())
+
+
+def hooked(seed: int) -> tuple[nn.Module, Any]:
+    """An optimizer that keeps a scale of its own beside what torch's keep."""
+    torch.manual_seed(seed)
+    model = nn.Linear(4, 4)
+    opt: Any = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    opt.scale = 1.0 + seed
+    opt.register_state_dict_post_hook(lambda o, tree: {**tree, "scale": o.scale})
+    opt.register_load_state_dict_pre_hook(lambda o, tree: setattr(o, "scale", tree["scale"]))
+    return model, opt
+
+
+def test_an_optimizer_with_hooks_on_its_state_is_asked_itself() -> None:
+    """Such hooks were passed by, and what they keep was lost without a word."""
+    (one, opt), (other, live) = hooked(0), hooked(1)
+    train(one, opt)
+    train(other, live)
+    saved = Snapshot({"model": one, "opt": opt})
+    assert saved.saved.kinds["opt"] == Kind.OBJECT
+    saved.restore({"model": other, "opt": live})
+    assert live.scale == 1.0
+    assert other.weight.grad is None
+    for mine, theirs in zip(other.parameters(), one.parameters(), strict=True):
+        assert same_bytes(live.state[mine]["momentum_buffer"], opt.state[theirs]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("when", ["pre", "post"])
+@pytest.mark.parametrize("call", ["state_dict", "load_state_dict"])
+def test_each_kind_of_hook_makes_an_object_of_an_optimizer(call: str, when: str) -> None:
+    """And only as long as it is there."""
+    opt = torch.optim.SGD(nn.Linear(1, 1).parameters())
+    assert kind_of(opt) is Kind.OPTIMIZER
+    hook = getattr(opt, f"register_{call}_{when}_hook")(lambda *_: None)
+    assert kind_of(opt) is Kind.OBJECT
+    hook.remove()
+    assert kind_of(opt) is Kind.OPTIMIZER

@@ -22,6 +22,9 @@ from handfast.torch.tensors import block
     [
         bodies.ddp_is_known_to_be_replicated,
         bodies.ddp_over_a_part_of_the_job_is_not_known,
+        bodies.ddp_buffers_of_an_accumulation_are_each_ranks_own,
+        bodies.ddp_that_lets_its_ranks_differ_is_not_known,
+        bodies.zeros_that_outlive_steps_are_put_back,
         bodies.a_run_saved_under_ddp_loads_without,
         bodies.ddp_accumulation_is_seen,
         bodies.fsdp_blocks_are_recorded,

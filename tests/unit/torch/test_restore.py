@@ -352,6 +352,35 @@ def test_a_tensor_that_a_hook_computes_goes_through_load_state_dict() -> None:
     assert same_bytes(other.weight, one.weight)
 
 
+class Halved(nn.Linear):
+    """Keeps a copy of its weights in another precision, made anew after each load."""
+
+    def __init__(self, loads: list[object]) -> None:
+        super().__init__(2, 2)
+        self.loads = loads
+        self.register_buffer("packed", self.weight.detach().half(), persistent=False)
+        self.register_load_state_dict_post_hook(self.refresh)
+
+    def refresh(self, _module: nn.Module, found: Any) -> None:
+        assert not found.missing_keys
+        self.loads.append(self)
+        self.packed = self.weight.detach().half()
+
+
+def test_what_a_hook_makes_of_loaded_weights_is_made_anew() -> None:
+    """Restored in place alone, a quantized copy stays that of the first initialization."""
+    loads: list[object] = []
+    one, other = nn.Sequential(Halved([])), nn.Sequential(Halved(loads))
+    saved = Snapshot({"model": one, "t": torch.ones(1)})
+    apply({"model": other, "t": torch.ones(1)}, saved.saved, saved.views, only=("t",))
+    assert loads == []
+    at = other[0].weight.data_ptr()
+    saved.restore({"model": other, "t": torch.ones(1)})
+    assert same_bytes(other[0].packed, one[0].weight.detach().half())
+    assert other[0].weight.data_ptr() == at
+    assert loads == [other[0]]
+
+
 def test_tied_parameters_stay_tied() -> None:
     """And take one value, in whichever order they are named."""
 
@@ -554,6 +583,20 @@ def test_only_a_part_is_compared_and_restored() -> None:
     assert same_bytes(other[1].weight, head)
     assert not fresh.state
     assert live["b"] == {"n": 1, "k": 0, "z": 5}
+
+
+@pytest.mark.parametrize("tail", ["", "/*", "/**"])
+def test_everything_below_a_thing_is_the_thing_too(tail: str) -> None:
+    """`optimizer/**` gave the model of one epoch, and the optimizer of a fresh start."""
+    one, other = scheduled("lambda", 0), scheduled("lambda", 1)
+    rates(one, 3)
+    torch.manual_seed(5)
+    saved = Snapshot(one)
+    drawn = torch.rand(1)
+    only = tuple(f"{name}{tail}" for name in ("model", "opt", "scheduler", "rng"))
+    saved.restore(other, only=only)
+    assert torch.equal(torch.rand(1), drawn)
+    assert rates(other, 2) == rates(one, 2)
 
 
 def test_not_strict_leaves_what_only_one_side_has() -> None:

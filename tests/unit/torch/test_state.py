@@ -1,0 +1,110 @@
+"""Shows what a comparison before a restore refuses, and that it moves nothing."""
+
+import mmap
+import random
+from typing import Any
+
+import pytest
+import torch
+from statekit import State
+from torch import nn
+
+from handfast.checkpoint.images import Loaded
+from handfast.errors import Refused
+from handfast.store import objects
+from handfast.store.manifest import CHUNK, Manifest, Piece, Stamp, hash_chunks
+from handfast.torch.capture import capture
+from handfast.torch.state import TorchState
+
+
+def held(state: State) -> TorchState:
+    return TorchState(state, rng=True, replicated=(), pickle=(), verify="fsync")
+
+
+def saved(state: State) -> Loaded:
+    """A copy of the state as an agent would hand it over; its values are zeros."""
+    made = held(state).capture(None, grads=False)
+    assert made is not None
+    memory = mmap.mmap(-1, made.padded)
+    manifest = Manifest(
+        stamp=Stamp("run", "main", 1, 5, "d0", 0, 1, 1, "c", None),
+        slots=made.slots,
+        aliases=made.aliases,
+        objects=objects.encode(capture(state).objects),
+        environment=made.environment,
+        image_bytes=made.nbytes,
+        chunk_bytes=CHUNK,
+        hashes=hash_chunks(memory[: made.nbytes]),
+        sources=("5.safetensors",),
+        pieces=(Piece(0, 1, 0, 0),),
+        replicated=made.replicated,
+        structure=made.structure,
+    )
+    return Loaded(memory, manifest)
+
+
+def build() -> dict[str, Any]:
+    model = nn.Sequential(nn.Linear(2, 2))
+    opt = torch.optim.AdamW(model.parameters())
+    return {"model": model, "optimizer": opt, "box": {"n": 1, "layers": [nn.Linear(1, 1), 2]}}
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["optimiser/**", "optim", "optimizer/state/**", "model/1.weight", "rng/torch", "extra", "m"],
+)
+def test_a_pattern_that_names_nothing_is_refused_by_name(pattern: str) -> None:
+    """A slip restored nothing of the optimizer, and said nothing."""
+    state = build()
+    copy = saved(state)
+    with pytest.raises(ValueError, match=r"names nothing that was saved") as caught:
+        held(state).compare([copy], ("model/**", pattern), strict=True)
+    assert f"only={pattern!r}" in str(caught.value)
+    assert "box, model, optimizer, rng, box/layers" in str(caught.value)
+    held(state).compare([copy], ("model/**", pattern), strict=False)
+
+
+def test_patterns_that_name_something_are_taken() -> None:
+    """Components, tensors, entries of boxes and what stands in them; and all of nothing."""
+    state = build()
+    names = ("model", "optimizer/**", "rng/*", "model/0.*", "box/n", "box/layers[[]1]", "b*/**")
+    held(state).compare([saved(state)], names, strict=True)
+    held({}).compare([saved({})], ("**",), strict=True)
+
+
+class Drawing:
+    """Draws the seed of its workers when it is asked for its state, as torchdata's loader does."""
+
+    wrong = False
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.wrong:
+            random.random()
+            raise RuntimeError("no state now")
+        return {"seed": int(torch.randint(0, 2**31, ())), "other": random.random()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def test_a_comparison_moves_no_random_stream() -> None:
+    """Whether it agrees, refuses, or an object of the user's raises."""
+    drawing = Drawing()
+    state: dict[str, Any] = {"model": nn.Linear(2, 2), "d": drawing}
+    copy = saved(state)
+    streams = torch.get_rng_state(), random.getstate()
+
+    def unmoved() -> bool:
+        return torch.equal(torch.get_rng_state(), streams[0]) and random.getstate() == streams[1]
+
+    held(state).compare([copy], ("**",), strict=True)
+    assert unmoved()
+    other = {"model": nn.Linear(2, 3), "d": drawing}
+    streams = torch.get_rng_state(), random.getstate()
+    with pytest.raises(Refused):
+        held(other).compare([copy], ("**",), strict=True)
+    assert unmoved()
+    drawing.wrong = True
+    with pytest.raises(RuntimeError, match="no state now"):
+        held(state).compare([copy], ("**",), strict=True)
+    assert unmoved()
