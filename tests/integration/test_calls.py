@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -534,3 +535,97 @@ def test_tied_weights_are_stored_once(run: str) -> None:
         ckpt.save(1)
     (image,) = Path(run).glob("domains/*/*/chunks/*.safetensors")
     assert image.stat().st_size < 2 * model[0].weight.nbytes
+
+
+# --- slips ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [11.0, True, "11", None, 1.5, torch.tensor(2.0)])
+def test_a_step_that_is_no_whole_number_reaches_no_journal(run: str, step: Any) -> None:
+    """One `save(11.0)` would make a record that nothing could read again, and lose the run."""
+    training = Training()
+    with begun(run, training) as ckpt:
+        assert ckpt.save(1)
+        with pytest.raises(ValueError, match=r"step=.*give a whole number"):
+            ckpt.save(step)
+        assert ckpt.save(2)
+    with begun(run) as ckpt:
+        assert ckpt.restored == Epoch(1, 2)
+
+
+def test_whole_numbers_of_other_libraries_are_steps(run: str) -> None:
+    """A step that comes out of an array or a counter tensor is the number that it shows."""
+    with begun(run) as ckpt:
+        assert ckpt.save(np.int64(1))
+        assert ckpt.save(torch.tensor(2))
+        ckpt.wait_until_finished(30.0)
+        assert ckpt.restore(step=np.int32(1)) == 1
+
+
+def test_a_string_where_patterns_are_wanted_is_refused(run: str) -> None:
+    """replicated=("ema/**") without the comma: its letters hold a `*`, which matches everything."""
+    for name in ("replicated", "pickle"):
+        with pytest.raises(ValueError, match=rf"{name}='ema/\*\*': give a tuple of patterns"):
+            Checkpointer(run, Training().state(), **{name: "ema/**"})
+    trained(run, 1)
+    ckpt = Checkpointer(run, Training().state(), **PATIENT)
+    for name in ("only", "keep_live"):
+        with pytest.raises(ValueError, match=rf"{name}='model': give a tuple of patterns"):
+            ckpt.restore(**{name: "model"})
+    ckpt.close()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"keep": 3},
+        {"keep": Keep(newest=2.0)},  # type: ignore[arg-type] # that is the slip
+        {"keep": Keep(every=10.0)},  # type: ignore[arg-type] # that is the slip
+        {"every": "10"},
+        {"window": 2.0},
+        {"patience_s": "5"},
+        {"drain_s": float("nan")},
+        {"state": []},
+        {"state": {}},
+    ],
+    ids=str,
+)
+def test_arguments_of_another_type_are_refused_by_name(run: str, wrong: dict[str, Any]) -> None:
+    """Before an agent is asked, which could only say what it can't decode."""
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}"):
+        Checkpointer(run, **{"state": Training().state(), **wrong})
+    assert agents() == []
+
+
+def test_a_first_state_is_not_found_again_by_a_second_restore(run: str) -> None:
+    """A rollback before anything was saved would give 0 and leave trained weights in place."""
+    training = Training()
+    with begun(run, training) as ckpt:
+        training.step()
+        with pytest.raises(Refused, match="the live state is no first one any more"):
+            ckpt.restore()
+
+
+def test_a_resume_below_what_had_converged_is_said_aloud(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One bad byte in the newest epoch: the older one is resumed, and nobody learns that later."""
+    trained(run, 1, 2)
+    eventually(lambda: not agents())
+    (data,) = Path(run).glob("domains/*/*/chunks/1-2.*")
+    spoilt = bytearray(data.read_bytes())
+    spoilt[-1] ^= 1
+    data.write_bytes(spoilt)
+    told: list[dict[str, Any]] = []
+    with begun(run, on_event=lambda name, fields: told.append({"name": name, **fields})) as ckpt:
+        assert ckpt.restored == Epoch(1, 1)
+        (said,) = [r.getMessage() for r in caplog.records if "BELOW" in r.getMessage()]
+        assert "resumed 1/1, BELOW what had converged: 1/2 had converged (rank-00000-" in said
+        assert "hash" in said or "differs" in said
+        ((left,),) = [event["left_behind"] for event in told if event["name"] == "restored"]
+        assert left in said
+    caplog.clear()
+    ckpt = Checkpointer(run, Training().state(), **PATIENT)
+    ckpt.restore()
+    assert "BELOW" not in caplog.text  # once it was resumed, 1/2 is of an abandoned timeline
+    ckpt.close()

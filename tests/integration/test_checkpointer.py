@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import deeds
 import pytest
 from trainers import Gone, HeldAgent, Job, agents, eventually
 
-from handfast.errors import Blocked
+from handfast.errors import Blocked, Refused
 
 Launch = Callable[..., Job]
 
@@ -198,6 +199,78 @@ def test_an_agent_killed_between_saves_is_replaced_unnoticed(
     assert one.do(deeds.converged).step == 3
     assert one.do(deeds.call, "all_steps") == [1, 2, 3]
     one.do(deeds.close)
+
+
+@pytest.mark.parametrize("when", ["between saves", "while it saves"])
+def test_a_second_restore_finds_the_agent_dead(when: str, launch: Launch, tmp_path: Path) -> None:
+    """An elastic loop restores again in the same process: the next agent knows of no image yet, and
+    of none that the dead one had begun with."""
+    path = str(tmp_path / "run")
+    held = HeldAgent(tmp_path, path)
+    (one,) = launch()
+    one.do(deeds.resume, path)
+    one.do(deeds.train, 1)
+    one.do(deeds.converged)
+    if when == "while it saves":
+        held.hold("fsync", "chunks/")
+        one.do(deeds.train, 2)
+        held.reached()
+    held.kill()
+    assert one.do(deeds.restore) == 1
+    one.do(deeds.train, 4)
+    assert one.do(deeds.converged).step == 4
+    one.do(deeds.close)
+
+
+def test_a_stopped_agent_is_named_and_waited_for_no_longer_than_wished(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """By a restore and by a save: neither may hang without a word."""
+    path = str(tmp_path / "run")
+    (one,) = launch()
+    one.do(deeds.resume, path, patience_s=3.0)
+    one.do(deeds.train, 1)
+    one.do(deeds.converged)
+    (pid,) = agents()
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(Blocked, match=f"agent process {pid}"):
+        one.do(deeds.train, 2)
+    with pytest.raises(Refused, match=f"no reply to 'open' within 3 s from agent process {pid}"):
+        one.do(deeds.restore)
+    os.kill(pid, signal.SIGCONT)
+    assert one.do(deeds.restore) == 2  # it was handed over whole, and so it counts
+    one.do(deeds.train, 3)
+    assert one.do(deeds.converged).step == 3
+    one.do(deeds.close)
+
+
+@pytest.mark.parametrize("when", ["between jobs", "while it trains"])
+def test_a_directory_that_was_replaced_under_its_agent_is_seen(
+    when: str, launch: Launch, tmp_path: Path
+) -> None:
+    """A copy put in the run's place, from a backup say: what is said to converge afterwards is in
+    the new directory, not in the one that nobody can reach any more."""
+    run = tmp_path / "run"
+    (one,) = launch()
+    one.do(deeds.resume, str(run))
+    one.do(deeds.train, 3)
+    one.do(deeds.converged)
+    if when == "between jobs":
+        one.kill()
+    shutil.copytree(run, tmp_path / "copy")
+    run.rename(tmp_path / "old")
+    (tmp_path / "copy").rename(run)
+    if when == "between jobs":
+        (one,) = launch()
+        assert one.do(deeds.resume, str(run)) == 3
+    saved = one.do(deeds.train, 6)[-1]
+    assert one.do(deeds.converged).step == 6
+    one.kill()
+    for pid in agents():
+        os.kill(pid, signal.SIGKILL)
+    (two,) = launch()
+    assert two.do(deeds.resume, str(run)) == 6
+    assert two.do(deeds.digest) == saved
 
 
 def test_an_agent_killed_while_it_reads_for_a_restore_is_replaced(

@@ -207,6 +207,16 @@ def test_a_load_that_fails_on_one_rank_poisons_all(launch: Launch, tmp_path: Pat
     assert job.all(deeds.restore) == [1, 1]
 
 
+def test_a_rank_that_does_not_come_to_restore_is_named(launch: Launch, tmp_path: Path) -> None:
+    """It lives, and is busy elsewhere: an `if rank == 0:` around the restore, say."""
+    job = launch(2, 1)
+    job.all(deeds.begin, str(tmp_path / "run"), patience_s=1.5)
+    one, _ = job
+    with pytest.raises(Blocked, match=r"not all ranks have come to restore\(\)") as caught:
+        one.do(deeds.restore)
+    assert caught.value.by == ("rank 1",)
+
+
 def test_a_rank_that_died_before_the_meeting_is_told_by_gloo(
     launch: Launch, tmp_path: Path
 ) -> None:

@@ -31,7 +31,7 @@ from handfast.core.member import step
 from handfast.core.membership import Roster, bits
 from handfast.core.messages import encode
 from handfast.core.state import Member
-from handfast.core.view import view
+from handfast.core.view import left_behind, view
 from handfast.errors import FormatError, HandfastError, Refused, Superseded
 from handfast.store.files import Files
 from handfast.store.manifest import Manifest
@@ -338,7 +338,8 @@ class DomainHost:
             case events.Check(generation, epoch):
                 self._start(self._check(generation, epoch))
             case events.Propose(_, epoch, copies):
-                self._proposal = Proposal(epoch, tuple(bits(mask)[0] for mask in copies))
+                chosen = tuple(bits(mask)[0] for mask in copies)
+                self._proposal = Proposal(epoch, chosen, left_behind(self.member, epoch))
             case events.Stuck(phase, epoch, reasons):
                 self._stuck = Stuck(phase.value, epoch, reasons)
             case events.Resume(certificate):

@@ -247,15 +247,23 @@ class Agent:
                 identify, self._files, seat.root, seat.name, run=run, shard=shard
             )
             host = seat.host
-            if host is not None and (host.failure or host.member.id != identity.id):
+            if host is not None and (
+                host.failure
+                or host.member.id != identity.id
+                or not await asyncio.to_thread(host.keeper.stands)
+            ):
                 self._hosts.pop(host.member.id, None)
                 seat.host = None
                 await host.close()
                 await seat.rest()
             if seat.host is None:
-                seat.host = await DomainHost.open(
-                    self._files, seat.root, seat.name, route=self._route, notify=seat.tell
-                )
+                try:
+                    seat.host = await DomainHost.open(
+                        self._files, seat.root, seat.name, route=self._route, notify=seat.tell
+                    )
+                except Exception:
+                    await seat.rest()  # whoever asks again at once would wear the disk out
+                    raise
                 seat.opened_at = time.monotonic()
                 self._hosts[identity.id] = seat.host
             return seat.host

@@ -121,9 +121,16 @@ class Keeper:
         self.directory.journal.sync()
         if not self.directory.current():
             raise Superseded(
-                f"a later agent has claimed {self.directory.identity.id}: this one was taken for "
-                "dead, and stops"
+                f"a later agent has claimed {self.directory.identity.id}, or {self.directory.path} "
+                "was replaced: this agent may not speak for it any more"
             )
+
+    def stands(self) -> bool:
+        """Say whether this is still the owner of what lies at the directory's path."""
+        try:
+            return self.directory.current()
+        except HandfastError:
+            return False
 
     def write(
         self, member: Member, roster: Roster, epoch: Epoch, image: Image, objects: bytes

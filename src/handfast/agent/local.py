@@ -35,6 +35,8 @@ __all__ = ["AgentGone", "AgentStuck", "Client"]
 
 logger = logging.getLogger(__name__)
 
+REMIND_S = 10.0
+
 _Answer = tuple[Reply | Failure, list[int]]
 
 
@@ -127,10 +129,10 @@ class Client:
             self._waiting[call.id] = inbox
         try:
             self._send(frame, passed, deadline)
-            answer = inbox.get(timeout=_left(deadline))
+            answer = self._await(inbox, name, deadline)
         except (queue.Empty, TimeoutError):
             raise TimeoutError(
-                f"no reply to {name!r} within {timeout} s from agent process {self.agent_pid}"
+                f"no reply to {name!r} within {timeout:g} s from agent process {self.agent_pid}"
             ) from None
         except ConnectionError:
             answer = None
@@ -145,6 +147,26 @@ class Client:
         if answer is None:
             raise self._gone(f"is gone, {name!r} was not answered")
         return _result(name, *answer)
+
+    def _await(
+        self, inbox: "queue.SimpleQueue[_Answer | None]", name: str, deadline: float | None
+    ) -> _Answer | None:
+        """Wait for the answer, and say every ten seconds who is waited for."""
+        began = time.monotonic()
+        while True:
+            left = _left(deadline)
+            try:
+                return inbox.get(timeout=REMIND_S if left is None else min(left, REMIND_S))
+            except queue.Empty:
+                now = time.monotonic()
+                if deadline is not None and now >= deadline:
+                    raise
+                logger.warning(
+                    "agent process %d has not answered %r for %.0f s: is it stopped?",
+                    self.agent_pid,
+                    name,
+                    now - began,
+                )
 
     @property
     def ended(self) -> bool:

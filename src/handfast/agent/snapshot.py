@@ -37,10 +37,12 @@ class Proposal(msgspec.Struct, frozen=True, array_like=True):
     """Every shard of this epoch has a valid copy; ``copies[s]`` is the domain that has shard s.
 
     Where several have, it is the first in the configuration's order, which is the rank's own.
+    ``left_behind`` says what had converged above it and can't be resumed.
     """
 
     epoch: Epoch
     copies: tuple[int, ...]
+    left_behind: tuple[str, ...] = ()
 
 
 class Stuck(msgspec.Struct, frozen=True, array_like=True):

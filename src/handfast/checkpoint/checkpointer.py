@@ -19,6 +19,7 @@ import msgspec
 from handfast.agent.keeper import Plan
 from handfast.agent.local import AgentGone
 from handfast.agent.snapshot import Proposal
+from handfast.checkpoint.arguments import kept, patterns, seconds, whole
 from handfast.checkpoint.images import Loaded, StagingImage
 from handfast.checkpoint.save import Save
 from handfast.checkpoint.session import Session
@@ -121,26 +122,24 @@ class Checkpointer:
         drain_s: float = 30.0,
         patience_s: float | None = 600.0,
     ) -> None:
-        for name, value in (("every", every), ("images", images), ("window", window)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: it counts from 1")
+        self._every = whole("every", every, least=1)
+        self._image_count = whole("images", images, least=1)
+        self._window = whole("window", window, least=1)
         if busy not in ("wait", "skip", "raise"):
             raise ValueError(f"busy={busy!r}: one of 'wait', 'skip', 'raise'")
         if on_error not in ("raise", "retry", "warn"):
             raise ValueError(f"on_error={on_error!r}: one of 'raise', 'retry', 'warn'")
         self._session = session
         self._state = state
-        self._every = every
-        self._keep = keep or Keep()
-        self._image_count = images
-        self._window = window
+        self._keep = kept(keep)
         self._busy: Busy = busy
         self._on_error: OnError = on_error
         self._on_event = on_event
-        self._drain_s = drain_s
-        self._patience_s = patience_s
+        self._drain_s = seconds("drain_s", drain_s)
+        self._patience_s = None if patience_s is None else seconds("patience_s", patience_s)
         self._restored: RestoreCertificate | None = None
         self._planned = False
+        self._began = False
         self._poison = ""
         self._last: Save | None = None
         self._failures = 0
@@ -200,9 +199,17 @@ class Checkpointer:
         half-way, Superseded where a later launch has taken over.
         """
         self._check_open()
+        step = None if step is None else whole("step", step)
+        only, keep_live = patterns("only", only), patterns("keep_live", keep_live)
         session = self._session
         self._restored, self._last = None, None
-        session.start(want=step, keep=self._keep, window=self._window, drain_s=self._drain_s)
+        session.start(
+            want=step,
+            keep=self._keep,
+            window=self._window,
+            drain_s=self._drain_s,
+            patience_s=self._patience_s,
+        )
         self._state.owns_replicas(session.leader() == session.collective.place.rank)
         proposal = session.await_proposal(self._patience_s)
         copies: list[Loaded] = []
@@ -222,11 +229,29 @@ class Checkpointer:
         certificate = session.await_certificate(self._patience_s)
         if copies:
             self._apply(copies, only, keep_live)
-        self._restored, self._poison = certificate, ""
-        self._event("restored", epoch=str(certificate.base), generation=certificate.generation)
+        self._restored, self._poison, self._began = certificate, "", True
+        if proposal.left_behind:
+            logger.warning(
+                "resumed %s, BELOW what had converged: %s. What was trained above it is lost, and "
+                "is an abandoned timeline from now on",
+                certificate.base,
+                "; ".join(proposal.left_behind),
+            )
+        self._event(
+            "restored",
+            epoch=str(certificate.base),
+            generation=certificate.generation,
+            left_behind=list(proposal.left_behind),
+        )
         return certificate.base.step
 
     def _check_first(self, require: bool) -> None:
+        if self._began:
+            raise Refused(
+                "nothing was saved in this run yet, and the live state is no first one any more",
+                verdict=Verdict.MISSING,
+                remedy="build model, optimizer and all else anew, and a new Checkpointer for them",
+            )
         if require:
             raise Refused(
                 "nothing was ever saved in this run, and restore(require=True) asks for an epoch",
@@ -284,6 +309,7 @@ class Checkpointer:
         saves, by the policy ``on_error``; Blocked under ``busy="raise"``; Poisoned after a restore
         that failed half-way; Unstorable for state that can't be stored; Superseded.
         """
+        step = whole("step", step)
         self._check(step)
         base = self.restored
         if base is not None and step == base.step and self._last is None:

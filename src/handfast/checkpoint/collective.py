@@ -5,20 +5,27 @@ Saves never use it: no training step ever waits in a collective of handfast's.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import logging
 import os
 import socket
-from collections.abc import Collection
-from typing import Protocol
+import threading
+import time
+from collections.abc import Collection, Iterator
+from typing import Final, Protocol
 
 import msgspec
 
 from handfast.agent.host import node_label
 from handfast.errors import HandfastError
 
-__all__ = ["Collective", "Place", "Solo", "address_among", "place_of"]
+__all__ = ["Collective", "Place", "Solo", "address_among", "place_of", "reminding"]
 
-LOOPBACK = "127.0.0.1"
+logger = logging.getLogger("handfast")
+
+LOOPBACK: Final = "127.0.0.1"
+REMIND_S: Final = 10.0
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -53,6 +60,25 @@ class Solo:
 
     def close(self) -> None:
         """There is nothing to give up."""
+
+
+@contextlib.contextmanager
+def reminding(what: str) -> Iterator[None]:
+    """Say every ten seconds that the body still waits, where it can't say so itself."""
+    done = threading.Event()
+    began = time.monotonic()
+
+    def remind() -> None:
+        while not done.wait(REMIND_S):
+            logger.warning("%s, for %.0f s now", what, time.monotonic() - began)
+
+    thread = threading.Thread(target=remind, name="handfast-remind", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def place_of(rank: int, size: int) -> Place:

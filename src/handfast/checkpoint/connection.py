@@ -30,7 +30,6 @@ REMIND_S: Final = 10.0
 POLL_S: Final = 0.25
 REVIVALS: Final = 5
 SOUND_S: Final = 30.0
-PATIENCE_S: Final = 600.0
 
 
 class Joining(msgspec.Struct, frozen=True):
@@ -48,15 +47,15 @@ class Joining(msgspec.Struct, frozen=True):
 class Connection:
     """One rank's connection, used by one training thread.
 
-    ``connect`` finds this node's agent or starts one; ``again`` is called with a fresh client once
-    another agent has taken over, to hand over what the dead one had not persisted. ``latest``
-    reads the highest generation that the domain's journals know, without touching them.
+    ``connect`` finds this node's agent or starts one; ``again`` is called once another agent has
+    taken over, to hand over what the dead one had not persisted. ``latest`` reads the highest
+    generation that the domain's journals know, without touching them.
     """
 
     def __init__(
         self,
         connect: Callable[[], Client],
-        again: Callable[[Client, str], None],
+        again: Callable[[], None],
         latest: Callable[[], int],
     ) -> None:
         self._connect = connect
@@ -69,6 +68,8 @@ class Connection:
         self._round: Round | None = None
         self._revivals = 0
         self._revived = 0.0
+        self.patience_s: float | None = 600.0
+        """How long an agent that lives may leave a call unanswered."""
         self.snapshot = Snapshot("", 0)
         """The newest that the agent has told; no I/O."""
 
@@ -85,7 +86,7 @@ class Connection:
                     self._client.close()
                 self._client = self._dial()
             try:
-                return self._open(self._client, joining, port=0)
+                return self._open(joining, port=0)
             except AgentGone as error:
                 if attempt == REVIVALS - 1:
                     raise
@@ -96,6 +97,11 @@ class Connection:
         """Begin the generation that the ranks have agreed on."""
         self._round = spec
         self.call("begin", round=msgspec.msgpack.encode(spec))
+
+    @property
+    def domain(self) -> str:
+        """This rank's domain, as the agent named it; empty before it was opened."""
+        return self._opened.domain if self._opened else ""
 
     @property
     def generation(self) -> int:
@@ -131,23 +137,28 @@ class Connection:
         """Ask the agent; if it dies, revive it and ask again. All calls are idempotent.
 
         Raises what the agent raises, AgentGone where no agent can be kept alive, and Blocked where
-        one lives and does not answer for ``PATIENCE_S`` seconds (it is stopped, say).
+        one lives and does not answer for ``patience_s`` seconds (it is stopped, say).
         """
         while True:
-            client, opened = self._client, self._opened
-            if client is None or opened is None:
+            if self._opened is None:
                 raise AgentGone("no agent is connected: call restore() first", socket="")
             try:
-                return client.call(
-                    name, fds=fds, timeout=PATIENCE_S, **{"domain": opened.domain, **fields}
-                )
-            except TimeoutError as error:
-                pid = client.agent_pid
-                raise Blocked(str(error), by=(f"agent process {pid} of this node",)) from error
+                return self.ask(name, fds=fds, **{"domain": self._opened.domain, **fields})
             except AgentGone:
                 if self._round is None:  # nothing could be told to another
                     raise
                 self._revive()
+
+    def ask(self, name: str, /, *, fds: Sequence[int] = (), **fields: Any) -> dict[str, Any]:
+        """Ask this agent and no other. Raises what it raised, AgentGone, and Blocked."""
+        client = self._client
+        if client is None:
+            raise AgentGone("no agent is connected: call restore() first", socket="")
+        try:
+            return client.call(name, fds=fds, timeout=self.patience_s, **fields)
+        except TimeoutError as error:
+            pid = client.agent_pid
+            raise Blocked(str(error), by=(f"agent process {pid} of this node",)) from error
 
     def wait(self, ready: Callable[[Snapshot], bool], timeout: float | None, what: str) -> None:
         """Wait for the snapshot to say so; revives the agent, and reminds of who is missing.
@@ -197,8 +208,8 @@ class Connection:
                 self.snapshot = snapshot
                 self._changed.notify_all()
 
-    def _open(self, client: Client, joining: Joining, port: int) -> Opened:
-        reply = client.call("open", port=port, **msgspec.structs.asdict(joining))
+    def _open(self, joining: Joining, port: int) -> Opened:
+        reply = self.ask("open", port=port, **msgspec.structs.asdict(joining))
         self._opened = msgspec.msgpack.decode(reply["opened"], type=Opened)
         return self._opened
 
@@ -246,12 +257,12 @@ class Connection:
     def _reopen(self, client: Client, joining: Joining, spec: Round, port: int) -> None:
         if client.ended:
             client.close()
-            client = self._client = self._dial()
+            self._client = self._dial()
         with self._changed:
             self.snapshot = Snapshot("", 0)
-        domain = self._open(client, joining, port).domain
-        client.call("begin", domain=domain, round=msgspec.msgpack.encode(spec))
-        self._again(client, domain)
+        domain = self._open(joining, port).domain
+        self.ask("begin", domain=domain, round=msgspec.msgpack.encode(spec))
+        self._again()
 
     def _note_failure(self, why: str) -> None:
         with self._changed:

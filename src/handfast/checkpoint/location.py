@@ -19,7 +19,7 @@ from handfast.store.files import Files, reading
 __all__ = ["Location", "NoRun", "Released", "choose", "held"]
 
 TRIES: Final = 10
-FIELD: Final = re.compile(r"\{(?:rank|local_rank|host)\}")
+FIELD: Final = re.compile(r"\{(?:rank|local_rank|host)(?:[:!][^{}]*)?\}")
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Location:
     """The paths of one run."""
 
     def __init__(self, paths: Sequence[str], files: Files) -> None:
-        self.paths = tuple(os.path.abspath(path) for path in paths)
+        self.paths = tuple(os.path.realpath(path) for path in paths)
         self.files = files
 
     def survey(self) -> Survey:

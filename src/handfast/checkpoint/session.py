@@ -115,11 +115,21 @@ class Session:
 
     # --- the round -----------------------------------------------------------------------------
 
-    def start(self, *, want: int | None, keep: Keep, window: int, drain_s: float) -> Formation:
+    def start(
+        self,
+        *,
+        want: int | None,
+        keep: Keep,
+        window: int,
+        drain_s: float,
+        patience_s: float | None = 600.0,
+    ) -> Formation:
         """Meet the other ranks, open this rank's domain, and begin a generation.
 
-        Raises Refused, the same on every rank, where the directories don't make one run.
+        ``patience_s`` bounds how long an agent may leave a call unanswered. Raises Refused, the
+        same on every rank, where the directories don't make one run.
         """
+        self._line.patience_s = patience_s
         place = self.collective.place
         mine = rounds.peek(self._files, self.root, place.node, place.rank)
         self._meeting = rounds.meet(self.collective, mine)
@@ -147,7 +157,7 @@ class Session:
     def _joining(self, meeting: rounds.Meeting) -> Joining:
         rank = self.collective.place.rank
         return Joining(
-            root=os.path.abspath(self.root),
+            root=os.path.realpath(self.root),
             name=rounds.domain_name(rank),
             shard=rank,
             run=meeting.run,
@@ -189,7 +199,20 @@ class Session:
             drain_s=drain_s,
         )
         self._line.begin(self._round)
+        self._renew_images()
         return formed
+
+    def _renew_images(self) -> None:
+        """Begin the round with images that no earlier one uses, at whichever agent it has now.
+
+        What an earlier round left is its agent's to finish, in memory that is the agent's, too; an
+        agent that died never will.
+        """
+        for number, image in enumerate(self._images):
+            if self._plan is not None and not self._is_idle(image):
+                image.close()
+                self._images[number] = StagingImage(self._plan)
+        self._hand_over()
 
     def leader(self) -> int:
         """Find the shard that holds what the ranks of this node share: the node's lowest."""
@@ -420,17 +443,18 @@ class Session:
         place = self.collective.place
         return rounds.peek(self._files, self.root, place.node, place.rank).generation
 
-    def _again(self, client: Client, domain: str) -> None:
+    def _again(self) -> None:
         """Hand over again what the dead agent had not persisted; it is still in memory here."""
         if self._plan is None:
             return
+        domain = self._line.domain
         plan = msgspec.msgpack.encode(self._plan)
         fds = [image.fd for image in self._images]
-        client.call("plan", fds=fds, domain=domain, plan=plan, images=list(range(len(fds))))
+        self._line.ask("plan", fds=fds, domain=domain, plan=plan, images=list(range(len(fds))))
         held = [(image.epoch, n, image) for n, image in enumerate(self._images) if image.epoch]
         for epoch, number, image in sorted(held, key=lambda item: item[0]):
             told = msgspec.structs.astuple(epoch)
-            reply = client.call(
+            reply = self._line.ask(
                 "stage", domain=domain, epoch=told, image=number, objects=image.objects
             )
             if not reply["taken"]:  # the dead agent had voted on it

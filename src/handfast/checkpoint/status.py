@@ -342,6 +342,8 @@ def _standing(survey: Survey, found: Found, newest: Epoch | None) -> Verdict:
         voice = _Voice(survey, found)
         worst = {voice.cell(lost.epoch).verdict for lost in found.member.lost}
         return next(verdict for verdict in DAMAGE if verdict in worst)
+    if any(survey.places[rift.member] is found for rift in survey.rifts):
+        return Verdict.MIXED
     converged = survey.converged or GENESIS
     if newest is None or newest < converged:
         return Verdict.BEHIND

@@ -13,7 +13,7 @@ from handfast.core.link import Edge, edge
 from handfast.core.messages import unpack
 from handfast.core.state import Member
 
-__all__ = ["DomainView", "Lattice", "view"]
+__all__ = ["DomainView", "Lattice", "left_behind", "view"]
 
 
 class DomainView(msgspec.Struct, frozen=True):
@@ -120,3 +120,32 @@ def _edge(member: Member, peer: int) -> Edge:
         echoed=any(unpack(mask) & mine for mask in held),
         skipped=bool(ballot.skipped & (mine | theirs)),
     )
+
+
+def left_behind(member: Member, base: Epoch) -> tuple[str, ...]:
+    """Say what had converged above the base of a recovery, and why it can't be resumed.
+
+    Losses beyond a tier's promise make a recovery step below a certified epoch (S4): nobody should
+    learn that later. Empty where that is what was asked for, and once the recovery is over.
+    """
+    roster, recovery = member.roster, member.recovery
+    if roster is None or recovery is None:
+        return ()
+    held = [(i, frozen) for i, frozen in enumerate(recovery.reports) if frozen is not None]
+    timeline = recover.timeline_of([frozen.report for _, frozen in held])
+    certified = {
+        line.epoch
+        for _, frozen in held
+        for line in frozen.report.converged
+        if frozen.want is None and line.epoch > base and recover.eligible(line.epoch, timeline)
+    }
+    said = []
+    for epoch in sorted(certified):
+        known = recover.reported(recovery, epoch)
+        why = dict(recover.check_of(recovery, epoch).reasons)
+        why |= {i: lost.reason for i, frozen in held for lost in frozen.report.lost
+                if lost.epoch == epoch}  # fmt: skip
+        why |= {i: "has no copy" for i, _ in held if not known >> i & 1 and i not in why}
+        blame = "; ".join(f"{roster.ids[i]}: {reason}" for i, reason in sorted(why.items()))
+        said.append(f"{epoch} had converged ({blame})")
+    return tuple(said)

@@ -18,7 +18,7 @@ def agent_pids(job: Job) -> list[int]:
     found: list[int] = []
     for node in sorted({job.node(rank) for rank in range(job.world)}):
         with contextlib.suppress(HandfastError, OSError):
-            client = process.connect(f"{os.path.abspath(job.disks)}\n{node}")
+            client = process.connect(f"{os.path.realpath(job.disks)}\n{node}")
             if client is not None:
                 found.append(client.agent_pid)
                 client.close()

@@ -89,12 +89,14 @@ class Directory(Shelf):
         self._attempt: Attempt | None = None
 
     def current(self) -> bool:
-        """Whether no later incarnation is claimed; looks at the disk each time.
+        """Whether no later incarnation is claimed, and the journal is still the one of this path.
 
-        The rule of :mod:`handfast.store.claims`: append, sync, `current()`, and only then act.
+        The rule of :mod:`handfast.store.claims`: append, sync, `current()`, and only then act. An
+        operator may put a copy in the directory's place, and then what is synced here is lost.
         """
         with reading(self.path):
-            return max(incarnations(self.files, self.path), default=0) == self.incarnation
+            latest = max(incarnations(self.files, self.path), default=0)
+            return latest == self.incarnation and self.journal.stands()
 
     def free_bytes(self) -> int:
         """Bytes that this user may still write to the domain's file system."""

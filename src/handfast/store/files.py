@@ -72,6 +72,9 @@ class Files(Protocol):
     def size(self, fd: int) -> int:
         """The file's length in bytes."""
 
+    def leads_to(self, path: str, fd: int) -> bool:
+        """Whether the path is still a name of this open file."""
+
     def rename(self, source: str, target: str) -> None:
         """Give a file another name, at once, replacing what had it."""
 
@@ -105,6 +108,12 @@ class Posix:
 
     def open(self, path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def leads_to(self, path: str, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(fd))
+        except FileNotFoundError:
+            return False
 
     def close(self, fd: int) -> None:
         os.close(fd)

@@ -101,6 +101,10 @@ class Journal:
             self._files.fdatasync(self._fd)
         self._synced = self.length
 
+    def stands(self) -> bool:
+        """Whether who looks for this journal finds it: it is open, and its name leads to it."""
+        return self._fd >= 0 and self._files.leads_to(self.path, self._fd)
+
     def close(self) -> None:
         """Give the descriptor back. What was not synced is promised to nobody."""
         if self._fd >= 0:

@@ -131,6 +131,9 @@ class FaultyFiles:
         self._paths[fd] = path
         return fd
 
+    def leads_to(self, path: str, fd: int) -> bool:
+        return self._do("leads_to", path, lambda: self.inner.leads_to(path, fd))
+
     def close(self, fd: int) -> None:
         if self._dead:
             raise Crash  # which closed all descriptors

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 
+import torch
 import torch.distributed as dist
 
 from handfast.agent import process
 from handfast.agent.host import node_label
 from handfast.checkpoint import checkpointer
-from handfast.checkpoint.collective import Place, Solo, place_of
+from handfast.checkpoint.arguments import patterns
+from handfast.checkpoint.collective import Place, Solo, place_of, reminding
 from handfast.checkpoint.session import Session
 from handfast.core.retain import Keep
+from handfast.errors import Blocked
 from handfast.store import objects
 from handfast.store.files import Posix
 from handfast.store.port import Verify
@@ -24,20 +29,57 @@ from handfast.torch.state import TorchState
 
 __all__ = ["Checkpointer"]
 
+FOREVER_S: Final = 30 * 86400.0
+
 
 class Group:
-    """The ranks of a ``torch.distributed`` job, by a gloo group of handfast's own."""
+    """The ranks of a ``torch.distributed`` job, by a gloo group of handfast's own.
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
+    ``patience_s`` bounds how long a rank waits for the others to come.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, patience_s: float | None = None) -> None:
         self._ours = group is None
-        self._group = group if group is not None else dist.new_group(backend="gloo")
+        self._patience_s = FOREVER_S if patience_s is None else patience_s
+        if group is None:  # others hear of a missing rank later than rank 0, which names it
+            limit = timedelta(seconds=self._patience_s + 60.0)
+            group = dist.new_group(backend="gloo", timeout=limit)
+        self._group = group
         self.place: Place = place_of(dist.get_rank(self._group), dist.get_world_size(self._group))
 
     def gather(self, data: bytes) -> list[bytes]:
-        """Give every rank the data of all. Used when a round begins, never by a save."""
+        """Give every rank the data of all. Used when a round begins, never by a save.
+
+        Raises Blocked where a rank has not come within the patience, and rank 0 names it; and what
+        the group raises where one has died.
+        """
+        self._await_all()
         found: list[bytes] = [b""] * self.place.size
         dist.all_gather_object(found, data, group=self._group)
         return found
+
+    def _await_all(self) -> None:
+        """Let rank 0 hear from each rank: a collective would not say who is missing."""
+        me, patience = self.place.rank, self._patience_s
+        works = []
+        for peer in range(1, self.place.size) if me == 0 else (0,):
+            at, token = dist.get_global_rank(self._group, peer), torch.zeros(1)
+            talk = dist.irecv if me == 0 else dist.isend
+            if (work := talk(token, at, group=self._group)) is not None:
+                works.append((peer, work))
+        deadline = time.monotonic() + patience
+        absent = []
+        with reminding("restore: waits for all ranks to come to it"):
+            for peer, work in works:
+                left = max(0.001, deadline - time.monotonic())
+                try:
+                    work.wait(timedelta(seconds=left))
+                except RuntimeError:
+                    if time.monotonic() < deadline:
+                        raise  # a rank has died: its launcher will take the job down
+                    absent.append(f"rank {peer}")
+        if absent:
+            raise Blocked(f"not all ranks have come to restore() in {patience:g} s", by=absent)
 
     def close(self) -> None:
         """Give up a group that was made here: each has threads and sockets of its own."""
@@ -92,11 +134,15 @@ class Checkpointer(checkpointer.Checkpointer):
     ) -> None:
         if verify not in ("fsync", "sampled", "full"):
             raise ValueError(f"verify={verify!r}: one of 'fsync', 'sampled', 'full'")
+        replicated, pickle = patterns("replicated", replicated), patterns("pickle", pickle)
+        given: object = state
+        if not isinstance(given, Mapping) or not given:
+            raise ValueError("state: give a dict of what makes up one epoch, {'model': model, ...}")
         found = capture(state, rng=rng, replicated=replicated)
         objects.encode(found.objects, pickle=pickle)  # what can't be stored is said now
-        self._collective = Group(group) if _distributed() else Solo()
+        self._collective = Group(group, patience_s) if _distributed() else Solo()
         collective = self._collective
-        template = os.path.abspath(os.fspath(path))
+        template = os.path.realpath(os.fspath(path))  # one run has one agent a node, by any name
         session = Session(
             collective,
             root_of(template, collective.place),

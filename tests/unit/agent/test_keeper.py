@@ -172,7 +172,13 @@ def test_a_commit_is_in_the_journal_before_it_returns(root: str) -> None:
     alone.open()
     files.calls.clear()
     alone.keeper.commit([Staged(0, ONE, "d1"), Staged(0, TWO, "d2")])
-    assert [call.kind for call in files.calls] == ["pwrite", "pwrite", "fdatasync", "listdir"]
+    assert [call.kind for call in files.calls] == [
+        "pwrite",
+        "pwrite",
+        "fdatasync",
+        "listdir",
+        "leads_to",
+    ]
     alone.close()
 
 

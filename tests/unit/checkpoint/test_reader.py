@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import random
@@ -255,6 +256,37 @@ def test_swapped_directories_are_found(tmp_path: Path) -> None:
     run = handfast.open(tmp_path)
     assert {f.verdict for f in run.verify().findings} >= {Verdict.FOREIGN}
     assert run.latest() is None
+
+
+def test_a_directory_of_another_copy_of_the_run_is_a_mixture(tmp_path: Path) -> None:
+    """A run is copied, both go on alike to 2/6, and one rank's directory comes from the copy:
+    each epoch is certified in every journal, and is of no one run.
+    """
+    job = trained(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    other = copy.copy(job)
+    other.roots = [str(tmp_path / "copy")] * 3
+    other.big = 16
+    for each in (job, other):
+        assert each.start() == Epoch(1, 4)
+        each.save(5, 6)
+        each.stop()
+        assert handfast.open(each.roots[0]).verify().sound
+    shutil.rmtree(job.path(1))
+    shutil.copytree(other.path(1), job.path(1))
+    run = handfast.open(tmp_path / "run")
+    status = run.status()
+    assert (status.sound, status.line, run.latest()) == (False, None, None)
+    one, stray = job.configuration.domains[:2]
+    (trouble,) = status.troubles
+    assert (trouble.domain, trouble.shard, trouble.verdict) == (stray.id, 1, "mixed")
+    assert f"did not begin generation 2 in the round of {one.id}" in trouble.problem
+    assert [row.verdict for row in status.domains] == ["complete", "mixed", "complete"]
+    assert verdicts(run) == {Epoch(2, 6): "mixed", Epoch(2, 5): "mixed", Epoch(1, 4): "complete"}
+    for found in (run.verify(), run.verify(everything=True), run.verify(6)):
+        assert (found.line, [f.verdict for f in found.findings]) == (None, ["mixed"])
+    assert job.start() is None
+    job.stop()
 
 
 # --- damage -------------------------------------------------------------------------------------

@@ -1,0 +1,51 @@
+"""What users give, checked at the door: no slip may reach a journal, or be read another way."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import SupportsFloat, SupportsIndex, cast
+
+from handfast.core.retain import Keep
+
+__all__ = ["kept", "patterns", "seconds", "whole"]
+
+
+def whole(name: str, value: object, *, least: int | None = None) -> int:
+    """Take a whole number, NumPy's and 0-d integer tensors too. Raises ValueError."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        found = operator.index(cast(SupportsIndex, value))
+    except TypeError:
+        raise ValueError(
+            f"{name}={value!r}: give a whole number, not a {type(value).__name__}"
+        ) from None
+    if least is not None and found < least:
+        raise ValueError(f"{name}={value}: it counts from {least}")
+    return found
+
+
+def seconds(name: str, value: object) -> float:
+    """Take a duration in seconds. Raises ValueError."""
+    if isinstance(value, bool | str) or not isinstance(value, SupportsFloat) or not value >= 0:  # type: ignore[operator] # NaN, too
+        raise ValueError(f"{name}={value!r}: give seconds, 0 or more")
+    return float(value)
+
+
+def patterns(name: str, value: Sequence[str]) -> tuple[str, ...]:
+    """Take patterns of paths. Raises ValueError for a bare string: its letters would be patterns,
+    and a ``*`` among them would match everything."""
+    if isinstance(value, str | bytes) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{name}={value!r}: give a tuple of patterns, such as ('model/**',)")
+    return tuple(value)
+
+
+def kept(keep: object) -> Keep:
+    """Take what is to be retained; None is the default. Raises ValueError."""
+    if keep is None:
+        return Keep()
+    if not isinstance(keep, Keep):
+        raise ValueError(f"keep={keep!r}: give a handfast.Keep, such as Keep(newest=3, every=1000)")
+    every = None if keep.every is None else whole("keep.every", keep.every, least=1)
+    return Keep(whole("keep.newest", keep.newest, least=1), every)
