@@ -108,6 +108,23 @@ def test_a_full_window_names_who_is_in_the_way(busy: str, launch: Launch, tmp_pa
     assert [epoch.step for epoch in job.all(deeds.converged)] == [4, 4]
 
 
+def test_a_save_that_waits_for_others_waits_no_longer_than_wished(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """An `if rank == 0:` around the save: the window fills, and who is missing is said."""
+    job = launch(2, 2)
+    job.all(deeds.resume, str(tmp_path / "run"), patience_s=1.5, images=2)
+    one, other = job
+    one.do(deeds.train, 2)
+    with pytest.raises(Blocked, match="2 epochs are saved and have not converged") as caught:
+        one.do(deeds.save, 3)
+    assert [name[:10] for name in caught.value.by] == ["rank-00001"]
+    other.do(deeds.train, 2)
+    assert [epoch.step for epoch in job.all(deeds.converged)] == [2, 2]
+    job.all(deeds.save, 4)
+    assert [epoch.step for epoch in job.all(deeds.converged)] == [4, 4]
+
+
 def test_both_trainers_killed_after_save_returned_and_the_epoch_converges(
     launch: Launch, tmp_path: Path
 ) -> None:

@@ -366,23 +366,21 @@ class Checkpointer:
                 raise RuntimeError("the first capture of a state gives its plan")
             self._session.set_plan(plan, self._image_count)
             self._planned = True
-        image = self._session.free_image(None if self._busy == "wait" else 0.0)
+        image = self._session.free_image(self._patience_s if self._busy == "wait" else 0.0)
         if image is None:
-            return self._decline(epoch, "an earlier epoch is still being persisted", [])
+            why, by = "an earlier epoch is still being persisted", [self._session.snapshot.domain]
+            return self._decline(epoch, why, by)
         objects = self._state.copy(image)
-        while True:
-            seen = self._session.snapshot
-            why, by = self._session.stage(epoch, image, objects)
-            if not why:
-                return Save(self._session, epoch)
-            if not by:
-                raise SaveFailed(f"epoch {epoch} was not taken: {why}")
-            if self._busy != "wait":
-                return self._decline(epoch, why, by)
-            self._session.await_news(seen)
+        patience = self._patience_s if self._busy == "wait" else 0.0
+        why, by = self._session.stage_patiently(epoch, image, objects, patience)
+        if not why:
+            return Save(self._session, epoch)
+        if not by:
+            raise SaveFailed(f"epoch {epoch} was not taken: {why}")
+        return self._decline(epoch, why, by)
 
     def _decline(self, epoch: Epoch, why: str, by: Sequence[str]) -> Save:
-        if self._busy == "raise":
+        if self._busy != "skip":
             raise Blocked(f"epoch {epoch}: {why}", by=by)
         self._session.forgo(epoch, why)
         self._event("skipped", epoch=str(epoch), reason=why, by=list(by))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +18,7 @@ from handfast.agent.local import Client
 from handfast.agent.snapshot import Proposal, Snapshot
 from handfast.checkpoint import rounds
 from handfast.checkpoint.collective import Collective, address_among
-from handfast.checkpoint.connection import Connection, Joining
+from handfast.checkpoint.connection import REMIND_S, Connection, Joining
 from handfast.checkpoint.images import Loaded, StagingImage
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Formation
@@ -42,6 +45,16 @@ class _Hand(msgspec.Struct, frozen=True):
     want: int | None = None
     problem: str = ""
     verdict: Verdict = Verdict.MISSING
+
+
+def _more_room(seen: Snapshot, now: Snapshot) -> bool:
+    """Say whether anything has come that can make room for an epoch."""
+    return (now.line, now.skipped, now.outcomes, now.failure) != (
+        seen.line,
+        seen.skipped,
+        seen.outcomes,
+        seen.failure,
+    )
 
 
 class Session:
@@ -395,9 +408,31 @@ class Session:
         told = msgspec.structs.astuple(epoch)
         self._line.call("skip", epoch=told, reason=f"{FORGONE}: {reason}")
 
-    def await_news(self, seen: Snapshot) -> None:
-        """Wait until the agent has told anything newer; reminds of who is missing."""
-        self._line.wait(lambda now: now is not seen, None, "save")
+    def stage_patiently(
+        self, epoch: Epoch, image: StagingImage, objects: bytes, patience_s: float | None
+    ) -> tuple[str, list[str]]:
+        """Hand an image over, again whenever the window may have room, for so many seconds.
+
+        Gives what :meth:`stage` gives. Reminds every ten seconds of who is in the way.
+        """
+        began = reminded = time.monotonic()
+        while True:
+            seen = self.snapshot
+            why, by = self.stage(epoch, image, objects)
+            now = time.monotonic()
+            if not (why and by) or (patience_s is not None and now - began >= patience_s):
+                return why, by
+            with contextlib.suppress(Blocked):  # it names others, and later
+                self._line.wait(partial(_more_room, seen), 1.0, "save")
+            if now - reminded >= REMIND_S:
+                reminded = now
+                logger.warning(
+                    "the save of %s has waited %.0f s for %s: %s",
+                    epoch,
+                    now - began,
+                    ", ".join(by),
+                    why,
+                )
 
     def new_problems(self) -> list[str]:
         """List failures of saves that were learned of and not reported yet.
