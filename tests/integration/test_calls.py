@@ -60,7 +60,7 @@ def test_a_step_that_does_not_rise_is_refused(run: str) -> None:
         assert not again
         assert again.reason == "step 2 is the one that was restored"
         assert again.converged(0.0) is None
-        with pytest.raises(ValueError, match="is not above 1"):
+        with pytest.raises(ValueError, match="is not above 2, which was restored"):
             ckpt.save(1)
         assert ckpt.save(3)
 

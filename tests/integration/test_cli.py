@@ -261,6 +261,7 @@ def test_no_run_is_could_not_look_and_says_what_to_do(command: str, tmp_path: Pa
         ("release", "RUN", "--keep-every", "2"),
         ("release", "RUN", "--keep-newest", "1", "--yes"),
         ("release", "RUN", "--unpin", "1-1-00.json"),
+        ("export", "RUN", "OUT", "--to", "safetensors", "--only", "modle/**"),
         ("export", "RUN", "--to", "torch"),
         ("export", "RUN", "OUT", "--to", "gguf"),
         ("export", "RUN", "OUT", "--to", "safetensors", "--component", "modle"),
@@ -415,6 +416,12 @@ def test_an_export_that_finds_damage_ends_with_1(copy: Path, tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["run"]
 
 
+def test_a_step_that_is_a_string_is_refused(saved: Saved) -> None:
+    """The commands take 1/2; in Python that is Epoch(1, 2)."""
+    with pytest.raises(ValueError, match=r"step='1/2': give a step.*Epoch"):
+        load(str(saved.path), step="1/2")  # type: ignore[arg-type] # that is the slip
+
+
 def test_weights_for_inference_need_neither_agent_nor_group(saved: Saved) -> None:
     """By the module's own keys; ties are one tensor; the newest whole epoch or any step."""
     model = Tied()
@@ -436,7 +443,7 @@ def test_any_component_can_be_loaded_with_every_dtype(saved: Saved) -> None:
     assert all(same(odd[name], value) for name, value in saved.odd.items())
     everything = load(saved.path, "")
     assert {"model/embed.weight", "optimizer/state/embed.weight/exp_avg"} <= everything.keys()
-    with pytest.raises(ValueError, match="no component 'mdoel'; it has"):
+    with pytest.raises(ValueError, match="no tensors of a component 'mdoel'; those of"):
         load(saved.path, "mdoel")
 
 

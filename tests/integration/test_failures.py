@@ -102,6 +102,20 @@ def test_a_disk_that_stays_full_for_long_is_recovered_from(disk: Disk, launch: L
     assert two.do(deeds.resume, path, model=MODEL) == 34
 
 
+def test_a_last_save_that_failed_ends_no_training_that_wants_only_warnings(
+    disk: Disk, launch: Launch
+) -> None:
+    """on_error="warn" holds to the end of the `with`, too."""
+    (one,) = launch()
+    one.do(deeds.resume, str(disk.path / "run"), model=MODEL, on_error="warn")
+    one.do(deeds.train, 1)
+    one.do(deeds.converged)
+    disk.fill()
+    one.do(deeds.train, 2)
+    one.do(deeds.call, "close")
+    assert "the last save failed: epoch 1/2" in " ".join(one.do(deeds.warnings))
+
+
 def test_a_failed_save_is_tried_again_at_the_next_step(disk: Disk, launch: Launch) -> None:
     """With on_error="retry", also off the schedule; three times, then it is raised."""
     path = str(disk.path / "run")

@@ -99,6 +99,13 @@ def frozen_without(w: Written):
     return None if isinstance(w.record, ms.Frozen) and w.domain == "dir1a" else w.record
 
 
+def begun_elsewhere(w: Written):
+    """Let a member's first generation be that of another copy of the run."""
+    if isinstance(w.record, ms.Frozen) and w.domain == "dir1a" and w.record.generation == 1:
+        return replace(w.record, round="other")
+    return w.record
+
+
 def asking(w: Written):
     if isinstance(w.record, ms.Frozen) and w.record.generation == 2:
         return replace(w.record, want=10)
@@ -161,7 +168,8 @@ DECLARED = {
         replace(
             TRUTH,
             resumed=(("dir0a", CERTIFICATE), ("dir1a", replace(CERTIFICATE, base=E1))),
-        )
+        ),
+        but(begun_elsewhere),
     ],
     "s14": [
         also(ms.Bad(0, 2, E2, "x")),

@@ -497,11 +497,10 @@ def gone_apart(where: World, rng: random.Random) -> None:
     where.stuck.clear()
     advance(where, rng)
     assert not any(node.member.open for node in where.here())
-    for stuck in where.stuck.values():
-        (said,) = stuck.reasons
-        assert said.startswith(f"{stranger.id} did not begin generation 2 in the round of dir0a")
-        assert recover.APART in said
-    assert where.stuck.keys() == where.nodes.keys()
+    strayed = f"{stranger.id} did not begin generation 2 in the round of dir0a: {recover.APART}"
+    assert {name: stuck.reasons for name, stuck in where.stuck.items()} == dict.fromkeys(
+        where.nodes, (strayed,)
+    )
 
 
 SCENES = (replay, tie, half_told, one_bad, gone_apart)

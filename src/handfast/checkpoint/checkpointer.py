@@ -139,7 +139,7 @@ class Checkpointer:
         self._patience_s = None if patience_s is None else seconds("patience_s", patience_s)
         self._restored: RestoreCertificate | None = None
         self._planned = False
-        self._began = False
+        self._began = self._tried = False
         self._poison = ""
         self._last: Save | None = None
         self._failures = 0
@@ -202,7 +202,7 @@ class Checkpointer:
         step = None if step is None else whole("step", step)
         only, keep_live = patterns("only", only), patterns("keep_live", keep_live)
         session = self._session
-        self._restored, self._last = None, None
+        self._restored, self._last, self._tried = None, None, True
         session.start(
             want=step,
             keep=self._keep,
@@ -349,13 +349,19 @@ class Checkpointer:
         if self._poison:
             raise Poisoned(f"nothing can be saved until a restore succeeds: {self._poison}")
         if self._restored is None:
-            raise RuntimeError("call restore() before the first save: it gives 0 on a first start")
+            raise RuntimeError(
+                "call restore() before a save (it gives 0 on a first start); the last one was a "
+                "dry run, or was refused"
+                if self._tried
+                else "call restore() before the first save: it gives 0 on a first start"
+            )
         self.check_for_errors()
         last = self._last.epoch.step if self._last and self._last.epoch else None
-        floor = self._restored.base.step - 1 if last is None else last
-        if step <= floor:
+        base = self._restored.base.step
+        if step < base or (last is not None and step <= last):
+            what = f"{base}, which was restored" if last is None else last
             raise ValueError(
-                f"step {step} is not above {floor}: within one generation steps only rise; to go "
+                f"step {step} is not above {what}: within one generation steps only rise; to go "
                 "back, call restore(step=...)"
             )
 
@@ -422,13 +428,18 @@ class Checkpointer:
     def close(self, timeout: float | None = None) -> None:
         """Wait for the last save to converge, and leave the agent to end by itself.
 
-        Raises what ``Save.converged`` raises; it is closed all the same, and the agent goes on
-        with what it was given. Once closed, this does nothing.
+        Raises what ``Save.converged`` raises, but for a failed save under ``on_error="warn"``; it
+        is closed all the same, and the agent goes on with what it was given. Once closed, this does
+        nothing.
         """
         if self._closed or os.getpid() != self._owner:
             return
         try:
             self.wait_until_finished(timeout)
+        except SaveFailed as error:
+            if self._on_error != "warn":
+                raise
+            logger.warning("the last save failed: %s", error)
         finally:
             self._leave()
 

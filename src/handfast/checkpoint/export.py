@@ -69,6 +69,9 @@ def export(
 
 
 def _check_new(files: Files, path: str) -> None:
+    home = os.path.dirname(path)
+    if not os.path.isdir(home):
+        raise HandfastError(f"{home} is no directory. What to do: make it, or choose another one")
     if files.exists(path):
         raise HandfastError(
             f"{path} is there already, and an export replaces nothing. What to do: choose another "

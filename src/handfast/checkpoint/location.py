@@ -121,6 +121,8 @@ def choose(survey: Survey, step: int | Epoch | None) -> Epoch:
         if survey.line is None or survey.line == GENESIS:
             raise _nothing(survey)
         return survey.line
+    if isinstance(step, bool) or not isinstance(step, int | Epoch):
+        raise ValueError(f"step={step!r}: give a step, 1200, or an epoch, handfast.Epoch(3, 1200)")
     there = [row.epoch for row in rows(survey) if held(survey, row.epoch)]
     if isinstance(step, Epoch):
         meant = [epoch for epoch in there if epoch == step]

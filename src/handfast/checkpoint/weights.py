@@ -243,7 +243,10 @@ def reading_weights(
         keys = {n: key for n in (*names, *tied) if (key := _key(n, component)) is not None}
         if component and not keys:
             there = ", ".join(sorted({name.partition("/")[0] for name in names}))
-            raise ValueError(f"epoch {epoch} has no component {component!r}; it has {there}")
+            raise ValueError(
+                f"epoch {epoch} has no tensors of a component {component!r}; those of {there} are "
+                "there (`handfast inspect` shows what is no tensor)"
+            )
         called: dict[str, list[str]] = defaultdict(list)
         for name, key in keys.items():
             if _matches(key, only):
@@ -253,6 +256,9 @@ def reading_weights(
             for whole in wholes
             if whole.name in called
         ]
+        if keys and not called:
+            some = ", ".join(sorted(keys.values())[:5])
+            raise ValueError(f"only={tuple(only)}: no tensor has such a name; some are {some}")
         ties = {other: first for first, *rest in called.values() for other in rest}
         yield Weights(epoch, tensors, ties, shelves, progress)
 

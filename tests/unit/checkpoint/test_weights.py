@@ -215,7 +215,7 @@ def test_parts_can_be_asked_for(tmp_path: Path) -> None:
     assert load_file(tmp_path / "b")["tied"].tobytes() == expected(4, 3)["model/w"]
     run.export(tmp_path / "c", component="optimizer", step=3)
     assert sorted(load_file(tmp_path / "c")) == [f"rank-{n:05d}/step" for n in range(3)]
-    with pytest.raises(ValueError, match="no component 'modle'; it has model, rank-00000"):
+    with pytest.raises(ValueError, match="component 'modle'; those of model, rank-00000"):
         run.export(tmp_path / "d", component="modle")
 
 

@@ -143,6 +143,7 @@ ON, BACK, LATER = Branch(3, E4, "r3"), Branch(3, E1, "r3"), Branch(4, E4, "r4")
         ([B, ROOT], [ON, A, ROOT], "a", 2),
         ([LATER, ON, A, ROOT], [ON, B, ROOT], "b", 2),
         ([ON, A, ROOT], [Branch(3, E4, "other"), A, ROOT], "b", 3),
+        ([ON, A, ROOT], [Branch(3, E4, "other"), B, ROOT], "b", 2),
         ([LATER, A, ROOT], [BACK, ROOT], "b", 2),
     ],
 )
