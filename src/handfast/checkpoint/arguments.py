@@ -28,9 +28,11 @@ def whole(name: str, value: object, *, least: int | None = None) -> int:
 
 def seconds(name: str, value: object) -> float:
     """Take a duration in seconds. Raises ValueError."""
-    if isinstance(value, bool | str) or not isinstance(value, SupportsFloat) or not value >= 0:  # type: ignore[operator] # NaN, too
+    given = -1.0 if isinstance(value, bool | str) else value
+    found = float(given) if isinstance(given, SupportsFloat) else -1.0
+    if not found >= 0:  # NaN, too
         raise ValueError(f"{name}={value!r}: give seconds, 0 or more")
-    return float(value)
+    return found
 
 
 def patterns(name: str, value: Sequence[str]) -> tuple[str, ...]:

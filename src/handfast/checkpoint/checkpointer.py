@@ -230,6 +230,10 @@ class Checkpointer:
         if copies:
             self._apply(copies, only, keep_live)
         self._restored, self._poison, self._began = certificate, "", True
+        self._tell_restored(proposal, certificate)
+        return certificate.base.step
+
+    def _tell_restored(self, proposal: Proposal, certificate: RestoreCertificate) -> None:
         if proposal.left_behind:
             logger.warning(
                 "resumed %s, BELOW what had converged: %s. What was trained above it is lost, and "
@@ -243,7 +247,6 @@ class Checkpointer:
             generation=certificate.generation,
             left_behind=list(proposal.left_behind),
         )
-        return certificate.base.step
 
     def _check_first(self, require: bool) -> None:
         if self._began:

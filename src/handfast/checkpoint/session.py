@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -47,14 +46,9 @@ class _Hand(msgspec.Struct, frozen=True):
     verdict: Verdict = Verdict.MISSING
 
 
-def _more_room(seen: Snapshot, now: Snapshot) -> bool:
-    """Say whether anything has come that can make room for an epoch."""
-    return (now.line, now.skipped, now.outcomes, now.failure) != (
-        seen.line,
-        seen.skipped,
-        seen.outcomes,
-        seen.failure,
-    )
+def _room(now: Snapshot) -> tuple[object, ...]:
+    """Pick out what can make room for an epoch when it changes."""
+    return now.line, now.skipped, now.outcomes, now.failure
 
 
 class Session:
@@ -417,21 +411,17 @@ class Session:
         """
         began = reminded = time.monotonic()
         while True:
-            seen = self.snapshot
+            seen = _room(self.snapshot)
             why, by = self.stage(epoch, image, objects)
             now = time.monotonic()
             if not (why and by) or (patience_s is not None and now - began >= patience_s):
                 return why, by
             with contextlib.suppress(Blocked):  # it names others, and later
-                self._line.wait(partial(_more_room, seen), 1.0, "save")
+                self._line.wait(lambda now: _room(now) != seen, 1.0, "save")
             if now - reminded >= REMIND_S:
                 reminded = now
                 logger.warning(
-                    "the save of %s has waited %.0f s for %s: %s",
-                    epoch,
-                    now - began,
-                    ", ".join(by),
-                    why,
+                    "the save of %s has waited %.0f s for %s", epoch, now - began, ", ".join(by)
                 )
 
     def new_problems(self) -> list[str]:

@@ -160,10 +160,10 @@ def _same(own: Branch | None, other: Branch) -> bool:
 
 
 def _belied(roster: Roster, reports: Sequence[Report]) -> tuple[Rift, ...]:
+    """Find the certificates that the reported copies belie."""
     known = [(i, line) for i, report in enumerate(reports) for line in report.converged]
-    roots = {
-        line: _root(roster, reports, line) for line in dict.fromkeys(line for _, line in known)
-    }
+    lines = dict.fromkeys(line for _, line in known)
+    roots = {line: _root(roster, reports, line) for line in lines}
     other = [(i, line.epoch) for i, line in known if roots[line] not in (None, line.root)]
     how = "holds a certificate of {} that is not of the copies reported: {}"
     return tuple(Rift(i, e.generation, how.format(e, APART)) for i, e in other)
