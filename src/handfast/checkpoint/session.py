@@ -417,7 +417,7 @@ class Session:
             if not (why and by) or (patience_s is not None and now - began >= patience_s):
                 return why, by
             with contextlib.suppress(Blocked):  # it names others, and later
-                self._line.wait(lambda now: _room(now) != seen, 1.0, "save")
+                self._line.wait(lambda now, seen=seen: _room(now) != seen, 1.0, "save")
             if now - reminded >= REMIND_S:
                 reminded = now
                 logger.warning(
