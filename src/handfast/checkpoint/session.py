@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -46,9 +47,10 @@ class _Hand(msgspec.Struct, frozen=True):
     verdict: Verdict = Verdict.MISSING
 
 
-def _room(now: Snapshot) -> tuple[object, ...]:
-    """Pick out what can make room for an epoch when it changes."""
-    return now.line, now.skipped, now.outcomes, now.failure
+def _more_room(seen: Snapshot, now: Snapshot) -> bool:
+    """Say whether anything has come that can make room for an epoch."""
+    parts = ("line", "skipped", "outcomes", "failure")
+    return any(getattr(now, part) != getattr(seen, part) for part in parts)
 
 
 class Session:
@@ -411,13 +413,13 @@ class Session:
         """
         began = reminded = time.monotonic()
         while True:
-            seen = _room(self.snapshot)
+            seen = self.snapshot
             why, by = self.stage(epoch, image, objects)
             now = time.monotonic()
             if not (why and by) or (patience_s is not None and now - began >= patience_s):
                 return why, by
             with contextlib.suppress(Blocked):  # it names others, and later
-                self._line.wait(lambda now, seen=seen: _room(now) != seen, 1.0, "save")
+                self._line.wait(partial(_more_room, seen), 1.0, "save")
             if now - reminded >= REMIND_S:
                 reminded = now
                 logger.warning(
