@@ -116,8 +116,14 @@ def _print(console: Console, result: DemoResult, folder: Path) -> None:
         "another loss.\n"
     )
     console.print(_counts(result))
+    console.print(
+        "[dim]A kill that hits only an agent stops no rank, so nothing resumes after it. "
+        + ("" if len(result.peers) > 2 else "--full adds the ways that keep a directory a step.")
+        + "[/]"
+    )
     word = "[bold green]EQUAL[/], bit for bit" if result.equal else "[bold red]DIFFERENT[/]"
     console.print(f"\n{word}, in {result.seconds:.0f} s. Look at {folder / 'report.html'}")
+    console.print(f"[dim]The run itself: handfast status '{folder}/storm/checkpoints/*'[/]")
 
 
 def _counts(result: DemoResult) -> Table:

@@ -114,6 +114,7 @@ def nodes(state: Mapping[str, object]) -> list[Node]:
             found.append(Node(path, kind, value))
         elif type(value) in _MAPPINGS or type(value) in _SEQUENCES:
             _check_depth(path, value, depth)
+            _check_living(path, value)
             inside = type(value) is not tuple or replaceable
             for key, item in entries(value):
                 visit(child(path, key), item, inside, depth + 1)
@@ -126,6 +127,18 @@ def nodes(state: Mapping[str, object]) -> list[Node]:
             raise TypeError(f"a component's name must be a string that is not empty, not {name!r}")
         visit(child("", name), value, False, 1)
     return found
+
+
+def _check_living(path: str, box: Any) -> None:
+    """Refuse the habit of torch.save: an optimizer's state_dict() is nothing that is stepped.
+
+    A fresh one is empty, and a restore into it would leave the optimizer as it is, without a word.
+    """
+    if isinstance(box, dict) and box.keys() == {"state", "param_groups"}:
+        raise TypeError(
+            f"state: {path} is an optimizer's state_dict(), a copy that nothing trains. What to "
+            "do: give the optimizer itself, and the model instead of its state_dict()"
+        )
 
 
 def _no_place(path: str, value: object) -> str:

@@ -283,6 +283,14 @@ def test_a_value_that_cannot_be_restored_in_place_is_refused_at_once(value: obje
         capture({"step": value})
 
 
+def test_the_habit_of_torch_save_is_refused() -> None:
+    """A fresh optimizer's state_dict() is empty: a resume would train on without any moments."""
+    model = nn.Linear(2, 2)
+    state = {"model": model, "opt": torch.optim.AdamW(model.parameters()).state_dict()}
+    with pytest.raises(TypeError, match="opt is an optimizer's state_dict.*the optimizer itself"):
+        capture(state)
+
+
 def test_a_plain_loader_is_refused_with_a_way_out() -> None:
     """A DataLoader has no position that could be saved."""
     loader = torch.utils.data.DataLoader([1, 2])
