@@ -16,7 +16,7 @@ import pytest
 import torch
 import xxhash
 from torch import nn
-from trainers import Job, Launcher
+from trainers import Job, Launcher, agents, eventually
 from training import Training
 
 from handfast import Keep
@@ -219,6 +219,30 @@ def test_another_runs_directory_on_one_rank_is_refused(
     assert error.verdict == "foreign"
     assert "belong to 2 runs" in str(error)
     assert len(error.shards) == 2
+
+
+def test_a_directory_of_another_copy_of_the_run_is_refused(launch: Launch, tmp_path: Path) -> None:
+    """A run is copied while idle, both copies train on, and one rank's disk is taken from the
+    other: 1/1 is in both, and 2/2 is certified in both, of other bytes."""
+    job = launch(2)
+    job.all(deeds.resume, str(tmp_path / "a" / "{rank}"))
+    job.all(deeds.train, 1)
+    job.all(deeds.close)
+    eventually(lambda: not agents())
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for name, saves in (("a", 2), ("b", 3)):
+        job = launch(2)
+        job.all(deeds.resume, str(tmp_path / name / "{rank}"))
+        job.all(deeds.train, saves)
+        job.all(deeds.close)
+        eventually(lambda: not agents())
+    shutil.rmtree(tmp_path / "a" / "1")
+    (tmp_path / "b" / "1").rename(tmp_path / "a" / "1")
+    job = launch(2)
+    for error in job.each_raises(deeds.resume, str(tmp_path / "a" / "{rank}")):
+        assert isinstance(error, Refused)
+        assert error.verdict == "mixed"
+        assert "copies of one run that went on apart" in str(error)
 
 
 def test_a_shard_that_was_copied_over_another_step_is_never_loaded(

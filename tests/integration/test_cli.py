@@ -319,6 +319,15 @@ def test_the_commands_need_no_framework(saved: Saved) -> None:
     assert b"--to torch needs torch" in done.stderr
 
 
+def test_a_run_without_any_epoch_is_not_sound(tmp_path: Path) -> None:
+    """`verify` after a path was mistyped: a script must not take "nothing" for "all is well"."""
+    with Checkpointer(tmp_path / "run", {"model": nn.Linear(2, 2)}) as checkpointer:
+        checkpointer.restore()
+    done = handfast("verify", tmp_path / "run")
+    assert done.code == 1
+    assert "no epoch was saved here" in done.out
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(saved: Saved) -> None:
     """`handfast inspect RUN | head -1`: neither a message, nor a code that means damage."""
     read, write = os.pipe()

@@ -10,13 +10,13 @@ from typing import Final, TypeVar
 
 from handfast.checkpoint.agents import AgentView, ask
 from handfast.checkpoint.status import rows
-from handfast.checkpoint.survey import Survey, read_domain
+from handfast.checkpoint.survey import TOGETHER, Survey, read_domain
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import HandfastError, Refused
 from handfast.store.files import Files, reading
 
-__all__ = ["Location", "NoRun", "Released", "choose", "held"]
+__all__ = ["Location", "NoRun", "Released", "choose", "held", "mixed"]
 
 TRIES: Final = 10
 FIELD: Final = re.compile(r"\{(?:rank|local_rank|host)(?:[:!][^{}]*)?\}")
@@ -143,7 +143,19 @@ def choose(survey: Survey, step: int | Epoch | None) -> Epoch:
     )
 
 
+def mixed(survey: Survey) -> Refused:
+    """Say that domains are of several copies of the run, and which stand out."""
+    return Refused(
+        "its domains are of copies of one run that went on apart",
+        verdict=Verdict.MIXED,
+        shards=[survey.domains[rift.member].id for rift in survey.rifts],
+        remedy=TOGETHER,
+    )
+
+
 def _nothing(survey: Survey) -> Refused:
+    if survey.rifts:
+        return mixed(survey)
     if survey.line == GENESIS:
         what, remedy = "nothing was saved in this run yet", "wait for its first epoch to converge"
     elif survey.absent:

@@ -20,6 +20,7 @@ from handfast.checkpoint import rounds
 from handfast.checkpoint.collective import Collective, address_among
 from handfast.checkpoint.connection import REMIND_S, Connection, Joining
 from handfast.checkpoint.images import Loaded, StagingImage
+from handfast.checkpoint.refusal import refusal
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Formation
 from handfast.core.messages import Certificate, RestoreCertificate
@@ -270,25 +271,8 @@ class Session:
         stuck = self.snapshot.stuck
         if stuck is None or self.snapshot.resumed is not None:
             return
-        if stuck.phase == "exhausted":
-            damaged = any("missing" not in reason for reason in stuck.reasons)
-            want = self._round.want if self._round else None
-            what = "no epoch" if want is None else f"no epoch of step {want}"
-            held = ", ".join(str(epoch) for epoch in self.snapshot.retained) or "nothing"
-            raise Refused(
-                f"{what} is left that every shard holds whole, on the timeline of this run; "
-                f"this rank holds {held}",
-                verdict=Verdict.CORRUPT if stuck.reasons and damaged else Verdict.MISSING,
-                shards=stuck.reasons,
-                remedy="`handfast verify` says what each directory holds; a lost run is never "
-                "restarted from scratch in silence: give a fresh path for that",
-            )
-        raise Refused(
-            f"a rank can't take epoch {stuck.epoch}",
-            verdict=Verdict.FOREIGN,
-            shards=stuck.reasons,
-            remedy="build the model and optimizer that the run was saved with",
-        )
+        want = self._round.want if self._round else None
+        raise refusal(stuck, self.snapshot.retained, want)
 
     def load(self, proposal: Proposal, shard: int) -> Loaded:
         """Get a verified image of a shard from this node's agent. The caller closes it.

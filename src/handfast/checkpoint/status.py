@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from handfast.checkpoint.agents import AgentView
-from handfast.checkpoint.survey import Found, Survey
+from handfast.checkpoint.survey import TOGETHER, Found, Survey
 from handfast.core.lattice import GENESIS, Epoch, Skew, skew
 from handfast.core.membership import Domain
 from handfast.core.messages import Skipped
@@ -19,7 +19,6 @@ from handfast.core.verdict import Verdict
 __all__ = ["Cell", "DomainRow", "EpochRow", "Mark", "PinRow", "Status", "Trouble", "rows",
     "status", "troubles"]  # fmt: skip
 
-TOGETHER: Final = "What to do: put the directories of one of the copies together again"
 DAMAGE: Final = (Verdict.CORRUPT, Verdict.MIXED, Verdict.FOREIGN, Verdict.MISSING)
 
 
@@ -270,7 +269,7 @@ def troubles(survey: Survey) -> tuple[Trouble, ...]:
                 listed.append(Trouble(domain.id, domain.shard, verdict, problem, lost.epoch))
     for rift in survey.rifts:
         domain = survey.domains[rift.member]
-        problem = f"{domain.id} {rift.reason}. {TOGETHER}"
+        problem = f"{domain.id} {rift.reason}. What to do: {TOGETHER}"
         listed.append(Trouble(domain.id, domain.shard, Verdict.MIXED, problem))
     for found in survey.strangers:
         shard = found.identity.shard if found.identity is not None else None

@@ -40,7 +40,9 @@ from handfast.store.pins import Pin, pins
 from handfast.store.port import Entry
 from handfast.store.shelf import Shelf
 
-__all__ = ["Found", "Survey", "read_domain"]
+__all__ = ["TOGETHER", "Found", "Survey", "read_domain"]
+
+TOGETHER: Final = "put the directories of one of the copies together again"
 
 LOOKS: Final = 20  # a live domain may release while we look at it; its journal then says so
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from handfast.checkpoint.location import Location, Released, choose
+from handfast.checkpoint.location import Location, Released, choose, mixed
+from handfast.checkpoint.status import rows
 from handfast.checkpoint.survey import Found, Survey, read_domain
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
@@ -268,6 +269,8 @@ def _hold(
 ) -> tuple[Epoch, list[Found]]:
     """Choose the epoch, and one copy of each shard, and pin those; all or none."""
     epoch = choose(survey, step)
+    if any(row.epoch == epoch and row.verdict is Verdict.MIXED for row in rows(survey)):
+        raise mixed(survey)
     places = _copies(survey, epoch)
     with ExitStack() as stack:
         for found in places:

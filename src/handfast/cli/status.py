@@ -106,7 +106,9 @@ def _skew(found: Status) -> str:
 
 def _phase(found: Status) -> str:
     waits = f", waits for {', '.join(found.blocked_by)}" if found.blocked_by else ""
-    return escape(f"{found.phase}{waits}")
+    if found.agents:
+        return escape(f"{found.phase}{waits}")
+    return escape(f"{found.phase}{waits} (as last written: no agent is alive on this node)")
 
 
 def _grid(console: Console, found: Status, most: int) -> None:

@@ -46,7 +46,7 @@ def verify(run: tuple[str, ...], step: int | Epoch | None, everything: bool, as_
             answer(result, sound=result.sound)
         else:
             _show(result)
-        if not result.sound:
+        if not (result.sound and result.checked):
             raise click.exceptions.Exit(DAMAGED)
 
 
@@ -67,10 +67,13 @@ def _show(result: Verification) -> None:
                 escape(found.problem),
             )
         console.print(table)
+    if not result.checked and not result.findings:
+        console.print("[bold red]missing[/]: no epoch was saved here, so there is none to verify")
+        return
     epochs = ", ".join(map(str, result.checked)) or "no epoch"
     state = "[bold green]sound[/]" if result.sound else f"{len(result.findings)} findings"
     console.print(f"{epochs}: {state} ({size(result.nbytes)} read)")
     if result.line is None:
-        console.print("a restore would find nothing" if result.findings else "nothing was saved")
+        console.print("a restore would find nothing")
     elif result.line != GENESIS:
         console.print(f"a restore would take {result.line}")

@@ -285,6 +285,10 @@ def test_a_directory_of_another_copy_of_the_run_is_a_mixture(tmp_path: Path) -> 
     assert verdicts(run) == {Epoch(2, 6): "mixed", Epoch(2, 5): "mixed", Epoch(1, 4): "complete"}
     for found in (run.verify(), run.verify(everything=True), run.verify(6)):
         assert (found.line, [f.verdict for f in found.findings]) == (None, ["mixed"])
+    for step in (None, 6):
+        with pytest.raises(Refused, match="copies of one run that went on apart") as caught:
+            run.export(tmp_path / "out", step=step)
+        assert caught.value.shards == (stray.id,)
     assert job.start() is None
     job.stop()
 

@@ -1,14 +1,13 @@
 """Show the lattice as one member sees it: who is how far, and who is awaited, by name."""
 
-from test_member import Pair
+from test_member import E1, E2, Pair, begin
 
 from handfast.core import events as ev
 from handfast.core.lattice import Epoch
 from handfast.core.link import Edge
 from handfast.core.member import boot
-from handfast.core.view import Lattice, view
-
-E1 = Epoch(1, 10)
+from handfast.core.messages import Lost
+from handfast.core.view import Lattice, left_behind, view
 
 
 def test_a_member_that_has_not_begun_shows_nothing():
@@ -71,3 +70,57 @@ def test_a_member_between_two_configurations_is_idle():
     pair.begin()
     pair.members[0] = boot("a", 1, pair.journals[0][:1])
     assert view(pair.members[0]).phase == "idle"
+
+
+# --- what a recovery steps below
+
+
+def parted(told: list, *, want: int | None = None, lost: tuple[Lost, ...] = ()) -> Pair:
+    """Two epochs converged; then a starts from what is left of its journal, and b as it was."""
+    pair = Pair().opened()
+    pair.save(E1)
+    pair.save(E2)
+    left = [r for r in pair.journals[0] if r not in told]
+    pair.members[0] = boot("a", 2, left, lost)
+    pair.members[1] = boot("b", 2, pair.journals[1])
+    for at in (0, 1):
+        pair.run(at, begin(2, "r2", want=want))
+    pair.deliver()
+    return pair
+
+
+def test_a_copy_that_is_gone_is_left_behind_with_its_reason():
+    pair = parted([], lost=(Lost(E2, "its manifest is missing"),))
+    for member in pair.members:
+        assert left_behind(member, E1) == ("1/20 had converged (a: its manifest is missing)",)
+        assert left_behind(member, E2) == ()
+
+
+def test_a_disk_that_was_put_back_is_left_behind_by_name():
+    whole = Pair().opened()
+    whole.save(E1)
+    before = list(whole.journals[0])
+    whole.save(E2)
+    pair = parted(whole.journals[0][len(before) :])
+    assert [copy.epoch for copy in pair.members[0].retained][-1:] == [E1]
+    assert left_behind(pair.members[1], E1) == ("1/20 had converged (a: has no copy)",)
+
+
+def test_a_copy_whose_bytes_are_bad_is_left_behind_with_what_was_found():
+    pair = parted([])
+    pair.run(0, ev.Checked(2, E2, "chunk 3 differs from its hash"))
+    pair.run(1, ev.Checked(2, E2))
+    pair.deliver()
+    said = ("1/20 had converged (a: chunk 3 differs from its hash)",)
+    assert [left_behind(member, E1) for member in pair.members] == [said, said]
+
+
+def test_what_was_asked_for_leaves_nothing_behind():
+    pair = parted([], want=10)
+    assert left_behind(pair.members[0], E1) == ()
+
+
+def test_without_a_recovery_nothing_is_left_behind():
+    assert left_behind(boot("a", 1, []), E1) == ()
+    pair = Pair()
+    assert left_behind(pair.opened().members[0], E1) == ()

@@ -287,7 +287,7 @@ def test_the_habit_of_torch_save_is_refused() -> None:
     """A fresh optimizer's state_dict() is empty: a resume would train on without any moments."""
     model = nn.Linear(2, 2)
     state = {"model": model, "opt": torch.optim.AdamW(model.parameters()).state_dict()}
-    with pytest.raises(TypeError, match="opt is an optimizer's state_dict.*the optimizer itself"):
+    with pytest.raises(TypeError, match=r"opt is an optimizer's state_dict.*the optimizer itself"):
         capture(state)
 
 
