@@ -108,6 +108,22 @@ def test_a_full_window_names_who_is_in_the_way(busy: str, launch: Launch, tmp_pa
     assert [epoch.step for epoch in job.all(deeds.converged)] == [4, 4]
 
 
+def test_skips_that_keep_everything_from_converging_are_warned_of(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """Two ranks that skip in turns train on for days, and nothing is ever saved."""
+    job = launch(2, 2)
+    job.all(deeds.resume, str(tmp_path / "run"), busy="skip", images=2)
+    one, other = job
+    one.do(deeds.train, 2)
+    one.do(deeds.persisted)
+    assert [one.do(deeds.save, step)[0] for step in range(3, 11)] == [False] * 8
+    (said,) = [line for line in one.do(deeds.warnings) if "saves were skipped" in line]
+    assert "8 saves were skipped and nothing has converged since step None" in said
+    other.do(deeds.train, 2)
+    eventually(lambda: job.all(deeds.call, "latest_step") == [2, 2])
+
+
 def test_a_save_that_waits_for_others_waits_no_longer_than_wished(
     launch: Launch, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ logger = logging.getLogger("handfast")
 Busy = Literal["wait", "skip", "raise"]
 OnError = Literal["raise", "retry", "warn"]
 RETRIES: Final = 3
+SKIPS_MANY: Final = (8, 64, 512, 4096)  # when it is said, and said again
 
 
 class State(Protocol):
@@ -143,6 +144,7 @@ class Checkpointer:
         self._poison = ""
         self._last: Save | None = None
         self._failures = 0
+        self._skips: tuple[int | None, int] = (None, 0)
         self._overdue = False
         self._closed = False
         self._owner = os.getpid()
@@ -392,8 +394,23 @@ class Checkpointer:
         if self._busy != "skip":
             raise Blocked(f"epoch {epoch}: {why}", by=by)
         self._session.forgo(epoch, why)
+        self._count_skip()
         self._event("skipped", epoch=str(epoch), reason=why, by=list(by))
         return Save(self._session, None, why)
+
+    def _count_skip(self) -> None:
+        """Warn where skips keep every epoch from converging: ranks may skip in turns."""
+        latest = self.latest_step()
+        if latest != self._skips[0]:
+            self._skips = (latest, 0)
+        self._skips = (latest, self._skips[1] + 1)
+        if self._skips[1] in SKIPS_MANY:
+            logger.warning(
+                "%d saves were skipped and nothing has converged since step %s: where ranks skip "
+                "in turns no epoch is whole; every=, images=2 or busy='wait' bring them together",
+                self._skips[1],
+                latest,
+            )
 
     # --- failures and the end -------------------------------------------------------------------
 
