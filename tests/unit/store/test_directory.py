@@ -438,6 +438,34 @@ def test_names_that_nobody_knows_are_left_alone(tmp_path: Path) -> None:
 # Deltas
 
 
+class Attentive(Posix):
+    """Notes when clean pages are dropped and when a file is read, by its name."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+
+    def forget(self, fd: int) -> None:
+        self.seen.append(("forget", os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))))
+        super().forget(fd)
+
+    def pread(self, fd: int, into: memoryview, offset: int) -> int:
+        self.seen.append(("pread", os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))))
+        return super().pread(fd, into, offset)
+
+
+def test_what_counts_is_what_the_medium_holds(tmp_path: Path) -> None:
+    """Before a byte of an image is held against its hash, in a save and in a restore, the page
+    cache is told to drop it: a bad disk must not be covered by what was just written."""
+    home, files = Local(tmp_path), Attentive()
+    directory = claim(files, home.root, home.name)
+    layout, image = picture(1)
+    written = save(directory, home, Epoch(1, 1), image, layout)
+    into = bytearray(written.manifest.image_bytes)
+    for name in ("1-1.safetensors.tmp", "1-1.safetensors"):
+        assert files.seen.index(("forget", name)) < files.seen.index(("pread", name))
+        directory.read(Epoch(1, 1), memoryview(into), digest=written.digest)
+
+
 def test_chains_stay_short(tmp_path: Path) -> None:
     """Shows that an epoch never comes to lie in more files than a restore should open."""
     home = Local(tmp_path)
