@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import select
 import shutil
@@ -15,6 +16,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -366,6 +368,25 @@ def test_a_job_that_was_overtaken_stops_and_claims_nothing(agents: Agents, root:
     for node in nodes:
         if not node.ended():
             node.close()
+
+
+def test_a_clock_that_is_set_back_changes_nothing(
+    agents: Agents, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that neither the time of day nor the age of a file decides anything: each look at the
+    clock is an hour before the last one, and the older epoch's files are the younger ones."""
+    hours = itertools.count(2_000_000_000, -3600)
+    monkeypatch.setattr(time, "time", lambda: float(next(hours)))
+    monkeypatch.setattr(time, "time_ns", lambda: next(hours) * 10**9)
+    for expected, saved in ((GENESIS, 1), (ONE, 2), (Epoch(2, 2), 3)):
+        node = Node(str(agents.home), f"node{saved}")
+        job = Job(root, [node.client], [f"node{saved}"])
+        assert job.restore() == expected
+        assert job.save(saved).step == saved
+        job.close()
+        node.close()
+        for age, path in enumerate(sorted(Path(root).rglob("*"), key=lambda p: p.name)):
+            os.utime(path, (1e9 - age, 1e9 - age))
 
 
 def test_each_opening_is_one_incarnation(agents: Agents, root: str) -> None:
