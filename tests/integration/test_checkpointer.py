@@ -10,7 +10,7 @@ from pathlib import Path
 
 import deeds
 import pytest
-from trainers import Gone, HeldAgent, Job, agents, eventually
+from trainers import Gone, HeldAgent, Job, agents, eventually, raised_by
 
 from handfast.errors import Blocked, Refused
 
@@ -271,6 +271,20 @@ def test_a_directory_that_was_replaced_under_its_agent_is_seen(
     (two,) = launch()
     assert two.do(deeds.resume, str(run)) == 6
     assert two.do(deeds.digest) == saved
+
+
+def test_a_directory_that_was_removed_is_missed_aloud(launch: Launch, tmp_path: Path) -> None:
+    """`rm -rf` of a run that is being trained: the next save says what is gone."""
+    run = tmp_path / "run"
+    (one,) = launch()
+    one.do(deeds.resume, str(run))
+    one.do(deeds.train, 1)
+    one.do(deeds.converged)
+    shutil.rmtree(run)
+    one.tell(deeds.train, 99)
+    error = raised_by(one)
+    assert isinstance(error, Refused)
+    assert "is not the directory that it was: rank-00000-" in str(error)
 
 
 def test_an_agent_killed_while_it_reads_for_a_restore_is_replaced(

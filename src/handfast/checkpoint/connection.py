@@ -20,7 +20,8 @@ from handfast.agent.host import Opened, Round
 from handfast.agent.local import AgentGone, Client
 from handfast.agent.snapshot import Snapshot
 from handfast.agent.snapshot import decode as decode_snapshot
-from handfast.errors import Blocked, HandfastError, Superseded
+from handfast.core.verdict import Verdict
+from handfast.errors import Blocked, HandfastError, Refused, Superseded
 
 __all__ = ["Connection", "Joining"]
 
@@ -260,7 +261,15 @@ class Connection:
             self._client = self._dial()
         with self._changed:
             self.snapshot = Snapshot("", 0)
+        before = self.domain
         domain = self._open(joining, port).domain
+        if domain != before:
+            raise Refused(
+                f"{joining.root} is not the directory that it was: {before} is gone from it",
+                verdict=Verdict.MISSING,
+                shards=(before,),
+                remedy="put the directory back, or stop this job and start it anew",
+            )
         self.ask("begin", domain=domain, round=msgspec.msgpack.encode(spec))
         self._again()
 
