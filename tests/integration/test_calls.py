@@ -19,9 +19,10 @@ from training import Training, digest
 
 import handfast
 from handfast import Epoch, Keep, Lattice
+from handfast.checkpoint.connection import Connection
 from handfast.core.lattice import GENESIS
 from handfast.errors import Blocked, HandfastError, Poisoned, Refused, Unstorable
-from handfast.torch import Checkpointer
+from handfast.torch import Checkpointer, load
 
 PATIENT: dict[str, Any] = {"patience_s": 30.0}
 
@@ -535,6 +536,48 @@ def test_tied_weights_are_stored_once(run: str) -> None:
         ckpt.save(1)
     (image,) = Path(run).glob("domains/*/*/chunks/*.safetensors")
     assert image.stat().st_size < 2 * model[0].weight.nbytes
+
+
+@pytest.mark.parametrize("when", ["before it was heard", "after it was heard"])
+@pytest.mark.parametrize("change", ["shrink", "grow", "reshape", "retype"])
+def test_a_change_of_structure_that_was_interrupted_is_made_anew(
+    run: str, when: str, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the new layout is handed over: the next save must not write into the old one,
+    where a tensor of an earlier step still stands."""
+    box = {"a": torch.ones(2000), "b": torch.ones(2000)}
+    real = Connection.call
+
+    def call(self: Connection, name: str, *args: Any, **more: Any) -> dict[str, Any]:
+        if name != "plan":
+            return real(self, name, *args, **more)
+        if when == "after it was heard":
+            real(self, name, *args, **more)
+        raise KeyboardInterrupt
+
+    with Checkpointer(run, {"box": box}, patience_s=30.0) as ckpt:
+        ckpt.restore()
+        ckpt.save(1).converged(30.0)
+        match change:
+            case "shrink":
+                del box["b"]
+            case "grow":
+                box["c"] = torch.ones(3000)
+            case "reshape":
+                box["b"] = torch.ones(3)
+            case _:
+                box["b"] = torch.ones(2000, dtype=torch.float64)
+        with monkeypatch.context() as broken:
+            broken.setattr(Connection, "call", call)
+            with pytest.raises(KeyboardInterrupt):
+                ckpt.save(2)
+        for tensor in box.values():
+            tensor.fill_(3.3)
+        ckpt.save(3).converged(30.0)
+    found = load(run, "box", step=3)
+    assert found.keys() == box.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in box.items())
+    assert all(found[name].dtype == tensor.dtype for name, tensor in box.items())
 
 
 # --- slips ------------------------------------------------------------------------------------

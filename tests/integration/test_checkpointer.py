@@ -235,7 +235,7 @@ def test_a_stopped_agent_is_named_and_waited_for_no_longer_than_wished(
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(Blocked, match=f"agent process {pid}"):
         one.do(deeds.train, 2)
-    with pytest.raises(Refused, match=f"no reply to 'open' within 3 s from agent process {pid}"):
+    with pytest.raises(Blocked, match=f"no reply to 'open' within 3 s from agent process {pid}"):
         one.do(deeds.restore)
     os.kill(pid, signal.SIGCONT)
     assert one.do(deeds.restore) == 2  # it was handed over whole, and so it counts

@@ -332,8 +332,8 @@ class Agent:
         host, seat = self._own(trainer, fields), self._seat_of(trainer)
         plan = msgspec.msgpack.decode(fields["plan"], type=Plan)
         seat.retire()
-        for number in fields["images"]:
-            seat.images[number] = Image(fds[0], plan)
+        for number, key in zip(fields["images"], fields["keys"], strict=True):
+            seat.images[number] = Image(fds[0], plan, key)
             fds.pop(0)
         return {"free": host.keeper.directory.free_bytes()}
 
@@ -343,7 +343,7 @@ class Agent:
         host, seat = self._own(trainer, fields), self._seat_of(trainer)
         epoch = Epoch(*fields["epoch"])
         image = seat.images.get(fields["image"])
-        if image is None:
+        if image is None or image.key != fields["key"]:
             raise FormatError(f"{epoch}: image {fields['image']} was never handed over")
         refusal = await host.stage(epoch, image, fields["objects"])
         if refusal is None:

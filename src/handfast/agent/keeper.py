@@ -57,15 +57,16 @@ class Image:
     """A trainer's memory image, received as a memfd: it outlives the trainer.
 
     Takes ``fd`` over, unless it raises: FormatError where the memory could be resized by the
-    trainer, or is smaller than the plan says.
+    trainer, or is smaller than the plan says. ``key`` is how the trainer calls this memory.
     """
 
-    def __init__(self, fd: int, plan: Plan) -> None:
+    def __init__(self, fd: int, plan: Plan, key: str = "") -> None:
         size = image_size(fd)
         if size < plan.padded:
             raise FormatError(f"an image of {size} bytes is too small for its {plan.padded}")
         self.fd = fd
         self.plan = plan
+        self.key = key
         self.map = mmap.mmap(fd, plan.padded, mmap.MAP_SHARED, mmap.PROT_READ)
         self.busy: Epoch | None = None
 

@@ -23,6 +23,8 @@ def whole(name: str, value: object, *, least: int | None = None) -> int:
         ) from None
     if least is not None and found < least:
         raise ValueError(f"{name}={value}: it counts from {least}")
+    if abs(found) >= 1 << 63:
+        raise ValueError(f"{name}={value}: it does not fit 64 bits")
     return found
 
 

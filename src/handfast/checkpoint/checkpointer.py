@@ -43,8 +43,8 @@ SKIPS_MANY: Final = (8, 64, 512, 4096)  # when it is said, and said again
 class State(Protocol):
     """What a framework does for the Checkpointer. One thread at a time calls it."""
 
-    def capture(self, extra: object, grads: bool) -> Plan | None:
-        """Read the live state; a new plan where the structure differs from the last capture's.
+    def capture(self, extra: object, grads: bool) -> Plan:
+        """Read the live state; gives the very plan of the last capture where that still fits.
 
         With ``grads`` the gradients, too. Raises Unstorable, ValueError or TypeError for what can't
         be stored.
@@ -139,7 +139,6 @@ class Checkpointer:
         self._drain_s = seconds("drain_s", drain_s)
         self._patience_s = None if patience_s is None else seconds("patience_s", patience_s)
         self._restored: RestoreCertificate | None = None
-        self._planned = False
         self._began = self._tried = False
         self._poison = ""
         self._last: Save | None = None
@@ -372,17 +371,17 @@ class Checkpointer:
 
     def _take(self, epoch: Epoch, extra: object, grads: bool) -> Save:
         plan = self._state.capture(extra, grads)
-        if plan is not None or not self._planned:
-            if plan is None:
-                raise RuntimeError("the first capture of a state gives its plan")
+        patience = self._patience_s if self._busy == "wait" else 0.0
+        image = None
+        if plan is self._session.plan:
+            image = self._session.free_image(patience)
+        elif self._session.idle(patience):
             self._session.set_plan(plan, self._image_count)
-            self._planned = True
-        image = self._session.free_image(self._patience_s if self._busy == "wait" else 0.0)
+            image = self._session.free_image(patience)
         if image is None:
             why, by = "an earlier epoch is still being persisted", [self._session.snapshot.domain]
             return self._decline(epoch, why, by)
         objects = self._state.copy(image)
-        patience = self._patience_s if self._busy == "wait" else 0.0
         why, by = self._session.stage_patiently(epoch, image, objects, patience)
         if not why:
             return Save(self._session, epoch)

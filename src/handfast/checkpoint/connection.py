@@ -161,10 +161,17 @@ class Connection:
             pid = client.agent_pid
             raise Blocked(str(error), by=(f"agent process {pid} of this node",)) from error
 
-    def wait(self, ready: Callable[[Snapshot], bool], timeout: float | None, what: str) -> None:
+    def wait(
+        self,
+        ready: Callable[[Snapshot], bool],
+        timeout: float | None,
+        what: str,
+        nudge: Callable[[], None] | None = None,
+    ) -> None:
         """Wait for the snapshot to say so; revives the agent, and reminds of who is missing.
 
-        Raises Blocked, naming them, after ``timeout`` seconds; Superseded; AgentGone.
+        ``nudge`` is called a few times a second meanwhile. Raises Blocked, naming them, after
+        ``timeout`` seconds; Superseded; AgentGone.
         """
         began = reminded = time.monotonic()
         pause = POLL_S if timeout is None else max(0.0, min(POLL_S, timeout))
@@ -176,6 +183,8 @@ class Connection:
                 raise AgentGone(f"{what}: nobody to wait for, this is closed", socket="")
             self.check()
             self._revive()
+            if nudge is not None:
+                nudge()
             now = time.monotonic()
             if timeout is not None and now - began >= timeout:
                 phase = self.snapshot.lattice.phase

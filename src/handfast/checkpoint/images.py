@@ -25,10 +25,12 @@ class StagingImage:
 
     ``epoch`` is what it holds while that is being persisted, else None; ``objects`` what goes
     into the manifest with it; ``views`` what the framework sees the memory as, kept for the next
-    save.
+    save. ``key`` names this very memory to the agent.
     """
 
     def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.key = os.urandom(8).hex()
         self.fd = make_image(plan.padded)
         self.map = mmap.mmap(self.fd, plan.padded, mmap.MAP_SHARED)
         self.map[: len(plan.header)] = plan.header

@@ -46,6 +46,17 @@ class _Hand(msgspec.Struct, frozen=True):
     want: int | None = None
     problem: str = ""
     verdict: Verdict = Verdict.MISSING
+    by: tuple[str, ...] = ()
+
+
+def _handed(plan: Plan, images: Sequence[StagingImage]) -> dict[str, Any]:
+    """Spell out a hand-over of memory to the agent."""
+    return {
+        "fds": [image.fd for image in images],
+        "plan": msgspec.msgpack.encode(plan),
+        "images": list(range(len(images))),
+        "keys": [image.key for image in images],
+    }
 
 
 def _more_room(seen: Snapshot, now: Snapshot) -> bool:
@@ -78,6 +89,7 @@ class Session:
         self._plan: Plan | None = None
         self._images: list[StagingImage] = []
         self._reported: set[Epoch] = set()
+        self._accepted: tuple[Epoch, int] | None = None
 
     # --- what is known, without I/O ------------------------------------------------------------
 
@@ -140,6 +152,7 @@ class Session:
         same on every rank, where the directories don't make one run.
         """
         self._line.patience_s = patience_s
+        self._accepted = None
         place = self.collective.place
         mine = rounds.peek(self._files, self.root, place.node, place.rank)
         self._meeting = rounds.meet(self.collective, mine)
@@ -149,6 +162,8 @@ class Session:
             hand = _Hand(self._line.open(self._joining(self._meeting)), generation, want)
         except Refused as error:
             hand = _Hand(want=want, problem=str(error), verdict=error.verdict)
+        except Blocked as error:
+            hand = _Hand(want=want, problem=str(error), by=tuple(error.by))
         except OSError as error:
             hand = _Hand(want=want, problem=f"{error.strerror}: {error.filename or self.root}")
         except HandfastError as error:
@@ -180,6 +195,8 @@ class Session:
         opened = [hand.opened for hand in said if hand.opened is not None]
         if self._meeting is None or len(opened) < len(said):
             first = next(hand for hand in said if hand.problem)
+            if by := [name for hand in said for name in hand.by]:
+                raise Blocked(f"a rank can't take part: {first.problem}", by=by)
             raise Refused(
                 "a rank can't take part",
                 verdict=first.verdict,
@@ -222,7 +239,8 @@ class Session:
             if self._plan is not None and not self._is_idle(image):
                 image.close()
                 self._images[number] = StagingImage(self._plan)
-        self._hand_over()
+        if self._plan is not None:
+            self._hand_over(self._plan, self._images)
 
     def leader(self) -> int:
         """Find the shard that holds what the ranks of this node share: the node's lowest."""
@@ -255,7 +273,10 @@ class Session:
         Raises what :meth:`await_proposal` raises. Only after this may live state be mutated.
         """
         self._line.wait(
-            lambda now: self._ours(now) and bool(now.stuck or now.resumed), timeout, "restore"
+            lambda now: self._ours(now) and bool(now.stuck or now.resumed),
+            timeout,
+            "restore",
+            nudge=self._accept_again,
         )
         if self.snapshot.resumed is None:
             self._raise_stuck()
@@ -299,7 +320,19 @@ class Session:
     def accept(self, proposal: Proposal) -> None:
         """Say that this rank compared the epoch with its live state and will load it."""
         copy = proposal.copies[self.collective.place.rank]
+        self._accepted = (proposal.epoch, copy)
         self._answer("accept", proposal.epoch, copy=copy)
+
+    def _accept_again(self) -> None:
+        """Repeat what an agent may have heard too early, or died of before it wrote it down.
+
+        An acceptance is write-once, so that saying it twice is no harm.
+        """
+        now = self.snapshot
+        if self._accepted and self._ours(now) and now.proposal:
+            epoch, copy = self._accepted
+            if now.proposal.epoch == epoch:
+                self._answer("accept", epoch, copy=copy)
 
     def decline(self, epoch: Epoch, reason: str) -> None:
         """Say that this rank can't load the epoch, so that no rank waits for it."""
@@ -311,34 +344,48 @@ class Session:
 
     # --- saving --------------------------------------------------------------------------------
 
-    def set_plan(self, plan: Plan, images: int) -> None:
-        """Make memory for images of a structure and hand it to the agent, once a structure."""
-        for image in self._images:
-            self._idle(image, None)
-            image.close()
-        self._images = [StagingImage(plan) for _ in range(images)]
-        self._plan = plan
-        self._hand_over()
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the images that the agent holds; the very one that was given."""
+        return self._plan
 
-    def _hand_over(self) -> None:
-        if self._plan is not None:
-            reply = self._line.call(
-                "plan",
-                fds=[image.fd for image in self._images],
-                plan=msgspec.msgpack.encode(self._plan),
-                images=list(range(len(self._images))),
+    def set_plan(self, plan: Plan, images: int) -> None:
+        """Make memory for images of a structure and hand it to the agent, once a structure.
+
+        Until that is done the former images stay: whatever stops it, the next save finds that its
+        plan is not this one. Memory that is still being persisted is then the agent's alone.
+        """
+        fresh: list[StagingImage] = []
+        try:
+            fresh += [StagingImage(plan) for _ in range(images)]
+            self._hand_over(plan, fresh)
+        except BaseException:
+            for image in fresh:
+                image.close()
+            raise
+        former, self._images, self._plan = self._images, fresh, plan
+        for image in former:
+            image.close()
+
+    def _hand_over(self, plan: Plan, images: Sequence[StagingImage]) -> None:
+        reply = self._line.call("plan", **_handed(plan, images))
+        window = self._round.window if self._round else 0
+        wanted = (window + 3) * plan.nbytes
+        if reply["free"] < wanted:
+            logger.warning(
+                "%s has %.1f GB free, and up to %d epochs of %.1f GB may be there at once: a full "
+                "disk makes saves fail",
+                self.root,
+                reply["free"] / 1e9,
+                window + 3,
+                plan.nbytes / 1e9,
             )
-            window = self._round.window if self._round else 0
-            wanted = (window + 3) * self._plan.nbytes
-            if reply["free"] < wanted:
-                logger.warning(
-                    "%s has %.1f GB free, and up to %d epochs of %.1f GB may be there at once: a "
-                    "full disk makes saves fail",
-                    self.root,
-                    reply["free"] / 1e9,
-                    window + 3,
-                    self._plan.nbytes / 1e9,
-                )
+
+    def idle(self, timeout: float | None) -> bool:
+        """Wait until no image is being persisted; False where time is up."""
+        with contextlib.suppress(Blocked):
+            self._line.wait(lambda _: all(map(self._is_idle, self._images)), timeout, "save")
+        return all(map(self._is_idle, self._images))
 
     def free_image(self, timeout: float | None) -> StagingImage | None:
         """Find an image that is not being persisted; waits; None where time is up."""
@@ -357,15 +404,13 @@ class Session:
             image.epoch = None
         return image.epoch is None
 
-    def _idle(self, image: StagingImage, timeout: float | None) -> None:
-        self._line.wait(lambda _: self._is_idle(image), timeout, "save")
-
     def stage(self, epoch: Epoch, image: StagingImage, objects: bytes) -> tuple[str, list[str]]:
         """Hand an image over; returns why it was not taken and who is in the way, or ("", [])."""
         image.epoch, image.objects = epoch, objects
         told: dict[str, Any] = {
             "epoch": msgspec.structs.astuple(epoch),
             "image": self._images.index(image),
+            "key": image.key,
             "objects": objects,
         }
         try:
@@ -459,14 +504,17 @@ class Session:
         if self._plan is None:
             return
         domain = self._line.domain
-        plan = msgspec.msgpack.encode(self._plan)
-        fds = [image.fd for image in self._images]
-        self._line.ask("plan", fds=fds, domain=domain, plan=plan, images=list(range(len(fds))))
+        self._line.ask("plan", domain=domain, **_handed(self._plan, self._images))
         held = [(image.epoch, n, image) for n, image in enumerate(self._images) if image.epoch]
         for epoch, number, image in sorted(held, key=lambda item: item[0]):
             told = msgspec.structs.astuple(epoch)
             reply = self._line.ask(
-                "stage", domain=domain, epoch=told, image=number, objects=image.objects
+                "stage",
+                domain=domain,
+                epoch=told,
+                image=number,
+                key=image.key,
+                objects=image.objects,
             )
             if not reply["taken"]:  # the dead agent had voted on it
                 image.epoch = None

@@ -80,14 +80,15 @@ class TorchState:
         self._captured: Captured | None = None
         self._mine: tuple[bool, ...] = ()
         self._layout: Layout | None = None
+        self._plan: Plan | None = None
 
     def owns_replicas(self, owner: bool) -> None:
         """See the port: the lowest rank of a node stores what all of its ranks hold alike."""
         if owner != self._owner:
-            self._captured, self._layout = None, None
+            self._captured, self._layout, self._plan = None, None, None
         self._owner = owner
 
-    def capture(self, extra: object, grads: bool) -> Plan | None:
+    def capture(self, extra: object, grads: bool) -> Plan:
         """See the port."""
         before = self._captured
         now = capture(
@@ -99,15 +100,17 @@ class TorchState:
             previous=before,
         )
         same = before is not None and now.specs is before.specs
+        former, self._plan = self._plan, None  # until it is whole: an interrupt leaves none
         self._captured = now
-        if same and self._layout is not None:
-            return None
+        if same and former is not None:
+            self._plan = former
+            return former
         shared = set(now.replicated)
         self._mine = tuple(self._owner or spec.path not in shared for spec in now.specs)
         specs = [spec for spec, mine in zip(now.specs, self._mine, strict=True) if mine]
         stored = {spec.path for spec in specs}
         self._layout = layout = plan(specs)
-        return Plan(
+        self._plan = Plan(
             slots=layout.slots,
             header=layout.header,
             nbytes=layout.nbytes,
@@ -119,12 +122,13 @@ class TorchState:
             lineage=self._lineage,
             verify=self._verify,
         )
+        return self._plan
 
     def copy(self, image: StagingImage) -> bytes:
         """See the port. Returns once the bytes are in the image, from CUDA devices too."""
         captured, layout = self._captured, self._layout
-        if captured is None or layout is None:
-            raise RuntimeError("nothing was captured yet")
+        if captured is None or layout is None or image.plan is not self._plan:
+            raise RuntimeError("what was captured is of another plan than this image")
         if image.views is None:
             image.views = map_image(layout.slots, image.map)
         kept = captured if all(self._mine) else _only(captured, self._mine)

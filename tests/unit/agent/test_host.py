@@ -441,8 +441,8 @@ def test_wrong_calls_are_answered_clearly_and_harm_nothing(
         with node.client() as other:
             for name, fields in {
                 "begin": {"round": b""},
-                "plan": {"plan": b"", "images": []},
-                "stage": {"epoch": (1, 1), "image": 0, "objects": b""},
+                "plan": {"plan": b"", "images": [], "keys": []},
+                "stage": {"epoch": (1, 1), "image": 0, "key": "", "objects": b""},
                 "skip": {"epoch": (1, 1), "reason": ""},
                 "accept": {"generation": 1, "epoch": (1, 1), "copy": 0},
                 "decline": {"generation": 1, "epoch": (1, 1), "reason": ""},
@@ -451,7 +451,7 @@ def test_wrong_calls_are_answered_clearly_and_harm_nothing(
                     other.call(name, domain=opened.domain, **fields)
         check_images(client, opened.domain)
         with pytest.raises(FormatError, match="image 3 was never handed over"):
-            client.call("stage", domain=opened.domain, epoch=(1, 1), image=3, objects=b"")
+            client.call("stage", domain=opened.domain, epoch=(1, 1), image=3, key="", objects=b"")
         with pytest.raises(FormatError, match="no copy of 1/1: it is not retained"):
             client.call("load", domain=opened.domain, epoch=(1, 1))
         with pytest.raises(CallFailed, match="ValidationError"):
@@ -468,13 +468,15 @@ def check_images(client: Client, domain: str) -> None:
     good = msgspec.msgpack.encode(plan(1 << 20))
     try:
         with pytest.raises(FormatError, match="too small"):
-            client.call("plan", fds=[small], domain=domain, plan=good, images=[0])
+            client.call("plan", fds=[small], domain=domain, plan=good, images=[0], keys=[""])
         with pytest.raises(FormatError, match="sealed against resizing"):
-            client.call("plan", fds=[loose], domain=domain, plan=good, images=[0])
+            client.call("plan", fds=[loose], domain=domain, plan=good, images=[0], keys=[""])
         with pytest.raises(CallFailed, match="IndexError"):
-            client.call("plan", fds=[], domain=domain, plan=good, images=[0])
+            client.call("plan", fds=[], domain=domain, plan=good, images=[0], keys=[""])
         with pytest.raises(CallFailed, match="ValidationError"):
-            client.call("plan", fds=[], domain=domain, plan=msgspec.msgpack.encode([]), images=[])
+            client.call(
+                "plan", fds=[], domain=domain, plan=msgspec.msgpack.encode([]), images=[], keys=[]
+            )
     finally:
         os.close(small)
         os.close(loose)

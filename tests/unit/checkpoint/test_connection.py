@@ -370,6 +370,28 @@ def test_a_job_that_was_overtaken_stops_and_claims_nothing(agents: Agents, root:
             node.close()
 
 
+def test_an_acceptance_that_an_agent_heard_too_early_or_died_of_is_said_again(
+    agents: Agents, root: str
+) -> None:
+    """Shows that an agent killed inside of a restore, between the proposal and the acceptance, is
+    replaced by one that gets there, too: before all have frozen again it can't take the word."""
+    connects = [agents.connect("node0"), agents.connect("node1")]
+    job = Job(root, connects, ["node0", "node1"])
+    job.restore()
+    job.save(1)
+
+    def again(rank: Rank) -> Epoch:
+        rank.session.start(want=None, keep=Keep(), window=2, drain_s=1.0)
+        proposal = rank.session.await_proposal(PATIENCE_S)
+        if rank is job[0]:
+            agents.signal("node0")
+        rank.session.accept(proposal)
+        return rank.session.await_certificate(PATIENCE_S).base
+
+    assert set(job.all(again)) == {ONE}
+    job.close()
+
+
 def test_a_clock_that_is_set_back_changes_nothing(
     agents: Agents, root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
