@@ -42,6 +42,8 @@ def patterns(name: str, value: Sequence[str]) -> tuple[str, ...]:
     and a ``*`` among them would match everything."""
     if isinstance(value, str | bytes) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"{name}={value!r}: give a tuple of patterns, such as ('model/**',)")
+    if name == "only" and not value:
+        raise ValueError("only=(): nothing would be restored")
     return tuple(value)
 
 

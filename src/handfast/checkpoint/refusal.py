@@ -1,17 +1,61 @@
-"""Why a recovery came to nothing, in the words of whoever waits for it."""
+"""Why a round came to nothing, in the words of whoever waits for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
+from handfast.agent.host import Opened
 from handfast.agent.snapshot import Stuck
 from handfast.checkpoint.survey import TOGETHER
 from handfast.core.lattice import Epoch
 from handfast.core.recover import APART
 from handfast.core.verdict import Verdict
-from handfast.errors import Refused
+from handfast.errors import Blocked, Refused, Superseded
 
-__all__ = ["refusal"]
+__all__ = ["Hand", "agree", "refusal"]
+
+
+class Hand(msgspec.Struct, frozen=True):
+    """What each rank lays on the table once its domain is open, or could not be opened.
+
+    ``by`` names who kept it from answering; ``generation`` is rank 0's to say.
+    """
+
+    opened: Opened | None = None
+    generation: int = 0
+    want: int | None = None
+    problem: str = ""
+    verdict: Verdict = Verdict.MISSING
+    by: tuple[str, ...] = ()
+
+
+def agree(said: Sequence[Hand]) -> tuple[list[Opened], int, int | None]:
+    """Give all that was opened, the generation and the step that is asked for.
+
+    Raises, the same on every rank: Blocked where a rank was kept from answering, Refused where one
+    can't take part or they ask for different steps, Superseded.
+    """
+    opened = [hand.opened for hand in said if hand.opened is not None]
+    if len(opened) < len(said):
+        first = next(hand for hand in said if hand.problem)
+        if by := [name for hand in said for name in hand.by]:
+            raise Blocked(f"a rank can't take part: {first.problem}", by=by)
+        raise Refused(
+            "a rank can't take part",
+            verdict=first.verdict,
+            shards=[f"rank {r}: {hand.problem}" for r, hand in enumerate(said) if hand.problem],
+            remedy="mend what these ranks say, and start again",
+        )
+    wants = {hand.want for hand in said}
+    if len(wants) > 1:
+        asked = [f"rank {rank}: step {hand.want}" for rank, hand in enumerate(said)]
+        raise Refused("the ranks ask for different steps", verdict=Verdict.MIXED, shards=asked)
+    generation = said[0].generation
+    if any(o.generation >= generation for o in opened):
+        raise Superseded("a later launch has begun on this run: this one must stop")
+    return opened, generation, said[0].want
 
 
 def refusal(stuck: Stuck, retained: Sequence[Epoch], want: int | None) -> Refused:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from handfast.agent.host import Opened, Round
+from handfast.agent.host import Round
 from handfast.agent.keeper import Plan
 from handfast.agent.local import Client
 from handfast.agent.snapshot import Proposal, Snapshot
@@ -20,7 +20,7 @@ from handfast.checkpoint import rounds
 from handfast.checkpoint.collective import Collective, address_among
 from handfast.checkpoint.connection import REMIND_S, Connection, Joining
 from handfast.checkpoint.images import Loaded, StagingImage
-from handfast.checkpoint.refusal import refusal
+from handfast.checkpoint.refusal import Hand, agree, refusal
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Formation
 from handfast.core.messages import Certificate, RestoreCertificate
@@ -36,17 +36,6 @@ __all__ = ["Session"]
 logger = logging.getLogger("handfast")
 
 FORGONE: Final = "left out"  # how the reason begins where a rank could have saved, and did not
-
-
-class _Hand(msgspec.Struct, frozen=True):
-    """What each rank lays on the table once its domain is open, or could not be opened."""
-
-    opened: Opened | None = None
-    generation: int = 0
-    want: int | None = None
-    problem: str = ""
-    verdict: Verdict = Verdict.MISSING
-    by: tuple[str, ...] = ()
 
 
 def _handed(plan: Plan, images: Sequence[StagingImage]) -> dict[str, Any]:
@@ -156,20 +145,20 @@ class Session:
         place = self.collective.place
         mine = rounds.peek(self._files, self.root, place.node, place.rank)
         self._meeting = rounds.meet(self.collective, mine)
-        hand = _Hand(want=want)
+        hand = Hand(want=want)
         try:  # whatever happens here, the others must hear of it: they wait in the gathering
             generation = self._count(self._meeting) if place.rank == 0 else 0
-            hand = _Hand(self._line.open(self._joining(self._meeting)), generation, want)
+            hand = Hand(self._line.open(self._joining(self._meeting)), generation, want)
         except Refused as error:
-            hand = _Hand(want=want, problem=str(error), verdict=error.verdict)
+            hand = Hand(want=want, problem=str(error), verdict=error.verdict)
         except Blocked as error:
-            hand = _Hand(want=want, problem=str(error), by=tuple(error.by))
+            hand = Hand(want=want, problem=str(error), by=tuple(error.by))
         except OSError as error:
-            hand = _Hand(want=want, problem=f"{error.strerror}: {error.filename or self.root}")
+            hand = Hand(want=want, problem=f"{error.strerror}: {error.filename or self.root}")
         except HandfastError as error:
-            hand = _Hand(want=want, problem=str(error))
+            hand = Hand(want=want, problem=str(error))
         said = [
-            msgspec.msgpack.decode(data, type=_Hand)
+            msgspec.msgpack.decode(data, type=Hand)
             for data in self.collective.gather(msgspec.msgpack.encode(hand))
         ]
         return self._begin(said, keep, window, drain_s)
@@ -191,25 +180,10 @@ class Session:
             bind=address_among({peek.node for peek in meeting.peeks}),
         )
 
-    def _begin(self, said: Sequence[_Hand], keep: Keep, window: int, drain_s: float) -> Formation:
-        opened = [hand.opened for hand in said if hand.opened is not None]
-        if self._meeting is None or len(opened) < len(said):
-            first = next(hand for hand in said if hand.problem)
-            if by := [name for hand in said for name in hand.by]:
-                raise Blocked(f"a rank can't take part: {first.problem}", by=by)
-            raise Refused(
-                "a rank can't take part",
-                verdict=first.verdict,
-                shards=[f"rank {r}: {hand.problem}" for r, hand in enumerate(said) if hand.problem],
-                remedy="mend what these ranks say, and start again",
-            )
-        wants = {hand.want for hand in said}
-        if len(wants) > 1:
-            asked = [f"rank {rank}: step {hand.want}" for rank, hand in enumerate(said)]
-            raise Refused("the ranks ask for different steps", verdict=Verdict.MIXED, shards=asked)
-        generation = said[0].generation
-        if any(o.generation >= generation for o in opened):
-            raise Superseded("a later launch has begun on this run: this one must stop")
+    def _begin(self, said: Sequence[Hand], keep: Keep, window: int, drain_s: float) -> Formation:
+        if self._meeting is None:
+            raise Superseded("no round has begun")
+        opened, generation, want = agree(said)
         formed = rounds.settle(
             self.collective, self._meeting, [(o.domain, o.known) for o in opened]
         )
@@ -220,7 +194,7 @@ class Session:
             founding=formed.founding,
             homes={o.domain: o.agent for o in opened},
             agents={o.agent: o.address for o in opened},
-            want=wants.pop(),
+            want=want,
             keep=keep,
             window=window,
             drain_s=drain_s,
@@ -508,14 +482,8 @@ class Session:
         held = [(image.epoch, n, image) for n, image in enumerate(self._images) if image.epoch]
         for epoch, number, image in sorted(held, key=lambda item: item[0]):
             told = msgspec.structs.astuple(epoch)
-            reply = self._line.ask(
-                "stage",
-                domain=domain,
-                epoch=told,
-                image=number,
-                key=image.key,
-                objects=image.objects,
-            )
+            said = {"image": number, "key": image.key, "objects": image.objects}
+            reply = self._line.ask("stage", domain=domain, epoch=told, **said)
             if not reply["taken"]:  # the dead agent had voted on it
                 image.epoch = None
 
