@@ -482,7 +482,7 @@ class Session:
         held = [(image.epoch, n, image) for n, image in enumerate(self._images) if image.epoch]
         for epoch, number, image in sorted(held, key=lambda item: item[0]):
             told = msgspec.structs.astuple(epoch)
-            said = {"image": number, "key": image.key, "objects": image.objects}
+            said: dict[str, Any] = {"image": number, "key": image.key, "objects": image.objects}
             reply = self._line.ask("stage", domain=domain, epoch=told, **said)
             if not reply["taken"]:  # the dead agent had voted on it
                 image.epoch = None
