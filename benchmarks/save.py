@@ -98,6 +98,7 @@ class Contest:
     def dcp(self) -> dict[str, float]:
         """``dcp.save`` into a new directory: files synced, nothing hashed, no directory synced."""
         path = self.home / "dcp"
+        # It is one rank on purpose.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         shutil.rmtree(path, ignore_errors=True)
         took = timed(lambda: dcp.save(self.state, checkpoint_id=path, no_dist=True))

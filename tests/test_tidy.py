@@ -305,6 +305,14 @@ def exceptions_give_a_reason(source: Source) -> Iterator[Complaint]:
             yield line, f"why? {comment}"
 
 
+@rule(PYTHON, "@pytest.mark." + word("filter", 'warnings("ignore:x")'))
+def warnings_that_are_ignored_give_a_reason(source: Source) -> Iterator[Complaint]:
+    """A warning may be the only word of a fault."""
+    for number, line in enumerate(source.lines, 1):
+        if re.match(r"@pytest\.mark\.filterwarnings\(.*\)$", line.strip()):
+            yield number, f"why? {line.strip()}"
+
+
 @rule(ANY, word("TO", "DO: later"))
 def nothing_is_left_for_later(source: Source) -> Iterator[Complaint]:
     """Notes to oneself belong to issues."""

@@ -219,7 +219,7 @@ def test_the_end_of_with_never_masks_what_ended_the_training(
     """And waits at most drain_s for a save that is under way."""
     monkeypatch.setenv("HANDFAST_NODE", "node0")
     held = HeldAgent(tmp_path, run)
-    with pytest.raises(ZeroDivisionError), begun(run, drain_s=0.1) as ckpt:  # noqa: PT012 - script
+    with pytest.raises(ZeroDivisionError), begun(run, drain_s=0.1) as ckpt:  # noqa: PT012 - all
         held.hold("fsync", "chunks/")
         ckpt.save(1)
         print(1 / 0)

@@ -136,7 +136,7 @@ def _split_defaultdict(value: defaultdict[Any, Any]) -> Iterable[object]:
 
 def _join_defaultdict(parts: list[Any]) -> object:
     plain = _mapping(dict)(parts[1:])
-    return defaultdict(_FACTORIES[parts[0]], plain)  # type: ignore[call-overload] # from a table
+    return defaultdict(_FACTORIES[parts[0]], plain)  # type: ignore[call-overload] # a table
 
 
 def _join_deque(parts: list[Any]) -> object:
@@ -306,7 +306,7 @@ class _Encoder:
     def node(self, value: Any, label: object) -> Node:
         kind = type(value)
         if kind in _ATOMS:
-            return value  # type: ignore[no-any-return] # by its type
+            return value  # type: ignore[no-any-return] # _ATOMS are nodes
         if kind is int:
             return _int_node(value)
         if kind is str:

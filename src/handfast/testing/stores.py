@@ -9,6 +9,7 @@ To judge an implementation, subclass :class:`DirectorySuite` in a test module an
 
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -100,12 +101,12 @@ def save(
     )
 
 
-class DirectorySuite:
+class DirectorySuite(ABC):
     """Pytest-style test methods over `home`, which a subclass defines."""
 
+    @abstractmethod
     def home(self, scratch: Path) -> Home:
         """A fresh domain under an empty directory."""
-        raise NotImplementedError("a subclass says which domain is judged")
 
     @pytest.mark.parametrize("verify", ["fsync", "sampled", "full"])
     def test_what_was_written_is_what_is_read(self, tmp_path: Path, verify: Verify) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -155,6 +156,17 @@ def looped(function: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
         asyncio.run(main(*args, **kwargs))
 
     return functools.wraps(function)(runner)
+
+
+def open_fds() -> int:
+    """How many descriptors this process holds."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def settled_fds() -> int:
+    """The same, once what earlier tests left to the collector of garbage is closed."""
+    gc.collect()
+    return open_fds()
 
 
 async def until(holds: Callable[[], object], what: str = "it") -> None:

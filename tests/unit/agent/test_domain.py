@@ -22,6 +22,7 @@ from meshkit import Mesh
 
 from handfast.agent import domain
 from handfast.agent.keeper import Keeper
+from handfast.agent.snapshot import Snapshot
 from handfast.core import events
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import Bad, Converged, Frozen, Released, Restored, Skipped, Staged
@@ -595,10 +596,10 @@ async def test_snapshots_are_bounded_and_the_newest_tells_all(root: str) -> None
     mesh = await opened(root, 1)
     told = 0
 
-    def count(now: object) -> None:
+    def count(now: Snapshot) -> None:
         nonlocal told
         told += 1
-        mesh.shown[0] = now  # type: ignore[assignment] # a Snapshot
+        mesh.shown[0] = now
 
     mesh.hosts[0]._notify = count
     for step in range(1, 81):

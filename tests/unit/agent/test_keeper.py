@@ -16,7 +16,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from agentkit import HASTY, RUN, Alone, content, image, layout_of, memory, plan, read_fd
+from agentkit import (
+    HASTY,
+    RUN,
+    Alone,
+    content,
+    image,
+    layout_of,
+    memory,
+    open_fds,
+    plan,
+    read_fd,
+    settled_fds,
+)
 
 from handfast.agent.keeper import Image, Keeper
 from handfast.core import events
@@ -157,10 +169,10 @@ def test_a_claim_that_fails_leaves_no_descriptor_open(root: str) -> None:
     alone.keeper.directory.journal.append(b"\x93nonsense")
     alone.keeper.directory.journal.sync()
     alone.close()
-    before = set(os.listdir("/proc/self/fd"))
+    before = settled_fds()
     with pytest.raises(FormatError):
         Keeper.claim(HASTY, root, "rank0")
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert open_fds() == before
 
 
 # --- commits ----------------------------------------------------------------------------------
@@ -222,14 +234,14 @@ def test_what_was_written_is_read_back_into_memory_that_can_be_passed_on(root: s
 def test_the_bytes_of_another_epoch_are_refused(root: str) -> None:
     """Shows that neither data nor manifest of another step pass for the one that was attested."""
     alone = saved(root, ONE, TWO)
-    before = set(os.listdir("/proc/self/fd"))
+    before = settled_fds()
     shutil.copy(data_of(root, ONE), data_of(root, TWO))
     with pytest.raises(Damaged, match="chunk 0 of epoch 1/2"):
         alone.keeper.read(alone.member, TWO)
     shutil.copy(manifest_of(root, ONE), manifest_of(root, TWO))
     with pytest.raises(HandfastError, match="stamped for epoch 1/1, found as epoch 1/2"):
         alone.keeper.read(alone.member, TWO)
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert open_fds() == before
     alone.close()
 
 
@@ -260,7 +272,7 @@ def test_a_lack_of_memory_is_not_held_against_the_copy(
 
 
 def test_only_memory_that_is_large_enough_and_sealed_is_taken() -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = settled_fds()
     small = memory(0, 10)
     with pytest.raises(FormatError, match="too small"):
         Image(small, plan(3 * MEBI))
@@ -271,7 +283,7 @@ def test_only_memory_that_is_large_enough_and_sealed_is_taken() -> None:
         Image(loose, plan())
     os.close(loose)
     image(1).close()
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert open_fds() == before
 
 
 def test_unchanged_chunks_are_referred_to_only_while_their_epoch_is_retained(root: str) -> None:

@@ -25,6 +25,7 @@ from typing import Any, Self
 
 import msgspec
 import pytest
+from agentkit import open_fds, settled_fds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -206,10 +207,6 @@ def until(holds: Callable[[], object]) -> None:
         time.sleep(0.002)
 
 
-def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 # -- calls -------------------------------------------------------------------------------------
 
 
@@ -313,7 +310,7 @@ def test_a_failing_agent_answers_with_its_failure_and_logs_it(
 def test_descriptors_arrive_in_order_and_are_closed_when_the_call_is_done(
     client: Client, count: int
 ) -> None:
-    before = open_fds()
+    before = settled_fds()
     images = [make_image(4096) for _ in range(count)]
     inodes = [os.fstat(fd).st_ino for fd in images]
     try:
@@ -374,7 +371,7 @@ def test_an_image_outlives_its_maker_and_shows_what_it_wrote(
 
 
 def test_the_agent_gives_descriptors_back_and_keeps_its_own(client: Client) -> None:
-    before = open_fds()
+    before = settled_fds()
     for count in (1, 20, MAX_FDS):
         reply = client.call("give", count=count)
         assert [os.pread(fd, 9, 0).rstrip(b"\0") for fd in reply["fds"]] == [
@@ -387,7 +384,7 @@ def test_the_agent_gives_descriptors_back_and_keeps_its_own(client: Client) -> N
 
 
 def test_descriptors_of_a_reply_that_came_too_late_are_closed(agent: Agent, client: Client) -> None:
-    before = open_fds()
+    before = settled_fds()
     agent.holds.clear()
     with pytest.raises(TimeoutError):
         client.call("give", timeout=0.01, count=5)
@@ -399,7 +396,7 @@ def test_descriptors_of_a_reply_that_came_too_late_are_closed(agent: Agent, clie
 def test_descriptors_that_came_just_when_the_waiting_ended_are_closed(
     agent: Agent, client: Client
 ) -> None:
-    before = open_fds()
+    before = settled_fds()
     agent.holds.clear()
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(client.call, "give", timeout=0.2, count=5)
@@ -434,7 +431,7 @@ def room_for(more: int) -> Iterator[None]:
 @pytest.mark.parametrize("more", [0, 3])
 def test_descriptors_that_find_no_room_fail_their_own_call_only(client: Client, more: int) -> None:
     """The kernel cuts them off (MSG_CTRUNC); the next call's are not mistaken for this one's."""
-    before = open_fds()
+    before = settled_fds()
     images = [make_image(1) for _ in range(6)]
     with room_for(more), pytest.raises(CallFailed, match=rf"{6 - more} of the 6 .*ulimit -n"):
         client.call("inodes", fds=images)
@@ -490,7 +487,7 @@ def test_an_image_is_whole_blocks_that_nobody_can_resize() -> None:
 
 
 def test_an_image_that_finds_no_memory_fails_when_it_is_made_not_when_it_is_written() -> None:
-    before = open_fds()
+    before = settled_fds()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
@@ -729,7 +726,7 @@ def test_what_a_dying_trainer_had_sent_whole_is_still_begun(
         client._sock.sendmsg([half], passing([image]))
         os.kill(os.getpid(), 9)
     """
-    before = open_fds()
+    before = settled_fds()
     process = subprocess.Popen([sys.executable, "-c", code, agent.path])
     processes.append(process)
     until(lambda: agent.gone == [process.pid])
@@ -1025,7 +1022,7 @@ def test_what_is_no_call_drops_its_sender_only(
 
 
 def test_descriptors_that_no_frame_names_drop_their_sender_and_are_closed(agent: Agent) -> None:
-    before = open_fds()
+    before = settled_fds()
     for body in (call_frame(1, "echo"), call_frame(1, "echo")[:9]):
         with socket.socket(socket.AF_UNIX) as stranger:
             stranger.connect(agent.path)
@@ -1092,7 +1089,7 @@ def test_an_agent_left_over_from_another_handfast_says_what_to_do(directory: str
 
 
 def test_closing_the_server_with_calls_under_way_leaves_nothing_open(directory: str) -> None:
-    before = open_fds()
+    before = settled_fds()
     with Agent(f"{directory}/agent") as agent:
         client = Client(agent.path)
         image = make_image(1)

@@ -4,6 +4,7 @@ Every test runs real `Wire` ends against each other, or against an attacker who 
 it reads, cuts, changes, repeats and makes up bytes, but does not hold the secret.
 """
 
+import contextlib
 import struct
 import tracemalloc
 from collections.abc import Container
@@ -438,11 +439,9 @@ def test_a_changed_stream_gives_a_prefix_of_what_was_sent_or_nothing(data: st.Da
         )
     got = []
     other.feed(bytes(stream))
-    try:
+    with contextlib.suppress(WireError):
         while (payload := other.take()) is not None:
             got.append(payload)
-    except WireError as error:
-        assert error.reason in Reason  # noqa: PT017 - it may also not raise
     assert got == sent[: len(got)]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 from collections import Counter, OrderedDict, defaultdict, deque
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,9 +19,9 @@ from handfast.errors import FormatError
 from handfast.store import objects
 
 
-def lines(value: object, **options: object) -> dict[str, tuple[str, str]]:
+def lines(value: object, **options: Any) -> dict[str, tuple[str, str]]:
     """Type and text by path."""
-    found = outline(objects.encode(value, **options))  # type: ignore[arg-type] # as given
+    found = outline(objects.encode(value, **options))
     return {line.path: (line.type, line.text) for line in found}
 
 

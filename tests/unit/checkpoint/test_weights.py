@@ -7,6 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import handfast
 from handfast.checkpoint.export import FORMATS
 from handfast.checkpoint.location import Location
 from handfast.checkpoint.reader import Run, open_run
+from handfast.checkpoint.survey import Survey
 from handfast.checkpoint.weights import gather, runs
 from handfast.core.lattice import Epoch
 from handfast.core.retain import Keep
@@ -29,13 +31,13 @@ from handfast.store.pins import pinned
 from handfast.testing.faults import FaultyFiles, Hasty
 
 
-def manifest(shard: int, shards: int, *specs: TensorSpec, **fields: object) -> Manifest:
+def manifest(shard: int, shards: int, *specs: TensorSpec, **fields: Any) -> Manifest:
     """A manifest of these tensors, as far as gathering looks at it."""
     layout = plan(specs)
     return Manifest(
         stamp=Stamp("run", "main", 1, 1, f"d{shard}", shard, shards, 1, "c", None),
         slots=layout.slots,
-        aliases=fields.get("aliases", {}),  # type: ignore[arg-type] # as given
+        aliases=fields.get("aliases", {}),
         objects=b"",
         environment={},
         image_bytes=layout.nbytes,
@@ -43,7 +45,7 @@ def manifest(shard: int, shards: int, *specs: TensorSpec, **fields: object) -> M
         hashes=hash_chunks(bytes(layout.nbytes)),
         sources=("1/chunks/1-1.safetensors",),
         pieces=(Piece(0, -(-layout.nbytes // (1 << 20)), 0, 0),),
-        replicated=fields.get("replicated", ()),  # type: ignore[arg-type] # as given
+        replicated=fields.get("replicated", ()),
         structure="",
     )
 
@@ -336,7 +338,7 @@ class Between(Location):
 
     between = staticmethod(lambda: None)
 
-    def survey(self):  # type: ignore[no-untyped-def] # as in the class above
+    def survey(self) -> Survey:
         found = super().survey()
         deed, self.between = self.between, staticmethod(lambda: None)
         deed()

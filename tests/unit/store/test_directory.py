@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import xxhash
+from safetensors import safe_open
 
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
@@ -514,13 +515,12 @@ def test_another_structure_is_written_in_full(tmp_path: Path) -> None:
 
 def test_a_full_image_is_a_safetensors_file(tmp_path: Path) -> None:
     """Shows that nobody is locked in: the file opens with the safetensors library."""
-    library = pytest.importorskip("safetensors")
     home = Local(tmp_path)
     layout, image = picture(1)
     save(home.claim(), home, Epoch(1, 1), image, layout)
     slot = next(slot for slot in layout.slots if slot.spec.path == "model/weights")
     file = home.path / "1/chunks/1-1.safetensors"
-    with library.safe_open(file, framework="numpy") as opened:
+    with safe_open(file, framework="numpy") as opened:
         assert opened.get_tensor("model/weights").tobytes() == image[slot.start :][: slot.nbytes]
 
 

@@ -66,6 +66,19 @@ def test_a_write_that_takes_nothing_is_an_error(tmp_path: Path) -> None:
     assert found.value.errno == errno.EIO
 
 
+def drops_pages(path: Path) -> bool:
+    """Whether the system itself can drop pages here; asked without the code that is tested."""
+    path.write_bytes(bytes(1 << 20))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            os.preadv(file.fileno(), [bytearray(4096)], 0, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def test_forgotten_pages_are_read_from_the_medium(tmp_path: Path) -> None:
     """Shows that a read-back after a sync does not come out of the page cache."""
     path = str(tmp_path / "file")
@@ -77,12 +90,11 @@ def test_forgotten_pages_are_read_from_the_medium(tmp_path: Path) -> None:
             assert os.preadv(fd, buffer, 0, os.RWF_NOWAIT) == 4096
         except OSError as error:
             pytest.skip(f"this file system does not say what is cached: {error}")
-        FILES.forget(fd)
-        try:
-            with pytest.raises(BlockingIOError):
-                os.preadv(fd, buffer, 0, os.RWF_NOWAIT)
-        except pytest.fail.Exception:
+        if not drops_pages(tmp_path / "other"):
             pytest.skip("this file system keeps its pages: a read-back reads the cache")
+        FILES.forget(fd)
+        with pytest.raises(BlockingIOError):
+            os.preadv(fd, buffer, 0, os.RWF_NOWAIT)
         assert read_into(FILES, fd, memoryview(bytearray(1 << 20)), 0) == 1 << 20
     FILES.forget(fd)  # closed: forgetting is a hint, and never an error
 

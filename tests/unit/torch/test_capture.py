@@ -247,8 +247,8 @@ UNSTORABLE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")  # a prototype
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # deprecated, and used
 @pytest.mark.parametrize("name", UNSTORABLE)
 def test_what_cannot_be_stored_is_named(name: str) -> None:
     """The error says where it stands, and what to do, before anything is written."""
@@ -258,7 +258,7 @@ def test_what_cannot_be_stored_is_named(name: str) -> None:
     assert caught.value.path.startswith("bad")
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # deprecated, and used
 def test_a_quantized_buffer_is_named() -> None:
     """Its scales are not in its bytes."""
     model = nn.Module()

@@ -351,7 +351,7 @@ def test_a_step_that_the_user_has_put_in_place_stays() -> None:
     assert calls == ["above", "below"]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of its own compiler
 def test_a_compiled_step_leaves_its_mark() -> None:
     """torch.compile traces through the optimizer and its hooks."""
     model = nn.Linear(4, 2)

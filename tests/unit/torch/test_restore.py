@@ -60,7 +60,7 @@ def rates(state: dict[str, Any], steps: int) -> list[float]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore:Please also save or load the state of the optimizer")
+@pytest.mark.filterwarnings("ignore:Please also save or load the state")  # which is done
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_go_on_where_they_were(name: str) -> None:
     """Int keys of milestones, inf of plateaus, lambdas that no file can hold."""

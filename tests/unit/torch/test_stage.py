@@ -41,7 +41,7 @@ def zeros(like: torch.Tensor) -> torch.Tensor:
     return made
 
 
-@pytest.mark.filterwarnings("ignore:ComplexHalf support")
+@pytest.mark.filterwarnings("ignore:ComplexHalf support")  # experimental, and used
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", TORCH_DTYPES)
 def test_every_dtype_and_shape_comes_back_bit_for_bit(name: str, shape: str) -> None:
