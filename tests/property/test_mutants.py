@@ -259,15 +259,15 @@ def lets_one_bad_copy_refute(patch: Patch) -> None:
 def restores_without_every_acceptance(patch: Patch) -> None:
     original = recover.certificate
 
-    def certificate(roster, recovery, name):
-        at = recover.standing(roster, recovery)
+    def certificate(roster, recovery, at, name):
         if at.phase is not recover.Phase.READY:
-            return original(roster, recovery, name)
+            return original(roster, recovery, at, name)
         accepted = tuple(
             Accepted(shard, recovery.generation, at.epoch, bits(at.copies[shard])[0])
             for shard in range(len(recovery.accepted))
         )
-        return original(roster, replace(recovery, accepted=accepted), name)
+        restored = replace(at, phase=recover.Phase.RESTORED)
+        return original(roster, replace(recovery, accepted=accepted), restored, name)
 
     patch.setattr(recover, "certificate", certificate)
 

@@ -29,13 +29,13 @@ from handfast.agent.frames import (
     peer,
     revive,
 )
+from handfast.agent.reminder import REMIND_S, Reminder
 from handfast.errors import FormatError, HandfastError
 
 __all__ = ["AgentGone", "AgentStuck", "Client"]
 
 logger = logging.getLogger(__name__)
 
-REMIND_S = 10.0
 
 _Answer = tuple[Reply | Failure, list[int]]
 
@@ -152,20 +152,19 @@ class Client:
         self, inbox: "queue.SimpleQueue[_Answer | None]", name: str, deadline: float | None
     ) -> _Answer | None:
         """Wait for the answer, and say every ten seconds who is waited for."""
-        began = time.monotonic()
+        reminder = Reminder()
         while True:
             left = _left(deadline)
             try:
                 return inbox.get(timeout=REMIND_S if left is None else min(left, REMIND_S))
             except queue.Empty:
-                now = time.monotonic()
-                if deadline is not None and now >= deadline:
+                if _left(deadline) == 0:
                     raise
                 logger.warning(
                     "agent process %d has not answered %r for %.0f s: is it stopped?",
                     self.agent_pid,
                     name,
-                    now - began,
+                    reminder.waited,
                 )
 
     @property

@@ -37,13 +37,13 @@ def seconds(name: str, value: object) -> float:
     return found
 
 
-def patterns(name: str, value: Sequence[str]) -> tuple[str, ...]:
+def patterns(name: str, value: Sequence[str], *, least: int = 0) -> tuple[str, ...]:
     """Take patterns of paths. Raises ValueError for a bare string: its letters would be patterns,
     and a ``*`` among them would match everything."""
     if isinstance(value, str | bytes) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"{name}={value!r}: give a tuple of patterns, such as ('model/**',)")
-    if name == "only" and not value:
-        raise ValueError("only=(): nothing would be restored")
+    if len(value) < least:
+        raise ValueError(f"{name}={value!r}: it names nothing; give at least {least} pattern")
     return tuple(value)
 
 

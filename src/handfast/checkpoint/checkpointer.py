@@ -201,7 +201,7 @@ class Checkpointer:
         """
         self._check_open()
         step = None if step is None else whole("step", step)
-        only, keep_live = patterns("only", only), patterns("keep_live", keep_live)
+        only, keep_live = patterns("only", only, least=1), patterns("keep_live", keep_live)
         session = self._session
         self._restored, self._last, self._tried = None, None, True
         session.start(
@@ -372,17 +372,12 @@ class Checkpointer:
     def _take(self, epoch: Epoch, extra: object, grads: bool) -> Save:
         plan = self._state.capture(extra, grads)
         patience = self._patience_s if self._busy == "wait" else 0.0
-        image = None
-        if plan is self._session.plan:
-            image = self._session.free_image(patience)
-        elif self._session.idle(patience):
-            self._session.set_plan(plan, self._image_count)
-            image = self._session.free_image(patience)
+        image = self._session.image_for(plan, self._image_count, patience)
         if image is None:
             why, by = "an earlier epoch is still being persisted", [self._session.snapshot.domain]
             return self._decline(epoch, why, by)
         objects = self._state.copy(image)
-        why, by = self._session.stage_patiently(epoch, image, objects, patience)
+        why, by = self._session.stage(epoch, image, objects, patience)
         if not why:
             return Save(self._session, epoch)
         if not by:

@@ -11,13 +11,13 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Collection, Iterator
 from typing import Final, Protocol
 
 import msgspec
 
 from handfast.agent.host import node_label
+from handfast.agent.reminder import REMIND_S, Reminder
 from handfast.errors import HandfastError
 
 __all__ = ["Collective", "Place", "Solo", "address_among", "place_of", "reminding"]
@@ -25,7 +25,6 @@ __all__ = ["Collective", "Place", "Solo", "address_among", "place_of", "remindin
 logger = logging.getLogger("handfast")
 
 LOOPBACK: Final = "127.0.0.1"
-REMIND_S: Final = 10.0
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -66,11 +65,11 @@ class Solo:
 def reminding(what: str) -> Iterator[None]:
     """Say every ten seconds that the body still waits, where it can't say so itself."""
     done = threading.Event()
-    began = time.monotonic()
+    reminder = Reminder()
 
     def remind() -> None:
         while not done.wait(REMIND_S):
-            logger.warning("%s, for %.0f s now", what, time.monotonic() - began)
+            logger.warning("%s, for %.0f s now", what, reminder.waited)
 
     thread = threading.Thread(target=remind, name="handfast-remind", daemon=True)
     thread.start()

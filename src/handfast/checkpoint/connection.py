@@ -18,6 +18,7 @@ import msgspec
 
 from handfast.agent.host import Opened, Round
 from handfast.agent.local import AgentGone, Client
+from handfast.agent.reminder import Reminder
 from handfast.agent.snapshot import Snapshot
 from handfast.agent.snapshot import decode as decode_snapshot
 from handfast.core.verdict import Verdict
@@ -27,7 +28,6 @@ __all__ = ["Connection", "Joining"]
 
 logger = logging.getLogger("handfast")
 
-REMIND_S: Final = 10.0
 POLL_S: Final = 0.25
 REVIVALS: Final = 5
 SOUND_S: Final = 30.0
@@ -173,7 +173,7 @@ class Connection:
         ``nudge`` is called a few times a second meanwhile. Raises Blocked, naming them, after
         ``timeout`` seconds; Superseded; AgentGone.
         """
-        began = reminded = time.monotonic()
+        reminder = Reminder()
         pause = POLL_S if timeout is None else max(0.0, min(POLL_S, timeout))
         while True:
             with self._changed:
@@ -185,16 +185,14 @@ class Connection:
             self._revive()
             if nudge is not None:
                 nudge()
-            now = time.monotonic()
-            if timeout is not None and now - began >= timeout:
+            if reminder.over(timeout):
                 phase = self.snapshot.lattice.phase
                 raise Blocked(
                     f"{what} is not done after {timeout:g} s ({phase})", by=self._missing()
                 )
-            if now - reminded >= REMIND_S:
-                reminded = now
+            if reminder.due():
                 by = ", ".join(self._missing())
-                logger.warning("%s has waited %.0f s for: %s", what, now - began, by)
+                logger.warning("%s has waited %.0f s for: %s", what, reminder.waited, by)
 
     def _missing(self) -> Sequence[str]:
         """Name who is awaited, and where they live."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -15,10 +14,11 @@ import msgspec
 from handfast.agent.host import Round
 from handfast.agent.keeper import Plan
 from handfast.agent.local import Client
+from handfast.agent.reminder import Reminder
 from handfast.agent.snapshot import Proposal, Snapshot
 from handfast.checkpoint import rounds
 from handfast.checkpoint.collective import Collective, address_among
-from handfast.checkpoint.connection import REMIND_S, Connection, Joining
+from handfast.checkpoint.connection import Connection, Joining
 from handfast.checkpoint.images import Loaded, StagingImage
 from handfast.checkpoint.refusal import Hand, agree, refusal
 from handfast.core.lattice import Epoch
@@ -318,12 +318,22 @@ class Session:
 
     # --- saving --------------------------------------------------------------------------------
 
-    @property
-    def plan(self) -> Plan | None:
-        """The plan of the images that the agent holds; the very one that was given."""
-        return self._plan
+    def image_for(self, plan: Plan, images: int, timeout: float | None) -> StagingImage | None:
+        """Find an image of a structure that is not being persisted; None where time is up.
 
-    def set_plan(self, plan: Plan, images: int) -> None:
+        For another structure (the plan is not the very one of the last time) it waits until none
+        is, and then makes so many images.
+        """
+        enough = any if plan is self._plan else all
+        with contextlib.suppress(Blocked):
+            self._line.wait(lambda _: enough(map(self._is_idle, self._images)), timeout, "save")
+        if not enough(map(self._is_idle, self._images)):
+            return None
+        if plan is not self._plan:
+            self._change(plan, images)
+        return next(image for image in self._images if self._is_idle(image))
+
+    def _change(self, plan: Plan, images: int) -> None:
         """Make memory for images of a structure and hand it to the agent, once a structure.
 
         Until that is done the former images stay: whatever stops it, the next save finds that its
@@ -355,31 +365,35 @@ class Session:
                 plan.nbytes / 1e9,
             )
 
-    def idle(self, timeout: float | None) -> bool:
-        """Wait until no image is being persisted; False where time is up."""
-        with contextlib.suppress(Blocked):
-            self._line.wait(lambda _: all(map(self._is_idle, self._images)), timeout, "save")
-        return all(map(self._is_idle, self._images))
-
-    def free_image(self, timeout: float | None) -> StagingImage | None:
-        """Find an image that is not being persisted; waits; None where time is up."""
-        for image in self._images:
-            if self._is_idle(image):
-                return image
-        try:
-            self._line.wait(lambda _: any(map(self._is_idle, self._images)), timeout, "save")
-        except Blocked:
-            return None
-        return next(image for image in self._images if self._is_idle(image))
-
     def _is_idle(self, image: StagingImage) -> bool:
         """Say whether an image's epoch has an outcome, so that its memory may be overwritten."""
         if image.epoch is not None and self._done(image.epoch):
             image.epoch = None
         return image.epoch is None
 
-    def stage(self, epoch: Epoch, image: StagingImage, objects: bytes) -> tuple[str, list[str]]:
-        """Hand an image over; returns why it was not taken and who is in the way, or ("", [])."""
+    def stage(
+        self, epoch: Epoch, image: StagingImage, objects: bytes, patience_s: float | None
+    ) -> tuple[str, list[str]]:
+        """Hand an image over, again whenever the window may have room, for so many seconds.
+
+        Gives why it was not taken and who is in the way, or ("", []). Reminds every ten seconds.
+        """
+        reminder = Reminder()
+        while True:
+            seen = self.snapshot
+            why, by = self._stage(epoch, image, objects)
+            if not (why and by) or reminder.over(patience_s):
+                return why, by
+            with contextlib.suppress(Blocked):  # it names others, and later
+                self._line.wait(partial(_more_room, seen), 1.0, "save")
+            if reminder.due():
+                who = ", ".join(by)
+                logger.warning(
+                    "the save of %s has waited %.0f s for %s", epoch, reminder.waited, who
+                )
+
+    def _stage(self, epoch: Epoch, image: StagingImage, objects: bytes) -> tuple[str, list[str]]:
+        """Hand an image over once."""
         image.epoch, image.objects = epoch, objects
         told: dict[str, Any] = {
             "epoch": msgspec.structs.astuple(epoch),
@@ -406,28 +420,6 @@ class Session:
         """Vote SKIP on an epoch that the schedule named and this rank does not save."""
         told = msgspec.structs.astuple(epoch)
         self._line.call("skip", epoch=told, reason=f"{FORGONE}: {reason}")
-
-    def stage_patiently(
-        self, epoch: Epoch, image: StagingImage, objects: bytes, patience_s: float | None
-    ) -> tuple[str, list[str]]:
-        """Hand an image over, again whenever the window may have room, for so many seconds.
-
-        Gives what :meth:`stage` gives. Reminds every ten seconds of who is in the way.
-        """
-        began = reminded = time.monotonic()
-        while True:
-            seen = self.snapshot
-            why, by = self.stage(epoch, image, objects)
-            now = time.monotonic()
-            if not (why and by) or (patience_s is not None and now - began >= patience_s):
-                return why, by
-            with contextlib.suppress(Blocked):  # it names others, and later
-                self._line.wait(partial(_more_room, seen), 1.0, "save")
-            if now - reminded >= REMIND_S:
-                reminded = now
-                logger.warning(
-                    "the save of %s has waited %.0f s for %s", epoch, now - began, ", ".join(by)
-                )
 
     def new_problems(self) -> list[str]:
         """List failures of saves that were learned of and not reported yet.

@@ -367,11 +367,11 @@ def _conclude(turn: _Turn, roster: Roster) -> None:
 
 def _recover(turn: _Turn, roster: Roster, recovery: recover.Recovery) -> None:
     state = turn.state
-    certificate = recover.certificate(roster, recovery, state.round)
+    at = recover.standing(roster, recovery)
+    certificate = recover.certificate(roster, recovery, at, state.round)
     if certificate is not None:
         _resume(turn, certificate)
         return
-    at = recover.standing(roster, recovery)
     if at.phase is Phase.CHECKING and at.epoch is not None and _unjudged(state, recovery, at.epoch):
         if at.epoch == GENESIS:  # it has no bytes that could be wrong
             turn.say(Valid(state.me, state.generation, GENESIS))

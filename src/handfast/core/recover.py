@@ -303,12 +303,14 @@ def _judge(
     return Standing(Phase.RESTORED, epoch, 0, valid)
 
 
-def certificate(roster: Roster, recovery: Recovery, round_: str) -> RestoreCertificate | None:
-    """Write the restore certificate where every rank has accepted; else None.
+def certificate(
+    roster: Roster, recovery: Recovery, at: Standing, round_: str
+) -> RestoreCertificate | None:
+    """Write the restore certificate where every rank has accepted; else None. ``at`` is where the
+    recovery stands.
 
     Acceptances are write-once, so every member that can write it writes the same one.
     """
-    at = standing(roster, recovery)
     accepted = [a for a in recovery.accepted if a is not None]
     if at.phase is not Phase.RESTORED or at.epoch is None:
         return None

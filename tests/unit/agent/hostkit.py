@@ -135,7 +135,7 @@ class Rank:
         self.rank = collective.place.rank
         self.nbytes = nbytes
         self.session = Session(collective, root, HASTY, connect=connect)
-        self._planned = False
+        self.plan = plan(nbytes)
 
     def restore(self, newest: int = 1, drain_s: float = 10.0, want: int | None = None) -> Epoch:
         """Meet, check, load, and be allowed to go on; gives the base."""
@@ -152,20 +152,14 @@ class Rank:
 
     def save(self, step: int) -> Epoch:
         """Hand an image over; gives its epoch."""
-        if not self._planned:
-            self.session.set_plan(plan(self.nbytes), 1)
-            self._planned = True
         epoch = Epoch(self.session.generation, step)
-        image = self.session.free_image(PATIENCE_S)
+        image = self.session.image_for(self.plan, 1, PATIENCE_S)
         assert image is not None, "no image is free"
         data = content(seed(epoch, self.rank), self.nbytes)
         image.map[: len(data)] = data
-        while True:
-            why, by = self.session.stage(epoch, image, b"objects")
-            if not why:
-                return epoch
-            assert by, why
-            assert self.session.await_window(PATIENCE_S), why
+        why, by = self.session.stage(epoch, image, b"objects", PATIENCE_S)
+        assert not why, (why, by)
+        return epoch
 
     def converged(self, epoch: Epoch) -> Epoch:
         """Wait until an epoch, or a later one, has converged."""

@@ -243,8 +243,9 @@ ACCEPTED = (
 
 def test_every_rank_must_accept():
     assert at(SINGLE, *ACCEPTED[:5]).phase is Phase.READY
-    assert recover.certificate(SINGLE, held(SINGLE, *ACCEPTED[:5]), "r2") is None
-    c = recover.certificate(SINGLE, held(SINGLE, *ACCEPTED), "r2")
+    silent = held(SINGLE, *ACCEPTED[:5])
+    assert recover.certificate(SINGLE, silent, recover.standing(SINGLE, silent), "r2") is None
+    c = recover.certificate(SINGLE, held(SINGLE, *ACCEPTED), at(SINGLE, *ACCEPTED), "r2")
     assert c is not None
     assert (c.generation, c.round, c.base, c.copies) == (2, "r2", E2, (0, 1))
     assert c.timeline == (Branch(2, E2, "r2"), Branch(1, GENESIS))
