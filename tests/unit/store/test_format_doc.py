@@ -6,12 +6,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from handfast.core import lattice, membership, messages
 from handfast.core.lattice import Epoch
 from handfast.store import arrays, objects
 from handfast.store.image import DTYPES, Slot, TensorSpec
 from handfast.store.manifest import Manifest, Piece, Stamp
 
-TEXT = (Path(__file__).parents[3] / "docs" / "format.md").read_text().split("\n## The journal")[0]
+WHOLE = (Path(__file__).parents[3] / "docs" / "format.md").read_text()
+TEXT = WHOLE.split("\n## The journal")[0]
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in TEXT.splitlines()
@@ -62,6 +64,34 @@ def test_tags_are_listed_with_their_types() -> None:
         name = {objects._PATH: "Path", objects.TensorRef: "a tensor"}.get(kind.type)
         assert listed[kind.tag] == (name or kind.type.__name__)
     assert all(listed[tag].startswith("NumPy") for tag in arrays.JOINS)
+
+
+SECTION = WHOLE.split("\n## Records")[1].split("\n## ")[0]
+
+
+def listed() -> dict[str, tuple[str, ...]]:
+    """The tables of records and of their parts."""
+    rows = [line.strip("|").split("|") for line in SECTION.splitlines() if line.startswith("| ")]
+    plain = [[cell.strip().replace("`", "") for cell in row] for row in rows]
+    return {name: tuple(fields.split(", ")) for name, fields in plain if fields != "fields"}
+
+
+def test_records_and_their_parts_are_listed_field_by_field() -> None:
+    """All kinds, and no other; order is meaning here, too."""
+    kinds = {kind.__struct_config__.tag: kind for kind in messages.Record.__args__}
+    parts = {
+        "epoch": lattice.Epoch,
+        "configuration": membership.Configuration,
+        "domain": membership.Domain,
+        "report": messages.Report,
+        "copy": messages.Copy,
+        "lost": messages.Lost,
+        "certificate of converged": messages.Certificate,
+        "certificate of restored": messages.RestoreCertificate,
+        "branch": messages.Branch,
+    }
+    code = {name: kind.__struct_fields__ for name, kind in (kinds | parts).items()}
+    assert listed() == code
 
 
 def _kinds(row: list[str]) -> list[str]:
