@@ -133,6 +133,20 @@ def no_assert(source: Source) -> Iterator[Complaint]:
             yield node.lineno, "assert vanishes under -O: raise an error"
 
 
+TIMELESS = r"src/handfast/(?!store/claims\.py).*\.py"
+
+
+@rule(TIMELESS, "import time\nx = time.time()")
+@rule(TIMELESS, "from datetime import datetime\nx = datetime.now()")
+def no_wall_clock(source: Source) -> Iterator[Complaint]:
+    """It is set back and forth, so nothing may hang on it; but for one label that people read."""
+    calls = {"time.time", "time.time_ns", "time.localtime", "time.ctime", "datetime.now",
+             "datetime.utcnow", "datetime.today", "date.today"}  # fmt: skip
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Call) and ".".join(ast.unparse(node.func).split(".")[-2:]) in calls:
+            yield node.lineno, f"{ast.unparse(node.func)}: use time.monotonic, or no time"
+
+
 @rule(PURE, "from datetime import datetime\nx = datetime.now()")
 @rule(PURE, "def f(x):\n    return hash(x)")
 def core_calls_nothing_impure(source: Source) -> Iterator[Complaint]:

@@ -389,10 +389,11 @@ def test_a_model_on_meta_is_named(run: str) -> None:
         Checkpointer(run, {"model": model})
 
 
-def test_two_things_of_one_name_are_refused(run: str) -> None:
+def test_a_slash_in_a_key_is_no_path(run: str) -> None:
+    """Two things whose names look alike are two things."""
     shared = {"a/b": torch.ones(1), "a": {"b": torch.ones(1)}}
     with Checkpointer(run, {"box": shared}, **PATIENT) as ckpt:
-        assert ckpt.restore() == 0  # "/" in a key is no path
+        assert ckpt.restore() == 0
         ckpt.save(1)
 
 

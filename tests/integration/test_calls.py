@@ -46,6 +46,46 @@ def trained(run: str, *steps: int, **options: Any) -> Training:
     return training
 
 
+# --- memory -----------------------------------------------------------------------------------
+
+
+def memories() -> int:
+    """Bytes of all images that this process and its agents hold, each counted once."""
+    found = {}
+    for pid in (os.getpid(), *agents()):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            path = f"/proc/{pid}/fd/{fd}"
+            if os.path.exists(path) and os.readlink(path).startswith("/memfd:handfast"):
+                at = os.stat(path)
+                found[at.st_ino] = at.st_blocks * 512
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_training_costs_its_state_once_an_image_and_a_restore_once(images: int, run: str) -> None:
+    """Shared by trainer and agent: saves take no more than was asked for, nor does a restore."""
+    size = 1 << 20
+    state = {"model": torch.zeros(size // 4)}
+    most = images * size * 1.02  # names and random streams are in an image, too
+    with begun_with(run, state, images=images) as ckpt:
+        held = []
+        for step in range(1, 6):
+            state["model"] += 1.0
+            ckpt.save(step)
+            held.append(memories())
+        assert images * size <= max(held) <= most
+        ckpt.wait_until_finished(30.0)
+    with begun_with(run, state, images=images):
+        assert memories() <= size * 1.02
+
+
+def begun_with(run: str, state: dict[str, Any], **options: Any) -> Checkpointer:
+    """A Checkpointer of any state that has restored."""
+    ckpt = Checkpointer(run, state, **PATIENT, **options)
+    ckpt.restore()
+    return ckpt
+
+
 # --- steps ------------------------------------------------------------------------------------
 
 

@@ -145,6 +145,7 @@ def test_status_shows_the_run_at_a_glance(saved: Saved) -> None:
     done = handfast("status", saved.path)
     assert done.code == 0, done
     assert "1/3, certified" in done.out
+    assert "1/3, skew 0 steps" in done.out
     assert "none alive on this node" in done.out
     assert done.out.count("●") == 3 + 1
     assert "rank-00000-" in done.out

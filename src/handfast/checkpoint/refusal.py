@@ -51,7 +51,12 @@ def agree(said: Sequence[Hand]) -> tuple[list[Opened], int, int | None]:
     wants = {hand.want for hand in said}
     if len(wants) > 1:
         asked = [f"rank {rank}: step {hand.want}" for rank, hand in enumerate(said)]
-        raise Refused("the ranks ask for different steps", verdict=Verdict.MIXED, shards=asked)
+        raise Refused(
+            "the ranks ask for different steps",
+            verdict=Verdict.MIXED,
+            shards=asked,
+            remedy="give restore(step=) the same on every rank, or nothing on all",
+        )
     generation = said[0].generation
     if any(o.generation >= generation for o in opened):
         raise Superseded("a later launch has begun on this run: this one must stop")

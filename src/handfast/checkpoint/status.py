@@ -153,7 +153,7 @@ def status(survey: Survey, agents: Iterable[AgentView] = ()) -> Status:
         line=survey.line,
         certified=survey.line is not None and survey.certified(survey.line),
         converged=survey.converged,
-        skew=skew(vector) if vector else None,
+        skew=skew(vector, one_timeline=all(map(survey.eligible, vector))) if vector else None,
         phase=phase,
         blocked_by=by,
         domains=domains,

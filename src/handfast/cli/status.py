@@ -100,7 +100,7 @@ def _skew(found: Status) -> str:
     if found.skew is None:
         return ""
     if found.skew.steps is None:
-        return f", domains are in {found.skew.generations} generations"
+        return f", domains are in {found.skew.generations} generations, on more than one timeline"
     return f", skew {found.skew.steps} steps"
 
 

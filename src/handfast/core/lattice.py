@@ -138,10 +138,10 @@ class Skew(msgspec.Struct, frozen=True):
 
     ``distinct`` counts the epochs in the vector (1 = consistent), ``generations`` the lives of
     the job that they come from. ``steps`` is the greatest step less the least, in completed
-    optimizer updates, *within one generation*; it is None as soon as there are two. Steps of
-    two generations can't be subtracted: the later one resumed from a base that the vector does
-    not show, so 1/100 and 2/80 may be twenty updates apart or on two timelines, one of which
-    was abandoned, and 1/100 and 2/100 are different states at the same label.
+    optimizer updates, *along one timeline*; it is None where that is not known. Steps of two
+    generations can't be subtracted: the later one resumed from a base that the vector does not
+    show, so 1/100 and 2/80 may be twenty updates apart or on two timelines, one of which was
+    abandoned, and 1/100 and 2/100 are different states at the same label.
     """
 
     distinct: int
@@ -149,14 +149,17 @@ class Skew(msgspec.Struct, frozen=True):
     steps: int | None
 
 
-def skew(vector: Sequence[Epoch]) -> Skew:
-    """Measure how far the domains are apart. Raises ValueError for a vector of no domains."""
+def skew(vector: Sequence[Epoch], *, one_timeline: bool = False) -> Skew:
+    """Measure how far the domains are apart. Raises ValueError for a vector of no domains.
+
+    ``one_timeline`` says that all of them are known to lie on one; of one generation they do.
+    """
     low, high = floor(vector), ceiling(vector)
     generations = len({epoch.generation for epoch in vector})
     return Skew(
         distinct=len(frozenset(vector)),
         generations=generations,
-        steps=high.step - low.step if generations == 1 else None,
+        steps=high.step - low.step if generations == 1 or one_timeline else None,
     )
 
 

@@ -40,7 +40,12 @@ class Entry(msgspec.Struct, frozen=True):
             return self.manifest
         if self.verdict is None or self.verdict is Verdict.CORRUPT:
             raise Damaged(self.problem)
-        raise Refused(self.problem, verdict=self.verdict, shards=(self.path,))
+        raise Refused(
+            self.problem,
+            verdict=self.verdict,
+            shards=(self.path,),
+            remedy="put this shard's own file back; `handfast verify` says what is whose",
+        )
 
 
 class Written(msgspec.Struct, frozen=True):

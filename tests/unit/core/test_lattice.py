@@ -80,6 +80,8 @@ def test_skew_within_one_generation_is_in_steps():
 def test_skew_across_generations_has_no_number_of_steps():
     """Shows that equal steps of two generations are no agreement: an abandoned timeline's 100."""
     assert skew([Epoch(1, 100), Epoch(2, 100)]) == Skew(distinct=2, generations=2, steps=None)
+    along = skew([Epoch(1, 100), Epoch(2, 120)], one_timeline=True)
+    assert along == Skew(distinct=2, generations=2, steps=20)
 
 
 def test_keeping_the_newest_two_each_can_leave_nothing_to_recover():
