@@ -90,6 +90,20 @@ def phase(desk: Desk) -> str:
     return str(desk.last.phase)
 
 
+def keep(desk: Desk) -> None:
+    """Lay the newest handle aside."""
+    desk.kept = desk.last
+
+
+def kept(desk: Desk) -> tuple[str, str]:
+    """What the handle that was laid aside says, and why it will not converge."""
+    try:
+        desk.kept.converged(10.0)
+    except handfast.SaveFailed as error:
+        return desk.kept.phase, str(error)
+    return desk.kept.phase, ""
+
+
 def call(desk: Desk, name: str, *args: Any, **options: Any) -> Any:
     """Call a method of the Checkpointer, or give an attribute."""
     value = getattr(desk.checkpointer, name)

@@ -350,6 +350,27 @@ def test_models_that_nobody_synchronises_are_stored_by_each_rank_and_equal_ones_
     job.all(deeds.close)
 
 
+def test_a_handle_of_an_epoch_that_a_restore_left_behind_says_so(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """Rank 1 never saved it, generation 2 goes back below it and converges on a lower step."""
+    path = str(tmp_path / "run")
+    job = launch(2, 1)
+    job.all(deeds.resume, path)
+    job.all(deeds.save, 1)
+    job.all(deeds.converged)
+    job[0].do(deeds.save, 5)
+    job[0].do(deeds.persisted)
+    job[0].do(deeds.keep)
+    assert job.all(deeds.restore) == [1, 1]
+    job.all(deeds.save, 2)
+    job.all(deeds.converged)
+    assert job[0].do(deeds.kept) == (
+        "failed",
+        "epoch 1/5 will not converge: abandoned: generation 2 resumed from 1/1",
+    )
+
+
 def test_declared_replicas_are_stored_once(launch: Launch, tmp_path: Path) -> None:
     path = str(tmp_path / "run")
     model = {"width": 64}

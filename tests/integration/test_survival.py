@@ -56,6 +56,7 @@ class Scene:
 
         def take_terminal() -> None:
             if terminal >= 0:
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs us may ignore it
                 fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 
         process = subprocess.Popen(

@@ -144,6 +144,7 @@ class Agent:
         self._seats: dict[tuple[str, str], _Seat] = {}
         self._hosts: dict[str, DomainHost] = {}
         self._homes: dict[str, str] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self._links: Links | None = None
         self._address = ("", 0)
         self._nonce = ""
@@ -201,6 +202,7 @@ class Agent:
             await host.drain()
         for host in self._hosts.values():
             await host.close()
+        await asyncio.gather(*self._leaving)
         if self._links is not None:
             await self._links.close()
 
@@ -309,6 +311,7 @@ class Agent:
         host = self._own(trainer, fields)
         spec = msgspec.msgpack.decode(fields["round"], type=Round)
         self._homes.update(spec.homes)
+        self._leave_moved()
         if self._links is not None:
             others = {who: at for who, at in spec.agents.items() if who != self._label}
             self._links.set_peers(others)
@@ -324,6 +327,23 @@ class Agent:
         )
         await host.begin(event, spec.drain_s)
         return {}
+
+    def _leave_moved(self) -> None:
+        """Close domains that this round has given to other agents: they speak for them now.
+
+        Ranks may change nodes while agents linger. What such a domain is still persisting is of a
+        generation that its successor has sealed off; its memory goes with it.
+        """
+        for seat in self._seats.values():
+            host = seat.host
+            if host is None or seat.trainer is not None:
+                continue
+            if self._homes.get(host.member.id, self._label) != self._label:
+                logger.info("%s has moved to agent %s", host.member.id, self._homes[host.member.id])
+                seat.host = None
+                self._hosts.pop(host.member.id, None)
+                self._leaving.add(task := asyncio.create_task(host.close()))
+                task.add_done_callback(self._leaving.discard)
 
     async def _plan(
         self, trainer: Trainer, fields: dict[str, Any], fds: list[int]
@@ -410,11 +430,11 @@ class Agent:
 
     def _route(self, domain: str, payload: bytes) -> None:
         """Send a message towards a domain; it may be lost, and the protocol sends by state."""
-        host = self._hosts.get(domain)
-        if host is not None:
+        home = self._homes.get(domain)
+        if home == self._label:
             asyncio.get_running_loop().call_soon(self._deliver, domain, payload)
-        elif self._links is not None and domain in self._homes:
-            self._links.send(self._homes[domain], msgspec.msgpack.encode((domain, payload)))
+        elif self._links is not None and home is not None:
+            self._links.send(home, msgspec.msgpack.encode((domain, payload)))
 
     def _on_message(self, peer: str, data: bytes) -> None:
         try:

@@ -16,7 +16,7 @@ from handfast.agent.keeper import Plan
 from handfast.agent.local import Client
 from handfast.agent.reminder import Reminder
 from handfast.agent.snapshot import Proposal, Snapshot
-from handfast.checkpoint import rounds
+from handfast.checkpoint import fate, rounds
 from handfast.checkpoint.collective import Collective, address_among
 from handfast.checkpoint.connection import Connection, Joining
 from handfast.checkpoint.images import Loaded, StagingImage
@@ -102,27 +102,8 @@ class Session:
         self._line.check()
 
     def phase_of(self, epoch: Epoch) -> str:
-        """Say how far an epoch of this generation has come."""
-        now = self.snapshot
-        if now.line is not None and now.line.epoch >= epoch:
-            return "converged"
-        if self._problems(epoch):
-            return "failed"
-        return "persisted" if self._done(epoch) else "staged"
-
-    def _done(self, epoch: Epoch) -> bool:
-        """Say whether this domain has an outcome for an epoch: attested, failed or superseded."""
-        now = self.snapshot
-        return (
-            epoch in now.retained
-            or any(outcome.epoch == epoch for outcome in now.outcomes)
-            or (now.line is not None and now.line.epoch >= epoch)
-        )
-
-    def _problems(self, epoch: Epoch) -> list[str]:
-        now = self.snapshot
-        own = [o.problem for o in now.outcomes if o.epoch == epoch and o.problem]
-        return own or [f"{s.domain}: {s.reason}" for s in now.skipped if s.epoch == epoch]
+        """Say how far an epoch has come, also one of an earlier generation."""
+        return fate.phase(self.snapshot, epoch)
 
     # --- the round -----------------------------------------------------------------------------
 
@@ -367,7 +348,7 @@ class Session:
 
     def _is_idle(self, image: StagingImage) -> bool:
         """Say whether an image's epoch has an outcome, so that its memory may be overwritten."""
-        if image.epoch is not None and self._done(image.epoch):
+        if image.epoch is not None and fate.settled(self.snapshot, image.epoch):
             image.epoch = None
         return image.epoch is None
 
@@ -445,21 +426,21 @@ class Session:
 
     def wait_persisted(self, epoch: Epoch, timeout: float | None) -> None:
         """See :meth:`handfast.checkpoint.save.Save.persisted`."""
-        self._line.wait(lambda _: self.phase_of(epoch) != "staged", timeout, f"epoch {epoch}")
-        problems = [o.problem for o in self.snapshot.outcomes if o.epoch == epoch and o.problem]
-        if problems:
+        self._line.wait(lambda now: fate.settled(now, epoch), timeout, f"epoch {epoch}")
+        if not fate.persisted(self.snapshot, epoch):
             self._reported.add(epoch)
-            raise SaveFailed(f"epoch {epoch}: {problems[0]}")
+            raise SaveFailed(f"epoch {epoch}: {fate.problems(self.snapshot, epoch)[0]}")
 
     def wait_converged(self, epoch: Epoch, timeout: float | None) -> Certificate:
         """See :meth:`handfast.checkpoint.save.Save.converged`."""
         ends = ("converged", "failed")
         self._line.wait(lambda _: self.phase_of(epoch) in ends, timeout, f"epoch {epoch}")
-        line = self.snapshot.line
-        if line is not None and line.epoch >= epoch:
-            return line
+        now = self.snapshot
+        if now.line is not None and fate.converged(now, epoch):
+            return now.line
         self._reported.add(epoch)
-        raise SaveFailed(f"epoch {epoch} will not converge: {'; '.join(self._problems(epoch))}")
+        why = "; ".join(fate.problems(now, epoch))
+        raise SaveFailed(f"epoch {epoch} will not converge: {why}")
 
     def _latest(self) -> int:
         place = self.collective.place

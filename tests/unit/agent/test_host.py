@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,32 @@ def test_agents_converge_over_the_network(start: Callable[..., Node], root: str,
         rank.close()
     for node in nodes:
         assert node.ended(30)  # told, settled, and so gone
+
+
+@pytest.mark.parametrize("then", [("node1", "node0"), ("node0", "node0"), ("node2", "node1")])
+def test_ranks_that_change_nodes_find_each_other_while_old_agents_linger(
+    start: Callable[..., Node], root: str, then: tuple[str, str]
+) -> None:
+    """Shows that an agent that still has a domain open which lives elsewhere now does not keep
+    what is meant for it, and lets go of it; and that the ranks may change back."""
+    nodes = {label: start(label) for label in ("node0", "node1", "node2")}
+
+    def launch(labels: Sequence[str]) -> Job:
+        return Job(root, [nodes[label].client for label in labels], labels)
+
+    def kill(job: Job) -> None:
+        for rank in job:
+            rank.session._line._client.close()  # type: ignore[union-attr] # it is connected
+
+    base = GENESIS
+    for generation, labels in enumerate((("node0", "node1"), then, ("node0", "node1")), 1):
+        job = launch(labels)
+        assert job.restore() == base
+        base = job.save(generation)
+        kill(job)
+    for node in nodes.values():
+        held = node.do(lambda node=node: len(node.agent._hosts))
+        assert held <= 1
 
 
 def test_what_strangers_and_the_past_say_changes_nothing_and_is_counted(

@@ -1,0 +1,62 @@
+"""What became of an epoch, as far as this rank's domain knows: functions of one snapshot."""
+
+from __future__ import annotations
+
+from handfast.agent.snapshot import Snapshot
+from handfast.core.lattice import Epoch
+from handfast.core.recover import eligible
+
+__all__ = ["converged", "persisted", "phase", "problems", "settled"]
+
+
+def converged(now: Snapshot, epoch: Epoch) -> bool:
+    """Say whether an epoch, or a later one of the same timeline, is known converged.
+
+    That a later epoch has converged says nothing of one that its timeline has left behind.
+    """
+    if now.line is None or now.line.epoch < epoch:
+        return False
+    if now.line.epoch.generation == epoch.generation:
+        return True
+    return now.resumed is not None and eligible(epoch, now.resumed.timeline)
+
+
+def persisted(now: Snapshot, epoch: Epoch) -> bool:
+    """Say whether this domain has attested an epoch, released since or not."""
+    kept = any(outcome.epoch == epoch and not outcome.problem for outcome in now.outcomes)
+    return kept or epoch in now.retained or converged(now, epoch)
+
+
+def problems(now: Snapshot, epoch: Epoch) -> list[str]:
+    """List what keeps an epoch from converging: a failure here, votes SKIP, another timeline."""
+    own = [o.problem for o in now.outcomes if o.epoch == epoch and o.problem]
+    if own:
+        return own
+    if skipped := [f"{s.domain}: {s.reason}" for s in now.skipped if s.epoch == epoch]:
+        return skipped
+    return _abandoned(now, epoch)
+
+
+def _abandoned(now: Snapshot, epoch: Epoch) -> list[str]:
+    began = now.resumed
+    if began is None or epoch.generation >= began.generation or eligible(epoch, began.timeline):
+        return []
+    return [f"abandoned: generation {began.generation} resumed from {began.base}"]
+
+
+def settled(now: Snapshot, epoch: Epoch) -> bool:
+    """Say whether this domain is done with an epoch: attested it, failed, or left it behind.
+
+    What others have voted does not end what is still being persisted here.
+    """
+    said = any(outcome.epoch == epoch for outcome in now.outcomes)
+    return said or persisted(now, epoch) or bool(_abandoned(now, epoch))
+
+
+def phase(now: Snapshot, epoch: Epoch) -> str:
+    """Say how far an epoch has come: staged, persisted, converged, or failed."""
+    if converged(now, epoch):
+        return "converged"
+    if problems(now, epoch):
+        return "failed"
+    return "persisted" if persisted(now, epoch) else "staged"

@@ -1,0 +1,75 @@
+"""Shows what a handle says of its epoch, also once the job has gone back and on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from handfast.agent.snapshot import Outcome, Skip, Snapshot
+from handfast.checkpoint import fate
+from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.messages import Branch, Certificate, RestoreCertificate
+
+
+def line(epoch: Epoch) -> Certificate:
+    return Certificate("run", "c", "dir", epoch, "root")
+
+
+def resumed(*branches: tuple[int, Epoch]) -> RestoreCertificate:
+    """The certificate of the newest of these generations, each with its base."""
+    timeline = tuple(Branch(generation, base, f"r{generation}") for generation, base in branches)
+    (generation, base), *_ = branches
+    return RestoreCertificate("run", "c", generation, f"r{generation}", base, timeline, (0,), "r")
+
+
+def snapshot(**fields: Any) -> Snapshot:
+    return Snapshot("d0", 1, **fields)
+
+
+FIRST = resumed((1, GENESIS))
+BACK = resumed((2, Epoch(1, 1)), (1, GENESIS))
+
+
+def test_an_epoch_goes_from_staged_to_converged() -> None:
+    epoch = Epoch(1, 5)
+    for now, phase in (
+        (snapshot(resumed=FIRST, persisting=(epoch,)), "staged"),
+        (snapshot(resumed=FIRST, retained=(epoch,)), "persisted"),
+        (snapshot(resumed=FIRST, outcomes=(Outcome(epoch),)), "persisted"),
+        (snapshot(resumed=FIRST, line=line(Epoch(1, 4)), retained=(epoch,)), "persisted"),
+        (snapshot(resumed=FIRST, line=line(epoch)), "converged"),
+        (snapshot(resumed=FIRST, line=line(Epoch(1, 6))), "converged"),
+    ):
+        assert fate.phase(now, epoch) == phase
+        assert fate.settled(now, epoch) == (phase != "staged")
+
+
+def test_a_failure_is_named_where_it_happened() -> None:
+    epoch = Epoch(1, 5)
+    own = snapshot(resumed=FIRST, outcomes=(Outcome(epoch, "no space"),))
+    assert fate.phase(own, epoch) == "failed"
+    assert fate.problems(own, epoch) == ["no space"]
+    assert fate.settled(own, epoch)
+    other = snapshot(resumed=FIRST, skipped=(Skip(epoch, "d1", "no space"),))
+    assert fate.phase(other, epoch) == "failed"
+    assert fate.problems(other, epoch) == ["d1: no space"]
+
+
+def test_another_domains_skip_frees_no_image() -> None:
+    """It may still be read here: only an outcome of this domain's own ends that."""
+    epoch = Epoch(1, 5)
+    now = snapshot(resumed=FIRST, persisting=(epoch,), skipped=(Skip(epoch, "d1", "no space"),))
+    assert not fate.settled(now, epoch)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_a_restore_left_behind_never_becomes_converged(kept: bool) -> None:
+    """Generation 2 resumed 1/1 and converged on 2/2, which is above 1/5, and not of its line."""
+    epoch = Epoch(1, 5)
+    now = snapshot(resumed=BACK, line=line(Epoch(2, 2)), retained=(epoch,) if kept else ())
+    assert fate.phase(now, epoch) == "failed"
+    assert fate.problems(now, epoch) == ["abandoned: generation 2 resumed from 1/1"]
+    assert fate.persisted(now, epoch) == kept
+    assert fate.settled(now, epoch)
+    assert fate.phase(now, Epoch(1, 1)) == "converged"
