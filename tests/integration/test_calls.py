@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -618,6 +619,63 @@ def test_a_change_of_structure_that_was_interrupted_is_made_anew(
     assert found.keys() == box.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in box.items())
     assert all(found[name].dtype == tensor.dtype for name, tensor in box.items())
+
+
+def test_a_save_from_a_signal_handler_is_refused_while_one_runs(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for itself. Refused is the handler's, the save that it interrupted goes on."""
+    heard: list[str] = []
+    with begun(run) as ckpt:
+
+        def save_now(*_: object) -> None:
+            for call in (lambda: ckpt.save(2), lambda: ckpt.close(1.0), ckpt.wait_until_finished):
+                with pytest.raises(RuntimeError, match="not for signal handlers"):
+                    call()
+                heard.append("refused")
+
+        before = signal.signal(signal.SIGUSR1, save_now)
+        take = Connection.call
+
+        def interrupted(line: Connection, name: str, *args: Any, **fields: Any) -> dict[str, Any]:
+            if name == "stage":
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return take(line, name, *args, **fields)
+
+        monkeypatch.setattr(Connection, "call", interrupted)
+        try:
+            assert ckpt.save(1).converged(30.0)
+            assert heard == ["refused"] * 3
+            assert ckpt.save(2).converged(30.0)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupt_in_the_middle_of_a_save_keeps_no_image(
+    when: str, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in a notebook, just before or just after the agent has taken the image: later saves
+    go on, and what was taken is an epoch like any other."""
+    training = Training()
+    with begun(run, training, keep=Keep(newest=9)) as ckpt:
+        take = Connection.call
+
+        def interrupted(line: Connection, name: str, *args: Any, **fields: Any) -> dict[str, Any]:
+            if name != "stage":
+                return take(line, name, *args, **fields)
+            monkeypatch.undo()
+            if when == "after":
+                take(line, name, *args, **fields)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Connection, "call", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ckpt.save(1)
+        for step in (2, 3):
+            training.step()
+            assert ckpt.save(step).converged(30.0)
+        assert ckpt.all_steps() == [1, 2, 3]
 
 
 # --- slips ------------------------------------------------------------------------------------

@@ -380,6 +380,15 @@ def lets_skipped_epochs_fill_the_window(patch: Patch) -> None:
     patch.setattr(member, "_unfit", unfit)
 
 
+@mutant("l4", window=1)
+def lets_tries_that_nobody_will_join_fill_the_window(patch: Patch) -> None:
+    patch.setattr(
+        converge,
+        "awaited",
+        lambda roster, tier, tally, b: 0 if b.skipped else converge.waiting(roster, tier, b),
+    )
+
+
 @mutant("s15")
 def skips_after_a_timeout(patch: Patch) -> None:
     def tick(original, turn, event):

@@ -74,7 +74,7 @@ class Client:
         self.path = path
         self.log = log
         self._owner = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call, too, between two lines of this
         self._sending = threading.Lock()
         self._ids = itertools.count(1)
         self._waiting: dict[int, queue.SimpleQueue[_Answer | None]] = {}

@@ -19,8 +19,10 @@ import msgspec
 from handfast.agent.keeper import Plan
 from handfast.agent.local import AgentGone
 from handfast.agent.snapshot import Proposal
+from handfast.checkpoint.alone import alone
 from handfast.checkpoint.arguments import kept, patterns, seconds, whole
 from handfast.checkpoint.images import Loaded, StagingImage
+from handfast.checkpoint.refusal import Load, suggest, words
 from handfast.checkpoint.save import Save
 from handfast.checkpoint.session import Session
 from handfast.core.lattice import GENESIS, Epoch
@@ -74,32 +76,6 @@ class State(Protocol):
         """Say whether this rank stores what its node's ranks hold alike."""
 
 
-class _Load(msgspec.Struct, frozen=True):
-    """What one rank says once it has loaded: what went wrong, or digests of what it stores."""
-
-    problem: str = ""
-    replicas: dict[str, bytes] = {}
-
-
-def _words(error: Exception) -> str:
-    known = isinstance(error, HandfastError)
-    return (str(error) if known else f"{type(error).__name__}: {error}")[:2000]
-
-
-def _suggest(replicas: Sequence[dict[str, bytes]]) -> None:
-    """Warn, once, of tensors that all ranks store and that are the same on all."""
-    first, others = replicas[0], replicas[1:]
-    same = [p for p, d in sorted(first.items()) if others and all(o.get(p) == d for o in others)]
-    if same:
-        shown = ", ".join(same[:3]) + (f" and {len(same) - 3} more" if len(same) > 3 else "")
-        logger.warning(
-            "all ranks stored the same values of %s; if they are alike by design, say so by "
-            "replicated=(%r,) and they are stored once a node",
-            shown,
-            same[0],
-        )
-
-
 class Checkpointer:
     """Saves and restores the state of a job as epochs that converge or never count.
 
@@ -146,6 +122,7 @@ class Checkpointer:
         self._skips: tuple[int | None, int] = (None, 0)
         self._overdue = False
         self._closed = False
+        self._doing = ""
         self._owner = os.getpid()
         self.extra: object = None
         """What was given to the ``save(extra=...)`` that :meth:`restore` resumed from."""
@@ -177,6 +154,7 @@ class Checkpointer:
 
     # --- restore --------------------------------------------------------------------------------
 
+    @alone
     def restore(
         self,
         step: int | None = None,
@@ -222,7 +200,7 @@ class Checkpointer:
                 self._state.compare(copies, only, strict)
         except Exception as error:  # whatever it is, the other ranks wait for this one's word
             with contextlib.suppress(HandfastError):
-                session.decline(proposal.epoch, _words(error))
+                session.decline(proposal.epoch, words(error))
             raise
         if dry_run:
             return proposal.epoch.step
@@ -278,16 +256,16 @@ class Checkpointer:
         """Load, and hear whether all ranks could: where one could not, none goes on to train."""
         self._poison = "a restore was interrupted"
         collective = self._session.collective
-        mine = _Load()
+        mine = Load()
         failure: Exception | None = None
         try:
             self.extra = self._state.apply(copies, only, keep_live)
             if collective.place.size > 1:
-                mine = _Load("", self._state.replicas(copies))
+                mine = Load("", self._state.replicas(copies))
         except Exception as error:
-            failure, mine = error, _Load(_words(error))
+            failure, mine = error, Load(words(error))
         loads = [
-            msgspec.msgpack.decode(data, type=_Load)
+            msgspec.msgpack.decode(data, type=Load)
             for data in collective.gather(msgspec.msgpack.encode(mine))
         ]
         failed = [f"rank {rank}: {load.problem}" for rank, load in enumerate(loads) if load.problem]
@@ -295,10 +273,11 @@ class Checkpointer:
             self._poison = "; ".join(failed)
             raise failure or Poisoned(f"another rank could not load: {self._poison}")
         if collective.place.rank == 0:
-            _suggest([load.replicas for load in loads])
+            suggest([load.replicas for load in loads])
 
     # --- save -----------------------------------------------------------------------------------
 
+    @alone
     def save(
         self, step: int, *, force: bool = False, grads: bool = False, extra: object = None
     ) -> Save:
@@ -434,11 +413,13 @@ class Checkpointer:
         else:
             raise SaveFailed(text)
 
+    @alone
     def wait_until_finished(self, timeout: float | None = None) -> None:
         """Wait until the last save has converged. Raises what ``Save.converged`` raises."""
         if self._last is not None:
             self._last.converged(timeout)
 
+    @alone
     def close(self, timeout: float | None = None) -> None:
         """Wait for the last save to converge, and leave the agent to end by itself.
 
@@ -449,7 +430,8 @@ class Checkpointer:
         if self._closed or os.getpid() != self._owner:
             return
         try:
-            self.wait_until_finished(timeout)
+            if self._last is not None:
+                self._last.converged(timeout)
         except SaveFailed as error:
             if self._on_error != "warn":
                 raise

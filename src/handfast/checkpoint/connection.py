@@ -248,8 +248,8 @@ class Connection:
             except AgentGone as error:
                 failed = error
                 self._note_failure("its successor failed, too")
-            except HandfastError as error:  # so that the next call tries again
-                self._note_failure(str(error))
+            except BaseException as error:  # an interrupt, too: so that the next call tries again
+                self._note_failure(str(error) or type(error).__name__)
                 raise
 
     def _exhausted(self) -> bool:

@@ -24,7 +24,8 @@ class StagingImage:
     """One image of a trainer's state, laid out by its plan and reused for every save.
 
     ``epoch`` is what it holds while that is being persisted, else None; ``objects`` what goes
-    into the manifest with it; ``views`` what the framework sees the memory as, kept for the next
+    into the manifest with it; ``unsure`` whether the agent was asked to take it and has not
+    answered; ``views`` what the framework sees the memory as, kept for the next
     save. ``key`` names this very memory to the agent.
     """
 
@@ -36,6 +37,7 @@ class StagingImage:
         self.map[: len(plan.header)] = plan.header
         self.epoch: Epoch | None = None
         self.objects = b""
+        self.unsure = False
         self.views: Any = None
 
     def close(self) -> None:

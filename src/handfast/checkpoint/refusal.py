@@ -1,7 +1,8 @@
-"""Why a round came to nothing, in the words of whoever waits for it."""
+"""What the ranks of a round tell each other, and why one came to nothing, in words."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import msgspec
@@ -12,9 +13,11 @@ from handfast.checkpoint.survey import TOGETHER
 from handfast.core.lattice import Epoch
 from handfast.core.recover import APART
 from handfast.core.verdict import Verdict
-from handfast.errors import Blocked, Refused, Superseded
+from handfast.errors import Blocked, HandfastError, Refused, Superseded
 
-__all__ = ["Hand", "agree", "refusal"]
+__all__ = ["Hand", "Load", "agree", "refusal", "suggest", "words"]
+
+logger = logging.getLogger("handfast")
 
 
 class Hand(msgspec.Struct, frozen=True):
@@ -90,3 +93,30 @@ def refusal(stuck: Stuck, retained: Sequence[Epoch], want: int | None) -> Refuse
         remedy="`handfast verify` says what each directory holds; a lost run is never restarted "
         "from scratch in silence: give a fresh path for that",
     )
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What one rank says once it has loaded: what went wrong, or digests of what it stores."""
+
+    problem: str = ""
+    replicas: dict[str, bytes] = {}
+
+
+def words(error: Exception) -> str:
+    """Say what went wrong, in what a journal and a message can hold."""
+    known = isinstance(error, HandfastError)
+    return (str(error) if known else f"{type(error).__name__}: {error}")[:2000]
+
+
+def suggest(replicas: Sequence[dict[str, bytes]]) -> None:
+    """Warn, once, of tensors that all ranks store and that are the same on all."""
+    first, others = replicas[0], replicas[1:]
+    same = [p for p, d in sorted(first.items()) if others and all(o.get(p) == d for o in others)]
+    if same:
+        shown = ", ".join(same[:3]) + (f" and {len(same) - 3} more" if len(same) > 3 else "")
+        logger.warning(
+            "all ranks stored the same values of %s; if they are alike by design, say so by "
+            "replicated=(%r,) and they are stored once a node",
+            shown,
+            same[0],
+        )

@@ -305,6 +305,7 @@ class Session:
         For another structure (the plan is not the very one of the last time) it waits until none
         is, and then makes so many images.
         """
+        self._make_sure()
         enough = any if plan is self._plan else all
         with contextlib.suppress(Blocked):
             self._line.wait(lambda _: enough(map(self._is_idle, self._images)), timeout, "save")
@@ -375,7 +376,7 @@ class Session:
 
     def _stage(self, epoch: Epoch, image: StagingImage, objects: bytes) -> tuple[str, list[str]]:
         """Hand an image over once."""
-        image.epoch, image.objects = epoch, objects
+        image.epoch, image.objects, image.unsure = epoch, objects, True
         told: dict[str, Any] = {
             "epoch": msgspec.structs.astuple(epoch),
             "image": self._images.index(image),
@@ -390,12 +391,22 @@ class Session:
         except Blocked:  # the agent may still take it: the memory stays its own
             raise
         except HandfastError:
-            image.epoch = None
+            image.epoch, image.unsure = None, False
             raise
+        image.unsure = False
         if not reply["taken"]:
             image.epoch = None
             return reply["reason"], list(reply["by"])
         return "", []
+
+    def _make_sure(self) -> None:
+        """Hand over again what nobody answered for: an interrupt, or a stopped agent, came between.
+
+        Asking twice is no harm, and without it the image would be in use for ever.
+        """
+        for image in self._images:
+            if image.unsure and image.epoch is not None and not self._is_idle(image):
+                self._stage(image.epoch, image, image.objects)
 
     def forgo(self, epoch: Epoch, reason: str) -> None:
         """Vote SKIP on an epoch that the schedule named and this rank does not save."""

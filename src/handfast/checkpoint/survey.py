@@ -279,9 +279,9 @@ class Survey:
         if late:
             return "restoring", roster.names(late)
         for tier in range(len(roster.tiers)):
-            for ballot in self._tally(roster, tier).ballots:
-                if not ballot.skipped:
-                    late |= converge.waiting(roster, tier, ballot)
+            tally = self._tally(roster, tier)
+            for ballot in tally.ballots:
+                late |= converge.awaited(roster, tier, tally, ballot)
         return ("converging" if late else "converged"), roster.names(late)
 
     def _recovering(self, roster: Roster) -> tuple[str, tuple[str, ...]]:

@@ -8,6 +8,7 @@ two-phase commit with its log at every member and no right to abort (the design,
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import Final
 
 import msgspec
 
@@ -15,7 +16,22 @@ from handfast.core.lattice import Epoch
 from handfast.core.membership import Roster, bits
 from handfast.core.messages import Certificate, Skipped, Staged, merkle_root
 
-__all__ = ["Ballot", "Conflict", "Tally", "certify", "join", "learn", "settle", "waiting"]
+__all__ = [
+    "STRANDED",
+    "Ballot",
+    "Conflict",
+    "Tally",
+    "awaited",
+    "certify",
+    "join",
+    "learn",
+    "settle",
+    "waiting",
+]
+
+
+STRANDED: Final = 4
+"""So many windows of epochs may be saved that others have passed by, before saves are refused."""
 
 
 class Conflict(Exception):
@@ -86,6 +102,23 @@ def waiting(roster: Roster, tier: int, ballot: Ballot) -> int:
         if (ballot.staged & mask).bit_count() < need:
             missing |= mask & ~ballot.staged & ~ballot.skipped
     return missing
+
+
+def awaited(roster: Roster, tier: int, tally: Tally, ballot: Ballot) -> int:
+    """Mask the domains that may yet make a ballot complete; 0 where nobody will.
+
+    Steps only rise within a generation, so whoever has voted on a later epoch will not vote on
+    this one any more, but for an image that it still persists. Failed saves that are tried again
+    at another step on each rank end like that.
+    """
+    if ballot.skipped:
+        return 0
+    late = waiting(roster, tier, ballot)
+    beyond = 0
+    for later in tally.ballots:
+        if later.epoch > ballot.epoch:
+            beyond |= later.staged | later.skipped
+    return 0 if late & beyond else late
 
 
 def complete(roster: Roster, tier: int, ballot: Ballot) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 
 from handfast.core import events, gossip, messages
+from handfast.core.converge import STRANDED, Ballot, Tally
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import Roster
 from handfast.core.recover import Phase, eligible
@@ -319,10 +320,24 @@ def l4_refusals_are_true(truth: Truth) -> Iterator[str]:
     for action in turn.effects.apply if turn else ():
         if isinstance(action, events.Refuse) and action.by and turn and turn.after.roster:
             m, roster = turn.after, turn.after.roster
-            ballots = m.tallies[roster.tier_of[m.me]].ballots
-            open_ = [b for b in ballots if b.staged >> m.me & 1 and not b.skipped]
-            if len(open_) + len(m.persisting) < m.window:
+            tally = m.tallies[roster.tier_of[m.me]]
+            held = [b for b in tally.ballots if b.staged >> m.me & 1]
+            held = [b for b in held if not b.skipped]
+            open_ = [b for b in held if not _passed(tally, b, action.by, roster)]
+            full = len(open_) + len(m.persisting) >= m.window
+            if not full and len(held) < STRANDED * m.window:
                 yield f"{m.id} refused {action.epoch}, and {len(open_)} epochs are open"
+
+
+def _passed(tally: Tally, ballot: Ballot, by: tuple[str, ...], roster: Roster) -> bool:
+    """Say whether one of those who are blamed has voted on a later epoch, and not on this one."""
+    blamed = [i for i, name in enumerate(roster.ids) if name in by]
+    return any(
+        (later.staged | later.skipped) >> i & 1 and not ballot.staged >> i & 1
+        for later in tally.ballots
+        if later.epoch > ballot.epoch
+        for i in blamed
+    )
 
 
 # --- eventually: judged in the calm after a storm, once what was restored has saved once more ----

@@ -187,12 +187,17 @@ def _unfit(state: Member, epoch: Epoch) -> tuple[str, tuple[str, ...]]:
         return f"step {floor.step} was saved or restored before it", ()
     tier = state.roster.tier_of[state.me]
     mine = 1 << state.me
-    pending = [b for b in state.tallies[tier].ballots if b.staged & mine and not b.skipped]
+    tally = state.tallies[tier]
+    staged = [b for b in tally.ballots if b.staged & mine and not b.skipped]
+    pending = [b for b in staged if converge.awaited(state.roster, tier, tally, b)]
     if len(pending) + len(state.persisting) < state.window:
-        return "", ()
-    late = sum(converge.waiting(state.roster, tier, ballot) for ballot in pending[:1])
-    by = state.roster.names(late) if late else (state.id,)
-    return f"{state.window} epochs are saved and have not converged", by
+        if len(staged) < converge.STRANDED * state.window:
+            return "", ()
+        late = converge.waiting(state.roster, tier, staged[0])
+        why = f"{len(staged)} epochs are saved that others have passed by: do all ranks save alike?"
+        return why, state.roster.names(late)
+    late = converge.waiting(state.roster, tier, pending[0]) if pending else mine
+    return f"{state.window} epochs are saved and have not converged", state.roster.names(late)
 
 
 # --- what the store says ------------------------------------------------------------------------

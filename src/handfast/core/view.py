@@ -95,9 +95,9 @@ def _blocked(member: Member) -> tuple[str, tuple[str, ...]]:
         return at.phase.value, roster.names(at.waiting)
     tier = roster.tier_of[member.me]
     late = 0
-    for ballot in member.tallies[tier].ballots:
-        if not ballot.skipped:
-            late |= converge.waiting(roster, tier, ballot)
+    tally = member.tallies[tier]
+    for ballot in tally.ballots:
+        late |= converge.awaited(roster, tier, tally, ballot)
     return ("converging" if late else "converged"), roster.names(late)
 
 

@@ -26,6 +26,7 @@ from handfast.core.messages import (
 )
 from handfast.core.recover import Phase
 from handfast.core.retain import Keep
+from handfast.core.view import view
 
 ROSTER = Roster(
     Configuration("run", 2, (Domain("a", "dir", 0), Domain("b", "dir", 1)), (("dir", 1),))
@@ -40,7 +41,8 @@ def begin(generation: int = 1, name: str = "r1", roster: Roster = ROSTER, **more
 class Pair:
     """Two members, their journals, and the mail between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, window: int = 2) -> None:
+        self.window = window
         self.members = [boot("a", 1, []), boot("b", 1, [])]
         self.journals: list[list[Record]] = [[], []]
         self.mail: deque[tuple[int, Message]] = deque()
@@ -62,7 +64,7 @@ class Pair:
 
     def begin(self, *ats: int, generation: int = 1) -> None:
         for at in ats or (0, 1):
-            self.run(at, begin(generation, f"r{generation}"))
+            self.run(at, replace(begin(generation, f"r{generation}"), window=self.window))
 
     def opened(self) -> "Pair":
         self.begin()
@@ -318,6 +320,39 @@ def test_a_skip_makes_room_in_the_window():
     assert pair.run(1, ev.Failed(E1, "full")).persist == (Skipped(1, E1, "full"),)
     pair.deliver()
     assert pair.run(0, ev.Captured(E3)).apply == (ev.Persist(E3),)
+
+
+def saved(pair, who, *epochs):
+    for epoch in epochs:
+        assert pair.run(who, ev.Captured(epoch)).apply == (ev.Persist(epoch),)
+        pair.run(who, ev.Persisted(epoch, "x"))
+    pair.deliver()
+
+
+def test_tries_at_different_steps_block_nobody_and_the_next_step_converges():
+    """Shows that failed saves that each rank tries again at its own step fill no window for ever:
+    whoever has voted beyond an epoch is not awaited for it."""
+    pair = Pair(window=1).opened()
+    saved(pair, 0, Epoch(1, 21))
+    assert pair.run(0, ev.Captured(Epoch(1, 30))).apply[0].by == ("b",)
+    saved(pair, 1, Epoch(1, 22))
+    assert view(pair.members[0]).blocked_by == ("a",)  # which might still save 22
+    for who in (0, 1):
+        saved(pair, who, Epoch(1, 30))
+    assert [m.tallies[0].line.epoch for m in pair.members] == [Epoch(1, 30)] * 2
+
+
+def test_ranks_that_never_save_the_same_step_are_told_before_the_disk_is_full():
+    """Shows that what will never converge is bounded, too, and that the other rank is named."""
+    pair = Pair(window=1).opened()
+    for at in range(10, 50, 10):
+        saved(pair, 0, Epoch(1, at))
+        saved(pair, 1, Epoch(1, at + 1))
+    (refused,) = pair.run(0, ev.Captured(Epoch(1, 50))).apply
+    assert refused.by == ("b",)
+    assert refused.reason == (
+        "4 epochs are saved that others have passed by: do all ranks save alike?"
+    )
 
 
 def test_a_rank_that_does_not_save_says_so_and_nobody_waits():
