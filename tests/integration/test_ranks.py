@@ -248,20 +248,33 @@ def test_a_rank_that_does_not_come_to_restore_is_named(launch: Launch, tmp_path:
     with pytest.raises(Blocked, match=r"not all ranks have come to restore\(\)") as caught:
         one.do(deeds.restore)
     assert caught.value.by == ("rank 1",)
+    assert job.all(deeds.restore) == [0, 0]  # once it has come, they go on
 
 
-def test_a_rank_that_died_before_the_meeting_is_told_by_gloo(
+def test_whoever_waits_for_rank_0_names_it_and_may_try_again(
     launch: Launch, tmp_path: Path
 ) -> None:
-    """Whose error is left as it is: the launcher will take the job down."""
+    """No collective was begun, so none is broken."""
+    job = launch(2, 1)
+    job.all(deeds.begin, str(tmp_path / "run"), patience_s=1.5)
+    with pytest.raises(Blocked) as caught:
+        job[1].do(deeds.restore)
+    assert caught.value.by == ("rank 0",)
+    assert job.all(deeds.restore) == [0, 0]
+    job.all(deeds.save, 1)
+    job.all(deeds.converged)
+
+
+def test_a_rank_that_died_before_the_meeting_is_named(launch: Launch, tmp_path: Path) -> None:
+    """Its launcher may take the job down before; one that does not must not hang for ever."""
     job = launch(2, 2)
-    job.all(deeds.begin, str(tmp_path / "run"))
+    job.all(deeds.begin, str(tmp_path / "run"), patience_s=1.5)
     one, other = job
-    one.tell(deeds.restore)
     other.kill()
+    one.tell(deeds.restore)
     error = raised_by(one)
-    assert isinstance(error, RuntimeError)
-    assert "gloo" in str(error)
+    assert isinstance(error, Blocked)
+    assert error.by == ("rank 1",)
 
 
 def test_ranks_that_ask_for_different_steps_are_refused(launch: Launch, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ __all__ = [
 VERSIONS = (1, 1)
 """The oldest and the newest version of this protocol that this handfast speaks."""
 
-MAX_FRAME = 256 << 20
+MAX_FRAME = 1 << 30
 """The most bytes of one frame; what is larger travels as a descriptor."""
 
 MAX_FDS = 253

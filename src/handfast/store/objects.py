@@ -22,10 +22,20 @@ import msgspec
 from handfast.errors import FormatError, Unstorable
 from handfast.store import arrays
 
-__all__ = ["DEPTH_LIMIT", "VERSION", "TensorRef", "child", "decode", "encode", "register"]
+__all__ = [
+    "DEPTH_LIMIT",
+    "MAX_BYTES",
+    "VERSION",
+    "TensorRef",
+    "child",
+    "decode",
+    "encode",
+    "register",
+]
 
 VERSION = 1
 DEPTH_LIMIT = 256
+MAX_BYTES = 512 << 20  # of one state; with the names of its tensors, less than an agent takes
 
 Node: TypeAlias = "bool | int | float | str | bytes | list[Node] | None"
 
@@ -256,12 +266,33 @@ def encode(value: object, *, path: str = "", pickle: Sequence[str] = ()) -> byte
 
     ``path`` is where the value stands in the state. ``pickle`` lists paths, or globs over them,
     where a value that can't be stored otherwise is pickled. Raises Unstorable, which names the
-    path and the type, for everything else, for cycles, and beyond 256 levels of nesting.
+    path and the type, for everything else, for cycles, beyond 256 levels of nesting, and beyond
+    ``MAX_BYTES`` in all.
     """
     try:
-        return _pack([VERSION, _Encoder(path, pickle).node(value, ...)])
+        data = _pack([VERSION, _Encoder(path, pickle).node(value, ...)])
     except RecursionError:
         raise Unstorable(path, _name(type(value)), "it is nested too deeply") from None
+    if len(data) > MAX_BYTES:
+        raise _too_large(value, path, pickle, len(data))
+    return data
+
+
+def _too_large(value: Any, path: str, pickle: Sequence[str], total: int) -> Unstorable:
+    """Name what takes the most room, as deep down as one thing takes most of it."""
+    while type(value) in (dict, list, tuple):
+        items = value.items() if type(value) is dict else enumerate(value)
+        sizes = {k: len(_pack(_Encoder(child(path, k), pickle).node(v, ...))) for k, v in items}
+        key = max(sizes, key=lambda k: sizes[k], default=None)
+        if key is None or sizes[key] < total // 2:
+            break
+        path, value = child(path, key), value[key]
+    return Unstorable(
+        path,
+        _name(type(value)),
+        f"the plain objects of a state may take {MAX_BYTES} bytes, and these take {total}: keep "
+        "large arrays as tensors (torch.from_numpy), which go to the image",
+    )
 
 
 def decode(data: bytes, *, pickle: Sequence[str] = (), where: str = "") -> object:

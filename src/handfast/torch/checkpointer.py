@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-import torch
 import torch.distributed as dist
 
 from handfast.agent import process
 from handfast.agent.host import node_label
+from handfast.agent.reminder import Reminder
 from handfast.checkpoint import checkpointer
 from handfast.checkpoint.arguments import patterns
 from handfast.checkpoint.collective import Place, Solo, place_of, reminding
@@ -31,6 +31,8 @@ __all__ = ["Checkpointer"]
 
 FOREVER_S: Final = 30 * 86400.0
 
+_groups: dict[str, int] = {}
+
 
 class Group:
     """The ranks of a ``torch.distributed`` job, by a gloo group of handfast's own.
@@ -41,17 +43,21 @@ class Group:
     def __init__(self, group: dist.ProcessGroup | None, patience_s: float | None = None) -> None:
         self._ours = group is None
         self._patience_s = FOREVER_S if patience_s is None else patience_s
-        if group is None:  # others hear of a missing rank later than rank 0, which names it
+        if group is None:
             limit = timedelta(seconds=self._patience_s + 60.0)
             group = dist.new_group(backend="gloo", timeout=limit)
         self._group = group
         self.place: Place = place_of(dist.get_rank(self._group), dist.get_world_size(self._group))
+        # Ranks make their Checkpointers in one order, so that they count alike.
+        self._number = _groups[group.group_name] = _groups.get(group.group_name, 0) + 1
+        self._gathered = 0
 
     def gather(self, data: bytes) -> list[bytes]:
         """Give every rank the data of all. Used when a round begins, never by a save.
 
-        Raises Blocked where a rank has not come within the patience, and rank 0 names it; and what
-        the group raises where one has died.
+        Raises Blocked, on every rank that waits, where some have not come within the patience, and
+        names them: once they have, it can be tried again. Raises what the group raises where one
+        has died.
         """
         self._await_all()
         found: list[bytes] = [b""] * self.place.size
@@ -59,27 +65,27 @@ class Group:
         return found
 
     def _await_all(self) -> None:
-        """Let rank 0 hear from each rank: a collective would not say who is missing."""
-        me, patience = self.place.rank, self._patience_s
-        works = []
-        for peer in range(1, self.place.size) if me == 0 else (0,):
-            at, token = dist.get_global_rank(self._group, peer), torch.zeros(1)
-            talk = dist.irecv if me == 0 else dist.isend
-            if (work := talk(token, at, group=self._group)) is not None:
-                works.append((peer, work))
-        deadline = time.monotonic() + patience
-        absent = []
+        """Meet in the job's store first: a collective that waits in vain is broken for good, and
+        could not say who is missing."""
+        store = dist.distributed_c10d._get_default_store()
+        meeting = f"handfast/{self._group.group_name}/{self._number}/{self._gathered}"
+        here = [f"{meeting}/{rank}" for rank in range(self.place.size)]
+        mine, go = here[self.place.rank], f"{meeting}/go"
+        store.set(mine, "here")
+        reminder = Reminder()
         with reminding("restore: waits for all ranks to come to it"):
-            for peer, work in works:
-                left = max(0.001, deadline - time.monotonic())
-                try:
-                    work.wait(timedelta(seconds=left))
-                except RuntimeError:
-                    if time.monotonic() < deadline:
-                        raise  # a rank has died: its launcher will take the job down
-                    absent.append(f"rank {peer}")
-        if absent:
-            raise Blocked(f"not all ranks have come to restore() in {patience:g} s", by=absent)
+            while not store.check([go] if self.place.rank else here):
+                if reminder.over(self._patience_s):
+                    absent = [f"rank {n}" for n, key in enumerate(here) if not store.check([key])]
+                    store.delete_key(mine)
+                    raise Blocked(
+                        f"not all ranks have come to restore() in {self._patience_s:g} s",
+                        by=absent or ("rank 0",),
+                    )
+                time.sleep(min(0.01 + reminder.waited / 10, 0.25))
+        if self.place.rank == 0:
+            store.set(go, "go")
+        self._gathered += 1
 
     def close(self) -> None:
         """Give up a group that was made here: each has threads and sockets of its own."""

@@ -381,6 +381,21 @@ def test_children_of_paths() -> None:
     assert len(child("a", ("x" * 1000,))) < 100
 
 
+def test_objects_that_are_too_many_are_refused_by_the_heaviest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or an epoch would converge whose manifest no agent could hand to a trainer."""
+    monkeypatch.setattr(objects, "MAX_BYTES", 1000)
+    state = {"a": 1, "replay": {"buffer": [1, np.zeros(1000, "u1")]}, "log": ["x" * 300] * 2}
+    with pytest.raises(Unstorable, match="may take 1000 bytes, and these take 1") as caught:
+        objects.encode(state)
+    assert (caught.value.path, caught.value.type_name) == ("replay/buffer[1]", "numpy.ndarray")
+    with pytest.raises(Unstorable) as caught:
+        objects.encode({"many": [["x" * 100] for _ in range(20)]})
+    assert caught.value.path == "many"
+    assert objects.encode({"a": "x" * 900})
+
+
 def test_cycles_and_depth_are_refused() -> None:
     """Neither hangs nor overflows; equal siblings are no cycle."""
     loop: dict[str, Any] = {"a": []}
