@@ -75,7 +75,8 @@ class Client:
         self.log = log
         self._owner = os.getpid()
         self._lock = threading.RLock()  # a signal handler may call, too, between two lines of this
-        self._sending = threading.Lock()
+        self._sending = threading.RLock()
+        self._writing = False
         self._ids = itertools.count(1)
         self._waiting: dict[int, queue.SimpleQueue[_Answer | None]] = {}
         self._ended = False
@@ -136,8 +137,11 @@ class Client:
             ) from None
         except ConnectionError:
             answer = None
-            with self._lock:  # whoever looks now must see it, though the reader may not have yet
-                self._ended = True
+            self._break()
+        except BaseException:
+            if self._writing:  # an interrupt in the middle of a frame: nothing after it can be read
+                self._break()
+            raise
         finally:
             with self._lock:
                 del self._waiting[call.id]
@@ -166,6 +170,12 @@ class Client:
                     name,
                     reminder.waited,
                 )
+
+    def _break(self) -> None:
+        """End this connection now; whoever looks sees it, though the reader may not have yet."""
+        self._ended = True
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     @property
     def ended(self) -> bool:
@@ -231,12 +241,17 @@ class Client:
             while view:
                 if self._sock.fileno() < 0:
                     raise ConnectionAbortedError
+                self._writing = True
                 try:
                     sent = self._sock.sendmsg(
                         [view], passed, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
                     )
                     view, passed = view[sent:], []
-                except BlockingIOError:
+                    self._writing = False
+                except OSError as error:
+                    self._writing = False
+                    if not isinstance(error, BlockingIOError):
+                        raise
                     self._wait_for_room(deadline)
         finally:
             if 0 < len(view) < len(frame):  # half a frame: nothing after it could be read

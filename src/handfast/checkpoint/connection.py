@@ -67,6 +67,7 @@ class Connection:
         self._joining: Joining | None = None
         self._opened: Opened | None = None
         self._round: Round | None = None
+        self._unjoined = False
         self._revivals = 0
         self._revived = 0.0
         self.patience_s: float | None = 600.0
@@ -87,7 +88,9 @@ class Connection:
                     self._client.close()
                 self._client = self._dial()
             try:
-                return self._open(joining, port=0)
+                opened = self._open(joining, port=0)
+                self._unjoined = False
+                return opened
             except AgentGone as error:
                 if attempt == REVIVALS - 1:
                     raise
@@ -143,6 +146,7 @@ class Connection:
         while True:
             if self._opened is None:
                 raise AgentGone("no agent is connected: call restore() first", socket="")
+            self._revive()
             try:
                 return self.ask(name, fds=fds, **{"domain": self._opened.domain, **fields})
             except AgentGone:
@@ -229,11 +233,13 @@ class Connection:
         ``REVIVALS`` of them in a row have not lived for ``SOUND_S`` seconds.
         """
         failed: AgentGone | None = None
-        while (client := self._client) is not None and (client.ended or self.snapshot.failure):
+        while (client := self._client) is not None and (
+            client.ended or self.snapshot.failure or self._unjoined
+        ):
             if self._opened is None or self._joining is None or self._round is None:
                 return
             self.check()
-            why = self.snapshot.failure or "it ended"
+            why = self.snapshot.failure or ("it ended" if client.ended else "interrupted")
             if self._exhausted():
                 raise failed or AgentGone(
                     f"this rank's domain failed {REVIVALS} times in a row, the last time: {why}",
@@ -248,8 +254,8 @@ class Connection:
             except AgentGone as error:
                 failed = error
                 self._note_failure("its successor failed, too")
-            except BaseException as error:  # an interrupt, too: so that the next call tries again
-                self._note_failure(str(error) or type(error).__name__)
+            except HandfastError as error:  # so that the next call tries again
+                self._note_failure(str(error))
                 raise
 
     def _exhausted(self) -> bool:
@@ -263,6 +269,7 @@ class Connection:
         return False
 
     def _reopen(self, client: Client, joining: Joining, spec: Round, port: int) -> None:
+        self._unjoined = True  # whatever interrupts this, the next call goes through it again
         if client.ended:
             client.close()
             self._client = self._dial()
@@ -279,6 +286,7 @@ class Connection:
             )
         self.ask("begin", domain=domain, round=msgspec.msgpack.encode(spec))
         self._again()
+        self._unjoined = False
 
     def _note_failure(self, why: str) -> None:
         with self._changed:
