@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
@@ -13,15 +14,19 @@ from handfast.checkpoint.status import rows
 from handfast.checkpoint.survey import TOGETHER, Survey, read_domain
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.verdict import Verdict
-from handfast.errors import HandfastError, Refused
+from handfast.errors import Damaged, HandfastError, Refused
+from handfast.store.claims import lengths_now
 from handfast.store.files import Files, reading
 
-__all__ = ["Location", "NoRun", "Released", "choose", "held", "mixed"]
+__all__ = ["Location", "NoRun", "Released", "check_held", "choose", "held", "mixed"]
 
 TRIES: Final = 10
+LOOKS: Final = 200
+PAUSE_S: Final = 0.01
 FIELD: Final = re.compile(r"\{(?:rank|local_rank|host)(?:[:!][^{}]*)?\}")
 
 T = TypeVar("T")
+Look = dict[tuple[str, str], dict[int, int] | None]
 
 
 class NoRun(HandfastError):
@@ -40,16 +45,43 @@ class Location:
         self.files = files
 
     def survey(self) -> Survey:
-        """Read all journals and manifests now. Raises NoRun where no domain is found,
-        FormatError for a run of another format, Refused where the paths hold several runs,
-        HandfastError where the system won't let us look."""
-        return Survey(
-            [
-                read_domain(self.files, root, name)
-                for root in self._roots()
-                for name in _domains(self.files, root)
-            ]
+        """Read all journals as they are at one moment, and the manifests.
+
+        Raises NoRun where no domain is found, FormatError for a run of another format, Refused
+        where the paths hold several runs, HandfastError where the system won't let us look, or the
+        run is written too fast to be looked at.
+        """
+        lengths = self._moment()
+        return Survey([read_domain(self.files, *where, then) for where, then in lengths.items()])
+
+    def _moment(self) -> Look:
+        """Find the lengths that all journals had at one moment; see `lengths_now`.
+
+        What they hold up to there can be read afterwards, however long that takes.
+        """
+        seen = self._look()
+        for _ in range(1, LOOKS):
+            before, seen = seen, self._look()
+            if before == seen:
+                return seen
+            time.sleep(PAUSE_S)
+        raise HandfastError(
+            f"{self.paths[0]}: the run is being written: it was looked at {LOOKS} times, and each "
+            "time something had been written since. What to do: look again"
         )
+
+    def _look(self) -> Look:
+        """Look how long the journals are, domain by domain; None where one can't be read."""
+        found: Look = {}
+        for root in self._roots():
+            for name in _domains(self.files, root):
+                home = f"{root}/domains/{name}"
+                try:
+                    with reading(home):
+                        found[root, name] = lengths_now(self.files, home)
+                except Damaged:  # reading it will say how
+                    found[root, name] = None
+        return found
 
     def agents(self, survey: Survey) -> tuple[AgentView, ...]:
         """Ask the live agents of this node that serve this run."""
@@ -59,16 +91,17 @@ class Location:
     def steadily(self, work: Callable[[Survey], T], tries: int = TRIES) -> T:
         """Do work on a fresh survey, again if what it read was released meanwhile.
 
-        Raises Refused where epochs come and go faster than they can be read.
+        Raises HandfastError where epochs come and go faster than they can be read: that is no
+        verdict on any of them.
         """
         try:
             return work(self.survey())
         except Released as released:
             if tries == 1:
-                raise Refused(
-                    str(released),
-                    verdict=Verdict.MISSING,
-                    remedy="keep more epochs, or export one: that holds it by a pin",
+                raise HandfastError(
+                    f"{released}, and so it went {TRIES} times: this run is written faster than it "
+                    "can be read. What to do: keep more epochs (keep=Keep(newest=...)), or read it "
+                    "when it is saved less often"
                 ) from released
         return self.steadily(work, tries - 1)
 
@@ -115,8 +148,22 @@ def choose(survey: Survey, step: int | Epoch | None) -> Epoch:
     """Find the epoch that is meant: the recovery line, a step of the living timeline, or a whole
     epoch, orphan or not.
 
-    Raises Refused where nobody holds such an epoch, saying what there is.
+    Raises Refused where nobody holds such an epoch, saying what there is, and Released where it
+    was let go since the survey was made.
     """
+    epoch = _chosen(survey, step)
+    check_held(survey, epoch)
+    return epoch
+
+
+def check_held(survey: Survey, epoch: Epoch) -> None:
+    """Raise Released where a domain has let an epoch go since the survey was made."""
+    for found in survey.places:
+        if found is not None and epoch in found.going:
+            raise Released(f"epoch {epoch} was released by {found.id} while it was looked for")
+
+
+def _chosen(survey: Survey, step: int | Epoch | None) -> Epoch:
     if step is None:
         if survey.line is None or survey.line == GENESIS:
             raise _nothing(survey)

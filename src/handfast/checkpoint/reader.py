@@ -1,8 +1,8 @@
 """``handfast.open``: a run read beside its training, or long after it, without any agent.
 
-Every call reads the journals anew, so an open run never goes stale; what was released between a
-look and the read that follows is looked for again. Nothing here changes a run, but for the pin that
-holds an epoch while its tensors are read.
+Every call reads the journals anew, as all of them were at one moment, so an open run never goes
+stale; what was released between that moment and the read that follows is looked for again. Nothing
+here changes a run, but for the pin that holds an epoch while its tensors are read.
 """
 
 from __future__ import annotations
@@ -78,15 +78,17 @@ class Run:
         """Read every byte of an epoch and hold it against what was attested.
 
         Without a step it is the recovery line's epoch, and where that is damaged the next, down to
-        the one that a restore would take. ``everything`` reads all epochs that are held.
-        Raises Refused for a step that is not held.
+        the one that a restore would take. ``everything`` reads all epochs that are held, but for
+        those that are released meanwhile; one that is still to be finished is no finding then.
+        Raises Refused for a step that is not held, HandfastError where epochs are released faster
+        than they can be read.
         """
         files = self.location.files
 
         def work(survey: Survey) -> Verification:
             if everything:
                 there = [row.epoch for row in rows(survey) if held(survey, row.epoch)]
-                return verify_epochs(files, survey, there, progress)
+                return verify_epochs(files, survey, there, progress, everything=True)
             if step is None:
                 return verify_line(files, survey, progress)
             return verify_epochs(files, survey, [choose(survey, step)], progress)
@@ -99,8 +101,7 @@ class Run:
         No object is made: registered types and pickles are named and left alone. Raises Refused
         for a step that is not held.
         """
-        survey = self.location.survey()
-        return inspect(survey, choose(survey, step))
+        return self.location.steadily(lambda survey: inspect(survey, choose(survey, step)))
 
     def export(
         self,

@@ -8,7 +8,7 @@ exactly as an agent boots them; the difference is only that nobody speaks for th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -21,6 +21,7 @@ from handfast.core.messages import (
     Accepted,
     Bad,
     Converged,
+    Copy,
     Frozen,
     Lost,
     Record,
@@ -33,7 +34,7 @@ from handfast.core.messages import (
 )
 from handfast.core.state import Member
 from handfast.core.verdict import Verdict
-from handfast.errors import Damaged, FormatError, HandfastError, Refused
+from handfast.errors import Damaged, FormatError, Refused
 from handfast.store.claims import Identity, incarnations
 from handfast.store.files import Files, reading
 from handfast.store.pins import Pin, pins
@@ -44,8 +45,6 @@ __all__ = ["TOGETHER", "Found", "Survey", "read_domain"]
 
 TOGETHER: Final = "put the directories of one of the copies together again"
 
-LOOKS: Final = 20  # a live domain may release while we look at it; its journal then says so
-
 _NO_REPORT: Final = Report((), (), None, ())
 
 
@@ -54,6 +53,8 @@ class Found(msgspec.Struct, frozen=True):
 
     ``problem`` says why it can't be read and ``verdict`` of what kind that is; then ``member`` is
     None. ``votes`` are its own, ``certified`` the epochs whose certificates its journal holds.
+    ``going`` are epochs that it retained at the moment of the look and has released since, so that
+    their manifests need not be there any more.
     """
 
     root: str
@@ -63,6 +64,7 @@ class Found(msgspec.Struct, frozen=True):
     member: Member | None = None
     records: tuple[Record, ...] = ()
     entries: dict[Epoch, Entry] = {}
+    going: frozenset[Epoch] = frozenset()
     pins: tuple[Pin, ...] = ()
     verdict: Verdict | None = None
     problem: str = ""
@@ -81,11 +83,11 @@ class Found(msgspec.Struct, frozen=True):
     @property
     def released(self) -> set[Epoch]:
         """Every epoch that the domain has let go."""
-        return {e for r in self.records if isinstance(r, Released) for e in r.epochs}
+        return _released(self.records)
 
     @property
     def retained(self) -> dict[Epoch, str]:
-        """The attested digest of every copy that the journal retains and a manifest is there of."""
+        """The attested digest of every copy that the journal retains and that was not lost."""
         return {c.epoch: c.digest for c in self.member.retained} if self.member else {}
 
     @property
@@ -96,17 +98,18 @@ class Found(msgspec.Struct, frozen=True):
         return known | {line.epoch for line in lines if line is not None}
 
 
-def read_domain(files: Files, root: str, name: str) -> Found:
+def read_domain(files: Files, root: str, name: str, then: Mapping[int, int] | None = None) -> Found:
     """Read one domain: its identity, its journals, its manifests, its pins.
 
-    What is damaged or foreign is said in the result; raises HandfastError only where the system
-    won't let us look (permissions, say).
+    ``then`` are the lengths of its journals at the moment that is looked at; without them it is
+    read as it is now. What is damaged or foreign is said in the result; raises HandfastError only
+    where the system won't let us look (permissions, say).
     """
     identity = None
     try:
         shelf = Shelf(files, root, name)
         identity = shelf.identity
-        records, member, entries = _boot(shelf)
+        records, member, entries, going = _boot(shelf, then)
         with reading(shelf.path):
             incarnation = max(incarnations(files, shelf.path), default=0)
         held = pins(files, root, name)
@@ -118,27 +121,33 @@ def read_domain(files: Files, root: str, name: str) -> Found:
         return Found(
             root, name, identity, verdict=verdict, problem=str(error), other_format=not damaged
         )
-    return Found(root, name, identity, incarnation, member, records, entries, held)
+    return Found(root, name, identity, incarnation, member, records, entries, going, held)
 
 
-def _boot(shelf: Shelf) -> tuple[tuple[Record, ...], Member, dict[Epoch, Entry]]:
-    """Boot a member from one consistent look at journal and manifests.
+def _boot(
+    shelf: Shelf, then: Mapping[int, int] | None
+) -> tuple[tuple[Record, ...], Member, dict[Epoch, Entry], frozenset[Epoch]]:
+    """Boot a member from its journals as they were, and hold that against the manifests there are.
 
-    A live domain journals a release and then removes files, so a manifest that is missing counts
-    as lost only where the journal, read again afterwards, still retains it.
+    A live domain journals a release and then removes files. So a manifest that is missing is lost
+    only where the journals, read again after the manifests, have not released its epoch.
     """
-    domain, raw = shelf.identity.id, shelf.records()
-    for _ in range(LOOKS):
-        records = _decode(shelf, raw)
-        entries = shelf.manifests()
-        lost = _lost(_booted(shelf, records), entries)
-        again = shelf.records() if lost else raw
-        if again == raw:
-            return records, boot(domain, 0, records, lost), entries
-        raw = again
-    raise HandfastError(
-        f"{shelf.path}: changed under each of {LOOKS} looks. What to do: look again"
-    )
+    records = _decode(shelf, shelf.records(then))
+    member = _booted(shelf, records)
+    entries = shelf.manifests()
+    lost = _lost(member, entries)
+    going: frozenset[Epoch] = frozenset()
+    if lost:
+        now = _released(_decode(shelf, shelf.records()))
+        going = frozenset(item.epoch for item in lost if item.epoch in now)
+        lost = [item for item in lost if item.epoch not in now]
+    if lost:
+        member = boot(shelf.identity.id, 0, records, lost)
+    return records, member, entries, going
+
+
+def _released(records: Iterable[Record]) -> set[Epoch]:
+    return {epoch for r in records if isinstance(r, Released) for epoch in r.epochs}
 
 
 def _decode(shelf: Shelf, raw: tuple[bytes, ...]) -> tuple[Record, ...]:
@@ -178,7 +187,10 @@ def _lost(member: Member, entries: dict[Epoch, Entry]) -> list[Lost]:
 
 
 class Survey:
-    """All domains of a run, joined.
+    """All domains of a run, joined, as they were at one moment.
+
+    Only then does what they hold fit together: what one domain has released, another that was read
+    earlier would still lack the successor of.
 
     ``places`` has what was found of each domain of the configuration, in its order (None: not at
     the paths given); ``strangers`` what is there and belongs to another run or configuration.
@@ -368,5 +380,7 @@ def _report(found: Found | None) -> Report:
     member = found.member if found is not None else None
     if member is None:
         return _NO_REPORT
+    if member.roster is None:  # the others have begun: it is about to, and founds the run with them
+        return Report((Copy(GENESIS, ""),), (), None, ())
     lines = tuple(tally.line for tally in member.tallies if tally.line is not None)
     return Report(member.retained, member.lost, member.restored, lines)

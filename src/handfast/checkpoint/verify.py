@@ -13,7 +13,7 @@ from functools import cached_property
 
 import msgspec
 
-from handfast.checkpoint.location import Released
+from handfast.checkpoint.location import Released, check_held
 from handfast.checkpoint.status import EpochRow, Trouble, rows, troubles
 from handfast.checkpoint.survey import Found, Survey, read_domain
 from handfast.core import recover
@@ -83,6 +83,7 @@ class _Reader:
 
     def copy(self, place: int, epoch: Epoch) -> bool:
         """Read one domain's copy; true where every byte is right."""
+        check_held(self.survey, epoch)
         found = self.survey.places[place]
         entry = found.entries.get(epoch) if found is not None else None
         if found is None or entry is None or entry.manifest is None:
@@ -196,11 +197,20 @@ def verify_line(files: Files, survey: Survey, progress: Progress | None = None) 
 
 
 def verify_epochs(
-    files: Files, survey: Survey, epochs: Iterable[Epoch], progress: Progress | None = None
+    files: Files,
+    survey: Survey,
+    epochs: Iterable[Epoch],
+    progress: Progress | None = None,
+    *,
+    everything: bool = False,
 ) -> Verification:
     """Read every copy of these epochs, whoever has one; what is not refuted then is the ``line``.
 
     An epoch that is not whole is a finding, too. Raises Released as :func:`verify_line`.
+
+    With ``everything`` the epochs are all that there are, not those that somebody relies on: one
+    that is released meanwhile is left out (unless that leaves none), and one that is AHEAD is what
+    it should be.
     """
     wanted = tuple(epochs)
     reader = _Reader(files, survey, wanted, progress)
@@ -209,12 +219,22 @@ def verify_epochs(
     held = survey.recovery()
     judged = {row.epoch: row for row in rows(survey)}
     for epoch in wanted:
-        for place, found in enumerate(survey.places):
-            if found is not None and epoch in found.retained and not reader.copy(place, epoch):
-                held = recover.join(held, Bad(place, held.generation, epoch, "damaged"))
-        reader.findings += _unwhole(survey, judged[epoch])
+        try:
+            bad = [p for p in _holders(survey, epoch) if not reader.copy(p, epoch)]
+        except Released:
+            if not everything or (epoch == wanted[-1] and not reader.checked):
+                raise
+            continue
+        for place in bad:
+            held = recover.join(held, Bad(place, held.generation, epoch, "damaged"))
+        if not (everything and judged[epoch].verdict is Verdict.AHEAD):
+            reader.findings += _unwhole(survey, judged[epoch])
         reader.checked.append(epoch)
     return reader.result(recover.standing(survey.roster, held).epoch)
+
+
+def _holders(survey: Survey, epoch: Epoch) -> list[int]:
+    return [n for n, f in enumerate(survey.places) if f is not None and epoch in f.retained]
 
 
 def _unwhole(survey: Survey, row: EpochRow) -> list[Finding]:

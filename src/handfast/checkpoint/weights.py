@@ -269,9 +269,10 @@ def _hold(
 ) -> tuple[Epoch, list[Found]]:
     """Choose the epoch, and one copy of each shard, and pin those; all or none."""
     epoch = choose(survey, step)
-    if any(row.epoch == epoch and row.verdict is Verdict.MIXED for row in rows(survey)):
+    verdict = next(row.verdict for row in rows(survey) if row.epoch == epoch)
+    if verdict is Verdict.MIXED:
         raise mixed(survey)
-    places = _copies(survey, epoch)
+    places = _copies(survey, epoch, verdict)
     with ExitStack() as stack:
         for found in places:
             try:
@@ -284,7 +285,7 @@ def _hold(
     return epoch, places
 
 
-def _copies(survey: Survey, epoch: Epoch) -> list[Found]:
+def _copies(survey: Survey, epoch: Epoch, verdict: Verdict | None) -> list[Found]:
     """One domain a shard that retains the epoch, in order of the shards."""
     copies: dict[int, Found] = {}
     for domain, found in zip(survey.domains, survey.places, strict=True):
@@ -293,9 +294,11 @@ def _copies(survey: Survey, epoch: Epoch) -> list[Found]:
     shards = survey.roster.configuration.shards if survey.roster is not None else 0
     lacking = [d.id for d in survey.domains if d.shard not in copies]
     if lacking:
+        going = "is being released" if verdict is None else "is not whole"
+        yet = " as yet" if verdict is Verdict.AHEAD else ""
         raise Refused(
-            f"epoch {epoch} is not whole: {shards - len(copies)} of {shards} shards lack it",
-            verdict=Verdict.TORN,
+            f"epoch {epoch} {going}: {shards - len(copies)} of {shards} shards lack it{yet}",
+            verdict=verdict or Verdict.MISSING,
             shards=lacking,
             remedy="choose an epoch that `handfast status` shows as complete",
         )

@@ -20,6 +20,7 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Mapping
 from typing import Annotated, Final
 
 import msgspec
@@ -39,7 +40,8 @@ from handfast.store.files import (
 )
 from handfast.store.journal import Journal, scan
 
-__all__ = ["Claim", "Identity", "domain_path", "identify", "incarnations", "read_identity", "take"]
+__all__ = ["Claim", "Identity", "domain_path", "identify", "incarnations",
+    "lengths_now", "read_identity", "take"]  # fmt: skip
 
 FORMAT: Final = 1
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=-]{0,199}")
@@ -224,17 +226,42 @@ def take(files: Files, root: str, name: str) -> Claim:
     return Claim(path, identity, number, journal, history)
 
 
+def lengths_now(files: Files, path: str) -> dict[int, int]:
+    """How long the journal of each incarnation is, counting what no sync has promised yet.
+
+    Journals only grow. So where two looks at several domains give the same lengths, all of them
+    had these lengths at any one moment between the looks. Raises OSError.
+    """
+    found = {}
+    for number in incarnations(files, path):
+        journal = f"{path}/{number}/journal"
+        found[number] = 0
+        if files.exists(journal):
+            with closing(files, files.open(journal)) as fd:
+                found[number] = files.size(fd)
+    return found
+
+
 def recall(
-    files: Files, path: str, identity: Identity, *, below: int | None = None, settle: bool = False
+    files: Files,
+    path: str,
+    identity: Identity,
+    *,
+    below: int | None = None,
+    then: Mapping[int, int] | None = None,
+    settle: bool = False,
 ) -> tuple[dict[int, int], tuple[bytes, ...]]:
     """The length of each journal that counts, and all records within, oldest first.
+
+    `then` is what `lengths_now` gave at some moment: what came later is left out.
 
     `settle` is for who builds on what it reads: the dirty pages of a journal that nobody sealed
     are synced and its clean ones dropped first, because a record that only the page cache holds
     may vanish, and a page that failed to be written looks clean. What is read afterwards is what
     the medium holds; who sealed a journal had done so before.
     """
-    found = [n for n in incarnations(files, path) if below is None or n < below]
+    there = incarnations(files, path) if then is None else sorted(then)
+    found = [n for n in there if below is None or n < below]
     lengths: dict[int, int] = {}
     parts: list[tuple[bytes, ...]] = []
     sealed: dict[int, int] | None = None
@@ -250,9 +277,9 @@ def recall(
             with closing(files, files.open(journal)) as fd:
                 files.fsync(fd)
                 files.forget(fd)
-        read = scan(files, journal, limit)
+        read = scan(files, journal, limit, None if then is None else then.get(number))
         lengths[number] = read.length
-        if limit is None and not read.records:
+        if limit is None and not read.records and not scan(files, journal).records:
             _check_unused(files, path, number)
         if read.records:
             seal = _seal(journal, read.records[0], identity, number)

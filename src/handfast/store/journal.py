@@ -128,17 +128,18 @@ class Journal:
             raise
 
 
-def scan(files: Files, path: str, limit: int | None = None) -> Scan:
+def scan(files: Files, path: str, limit: int | None = None, most: int | None = None) -> Scan:
     """Read a journal's records. A missing journal is Damaged; a foreign file is a FormatError.
 
     Without `limit`, a tail that no sync had promised is cut off (`torn`), and damage before it
     raises Damaged with the file and the offset. With `limit`, a length at which a successor
     sealed this journal, every byte before it was once read back whole, so anything wrong there
-    is Damaged, and whatever stands behind it is void.
+    is Damaged, and whatever stands behind it is void. `most` is the length that an unsealed journal
+    had at the moment that is looked at: what was appended since is not read.
     """
     if limit == 0:  # sealed before it was created: whatever is there now came too late
         return Scan((), 0, torn=False)
-    data = read_file(files, path, limit)
+    data = read_file(files, path, most if limit is None else limit)
     if limit is not None and len(data) < limit:
         raise _damaged(path, len(data), f"the file ends here, though it was sealed at {limit}")
     if limit is None and (len(data) < HEADER or data == bytes(HEADER)):

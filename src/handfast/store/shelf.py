@@ -39,10 +39,13 @@ class Shelf:
         self.path = domain_path(root, name)
         self.identity: Identity = read_identity(files, root, name)
 
-    def records(self) -> tuple[bytes, ...]:
-        """All records of all incarnations that count so far, oldest first; for lookers-on."""
+    def records(self, then: Mapping[int, int] | None = None) -> tuple[bytes, ...]:
+        """All records of all incarnations that count so far, oldest first; for lookers-on.
+
+        With `then`, the lengths that the journals had at some moment, those that counted then.
+        """
         with reading(self.path):
-            return recall(self.files, self.path, self.identity)[1]
+            return recall(self.files, self.path, self.identity, then=then)[1]
 
     def manifests(self) -> dict[Epoch, Entry]:
         """Every epoch that has a manifest in any incarnation, sound or not, oldest first.

@@ -182,7 +182,7 @@ class Job:
         self.cut = set() if only is None else set(range(len(self.roots))) - set(only)
         begin = events.Begin(
             self.generation, secrets.token_hex(4), Roster(self.configuration),
-            self.generation == 1, (), want, self.keep, 2,
+            True, (), want, self.keep, 2,
         )  # fmt: skip
         for rank in self.ranks:
             if rank.number not in self.cut:

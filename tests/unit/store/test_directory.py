@@ -17,7 +17,7 @@ from safetensors import safe_open
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, FormatError, HandfastError, Refused, Superseded
-from handfast.store.claims import Identity, identify, read_identity
+from handfast.store.claims import Identity, identify, lengths_now, read_identity
 from handfast.store.delta import SOURCES_MAX
 from handfast.store.directory import Directory, claim
 from handfast.store.files import Posix
@@ -224,6 +224,33 @@ def test_a_journal_cut_at_every_byte_loses_the_newest_records_only(tmp_path: Pat
         assert found == whole[: len(found)]
         seen.add(len(found))
     assert seen == {3, 4, 5, 6}
+
+
+def test_a_history_can_be_read_as_it_was_at_any_moment(tmp_path: Path) -> None:
+    """Shows that the lengths of the journals are enough to see a domain as it was, whatever it has
+    recorded, written and claimed since; also where the first record was half-way on the disk.
+    """
+    home = Local(tmp_path)
+    layout, image = picture(1)
+    whole: tuple[bytes, ...] = ()
+    moments = [(lengths_now(FILES, str(home.path)), whole)]
+    for number in (1, 2):
+        tier = home.claim()
+        for word in (b"a", b"b"):
+            whole += (b"%d%s" % (number, word),)
+            tier.journal.append(whole[-1])
+            tier.journal.sync()
+            moments.append((lengths_now(FILES, str(home.path)), whole))
+        save(tier, home, Epoch(number, 1), image, layout)
+    for then, history in moments:
+        assert home.shelf().records(then) == history
+    file, last = home.path / "2/journal", moments[-1][0]
+    data, seen = file.read_bytes(), set()
+    for length in range(len(data) + 1):
+        found = home.shelf().records(last | {2: length})
+        assert found == whole[: len(found)]
+        seen.add(len(found))
+    assert seen == {2, 3, 4}
 
 
 def test_a_journal_of_another_domain_is_foreign(tmp_path: Path) -> None:
