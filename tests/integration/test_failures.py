@@ -201,7 +201,8 @@ def test_a_second_job_on_a_run_is_refused_and_the_first_is_not_disturbed(
     error = raised_by(two)
     assert isinstance(error, Refused)
     assert f"process {one.pid} trains this run already, on rank-00000" in str(error)
-    assert "give this one a path of its own" in str(error)
+    assert "stop that job first, or give this one a path of its own" in str(error)
+    assert "this very process" not in str(error)
     one.do(deeds.train, 3)
     assert one.do(deeds.converged).step == 3
 

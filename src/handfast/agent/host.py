@@ -120,6 +120,19 @@ class _Seat:
             image.close()
 
 
+def _taken(name: str, holder: int, newcomer: int) -> Refused:
+    """Say who holds a domain; it may be the very process that asks."""
+    what = f"process {holder} trains this run already, on {name}"
+    remedy = "stop that job first, or give this one a path of its own"
+    if holder == newcomer:
+        what += ": that is this very process, by another Checkpointer"
+        remedy = (
+            "close() that one before another is made, or use it again: restore() may be called more "
+            "than once. If nothing refers to it any more, start the process anew"
+        )
+    return Refused(what, verdict=Verdict.FOREIGN, shards=(name,), remedy=remedy)
+
+
 class Agent:
     """Serves trainers on a Unix socket and talks to other agents over TCP.
 
@@ -274,12 +287,7 @@ class Agent:
         deadline = time.monotonic() + self._handover_s
         while seat.trainer is not None and seat.trainer is not trainer:
             if time.monotonic() > deadline:
-                raise Refused(
-                    f"process {seat.trainer.pid} trains this run already, on {seat.name}",
-                    verdict=Verdict.FOREIGN,
-                    shards=(seat.name,),
-                    remedy="stop that job first, or give this one a path of its own",
-                )
+                raise _taken(seat.name, seat.trainer.pid, trainer.pid)
             await asyncio.sleep(0.05)
         seat.trainer = trainer
         self._done = False
