@@ -144,6 +144,45 @@ def test_arguments_without_sense_are_refused_before_anything_is_made(run: str) -
     assert agents() == []
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("/{rank", "braces can't be filled: .*twice"),
+        ("/rank}", "braces can't be filled: .*twice"),
+        ("/{rank.x}", "braces can't be filled: .*no attribute 'x'"),
+        ("/{rank[0]}", "braces can't be filled"),
+        ("/{rank:x y}", r"braces can't be filled: .*\{rank:05d\}"),
+        ("/\udcff", "in UTF-8"),
+        ("/a\0b", "in UTF-8"),
+        (b"/bytes", "give a str"),
+        ("", "path='': give the run's directory"),
+    ],
+)
+def test_a_path_that_can_t_be_one_is_refused_by_what_is_wrong(
+    run: str, name: str, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An empty variable in a script must not make the current directory the run."""
+    monkeypatch.chdir(tmp_path)
+    before = os.listdir(tmp_path)
+    path = run + name if name and isinstance(name, str) else name
+    with pytest.raises(ValueError, match=why):
+        Checkpointer(path, Training().state())
+    assert os.listdir(tmp_path) == before
+    assert agents() == []
+
+
+def test_braces_in_the_current_directory_are_no_template(
+    run: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is filled is the path that was given, and nothing that leads there."""
+    home = tmp_path / "{abc} {rank}"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    with Checkpointer("runs/{{x}} {rank:02d}", Training().state()) as ckpt:
+        ckpt.restore()
+    assert os.path.isdir(home / "runs" / "{x} 00" / "domains")
+
+
 def test_a_save_in_the_middle_of_an_accumulation_may_hold_it(run: str) -> None:
     """grads=True: a job that dies between two micro-batches goes on between them, bit for bit."""
     training = Training()

@@ -127,8 +127,8 @@ def _taken(name: str, holder: int, newcomer: int) -> Refused:
     if holder == newcomer:
         what += ": that is this very process, by another Checkpointer"
         remedy = (
-            "close() that one before another is made, or use it again: restore() may be called more "
-            "than once. If nothing refers to it any more, start the process anew"
+            "close() that one before another is made, or use it again: restore() may be called "
+            "more than once. If nothing refers to it any more, start the process anew"
         )
     return Refused(what, verdict=Verdict.FOREIGN, shards=(name,), remedy=remedy)
 

@@ -148,10 +148,10 @@ class Checkpointer(checkpointer.Checkpointer):
         objects.encode(found.objects, pickle=pickle)  # what can't be stored is said now
         self._collective = Group(group, patience_s) if _distributed() else Solo()
         collective = self._collective
-        template = os.path.realpath(os.fspath(path))  # one run has one agent a node, by any name
+        template = os.path.realpath(spelled(path))  # one run has one agent a node, by any name
         session = Session(
             collective,
-            root_of(template, collective.place),
+            os.path.realpath(root_of(spelled(path), collective.place)),
             Posix(),
             connect=lambda: _connect(template),
         )
@@ -191,18 +191,35 @@ def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def spelled(path: str | os.PathLike[str]) -> str:
+    """Give a path as text. Raises ValueError for one that can't be the directory of a run."""
+    given = os.fspath(path)
+    if not given:
+        raise ValueError("path='': give the run's directory ('.' is the current one)")
+    try:
+        good = b"\0" not in given.encode()
+    except (UnicodeEncodeError, AttributeError):
+        good = False
+    if not good:
+        raise ValueError(f"path={given!r}: give a str in UTF-8; rename the directory if need be")
+    return given
+
+
 def root_of(template: str, place: Place) -> str:
     """Fill a path's ``{rank}``, ``{local_rank}`` and ``{host}``.
 
-    Raises ValueError for another name in braces.
+    Raises ValueError for anything else in braces, and for braces that are no pair.
     """
     try:
         return template.format(rank=place.rank, local_rank=place.local_rank, host=place.node)
     except (KeyError, IndexError) as error:
-        raise ValueError(
-            f"{template}: {{{error.args[0]}}} is not known in a path; {{rank}}, {{local_rank}} and "
-            "{host} are"
-        ) from error
+        why = f"{{{error.args[0]}}} is not known in a path"
+    except (ValueError, AttributeError, TypeError) as error:
+        why = f"its braces can't be filled: {error}"
+    raise ValueError(
+        f"{template}: {why}; {{rank}}, {{local_rank}} and {{host}} are, also as {{rank:05d}}; a "
+        "brace that is part of a name is written twice"
+    )
 
 
 def _connect(template: str) -> Any:
