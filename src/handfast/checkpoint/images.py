@@ -6,18 +6,43 @@ does not know of, and a traceback, or whoever prints one, may hold them for long
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import mmap
 import os
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Final
 
 import msgspec
 
 from handfast.agent.frames import make_image
 from handfast.agent.keeper import Plan
 from handfast.core.lattice import Epoch
+from handfast.errors import HandfastError, SaveFailed
+from handfast.store.files import describe
 from handfast.store.manifest import Manifest
 
 __all__ = ["Loaded", "StagingImage"]
+
+REMEDIES: Final = {
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f): shared memory counts as a file",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+ROOM: Final = (
+    "free memory on this node, or raise what this process may have (ulimit -v, its cgroup)"
+)
+
+
+@contextlib.contextmanager
+def _memory(kind: type[HandfastError], what: str, nbytes: int) -> Iterator[None]:
+    """Turn an OSError of the body into an error that names the bytes and what to do."""
+    try:
+        yield
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, ROOM)
+        raise kind(
+            f"no memory for {what} of {nbytes} bytes: {describe(error)}. What to do: {remedy}"
+        ) from error
 
 
 class StagingImage:
@@ -25,15 +50,18 @@ class StagingImage:
 
     ``epoch`` is what it holds while that is being persisted, else None; ``objects`` what goes
     into the manifest with it; ``unsure`` whether the agent was asked to take it and has not
-    answered; ``views`` what the framework sees the memory as, kept for the next
-    save. ``key`` names this very memory to the agent.
+    answered; ``views`` what the framework sees the memory as, kept for the next save. ``key`` names
+    this very memory to the agent. Raises SaveFailed where there is no memory.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.key = os.urandom(8).hex()
-        self.fd = make_image(plan.padded)
-        self.map = mmap.mmap(self.fd, plan.padded, mmap.MAP_SHARED)
+        with _memory(SaveFailed, "an image", plan.padded), contextlib.ExitStack() as stack:
+            self.fd = make_image(plan.padded)
+            stack.callback(os.close, self.fd)
+            self.map = mmap.mmap(self.fd, plan.padded, mmap.MAP_SHARED)
+            stack.pop_all()
         self.map[: len(plan.header)] = plan.header
         self.epoch: Epoch | None = None
         self.objects = b""
@@ -54,10 +82,14 @@ class Loaded(msgspec.Struct, frozen=True):
 
     @classmethod
     def take(cls, fd: int, manifest: Manifest) -> Loaded:
-        """Map a memfd that the agent passed, and close the descriptor."""
+        """Map a memfd that the agent passed, and close the descriptor.
+
+        Raises HandfastError where there is no memory for it.
+        """
         try:
             # Copy on write: frameworks want writable memory, and nothing here may reach the agent.
-            memory = mmap.mmap(fd, manifest.image_bytes, access=mmap.ACCESS_COPY)
+            with _memory(HandfastError, f"a copy of {manifest.stamp.epoch}", manifest.image_bytes):
+                memory = mmap.mmap(fd, manifest.image_bytes, access=mmap.ACCESS_COPY)
         finally:
             os.close(fd)
         return cls(memory, manifest)
