@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 
 from handfast.agent.host import Agent, node_label
-from handfast.agent.process import Seat, take_seat
+from handfast.agent.process import Seat, settings, take_seat
 from handfast.store.files import Posix
 
 
 def main() -> int:
     """Serve until nobody needs this agent, or until SIGTERM; 0 also where another one serves."""
+    level, linger_s = settings()
     logging.basicConfig(
-        level=os.environ.get("HANDFAST_LOG", "INFO").upper(),
+        level=level,
         format="%(asctime)s agent %(process)d %(levelname)s %(message)s",
     )
     seat = take_seat(sys.argv[1])
     if seat is None:
         return 0
     try:
-        asyncio.run(_serve(seat))
+        asyncio.run(_serve(seat, linger_s))
     finally:
         seat.leave()
     return 0
 
 
-async def _serve(seat: Seat) -> None:
-    linger = float(os.environ.get("HANDFAST_LINGER_S", "60"))
-    agent = Agent(seat.socket, Posix(), label=node_label(), linger_s=linger)
+async def _serve(seat: Seat, linger_s: float) -> None:
+    agent = Agent(seat.socket, Posix(), label=node_label(), linger_s=linger_s)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.stop)

@@ -11,14 +11,17 @@ persisted or attested, and must change no protocol state.
 """
 
 import asyncio
+import errno
 import logging
 import random
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Container, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from handfast.agent.wire import MAX_PAYLOAD, VERSIONS, Wire, WireError
+from handfast.errors import HandfastError
 
 __all__ = ["Address", "Links", "Pace"]
 
@@ -93,6 +96,12 @@ class _Link:
             self.writer.transport.abort()
 
 
+def _another(error: OSError) -> bool:
+    """Tell errors that are not the address's; where several were tried, asyncio gives no number."""
+    number = None if isinstance(error, socket.gaierror) else error.errno
+    return number not in (None, errno.EADDRNOTAVAIL)
+
+
 class Links:
     """This agent's links to its peers. To be used from within one running event loop.
 
@@ -146,8 +155,19 @@ class Links:
         return None if link is None else link.wire.version
 
     async def listen(self, host: str, port: int = 0) -> Address:
-        """Wait for peers on ``host``; port 0 takes a free one. Returns the address listened on."""
-        self._server = await asyncio.start_server(self._accepted, host, port, limit=_READ)
+        """Wait for peers on ``host``; port 0 takes a free one. Returns the address listened on.
+
+        Raises HandfastError where this node has no such address, OSError for all else.
+        """
+        try:
+            self._server = await asyncio.start_server(self._accepted, host, port, limit=_READ)
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, OSError) and _another(error):
+                raise
+            raise HandfastError(
+                f"no agent can listen on {host!r}: {error}. What to do: set HANDFAST_BIND to an "
+                "address of this node, by which the others reach it"
+            ) from error
         bound: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
         return bound
 

@@ -19,6 +19,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import select
 import socket
@@ -30,8 +31,9 @@ from collections.abc import Iterator, Sequence
 
 from handfast.agent.frames import Untrusted
 from handfast.agent.local import AgentGone, AgentStuck, Client
+from handfast.errors import HandfastError
 
-__all__ = ["Seat", "connect", "connect_or_start", "meeting_place", "take_seat"]
+__all__ = ["Seat", "connect", "connect_or_start", "meeting_place", "settings", "take_seat"]
 
 _MODULE = (sys.executable, "-m", "handfast.agent")
 _PATH_LIMIT = 100  # a socket's path has at most 107 bytes
@@ -54,6 +56,28 @@ for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
 os.dup2(2, 1)
 os.execv(sys.argv[1], sys.argv[1:])
 """
+
+
+def settings() -> tuple[int, float]:
+    """The agent's log level and how many seconds it lingers, as the environment says.
+
+    Raises HandfastError, naming the variable, for what means nothing.
+    """
+    level = os.environ.get("HANDFAST_LOG") or "INFO"
+    levels = logging.getLevelNamesMapping()
+    if level.upper() not in levels:
+        raise HandfastError(
+            f"HANDFAST_LOG={level!r} is no log level. What to do: set DEBUG, INFO, WARNING or "
+            "ERROR, or leave it unset"
+        )
+    linger = os.environ.get("HANDFAST_LINGER_S") or "60"
+    with contextlib.suppress(ValueError):
+        if (seconds := float(linger)) >= 0:
+            return levels[level.upper()], seconds
+    raise HandfastError(
+        f"HANDFAST_LINGER_S={linger!r} is no number of seconds. What to do: set 60, say, or leave "
+        "it unset"
+    )
 
 
 def meeting_place(key: str) -> str:
@@ -96,8 +120,10 @@ def connect_or_start(
     the directory ``/`` and with its output appended to ``log_path``. A log above 4 MiB is first
     renamed to ``<log_path>.1``. Raises AgentGone if no agent answers within ``wait_s`` seconds,
     AgentStuck if there is one that does not answer, Untrusted and FormatError as :func:`connect`,
-    and OSError where the log can't be written.
+    OSError where the log can't be written, and what :func:`settings` raises: an agent would end by
+    it, and only its log would say why.
     """
+    settings()
     place = meeting_place(key)
     log_path = os.path.abspath(log_path)
     deadline = time.monotonic() + wait_s

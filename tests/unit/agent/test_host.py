@@ -341,6 +341,18 @@ def test_the_seat_of_a_dead_trainer_is_free_at_once(
         wait_for(lambda: not node.agent._server.trainers)
 
 
+@pytest.mark.parametrize("address", ["no such host.invalid", "192.0.2.1", "a..b"])
+def test_an_address_that_is_none_of_this_node_is_named(
+    start: Callable[..., Node], root: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that HANDFAST_BIND, mistyped or another node's, is an error at once, with a remedy."""
+    monkeypatch.setenv("HANDFAST_BIND", address)
+    job = Job(root, [start().client])
+    with pytest.raises(Refused, match=f"listen on '{address}'.*set HANDFAST_BIND to an address"):
+        job.restore()
+    job.close()
+
+
 def test_two_jobs_on_one_run_are_told_of_each_other(start: Callable[..., Node], root: str) -> None:
     """Shows that a second start, while the first one trains, is refused by name, and that the
     first one is not disturbed; where both are one process, nobody is told to stop it."""

@@ -6,6 +6,7 @@ each test's own.
 """
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -24,8 +25,8 @@ import pytest
 from handfast.agent import process
 from handfast.agent.frames import Untrusted
 from handfast.agent.local import AgentGone, AgentStuck, Client
-from handfast.agent.process import connect, connect_or_start, meeting_place, take_seat
-from handfast.errors import FormatError
+from handfast.agent.process import connect, connect_or_start, meeting_place, settings, take_seat
+from handfast.errors import FormatError, HandfastError
 
 SMALL_AGENT = str(Path(__file__).with_name("small_agent.py"))
 ARGV = [sys.executable, SMALL_AGENT]
@@ -346,6 +347,35 @@ def test_an_agent_that_fails_at_once_is_reported_with_what_it_said(node: Node) -
         node.start("fails")
     assert gone.value.log == str(node.log)
     assert "ended at once" in str(gone.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HANDFAST_LINGER_S", "soon"), ("HANDFAST_LINGER_S", "-1"), ("HANDFAST_LINGER_S", "nan"),
+        ("HANDFAST_LOG", "loud"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_means_nothing_is_named_before_an_agent_is_started(
+    node: Node, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that the trainer is told, by the variable's name, and not by an agent's traceback."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(HandfastError, match=f"{name}='{value}'.*What to do: set") as caught:
+        node.start()
+    assert not isinstance(caught.value, AgentGone)
+    assert not node.log.exists()
+
+
+def test_settings_are_read_as_they_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HANDFAST_LOG", raising=False)
+    monkeypatch.delenv("HANDFAST_LINGER_S", raising=False)
+    assert settings() == (logging.INFO, 60.0)
+    monkeypatch.setenv("HANDFAST_LOG", "")
+    assert settings() == (logging.INFO, 60.0)
+    monkeypatch.setenv("HANDFAST_LOG", "debug")
+    monkeypatch.setenv("HANDFAST_LINGER_S", "0.5")
+    assert settings() == (logging.DEBUG, 0.5)
 
 
 def test_an_agent_that_was_dead_before_anybody_looked_is_reported(node: Node) -> None:
