@@ -49,7 +49,10 @@ def node_label() -> str:
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """What a trainer learns when it opens its domain: who it is, and where its agent is found."""
+    """What a trainer learns when it opens its domain: who it is, and where its agent is found.
+
+    ``place`` tells agents of one name apart; empty where nothing is known of it.
+    """
 
     domain: str
     incarnation: int
@@ -57,6 +60,18 @@ class Opened(msgspec.Struct, frozen=True):
     known: Configuration | None
     agent: str
     address: tuple[str, int]
+    place: str = ""
+
+
+def place_of_agents(listener: socket.socket) -> str:
+    """Name the machine, and the directory on it, where trainers meet this agent and its successors.
+
+    Agents that follow each other on one node have one such place; two nodes never do.
+    """
+    with contextlib.suppress(OSError, TypeError), open("/proc/sys/kernel/random/boot_id") as file:
+        met = os.stat(os.path.dirname(listener.getsockname()))
+        return f"{file.read().strip()} {met.st_dev} {met.st_ino}"
+    return ""
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -151,6 +166,7 @@ class Agent:
         handover_s: float = HANDOVER_S,
     ) -> None:
         self._label = label
+        self._place = place_of_agents(listener)
         self._files = files
         self._linger_s = linger_s
         self._handover_s = handover_s
@@ -252,6 +268,7 @@ class Agent:
             member.roster.configuration if member.roster else None,
             self._label,
             self._address,
+            self._place,
         )
         return {"opened": msgspec.msgpack.encode(opened)}
 

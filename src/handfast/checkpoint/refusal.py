@@ -38,7 +38,7 @@ def agree(said: Sequence[Hand]) -> tuple[list[Opened], int, int | None]:
     """Give all that was opened, the generation and the step that is asked for.
 
     Raises, the same on every rank: Blocked where a rank was kept from answering, Refused where one
-    can't take part or they ask for different steps, Superseded.
+    can't take part, nodes have one name, or the ranks ask for different steps, Superseded.
     """
     opened = [hand.opened for hand in said if hand.opened is not None]
     if len(opened) < len(said):
@@ -51,6 +51,7 @@ def agree(said: Sequence[Hand]) -> tuple[list[Opened], int, int | None]:
             shards=[f"rank {r}: {hand.problem}" for r, hand in enumerate(said) if hand.problem],
             remedy="mend what these ranks say, and start again",
         )
+    _refuse_namesakes(opened)
     wants = {hand.want for hand in said}
     if len(wants) > 1:
         asked = [f"rank {rank}: step {hand.want}" for rank, hand in enumerate(said)]
@@ -64,6 +65,28 @@ def agree(said: Sequence[Hand]) -> tuple[list[Opened], int, int | None]:
     if any(o.generation >= generation for o in opened):
         raise Superseded("a later launch has begun on this run: this one must stop")
     return opened, generation, said[0].want
+
+
+def _refuse_namesakes(opened: Sequence[Opened]) -> None:
+    """Refuse ranks that name one node and reach different agents: these would never hear of each
+    other, since each takes what is sent to that name for its own.
+    """
+    places: dict[str, set[str]] = {}
+    for one in opened:
+        places.setdefault(one.agent, set()).add(one.place)
+    shared = [name for name, there in places.items() if len(there - {""}) > 1]
+    if shared:
+        raise Refused(
+            f"different nodes have one name: {', '.join(shared)}",
+            verdict=Verdict.MIXED,
+            shards=[
+                f"rank {rank}: on {one.agent}, agent at {one.address[0]}:{one.address[1]}"
+                for rank, one in enumerate(opened)
+                if one.agent in shared
+            ],
+            remedy="set HANDFAST_NODE to a name of its own on each node; or, where that is one "
+            "node, give all of its ranks one path (it may hold {rank}) and one XDG_RUNTIME_DIR",
+        )
 
 
 def refusal(stuck: Stuck, retained: Sequence[Epoch], want: int | None) -> Refused:

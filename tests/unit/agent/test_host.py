@@ -341,6 +341,34 @@ def test_the_seat_of_a_dead_trainer_is_free_at_once(
         wait_for(lambda: not node.agent._server.trainers)
 
 
+def test_two_nodes_of_one_name_are_named_at_once(start: Callable[..., Node], root: str) -> None:
+    """Shows that machines cloned from one image, all called localhost, don't wait for each other
+    until somebody's patience ends: an agent takes what is sent to its own name for its own."""
+    with tempfile.TemporaryDirectory(prefix="hf-") as away:
+        there = Node(away)
+        job = Job(root, [start().client, there.client])
+        try:
+            with pytest.raises(Refused, match="different nodes have one name: node0") as caught:
+                job.restore()
+            assert caught.value.verdict is Verdict.MIXED
+            assert [shard[:16] for shard in caught.value.shards] == [
+                "rank 0: on node0", "rank 1: on node0",
+            ]  # fmt: skip
+            assert "set HANDFAST_NODE to a name of its own" in str(caught.value)
+        finally:
+            job.close()
+            there.close()
+
+
+def test_an_agent_and_its_successor_are_of_one_node() -> None:
+    """Shows that one that takes over between two ranks' first calls is not taken for a namesake."""
+    with tempfile.TemporaryDirectory(prefix="hf-") as here:
+        first, second = Node(here), Node(here, "later")
+        assert first.agent._place == second.agent._place != ""
+        first.close()
+        second.close()
+
+
 @pytest.mark.parametrize("address", ["no such host.invalid", "192.0.2.1", "a..b"])
 def test_an_address_that_is_none_of_this_node_is_named(
     start: Callable[..., Node], root: str, address: str, monkeypatch: pytest.MonkeyPatch
