@@ -25,7 +25,7 @@ import pytest
 from agentkit import HASTY, RUN, memory, open_fds, plan, roster, wait_for
 from hostkit import Job, Node
 
-from handfast.agent import host
+from handfast.agent import frames, host
 from handfast.agent.frames import CallFailed
 from handfast.agent.host import Opened, Round
 from handfast.agent.links import Links
@@ -492,7 +492,7 @@ def test_a_stopped_agent_casts_the_vote_that_it_was_persisting_for(
 
 
 def test_wrong_calls_are_answered_clearly_and_harm_nothing(
-    start: Callable[..., Node], root: str
+    start: Callable[..., Node], root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shows what a trainer of another handfast, or one with a bug, is told; afterwards another
     trainer is served as ever."""
@@ -504,8 +504,10 @@ def test_wrong_calls_are_answered_clearly_and_harm_nothing(
             client.call("load", domain="rank0-x", epoch=(1, 1))
         with pytest.raises(CallFailed, match="KeyError"):
             client.call("open", root=root)
-        with pytest.raises(ValueError, match="the bound is 268435456"):
-            client.call("stage", objects=bytes((256 << 20) + 1))
+        with monkeypatch.context() as patch:
+            patch.setattr(frames, "MAX_FRAME", 1 << 20)
+            with pytest.raises(ValueError, match="the bound is 1048576"):
+                client.call("stage", objects=bytes((1 << 20) + 1))
         opened = open_domain(client, root)
         with node.client() as other:
             for name, fields in {
