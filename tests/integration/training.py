@@ -105,6 +105,9 @@ class Training:
         if optimizer == "groups":
             named = list(self.model.parameters())
             groups = [{"params": named[:1], "lr": 1e-2}, {"params": named[1:]}]
+        self.shared = optimizer == "shared"
+        if self.shared:  # ZeRO by hand: each of two ranks steps every other parameter
+            groups = list(self.model.parameters())[rank::2]
         one_of: dict[str, Any] = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam}
         self.optimizer = one_of.get(optimizer, torch.optim.AdamW)(groups, lr=1e-3)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 3, 0.9)
@@ -138,7 +141,7 @@ class Training:
     def step(self) -> float:
         """One completed update."""
         loss = self.loss()
-        self.optimizer.zero_grad()
+        (self.model if self.shared else self.optimizer).zero_grad()
         if self.full:
             self.scaler.scale(loss).backward()
             self.scaler.step(self.optimizer)
@@ -146,6 +149,8 @@ class Training:
         else:
             loss.backward()
             self.optimizer.step()
+        for index, parameter in enumerate(self.model.parameters() if self.shared else ()):
+            torch.distributed.broadcast(parameter.data, index % 2)
         self.scheduler.step()
         if self.average is not None:
             self.average.update(self.model)

@@ -19,7 +19,8 @@ from handfast.errors import HandfastError, Poisoned, Unstorable
 from handfast.store import objects
 from handfast.store.objects import child
 from handfast.torch import optimizers
-from handfast.torch.capture import Walk, replicas, walk
+from handfast.torch.alike import ddp_modules
+from handfast.torch.capture import Walk, walk
 from handfast.torch.gradients import restore_gradients
 from handfast.torch.names import matches
 from handfast.torch.rng import write_generator, write_streams
@@ -159,7 +160,7 @@ class _Restore(NamedTuple):
             # belong; live tensors are given as themselves. In place, for the keys' versions.
             held.update(given)
             module.load_state_dict(held, strict=bool(given))
-        for name, ddp in replicas(module) if chosen else ():
+        for name, ddp in ddp_modules(module) if chosen else ():
             # Whether rank 0's buffers win at the next forward pass is part of the moment.
             ddp.require_forward_param_sync = name not in self._extra(node).get(UNSYNCED, ())
 

@@ -8,7 +8,7 @@ What is not captured: buffers that are not persistent, hooks, ``requires_grad``;
 unless they are asked for.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, compress
 from typing import Any, NamedTuple
@@ -20,13 +20,14 @@ from handfast.errors import Unstorable
 from handfast.store.image import TensorSpec
 from handfast.store.objects import child
 from handfast.torch import optimizers
+from handfast.torch.alike import Replica, find_replicas, steps_alike
 from handfast.torch.names import clean, loaded, matches
 from handfast.torch.rng import read_generator, read_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED
 from handfast.torch.tensors import all_tensors, is_dtensor, local, spec_of, whole_everywhere
 from handfast.torch.tree import Kind, Node, assemble, nodes, split
 
-__all__ = ["Captured", "capture", "replicas", "walk"]
+__all__ = ["Captured", "capture", "walk"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,33 +57,7 @@ class Names(NamedTuple):
     signature: object
     modules: list[list[str]]
     optimizers: list[optimizers.Names]
-    replicas: list[list["Replica"]]  # of each module
-
-
-class Replica(NamedTuple):
-    """A DDP module, with the ids of the tensors that it can keep alike on all ranks of the job."""
-
-    name: str
-    module: Any
-    parameters: frozenset[int]
-    buffers: frozenset[int]
-
-    def alike(self, grads: bool) -> tuple[bool, bool]:
-        """Whether all ranks hold the parameters alike now, and so the buffers.
-
-        A communication hook may reduce over a part of the job, or not at all (torch's own local
-        SGD does), and under ``no_sync()`` each rank goes its own way. Rank 0's buffers win at the
-        next forward pass, unless the last one was without gradients or in an accumulation.
-        """
-        apart = getattr(self.module, "_comm_hooks", ())
-        if apart or not (grads or self.module.require_backward_grad_sync):
-            return False, False
-        return True, not grads and not self.unsynced
-
-    @property
-    def unsynced(self) -> bool:
-        """Whether the next forward pass does not broadcast the buffers."""
-        return not self.module.require_forward_param_sync
+    replicas: list[list[Replica]]  # of each module
 
 
 class Walk(NamedTuple):
@@ -95,8 +70,13 @@ class Walk(NamedTuple):
     names: Names
 
 
-_Alike = tuple[tuple[str, ...], list[tuple[bool, bool]]]
-"""What was declared to be alike on all ranks, and what each DDP module keeps so now."""
+class Alike(NamedTuple):
+    """What was declared to be alike on all ranks, and what is known to be so now."""
+
+    declared: tuple[str, ...]
+    modules: list[tuple[bool, bool]]  # of each DDP module: its parameters, its buffers
+    state: bool  # the optimizer state of those parameters
+
 
 _Dicts = list[tuple[Node, dict[str, Any]]]
 
@@ -183,7 +163,7 @@ def _name(signature: object, modules: _Dicts, opts: Sequence[Node]) -> Names:
         paths.append([child(node.path, key) for key in keys])
         _refuse_fsdp1(node)
     named = [optimizers.name_optimizer(node.path, node.value, owners) for node in opts]
-    return Names(signature, paths, named, [_replicas(node.value) for node, _ in modules])
+    return Names(signature, paths, named, [find_replicas(node.value) for node, _ in modules])
 
 
 def _refuse_fsdp1(node: Node) -> None:
@@ -194,30 +174,6 @@ def _refuse_fsdp1(node: Node) -> None:
                 "torch.distributed.fsdp.FullyShardedDataParallel",
                 "reading it takes a blocking collective: shard the model with fully_shard()",
             )
-
-
-def replicas(root: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Every DDP module in a module, with its name there."""
-    for name, module in root.named_modules():
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            yield clean(root, name), module
-
-
-def _replicas(root: nn.Module) -> list[Replica]:
-    """What DDP keeps alike over all of the job: parameters, and buffers if it broadcasts them."""
-    found = []
-    for name, ddp in replicas(root):
-        everywhere = ddp.process_group.size() == torch.distributed.get_world_size()
-        sides = (
-            ddp.module.named_parameters(remove_duplicate=False) if everywhere else (),
-            ddp.module.named_buffers(remove_duplicate=False)
-            if everywhere and ddp.broadcast_buffers
-            else (),
-        )
-        ignored = set(ddp.parameters_to_ignore)
-        kept = (frozenset(id(t) for key, t in side if key not in ignored) for side in sides)
-        found.append(Replica(name, ddp, *kept))
-    return found
 
 
 @torch.no_grad()
@@ -256,8 +212,14 @@ def capture(
     objects[KINDS] = {node.path: _kind_name(node) for node in found.nodes}
     if rng:
         objects[RNG] = read_streams()  # last: whatever drew from them above has drawn
-    levels = [replica.alike(grads) for ddps in found.names.replicas for replica in ddps]
-    return _captured(found, objects, (tuple(replicated), levels), previous)
+    return _captured(found, objects, _alike(found, tuple(replicated), grads), previous)
+
+
+def _alike(found: Walk, declared: tuple[str, ...], grads: bool) -> Alike:
+    ddps = list(chain(*found.names.replicas))
+    levels = [replica.alike(grads) for replica in ddps]
+    opts = [node.value for node in found.nodes if node.kind is Kind.OPTIMIZER]
+    return Alike(declared, levels, bool(ddps) and steps_alike(ddps, opts))
 
 
 def _add_gradients(found: Walk) -> object:
@@ -280,7 +242,7 @@ def _kind_name(node: Node) -> str:
 
 
 def _captured(
-    found: Walk, objects: dict[str, object], alike: _Alike, previous: Captured | None
+    found: Walk, objects: dict[str, object], alike: Alike, previous: Captured | None
 ) -> Captured:
     dtensor = loaded("torch.distributed.tensor", "DTensor")
     parts, sharded = found.tensors, []
@@ -306,14 +268,15 @@ def _captured(
         tensors = tuple(compress(parts, kept.stored))
         return replace(kept, tensors=tensors, objects=objects, names=found.names)
     specs = list(map(spec_of, found.paths, found.tensors))
-    aliases = _aliases(specs, pointers, parts)
+    shared = _replicated(found, specs, alike)
+    aliases = _aliases(specs, pointers, parts, shared)
     stored = tuple(spec.path not in aliases for spec in specs)
     return Captured(
         specs=tuple(compress(specs, stored)),
         tensors=tuple(compress(parts, stored)),
         aliases=aliases,
         objects=objects,
-        replicated=_replicated(found, specs, aliases, alike),
+        replicated=tuple(sorted(shared.difference(aliases))),
         fingerprint=fingerprint,
         stored=stored,
         names=found.names,
@@ -338,51 +301,51 @@ def _look(part: Tensor) -> tuple[object, ...]:
 
 
 def _aliases(
-    specs: Sequence[TensorSpec], pointers: Sequence[int], parts: Sequence[Tensor]
+    specs: Sequence[TensorSpec],
+    pointers: Sequence[int],
+    parts: Sequence[Tensor],
+    shared: Collection[str],
 ) -> dict[str, str]:
     """Tied tensors: the very same memory, seen in the same way. Other overlaps are kept apart.
 
-    Raises ValueError if two tensors have one path.
+    Of tied paths one that all ranks hold alike is stored, where there is one: other ranks need not
+    have the tie. Raises ValueError if two tensors have one path.
     """
-    first: dict[object, str] = {}
-    aliases: dict[str, str] = {}
+    tied: dict[object, list[str]] = {}
     seen: set[str] = set()
     for spec, pointer, part in zip(specs, pointers, parts, strict=True):
         if spec.path in seen:
             raise ValueError(f"state: two tensors have the path {spec.path}: rename one of them")
         seen.add(spec.path)
         memory = (pointer, part.device, spec.dtype, spec.shape, _look(part), spec.offset)
-        path = first.setdefault((memory, spec.global_shape), spec.path) if part.numel() else None
-        if path is not None and path != spec.path:
-            aliases[spec.path] = path
+        if part.numel():
+            tied.setdefault((memory, spec.global_shape), []).append(spec.path)
+    aliases: dict[str, str] = {}
+    for paths in tied.values():
+        kept = next((path for path in paths if path in shared), paths[0])
+        aliases |= {path: kept for path in paths if path != kept}
     return aliases
 
 
-def _replicated(
-    found: Walk,
-    specs: Sequence[TensorSpec],
-    aliases: Mapping[str, str],
-    alike: _Alike,
-) -> tuple[str, ...]:
-    """The stored paths that all ranks hold alike: known to, or declared and not known not to."""
-    declared, levels = alike
+def _replicated(found: Walk, specs: Sequence[TensorSpec], alike: Alike) -> set[str]:
+    """The paths that all ranks hold alike: known to, or declared and not known not to."""
     known: set[int] = set()
-    for replica, (parameters, buffers) in zip(chain(*found.names.replicas), levels, strict=True):
+    ddps = chain(*found.names.replicas)
+    for replica, (parameters, buffers) in zip(ddps, alike.modules, strict=True):
         known |= replica.parameters if parameters else frozenset()
         known |= replica.buffers if buffers else frozenset()
     state = {
         path
         for own in found.names.optimizers
         for path, owner in zip(own.paths, own.owners, strict=True)
-        if owner in known
+        if alike.state and owner in known
     }
-    paths = {
-        aliases.get(spec.path, spec.path)
+    return {
+        spec.path
         for spec, tensor in zip(specs, found.tensors, strict=True)
         if whole_everywhere(tensor)
         or (
             not is_dtensor(tensor)
-            and (id(tensor) in known or spec.path in state or matches(spec.path, declared))
+            and (id(tensor) in known or spec.path in state or matches(spec.path, alike.declared))
         )
     }
-    return tuple(sorted(paths))

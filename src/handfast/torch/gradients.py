@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from handfast.torch.capture import Walk
+from handfast.torch.marks import MARK, Mark, gradients, mark_consumed, version_of
 from handfast.torch.names import clean, loaded, matches
-from handfast.torch.optimizers import MARK, Mark
 from handfast.torch.saved import GRADS, Source
 from handfast.torch.tensors import local, place_of
 from handfast.torch.tree import Node, nodes
@@ -41,7 +41,7 @@ def watch_gradients(state: Mapping[str, object]) -> Callable[[], None]:
     undo: list[Callable[[], None]] = []
     for node in nodes(state):
         if isinstance(node.value, Optimizer):
-            undo.append(node.value.register_step_post_hook(_stepped).remove)
+            undo.append(node.value.register_step_post_hook(mark_consumed).remove)
         elif isinstance(node.value, torch.amp.GradScaler):
             undo.append(_Step(node.value).end)
 
@@ -65,7 +65,7 @@ class _Step:
     def __call__(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
         result = self._step(optimizer, *args, **kwargs)
         if not self._ended:
-            _stepped(optimizer, args, kwargs)
+            mark_consumed(optimizer, args, kwargs)
         return result
 
     def end(self) -> None:
@@ -77,25 +77,6 @@ class _Step:
                 del own["step"]
             else:
                 own["step"] = top._before
-
-
-def _stepped(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-    for _, gradient in _gradients(optimizer):
-        version, before = _version(gradient), getattr(gradient, MARK, None)
-        if before is None or before.version != version:  # else it is of this very step
-            setattr(gradient, MARK, Mark(version, before is not None))
-
-
-def _gradients(optimizer: Optimizer) -> Iterator[tuple[Tensor, Any]]:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                yield parameter, parameter.grad
-
-
-def _version(gradient: Any) -> tuple[int, int]:
-    # FSDP2 accumulates into the local part, zero_grad() works on the whole: each counts for itself.
-    return gradient._version, local(gradient)._version
 
 
 @torch.no_grad()
@@ -118,7 +99,7 @@ def unclean_gradients(state: Mapping[str, object], *, stored: bool = False) -> t
             pending[id(parameter)] = tuple(parameter.shape)
         else:
             # So that its values are read once. It was zeroed, and so it lasts.
-            setattr(gradient, MARK, Mark(_version(gradient), True))
+            setattr(gradient, MARK, Mark(version_of(gradient), True))
     unsharded = [name for path, module in modules for name in _unsharded(path, module)]
     return (*_named(pending, modules), *unsharded)
 
@@ -129,8 +110,8 @@ def _changed(found: Iterable[Node]) -> list[tuple[Tensor, Any]]:
         (parameter, gradient)
         for node in found
         if isinstance(node.value, Optimizer)
-        for parameter, gradient in _gradients(node.value)
-        if (mark := getattr(gradient, MARK, None)) is None or mark.version != _version(gradient)
+        for parameter, gradient in gradients(node.value)
+        if (mark := getattr(gradient, MARK, None)) is None or mark.version != version_of(gradient)
     ]
 
 

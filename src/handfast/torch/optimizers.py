@@ -24,6 +24,8 @@ from torch.optim import Optimizer
 from handfast.errors import Unstorable
 from handfast.store.image import TensorSpec
 from handfast.store.objects import child
+from handfast.torch.alike import STATE_KEYS
+from handfast.torch.marks import MARK
 from handfast.torch.names import matches
 from handfast.torch.saved import Source
 from handfast.torch.tensors import (
@@ -40,8 +42,6 @@ from handfast.torch.tree import split
 from handfast.torch.types import DTYPE_NAMES
 
 __all__ = [
-    "MARK",
-    "Mark",
     "Names",
     "Owners",
     "name_optimizer",
@@ -64,20 +64,6 @@ class Names(NamedTuple):
     owners: list[int | None]  # ids of the parameters that they are alike with; None: not known
     tensors: list[tuple[tuple[object, ...], tuple[object, ...], list[str]]]
     placed: dict[str, dict[object, list[int | None] | None]]
-
-
-_ALIKE = frozenset(
-    (
-        *("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer"),
-        *("square_avg", "grad_avg", "acc_delta", "sum", "prev", "step_size", "eta", "mu"),
-        *("mu_product", "ax", "row_var", "col_var", "variance"),
-        *("d", "prev_flat_grad", "H_diag", "t"),
-    )
-)
-"""State that torch's own optimizers keep: alike on ranks that have the same gradients.
-
-Others may keep what is a rank's own, such as the error that compressed gradients leave behind.
-"""
 
 
 def parameters(optimizer: Optimizer) -> Iterator[Tensor]:
@@ -140,7 +126,7 @@ def name_optimizer(path: str, optimizer: Optimizer, owners: Owners) -> Names:
         host = tuple(key for key, value in tensors.items() if _stays_on_host(value, parameter))
         alike.setdefault((tuple(tensors), host), []).append(name)
         paths += [child(f"{path}/state/{name}", key) for key in tensors]
-        ids += [id(parameter) if key in _ALIKE else None for key in tensors]
+        ids += [id(parameter) if key in STATE_KEYS else None for key in tensors]
         if is_dtensor(parameter):
             odd = {key: _dims(v) for key, v in tensors.items() if _placed_apart(v, parameter)}
             placed |= {name: odd} if odd else {}
@@ -210,17 +196,6 @@ def read(
         "zeros": _lasting(optimizer),
     }
     return tree, names.paths + [p for p, _ in nested], tensors + [t for _, t in nested]
-
-
-class Mark(NamedTuple):
-    """What a step leaves on a gradient that it has consumed."""
-
-    version: tuple[int, int]
-    lasting: bool  # it was there at an earlier step, or was zeroed since: no zero_grad() drops it
-
-
-MARK = "_handfast_consumed"
-"""The attribute of a gradient that holds its mark."""
 
 
 def _lasting(optimizer: Optimizer) -> bytes:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from statekit import Snapshot, same_bytes, train
@@ -19,8 +20,9 @@ from torch.distributed.tensor import (
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 
-from handfast.errors import Unstorable
+from handfast.errors import Blocked, Unstorable
 from handfast.torch.capture import capture
+from handfast.torch.checkpointer import Group
 from handfast.torch.gradients import unclean_gradients, watch_gradients
 from handfast.torch.tensors import local
 
@@ -157,6 +159,110 @@ def ddp_that_lets_its_ranks_differ_is_not_known(rank: int) -> None:
     assert capture(state).replicated != ()
 
 
+class Shared(torch.optim.Optimizer):
+    """Muon's reference: each rank updates every second parameter, and then all are exchanged."""
+
+    def __init__(self, params: Any, everywhere: bool = False) -> None:
+        super().__init__(list(params), {"lr": 0.1})
+        self.everywhere = everywhere
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        params = self.param_groups[0]["params"]
+        for index, p in enumerate(params):
+            mine = index % 2 == dist.get_rank()
+            if mine or self.everywhere:
+                state = self.state[p]
+                state.setdefault("momentum_buffer", torch.zeros_like(p)).add_(
+                    p.grad, alpha=int(mine)
+                )
+                p.add_(state["momentum_buffer"], alpha=-0.1)
+            dist.broadcast(p, index % 2)
+
+
+class Fused(torch.optim.AdamW):
+    """A user's own: nothing is known of what it does."""
+
+
+def state_that_ranks_share_out_is_not_known(rank: int) -> None:
+    """ZeRO by hand, Muon: rank 1's moments were stored by nobody, or came back as rank 0's."""
+
+    def known(make: Any, steps: int = 1) -> set[bool]:
+        """Whether the optimizer state is known; the model must be."""
+        model = DistributedDataParallel(net(0))
+        opts = make(list(model.parameters()))
+        train(model, *opts.values(), steps=steps)
+        captured = capture({"model": model, **opts})
+        shared = set(captured.replicated)
+        assert {path for path in shared if path.startswith("model/")} == {
+            f"model/{name}" for name in model.module.state_dict()
+        }
+        state = [spec.path for spec in captured.specs if "/state/" in spec.path]
+        return {path in shared for path in state}
+
+    adamw = torch.optim.AdamW
+    for make in (
+        lambda ps: {"opt": adamw(ps[rank::2])},
+        lambda ps: {"one": adamw(ps[rank:3]), "two": torch.optim.SGD(ps[4:], momentum=0.9)},
+        lambda ps: {"opt": Shared(ps)},
+        lambda ps: {"opt": Shared(ps, everywhere=True)},
+        lambda ps: {"opt": Fused(ps)},
+        lambda ps: {"opt": adamw(ps[:3]), "muon": Shared(ps[3:])},
+        hooked,
+        patched,
+    ):
+        assert known(make) == {False}, make
+    for make in (
+        lambda ps: {"opt": adamw(ps)},
+        lambda ps: {"one": adamw(ps[:2]), "two": torch.optim.SGD(ps[2:], lr=0.1)},
+        lambda ps: {"one": adamw(ps[:2]), "two": torch.optim.SGD(ps[2:], momentum=0.9)},
+        scheduled,
+        watched,
+        frozen,
+    ):
+        assert known(make) == {True}, make
+    assert known(lambda ps: {"opt": adamw(ps)}, steps=0) == set()
+
+    model = DistributedDataParallel(net(0))
+    opt = adamw(model.parameters())
+    model(torch.randn(3, 4)).square().sum().backward()
+    for p in list(model.parameters())[1 - rank :: 2]:
+        p.grad = None  # torch's own step leaves out what another rank is to step
+    opt.step()
+    assert not any("/state/" in path for path in capture({"model": model, "opt": opt}).replicated)
+
+
+def hooked(params: list[torch.Tensor]) -> dict[str, Any]:
+    opt = torch.optim.AdamW(params)
+    opt.register_step_pre_hook(lambda *_: None)
+    return {"opt": opt}
+
+
+def patched(params: list[torch.Tensor]) -> dict[str, Any]:
+    opt = torch.optim.AdamW(params)
+    step = opt.step
+    setattr(opt, "step", lambda closure=None: step(closure))  # noqa: B010 - as a scheduler does
+    return {"opt": opt}
+
+
+def scheduled(params: list[torch.Tensor]) -> dict[str, Any]:
+    opt = torch.optim.AdamW(params)
+    torch.optim.lr_scheduler.StepLR(opt, 3)
+    return {"opt": opt}
+
+
+def watched(params: list[torch.Tensor]) -> dict[str, Any]:
+    opt = torch.optim.AdamW(params)
+    watch_gradients({"opt": opt})
+    return {"opt": opt}
+
+
+def frozen(params: list[torch.Tensor]) -> dict[str, Any]:
+    """LoRA: what has no gradient is nobody's to step."""
+    params[0].requires_grad_(False)
+    return {"opt": torch.optim.AdamW(params[1:])}
+
+
 def a_run_saved_under_ddp_loads_without(rank: int) -> None:
     """And the other way: names are the same, and so is what comes after."""
     model = DistributedDataParallel(net(rank))
@@ -172,6 +278,16 @@ def a_run_saved_under_ddp_loads_without(rank: int) -> None:
     Snapshot({"model": plain, "opt": fresh}).restore(
         {"model": back, "opt": torch.optim.AdamW(back.parameters())}
     )
+
+
+def a_rank_that_does_not_come_is_named(rank: int) -> None:
+    """Whatever torch's default device is: a token on another one would not be waited for."""
+    group = Group(None, 0.5)
+    if rank == 0:
+        with torch.device("meta"), pytest.raises(Blocked) as caught:
+            group.gather(b"")
+        assert caught.value.by == ("rank 1",)
+    dist.barrier()
 
 
 def zeros_that_outlive_steps_are_put_back(rank: int) -> None:
