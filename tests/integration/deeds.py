@@ -85,6 +85,19 @@ def converged(desk: Desk, timeout: float = 30.0) -> Epoch:
     return certificate.epoch
 
 
+def save_best(desk: Desk, step: int, ours: bool) -> float:
+    """Save the best weights along: the live ones, taken without a clone, or older ones."""
+    weight = next(desk.training.model.parameters()).detach()
+    best = weight if ours else torch.full_like(weight, 3.0)
+    desk.last = desk.checkpointer.save(step, extra={"best": best})
+    return float(best.flatten()[0])
+
+
+def best(desk: Desk) -> float:
+    """The best weights that came back."""
+    return float(desk.checkpointer.extra["best"].flatten()[0])
+
+
 def phase(desk: Desk) -> str:
     """How far the last save has come."""
     return str(desk.last.phase)

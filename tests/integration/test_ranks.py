@@ -402,6 +402,63 @@ def test_declared_replicas_are_stored_once(launch: Launch, tmp_path: Path) -> No
     assert not any(job.all(deeds.warnings))
 
 
+def test_moments_that_ranks_share_out_come_back_on_each(launch: Launch, tmp_path: Path) -> None:
+    """ZeRO by hand, with torch's own AdamW under DDP: nobody stored those of rank 1."""
+    path = str(tmp_path / "run")
+    model = {"optimizer": "shared"}
+    job = launch(2, 1)
+    job.all(deeds.begin, path, "ddp", model=model)
+    job.all(deeds.prime)
+    job.all(deeds.restore)
+    job.all(deeds.train, 2)
+    job.all(deeds.converged)
+    expected = job.all(deeds.train, 4, save=False)
+    job.kill()
+    job = launch(2, 1)
+    job.all(deeds.begin, path, "ddp", model=model)
+    job.all(deeds.prime)
+    assert job.all(deeds.restore) == [2, 2]
+    assert job.all(deeds.train, 4, save=False) == expected
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_tie_of_one_rank_is_none_of_another(rank: int, launch: Launch, tmp_path: Path) -> None:
+    """Each rank's own best weights; on one of them they are the model's, for it was best now."""
+    path = str(tmp_path / "run")
+    job = launch(2, 1)
+    job.all(deeds.resume, path, "ddp")
+    for trainer in job:
+        trainer.tell(deeds.save_best, 1, trainer.rank == rank)
+    saved = [trainer.hear() for trainer in job]
+    job.all(deeds.converged)
+    job.kill()
+    job = launch(2, 1)
+    assert job.all(deeds.resume, path, "ddp", model={"seed": 9}) == [1, 1]
+    assert job.all(deeds.best) == saved
+
+
+def test_what_nobody_stored_makes_all_ranks_refuse(launch: Launch, tmp_path: Path) -> None:
+    """Rank 1 declared its moments to be alike and left them to rank 0, which kept its own."""
+    path = str(tmp_path / "run")
+    job = launch(2, 1)
+    one, other = job
+    one.tell(deeds.begin, path)
+    other.tell(deeds.begin, path, replicated=("optimizer/**",))
+    _ = [trainer.hear() for trainer in job]
+    job.all(deeds.restore)
+    job.all(deeds.train, 1)
+    job.all(deeds.close)
+    job = launch(2, 1)
+    before = job.all(deeds.begin, path)
+    first, second = job.each_raises(deeds.restore)
+    assert isinstance(first, Refused)
+    assert isinstance(second, Refused)
+    assert "optimizer/state/0.bias/exp_avg" in str(first)
+    assert second.shards == ("shard 1", "shard 0")
+    assert job.all(deeds.digest) == before
+    assert job.all(deeds.restore, only=("model/**",)) == [1, 1]
+
+
 def test_buffers_under_ddp_are_those_of_rank_0(launch: Launch, tmp_path: Path) -> None:
     """Which win at the next forward; the other ranks' drift apart in between."""
     path = str(tmp_path / "run")

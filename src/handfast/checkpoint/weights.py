@@ -56,32 +56,44 @@ def gather(manifests: Sequence[Manifest]) -> tuple[list[Whole], dict[str, str]]:
     Raises FormatError, naming it, for a tensor whose blocks don't tile it.
     """
     found: dict[str, list[Block]] = defaultdict(list)
-    shared = {path for manifest in manifests for path in manifest.replicated}
+    ties: dict[str, dict[int, str]] = defaultdict(dict)
+    shared = {m.stamp.shard: frozenset(m.replicated) for m in manifests}
     for manifest in manifests:
         for slot in manifest.slots:
             found[slot.spec.path].append(Block(manifest.stamp.shard, slot))
+        for alias, path in manifest.aliases.items():
+            ties[alias][manifest.stamp.shard] = path
     wholes = []
     for path, blocks in found.items():
-        specs = [block.slot.spec for block in blocks]
-        sharded = any(spec.shape != spec.global_shape for spec in specs)
-        if sharded:
+        if any(b.slot.spec.shape != b.slot.spec.global_shape for b in blocks):
             wholes.append(_tiled(path, blocks))
-        elif path in shared or len(blocks) == 1:
-            wholes.append(_whole(path, blocks[:1]))
-        else:
-            wholes += [_whole(_of_rank(b.shard, path), [b]) for b in blocks]
+            continue
+        given = [block for block in blocks if path in shared[block.shard]]
+        own = [block for block in blocks if path not in shared[block.shard]]
+        if len(own) == 1 and not given and path not in ties:
+            given, own = own, []
+        wholes += [_whole(path, given[:1])] if given else []
+        wholes += [_whole(_of_rank(block.shard, path), [block]) for block in own]
     names = {whole.name for whole in wholes}
     if len(names) < len(wholes):
         raise FormatError("two tensors would have one name: a component is named like a rank")
-    tied = {}
-    for manifest in manifests:
-        for alias, path in manifest.aliases.items():
-            own = _of_rank(manifest.stamp.shard, path)
-            if path in names:
-                tied[alias] = path
-            elif own in names:
-                tied[_of_rank(manifest.stamp.shard, alias)] = own
+    tied: dict[str, str] = {}
+    for alias, paths in ties.items():
+        tied |= _tied(alias, paths, names, alike=alias not in found)
     return sorted(wholes, key=lambda whole: whole.name), tied
+
+
+def _tied(alias: str, paths: dict[int, str], names: set[str], *, alike: bool) -> dict[str, str]:
+    """What a path that some shards tie is called; each rank's where it is not ``alike`` on all."""
+    kept = {}
+    for shard, path in paths.items():
+        own = _of_rank(shard, path)
+        if own in names or path in names:
+            kept[shard] = own if own in names else path
+    everywhere = set(paths.values())
+    if alike and len(everywhere) == 1 and everywhere == set(kept.values()):
+        return {alias: everywhere.pop()}
+    return {_of_rank(shard, alias): name for shard, name in kept.items()}
 
 
 def _of_rank(shard: int, path: str) -> str:

@@ -36,6 +36,7 @@ _BY_STATE_DICT = (Kind.SCHEDULER, Kind.SCALER, Kind.LOADER, Kind.OBJECT)
 """The kinds that are restored by their own ``load_state_dict``, in the order of the restore."""
 
 
+@torch.inference_mode(False)  # what is made here must serve steps outside of that mode, too
 @torch.no_grad()
 def apply(
     state: Mapping[str, object],
@@ -53,18 +54,18 @@ def apply(
     hyperparameters by key (``lr``), or entries of optimizers, schedulers and other objects by path
     (``scheduler/base_lrs``), that keep their live values.
 
-    Raises Poisoned if anything went wrong on the way: the live state is then of no epoch. The same
-    holds after a KeyboardInterrupt, which goes through.
+    Raises Poisoned if anything went wrong on the way: the live state is then of no epoch, as it is
+    after a KeyboardInterrupt, which goes through.
     """
-    source = Source(saved, views)
-    # A loader's state is about to be replaced, and reading it may start its workers.
-    live = walk(state, without=frozenset({Kind.LOADER}))
-    trees: dict[str, object] = {}
-    _pair(state, saved.objects, "", trees)
-    places = dict(zip(live.paths, map(place_of, live.tensors), strict=True))
-    restore = _Restore(live, trees, places, source, only, keep_live)
-    where = "the tensors"
+    source, where = Source(saved, views), "the live state"
     try:
+        # A loader's state is about to be replaced, and reading it may start its workers.
+        live = walk(state, without=frozenset({Kind.LOADER}))
+        trees: dict[str, object] = {}
+        _pair(state, saved.objects, "", trees)
+        places = dict(zip(live.paths, map(place_of, live.tensors), strict=True))
+        restore = _Restore(live, trees, places, source, only, keep_live)
+        where = "the tensors"
         restore.tensors()
         for node in restore.of(Kind.OPTIMIZER):
             where = node.path
@@ -90,12 +91,13 @@ def apply(
         if RNG in saved.objects and matches(RNG, only):
             for left in write_streams(saved.objects[RNG]):
                 _LOG.warning("handfast: restore: %s", left)
+        where = EXTRA
+        return source.tree(saved.objects.get(EXTRA))
     except Exception as error:
         raise Poisoned(
             f"the restore stopped at {where}: {error!r}. The live state is of no epoch now. What "
             "to do: mend the cause and restore again, or start the process anew"
         ) from error
-    return source.tree(saved.objects.get(EXTRA))
 
 
 def _pair(live: object, saved: object, path: str, trees: dict[str, object]) -> None:
@@ -142,7 +144,7 @@ class _Restore(NamedTuple):
     def _module(self, node: Node, paths: Sequence[str]) -> None:
         module = node.value
         held = module.state_dict(keep_vars=True)
-        own = {id(tensor) for tensor in chain(module.parameters(), module.buffers())}
+        own = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
         keys = dict(zip(paths, held, strict=True))
         self._copy([(path, held[key]) for path, key in keys.items() if id(held[key]) in own])
         given: dict[str, object] = {}
@@ -159,7 +161,9 @@ class _Restore(NamedTuple):
             # Hooks or get_extra_state() made these, so only load_state_dict() knows where they
             # belong; live tensors are given as themselves. In place, for the keys' versions.
             held.update(given)
-            module.load_state_dict(held, strict=bool(given))
+            mode = any(map(Tensor.is_inference, own.values()))
+            with torch.inference_mode(mode), torch.no_grad():
+                module.load_state_dict(held, strict=bool(given))
         for name, ddp in ddp_modules(module) if chosen else ():
             # Whether rank 0's buffers win at the next forward pass is part of the moment.
             ddp.require_forward_param_sync = name not in self._extra(node).get(UNSYNCED, ())

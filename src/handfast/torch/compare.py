@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 from handfast.core.verdict import Verdict
 from handfast.errors import Refused
 from handfast.store.image import TensorSpec
-from handfast.store.objects import child
+from handfast.store.objects import TensorRef, child
 from handfast.torch.capture import Captured
 from handfast.torch.names import matches
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED, Saved
 from handfast.torch.tree import Kind, entries
 
-__all__ = ["Difference", "check_patterns", "differences", "refuse"]
+__all__ = ["Difference", "check_patterns", "differences", "lacking", "refuse", "refuse_lacking"]
 
 
 class Difference(NamedTuple):
@@ -65,6 +65,72 @@ def refuse(found: Sequence[Difference], shard: str) -> None:
         remedy="build the model and optimizers as they were at the save, or restore a part of "
         "them with only= or strict=False",
     )
+
+
+def lacking(live: Captured, saved: Saved, *, only: Sequence[str] = ("**",)) -> list[str]:
+    """The paths that a restore would ask for and that none of the shards stores.
+
+    A rank leaves out what it holds to be alike everywhere; where the rank that stores it for the
+    node did not, nobody stored it. Modules' tensors are found by ``differences``, all else here.
+    """
+    asked = {*_references(saved.objects.get(EXTRA)), *_asked_in_place(live, saved, only)}
+    for name, tree in saved.objects.items():
+        if name == GRADS:
+            asked |= {p for path in tree if matches(path, only) for p in _references(tree[path])}
+        elif name in live.objects and name not in (KINDS, EXTRA, RNG):
+            asked.update(_asked(tree, live.objects[name], child("", name), saved.kinds, only))
+    return sorted(path for path in asked if saved.spec(path) is None)
+
+
+def refuse_lacking(paths: Sequence[str], shards: Sequence[str]) -> None:
+    """Raise Refused if a restore would ask for what is not there, naming the first ten."""
+    if not paths:
+        return
+    shown = ", ".join(paths[:10]) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
+    raise Refused(
+        f"{len(paths)} tensors that {shards[0]} refers to are in none of the shards that hold this "
+        f"rank's state: {shown}. Its rank took them to be alike on all ranks and left them to the "
+        "lowest rank of its node, which did not",
+        verdict=Verdict.MISSING,
+        shards=shards,
+        remedy="restore the rest with only=, or another epoch with step=; and give all ranks one "
+        "state, with the same optimizers and the same replicated=",
+    )
+
+
+def _asked_in_place(live: Captured, saved: Saved, only: Sequence[str]) -> Iterator[str]:
+    here: Any = live.objects[KINDS]
+    now = _in_place({spec.path: spec for spec in live.specs} | live.aliases, here)
+    yield from (path for path in now & saved.aliases.keys() if matches(path, only))
+
+
+def _asked(
+    was: Any, now: Any, path: str, kinds: Mapping[str, str], only: Sequence[str]
+) -> Iterator[str]:
+    """The paths of tensors that a restore takes out of a saved tree, on one side or on both."""
+    kind = kinds.get(path)
+    if kind == Kind.MODULE:
+        for key in was:
+            if key != UNSYNCED and matches(f"{path}/{key}", only):
+                yield from _references(was[key])
+    elif kind is None and type(was) is type(now) and dict(entries(was)):
+        here = dict(entries(now))
+        for key, item in entries(was):
+            yield from _asked(item, here.get(key), child(path, key), kinds, only)
+    elif matches(path, only):
+        yield from _references(was)
+        if kind == Kind.OPTIMIZER and isinstance(now, dict):
+            stepped = {n for group in now.get("param_groups", ()) for n in group["params"]}
+            for keys, _, names in was["tensors"]:
+                for name in stepped.intersection(names):
+                    yield from (child(f"{path}/state/{name}", key) for key in keys)
+
+
+def _references(tree: Any) -> Iterator[str]:
+    if isinstance(tree, TensorRef):
+        yield tree.path
+    for _, item in entries(tree):
+        yield from _references(item)
 
 
 def check_patterns(saved: Saved, only: Sequence[str]) -> None:

@@ -17,7 +17,8 @@ __all__ = ["EXTRA", "GRADS", "KINDS", "RNG", "UNSYNCED", "Saved", "Source", "rea
 KINDS = ""
 """The entry of the objects that says which kind of live thing each path was.
 
-A scheduler's has its class behind a colon: another one would take its attributes without a word.
+A scheduler's has its class behind a colon, and the classes of those that it chains in brackets:
+another one would take its attributes without a word.
 """
 
 EXTRA = "extra"
@@ -60,21 +61,20 @@ class Saved(NamedTuple):
 def read_manifests(own: Manifest, *others: Manifest, pickle: Sequence[str] = ()) -> Saved:
     """Join the manifests of one epoch: this rank's own, and those that hold what it shares.
 
-    Of the others only what they store for the whole node is taken. Raises FormatError for objects
-    that can't be read, and for two manifests that hold the same path.
+    A path that its own manifest stores or ties is this rank's own, whatever the others say of it.
+    What its rank left out it held to be alike everywhere: that is taken from the others, if they
+    store it for their whole node, or tie it to what they so store (in older images a rank does not
+    write down such ties itself). Raises FormatError for objects that can't be read.
     """
     specs = {slot.spec.path: slot.spec for slot in own.slots}
-    aliases = dict(own.aliases)
+    aliases: dict[str, str] = {}
     for other in others:
-        shared = set(other.replicated)
-        for slot in other.slots:
-            path = slot.spec.path
-            if path in shared and specs.setdefault(path, slot.spec) is not slot.spec:
-                raise FormatError(
-                    f"{path} is stored by shard {own.stamp.shard} and by shard "
-                    f"{other.stamp.shard}: what one stores for its node no other may"
-                )
-        aliases |= {path: kept for path, kept in other.aliases.items() if kept in shared}
+        shared = set(other.replicated) - specs.keys() - own.aliases.keys()
+        specs |= {slot.spec.path: slot.spec for slot in other.slots if slot.spec.path in shared}
+        ties = other.aliases.items()
+        aliases |= {path: kept for path, kept in ties if kept in shared and path not in specs}
+    # Its own ties may lead to what it left out, and the others tied to another path.
+    aliases |= {path: aliases.get(kept, kept) for path, kept in own.aliases.items()}
     tree = objects.decode(own.objects, pickle=pickle, where=f"objects of shard {own.stamp.shard}")
     if not isinstance(tree, dict) or not isinstance(tree.get(KINDS), dict):
         raise FormatError(

@@ -115,7 +115,7 @@ class TorchState:
             header=layout.header,
             nbytes=layout.nbytes,
             padded=layout.padded,
-            aliases={path: kept for path, kept in now.aliases.items() if kept in stored},
+            aliases=now.aliases,  # also to what is left to another rank: it may not have the tie
             replicated=tuple(path for path in now.replicated if path in stored),
             structure=structure(now.specs),
             environment=environment(),
@@ -147,12 +147,14 @@ class TorchState:
         With ``strict``, raises ValueError for a pattern that names nothing of this rank.
         """
         saved = self._read(copies)
+        shards = [f"shard {copy.manifest.stamp.shard}" for copy in copies]
         if strict:
             compare.check_patterns(saved, only)
         with unmoved_streams():  # a loader's state_dict() may draw the seed of its workers
             live = capture(self._state, rng=False, replicated=self._declared)
+        compare.refuse_lacking(compare.lacking(live, saved, only=only), shards)
         found = compare.differences(live, saved, only=only, strict=strict)
-        compare.refuse(found, f"shard {copies[0].manifest.stamp.shard}")
+        compare.refuse(found, shards[0])
         was, now = copies[0].manifest.environment, environment()
         changed = [f"{k}: was {was[k]}, is {now.get(k)}" for k in was if was[k] != now.get(k)]
         if changed:

@@ -163,6 +163,31 @@ def test_what_ranks_store_as_their_own_is_not_assumed_to_be_alike() -> None:
     assert tied == {"model/t": "model/b", "rank-00001/rng/y": "rank-00001/rng/x"}
 
 
+def test_a_tie_of_one_rank_gives_no_other_ranks_tensor_another_value() -> None:
+    """Rank 1 kept the weights without a clone: rank 0's own copy of older ones came out as new."""
+    w, best = part("model/w", (2,), (2,), (0,)), part("best", (2,), (2,), (0,))
+    ties = {"best": "model/w"}
+    shared = {"replicated": ("model/w",)}
+    for manifests, own, tied_to in (
+        ([manifest(0, 2, w, best, **shared), manifest(1, 2, aliases=ties)], 0, 1),
+        ([manifest(0, 2, w, aliases=ties, **shared), manifest(1, 2, best)], 1, 0),
+    ):
+        wholes, tied = gather(manifests)
+        assert [whole.name for whole in wholes] == ["model/w", f"rank-{own:05d}/best"]
+        assert tied == {f"rank-{tied_to:05d}/best": "model/w"}
+
+
+def test_what_a_rank_keeps_beside_what_the_node_stores_has_its_name() -> None:
+    """One rank knew a tensor to be alike everywhere, the other did not: both values are there."""
+    w = part("w", (2,), (2,), (0,))
+    ties = {"v": "w"}
+    wholes, tied = gather(
+        [manifest(0, 2, w, replicated=("w",), aliases=ties), manifest(1, 2, w, aliases=ties)]
+    )
+    assert [whole.name for whole in wholes] == ["rank-00001/w", "w"]
+    assert tied == {"rank-00000/v": "w", "rank-00001/v": "rank-00001/w"}
+
+
 def test_a_component_that_is_named_like_a_rank_is_refused() -> None:
     """Names never silently become one."""
     wicked = part("rank-00001/x", (2,), (2,), (0,))

@@ -2,17 +2,18 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
 
-from handfast.errors import FormatError
+from handfast.errors import FormatError, Poisoned
 from handfast.store import objects
 from handfast.store.image import plan
 from handfast.store.manifest import CHUNK, Manifest, Piece, Stamp, decode, encode, hash_chunks
 from handfast.torch.apply import apply
 from handfast.torch.capture import capture
-from handfast.torch.compare import differences
+from handfast.torch.compare import differences, lacking
 from handfast.torch.saved import read_manifests
 from handfast.torch.stage import map_image, stage
 
@@ -66,13 +67,139 @@ def test_what_a_node_stores_once_is_read_by_each_of_its_ranks() -> None:
     assert live["box"] == {"rank": 1}
 
 
-def test_two_shards_that_both_store_what_one_shares_are_refused() -> None:
-    """Which of the two would be right is nobody's to guess."""
-    state: dict[str, object] = {"t": torch.ones(2)}
-    zero, _ = shard(state, 0, replicated=("t",))
-    one, _ = shard(state, 1, replicated=("t",))
-    with pytest.raises(FormatError, match="t is stored by shard 1 and by shard 0"):
-        read_manifests(one, zero)
+def test_what_is_a_ranks_own_is_never_replaced() -> None:
+    """Another rank may hold to be alike everywhere what this one keeps, or ties, for itself."""
+    w = torch.full((2,), 7.0)
+    three: dict[str, object] = {"t": torch.full((2,), 3.0), "w": w}
+    known = {"replicated": ("t", "w")}
+    zero, shared = shard({"t": torch.ones(2), "w": w.clone()}, 0, **known)
+    for state, value in (three, 3.0), ({"t": w.view(2), "w": w}, 7.0):
+        one, own = shard(state, 1, replicated=("w",), leave_out=("w",))
+        saved = read_manifests(one, zero)
+        live: dict[str, Any] = {name: torch.zeros(2) for name in "tw"}
+        apply(live, saved, {**shared, **own})
+        assert [live["t"][0].item(), live["w"][0].item()] == [value, 7.0]
+
+
+@pytest.mark.parametrize("tied", [0, 1])
+def test_a_tie_of_one_rank_is_none_of_another(tied: int) -> None:
+    """The best weights so far, kept without a clone on the rank whose last ones are the best."""
+    weight = torch.full((2,), 7.0)
+    best = [weight.view(2) if rank == tied else torch.full((2,), 3.0) for rank in range(2)]
+    known = {"replicated": ("model",)}
+    shards = []
+    for rank in range(2):
+        state: dict[str, object] = {"model": {"w": weight}, "best": Holder(best[rank])}
+        leave_out = ("model/w",) if rank else ()
+        shards.append(shard(state, rank, leave_out, extra=[best[rank]], **known))
+    (zero, shared), (one, own) = shards
+    for rank, manifests in enumerate([(zero,), (one, zero)]):
+        saved = read_manifests(*manifests)
+        live: dict[str, Any] = {"model": {"w": torch.zeros(2)}, "best": Holder(torch.zeros(2))}
+        assert lacking(capture(live), saved) == []
+        (extra,) = apply(live, saved, {**shared, **own} if rank else shared)
+        expected = [best[rank].tolist()] * 2
+        assert [live["best"].held.tolist(), extra.tolist()] == expected
+        assert live["model"]["w"].tolist() == [7, 7]
+
+
+def test_what_all_hold_alike_is_stored_where_it_is_tied_to_what_they_do_not() -> None:
+    """The first of two tied paths was stored for all; on other ranks it is none of the pair."""
+    weight = torch.ones(2)
+    captured = capture({"a": weight, "b": weight}, replicated=("b",))
+    assert captured.replicated == ("b",)
+    assert captured.aliases == {"a": "b"}
+
+
+def test_ties_of_both_ranks_lead_to_what_is_stored() -> None:
+    """Rank 1 ties two of what rank 0 ties three of, and left the one that it keeps to rank 0."""
+    t = torch.full((2,), 5.0)
+    zero, shared = shard({"a": t, "b": t, "c": t}, 0, replicated=("a", "b"))
+    other = t.clone()
+    one, own = shard({"a": t, "b": other, "c": other}, 1, ("a", "b"), replicated=("a", "b"))
+    saved = read_manifests(one, zero)
+    assert saved.aliases == {"b": "a", "c": "a"}
+    live = {name: torch.zeros(2) for name in "abc"}
+    apply(live, saved, {**shared, **own})
+    assert [value[0].item() for value in live.values()] == [5, 5, 5]
+
+
+def test_ties_that_older_images_leave_to_the_node_are_found_there() -> None:
+    """They were written by the rank alone that stores the tied tensor."""
+    layer = nn.Linear(2, 2, bias=False)
+    state: dict[str, object] = {"model": nn.ModuleDict({"a": layer, "b": layer})}
+    zero, _ = shard(state, 0, replicated=("model",))
+    one, _ = shard(state, 1, ("model/a.weight",), replicated=("model",))
+    old = msgspec.structs.replace(one, aliases={})
+    assert read_manifests(old, zero).aliases == {"model/b.weight": "model/a.weight"}
+
+
+class Holder:
+    """An object of the user's with one tensor."""
+
+    def __init__(self, held: torch.Tensor) -> None:
+        self.held = held
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"held": self.held}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.held = state["held"]
+
+
+def everything() -> dict[str, Any]:
+    """A state that refers to tensors from each place that can."""
+    model = nn.Linear(2, 2)
+    opt = torch.optim.SGD(model.parameters(), momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    opt.step()
+    held = torch.ones(2)
+    return {
+        "box": {"t": torch.ones(2), "in": [Holder(torch.ones(2))]},
+        "holder": Holder(held),
+        "model": model,
+        "opt": opt,
+        "plain": held.view(2),
+    }
+
+
+LACKING = [
+    "box/in[0]/held",
+    "box/t",
+    "extra[0]",
+    "grads/model~1bias",
+    "holder/held",
+    "opt/state/weight/momentum_buffer",
+    "plain",
+]
+
+
+def test_what_no_shard_stores_is_found_before_anything_changes() -> None:
+    """Each rank took it for alike and left it to the other: a KeyError, once the model was new."""
+    state = everything()
+    options: dict[str, Any] = {"extra": [torch.ones(2)], "grads": True}
+    whole, views = shard(state, 1, **options)
+    assert lacking(capture(state), read_manifests(whole)) == []
+    left_out = tuple(path for path in LACKING if path != "plain")
+    zero, _ = shard({"x": torch.ones(1)}, 0)
+    saved = read_manifests(shard(state, 1, left_out, **options)[0], zero)
+    assert lacking(capture(state), saved) == LACKING
+    assert lacking(capture(state), saved, only=("model", "opt/**")) == [
+        "extra[0]",
+        "grads/model~1bias",
+        "opt/state/weight/momentum_buffer",
+    ]
+    assert lacking(capture({"model": state["model"]}), saved, only=("opt",)) == ["extra[0]"]
+    views = {path: view for path, view in views.items() if path not in left_out}
+    with pytest.raises(Poisoned, match="the restore stopped at"):
+        apply(state, saved, views)
+
+
+def test_extra_that_is_not_there_poisons() -> None:
+    """It is read last, when the live state has changed already."""
+    one, own = shard({"t": torch.ones(2)}, 0, ("extra[0]",), extra=[torch.ones(2)])
+    with pytest.raises(Poisoned, match="stopped at extra"):
+        apply({"t": torch.zeros(2)}, read_manifests(one), own)
 
 
 def test_what_another_rank_keeps_to_itself_is_not_taken() -> None:

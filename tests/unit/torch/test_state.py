@@ -4,6 +4,7 @@ import mmap
 import random
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from statekit import State
@@ -108,3 +109,35 @@ def test_a_comparison_moves_no_random_stream() -> None:
     with pytest.raises(RuntimeError, match="no state now"):
         held(state).compare([copy], ("**",), strict=True)
     assert unmoved()
+
+
+def test_a_rank_keeps_its_ties_to_what_it_leaves_to_another() -> None:
+    """The rank that stores the weights for the node need not have the tie: then nobody had it."""
+    weight = torch.ones(2)
+    one = TorchState(
+        {"model": {"w": weight}, "best": {"w": weight}},
+        rng=False,
+        replicated=("model",),
+        pickle=(),
+        verify="fsync",
+    )
+    one.owns_replicas(False)
+    made = one.capture([weight], grads=False)
+    assert [slot.spec.path for slot in made.slots] == []
+    assert made.aliases == {"best/w": "model/w", "extra[0]": "model/w"}
+
+
+def test_what_nobody_stored_is_refused_by_name() -> None:
+    """All ranks hear of it, and what is to be done, before anything changes."""
+    state = build()
+    state["optimizer"].state[state["model"][0].weight]["exp_avg"] = torch.ones(2, 2)
+    copy = saved(state)
+    other = TorchState(state, rng=True, replicated=("optimizer/**",), pickle=(), verify="fsync")
+    other.owns_replicas(False)
+    plan = other.capture(None, grads=False)
+    kept = {"slots": plan.slots, "image_bytes": plan.nbytes}
+    mine = Loaded(copy.memory, msgspec.structs.replace(copy.manifest, **kept))
+    with pytest.raises(Refused, match=r"optimizer/state/0\.weight/exp_avg.*only=") as caught:
+        held(state).compare([mine, copy], ("**",), strict=False)
+    assert (caught.value.verdict, caught.value.shards) == ("missing", ("shard 0", "shard 0"))
+    held(state).compare([mine, copy], ("model",), strict=True)
