@@ -48,7 +48,8 @@ def test_weights_that_all_nodes_hold_are_taken_once(
     job.all(deeds.train, 2)
     job.all(deeds.converged)
     ranks = job.all(whole)
-    loaded = load(path)
+    with torch.device("meta"):  # what torch makes by default is not what is loaded
+        loaded = load(path)
     assert loaded.keys() == ranks[0].keys()
     assert all(torch.equal(loaded[name], value) for name, value in ranks[0].items())
     status = handfast.open(path).status()

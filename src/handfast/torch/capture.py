@@ -237,8 +237,16 @@ def _add_gradients(found: Walk) -> object:
 
 def _kind_name(node: Node) -> str:
     if node.kind is Kind.SCHEDULER:
-        return f"{node.kind.value}:{type(node.value).__name__}"
+        return f"{node.kind.value}:{_class_name(node.value)}"
     return node.kind.value
+
+
+def _class_name(scheduler: object) -> str:
+    """A scheduler's class, and the classes of those that it chains: ``SequentialLR(A, B)``."""
+    name, inside = type(scheduler).__name__, getattr(scheduler, "_schedulers", None)
+    if not isinstance(inside, list | tuple):
+        return name
+    return f"{name}({', '.join(map(_class_name, inside))})"
 
 
 def _captured(
@@ -251,12 +259,13 @@ def _captured(
         sharded = [t._spec for t in found.tensors if isinstance(t, dtensor)]
     try:
         pointers = list(map(Tensor.data_ptr, parts))
+        shapes = [part.shape for part in parts]
     except (RuntimeError, NotImplementedError, ValueError):
-        list(map(spec_of, found.paths, found.tensors))  # names the one without any memory
+        list(map(spec_of, found.paths, found.tensors))  # names the one without memory or shape
         raise
     fingerprint = (
         found.paths,
-        [part.shape for part in parts],
+        shapes,
         [part.dtype for part in parts],
         sharded,
         _shared(pointers, parts),

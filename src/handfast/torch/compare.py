@@ -185,8 +185,10 @@ def _way(kind: str | None) -> str | None:
 
 
 def _class(kind: str | None, other: str | None) -> str:
-    """The class that a kind names, where both do."""
+    """The class that a kind names, where both do; older images say nothing of those inside."""
     one, two = ((side or "").partition(":")[2] for side in (kind, other))
+    if "(" in one and "(" not in two:
+        one = one.partition("(")[0]
     return one if two else ""
 
 

@@ -70,7 +70,7 @@ def _empty(whole: Whole) -> Tensor:
             f"{whole.name}: this torch ({torch.__version__}) has no dtype {whole.dtype}. What to "
             "do: read it with a torch that has"
         )
-    return torch.empty(whole.shape, dtype=dtype)
+    return torch.empty(whole.shape, dtype=dtype, device="cpu")
 
 
 def _put(target: Tensor, whole: Whole, block: Block, data: memoryview) -> None:

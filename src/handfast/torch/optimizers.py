@@ -302,8 +302,11 @@ def _place(
 
 
 def _fits(value: Any, spec: TensorSpec, place: Place) -> bool:
-    """Whether a live tensor can take the saved values and be what was saved."""
-    if not isinstance(value, Tensor) or place_of(value) != place:
+    """Whether a live tensor can take the saved values and be what was saved.
+
+    One that was made in inference mode can't: no step outside of that mode could change it.
+    """
+    if not isinstance(value, Tensor) or value.is_inference() or place_of(value) != place:
         return False
     part = local(value)
     same = DTYPE_NAMES.get(part.dtype) == spec.dtype and tuple(part.shape) == spec.shape
@@ -328,7 +331,7 @@ def _hyperparameters(
         if key in live and key not in driven and _shown(live[key]) != _shown(fresh):
             changed.append(f"{where}: saved {_shown(fresh)!r}, live was {_shown(live[key])!r}")
         if isinstance(old, Tensor) and isinstance(fresh, Tensor) and old.shape == fresh.shape:
-            old.copy_(fresh)  # in place: a captured CUDA graph or a scheduler may hold it
+            copy_into([old], [fresh])  # in place: a captured CUDA graph or scheduler may hold it
         else:
             live[key] = fresh
     return changed

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from handfast.torch.capture import capture
 from handfast.torch.rng import read_generator, read_streams, write_generator, write_streams
+from handfast.torch.tensors import copy_into
 from handfast.torch.tree import Kind, nodes
 
 __all__ = ["prime"]
@@ -36,9 +37,7 @@ def prime(state: Mapping[str, object], fn: Callable[[], object]) -> None:
     try:
         fn()
     finally:
-        with torch.no_grad():
-            for tensor, value in zip(held, before, strict=True):
-                tensor.copy_(value)
+        copy_into(held, before)
         for node in nodes(state):
             if node.kind is Kind.MODULE or isinstance(node.value, Optimizer):
                 node.value.zero_grad(set_to_none=True)

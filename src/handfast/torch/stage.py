@@ -29,18 +29,20 @@ def map_image(slots: Iterable[Slot], buffer: object) -> dict[str, Tensor]:
     ``buffer`` is writable and begins with the image's first byte. Map it once per layout: the
     tensors serve every save into the same memory. Raises ValueError if the buffer is too short.
     """
-    memory = torch.frombuffer(buffer, dtype=torch.uint8)
-    views = {}
-    for slot in slots:
-        end = slot.start + slot.nbytes
-        if end > len(memory):
-            raise ValueError(
-                f"{slot.spec.path}: its slot ends at byte {end} of a buffer of {len(memory)}: map "
-                "a buffer of the layout's size"
-            )
-        dtype = TORCH_DTYPES[slot.spec.dtype]
-        views[slot.spec.path] = memory[slot.start : end].view(dtype).view(slot.spec.shape)
-    return views
+    with torch.inference_mode(False):  # else nobody outside of that mode could ever write to them
+        memory = torch.frombuffer(buffer, dtype=torch.uint8)
+        return {slot.spec.path: _view(memory, slot) for slot in slots}
+
+
+def _view(memory: Tensor, slot: Slot) -> Tensor:
+    end = slot.start + slot.nbytes
+    if end > len(memory):
+        raise ValueError(
+            f"{slot.spec.path}: its slot ends at byte {end} of a buffer of {len(memory)}: map a "
+            "buffer of the layout's size"
+        )
+    dtype = TORCH_DTYPES[slot.spec.dtype]
+    return memory[slot.start : end].view(dtype).view(slot.spec.shape)
 
 
 class Staged(NamedTuple):

@@ -96,6 +96,8 @@ def _why_not(tensor: Any) -> str:
     """Why a tensor can't be stored; empty if it can."""
     if is_lazy(tensor):
         return "it has no shape before the first forward: run one before the first save"
+    if tensor.is_nested:
+        return "it is a nested tensor: store the list that its unbind() gives"
     if tensor.device.type == "meta":
         return "it is on the meta device and has no values: materialize it first"
     if tensor.layout != torch.strided:
@@ -194,11 +196,19 @@ def _dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
 
 
 def copy_into(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy values into live local tensors, in place; call it with gradients disabled.
+    """Copy values into live local tensors, in place.
 
-    Along a dimension that a target merely repeats (``expand``) one element is written.
+    Along a dimension that a target merely repeats (``expand``) one element is written. Tensors
+    that were made in inference mode can be written to in that mode only.
     """
-    pairs = [_without_repeats(t, s) for t, s in zip(targets, sources, strict=True)]
+    pairs = list(zip(targets, sources, strict=True))
+    for mode in {target.is_inference() for target in targets}:
+        with torch.inference_mode(mode), torch.no_grad():
+            _copy([pair for pair in pairs if pair[0].is_inference() is mode])
+
+
+def _copy(given: Sequence[tuple[Tensor, Tensor]]) -> None:
+    pairs = [_without_repeats(target, source) for target, source in given]
     plain = [pair for pair in pairs if not (pair[0].is_conj() or pair[0].is_neg())]
     if plain:
         torch._foreach_copy_([t for t, _ in plain], [s for _, s in plain])

@@ -236,9 +236,15 @@ def test_renamed_tensors_of_the_same_shapes_are_seen() -> None:
     assert second.specs != first.specs
 
 
+def ragged(*parts: torch.Tensor) -> torch.Tensor:
+    return torch.nested.nested_tensor(list(parts), layout=torch.jagged)
+
+
 UNSTORABLE = {
     "meta": (lambda: torch.ones(2, device="meta"), "meta device"),
     "sparse": (lambda: torch.eye(3).to_sparse(), "layout"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "unbind"),
+    "jagged": (lambda: ragged(torch.ones(2), torch.ones(3)), "unbind"),
     "lazy": (nn.UninitializedParameter, "first forward"),
     "function": (lambda: {"fn": len}, "code"),
     "lambda": (lambda: {"a": [{"fn": lambda: 0}]}, "code"),
@@ -247,7 +253,7 @@ UNSTORABLE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")  # a prototype
+@pytest.mark.filterwarnings("ignore:The PyTorch API of (MaskedTensors|nested)")  # prototypes
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # deprecated, and used
 @pytest.mark.parametrize("name", UNSTORABLE)
 def test_what_cannot_be_stored_is_named(name: str) -> None:

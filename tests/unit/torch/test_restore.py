@@ -1,5 +1,6 @@
 """Shows what a restore leaves behind: every part of one epoch, in the order that makes it exact."""
 
+import contextlib
 import logging
 import random
 from collections import OrderedDict, defaultdict, deque
@@ -14,7 +15,10 @@ from torch import nn
 
 from handfast.errors import Poisoned, Refused
 from handfast.torch.apply import apply
+from handfast.torch.capture import capture
 from handfast.torch.compare import refuse
+from handfast.torch.prime import prime
+from handfast.torch.stage import stage
 
 L = torch.optim.lr_scheduler
 
@@ -487,9 +491,21 @@ def grouped(*sizes: int) -> dict[str, Any]:
     return {"model": model, "opt": torch.optim.SGD(groups, lr=0.1)}
 
 
-def one_scheduler(make: Any, **options: Any) -> dict[str, Any]:
-    return {"s": make(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1), **options)}
+def one_scheduler(make: Any, *args: Any, **options: Any) -> dict[str, Any]:
+    return {"s": make(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1), *args, **options)}
 
+
+def chained(opt: torch.optim.Optimizer, names: list[str]) -> Any:
+    schedulers = torch.optim.lr_scheduler
+    made = {
+        "StepLR": lambda: schedulers.StepLR(opt, 3),
+        "ExponentialLR": lambda: schedulers.ExponentialLR(opt, 0.9),
+    }
+    first, second = (made[name]() for name in names)
+    return schedulers.SequentialLR(opt, [first, schedulers.ChainedScheduler([second])], [5])
+
+
+SEQUENCE = "scheduler:SequentialLR({}, ChainedScheduler({}))"
 
 DIFFERENCES: dict[str, tuple[Any, Any, list[str]]] = {
     "missing": (
@@ -522,6 +538,16 @@ DIFFERENCES: dict[str, tuple[Any, Any, list[str]]] = {
         one_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=3),
         ["s: kind: saved scheduler:StepLR, live scheduler:CosineAnnealingLR"],
     ),
+    "chained scheduler": (  # which passes on to each what the other had
+        one_scheduler(chained, ["StepLR", "ExponentialLR"]),
+        one_scheduler(chained, ["ExponentialLR", "StepLR"]),
+        [
+            "s: kind: saved {}, live {}".format(
+                SEQUENCE.format("StepLR", "ExponentialLR"),
+                SEQUENCE.format("ExponentialLR", "StepLR"),
+            )
+        ],
+    ),
     "tie gone": (
         {"m": tied(tie=True)},
         {"m": tied(tie=False)},
@@ -551,6 +577,16 @@ def test_differences_are_found_before_anything_changes(name: str) -> None:
     """Each one by path, with both sides."""
     saved, live, expected = DIFFERENCES[name]
     assert list(map(str, Snapshot(saved).differences(live))) == expected
+
+
+def test_an_older_image_says_nothing_of_the_schedulers_inside() -> None:
+    """It is taken, as it was when it was written."""
+    state = one_scheduler(chained, ["StepLR", "ExponentialLR"])
+    saved = Snapshot(state)
+    saved.saved.kinds["s"] = "scheduler:SequentialLR"
+    assert saved.differences(state) == []
+    saved.saved.kinds["s"] = "scheduler:ChainedScheduler"
+    assert len(saved.differences(state)) == 1
 
 
 def test_a_refusal_lists_ten_and_counts_all() -> None:
@@ -702,3 +738,93 @@ def test_a_broken_image_poisons() -> None:
     saved = Snapshot({"t": torch.ones(2)})
     with pytest.raises(Poisoned, match="the tensors"):
         apply({"t": torch.ones(2)}, saved.saved, {})
+
+
+# Modes that the caller may be in
+
+
+def test_a_first_save_in_inference_mode_spoils_no_later_one() -> None:
+    """The image was mapped in that mode, and no save outside of it could write to it any more."""
+    live = {"t": torch.ones(2)}
+    with torch.inference_mode():
+        saved = Snapshot(live)
+    live["t"].add_(1)
+    stage(capture(live), saved.views)
+    saved.restore(other := {"t": torch.zeros(2)})
+    assert other["t"].tolist() == [2, 2]
+
+
+def test_a_restore_in_inference_mode_leaves_a_state_that_can_be_trained() -> None:
+    """Moments, gradients and rates that were made in that mode could never be stepped again."""
+
+    def build() -> dict[str, Any]:
+        model = layers(4, 4)
+        opt = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.1))
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(opt, 0.9)
+        return {"model": model, "opt": opt, "scheduler": scheduler, "count": Counter()}
+
+    one, other = build(), build()
+    train(one["model"], one["opt"])
+    one["opt"].zero_grad(set_to_none=False)
+    saved = Snapshot(one, extra=[torch.ones(2)])
+    train(other["model"], other["opt"])
+    with torch.inference_mode():
+        for state in other["opt"].state.values():  # as a restore of before left them
+            state["exp_avg"] = torch.zeros_like(state["exp_avg"])
+        (extra,) = saved.restore(other)
+    made = [extra, *(v for state in other["opt"].state.values() for v in state.values())]
+    made += [p.grad for p in other["model"].parameters()]
+    assert not any(map(torch.is_inference, made))
+    for state in one, other:
+        torch.manual_seed(1)
+        train(state["model"], state["opt"])
+        state["scheduler"].step()
+    pairs = zip(one["model"].parameters(), other["model"].parameters(), strict=True)
+    assert all(same_bytes(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize("mode", [False, True])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(2, 2), lambda: Halved([])], ids=["", "hook"])
+def test_a_module_that_was_made_in_inference_mode_is_filled(make: Any, mode: bool) -> None:
+    """An average of the weights, kept for evaluation: it can be written to in that mode only."""
+    with torch.inference_mode():
+        one, other = make(), make()
+        tensors = [torch.ones(2), torch.zeros(2)]
+        plain = torch.ones(2)
+    saved = Snapshot({"ema": one, "t": tensors[0]})
+    with torch.inference_mode(mode):
+        saved.restore({"ema": other, "t": tensors[1]})
+    assert same_bytes(other.weight, one.weight)
+    assert tensors[1].tolist() == [1, 1]
+    prime({"t": plain, "model": (model := nn.Linear(2, 2))}, lambda: model(torch.ones(2)).sum())
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [lambda: torch.device("meta"), lambda: default_dtype(torch.float64)],
+    ids=["device", "dtype"],
+)
+def test_what_torch_makes_by_default_changes_nothing(mode: Any) -> None:
+    """set_default_device() and set_default_dtype() are for what the user makes."""
+    one, other = (
+        {"model": layers(2), "opt": None, "g": torch.Generator(), "box": [torch.ones(2)]}
+        for _ in range(2)
+    )
+    for state in one, other:
+        state["opt"] = [torch.optim.AdamW(state["model"].parameters())]
+    train(one["model"], one["opt"][0])
+    with mode():
+        saved = Snapshot(one, extra=torch.ones(2, device="cpu", dtype=torch.float16))
+        extra = saved.restore(other)
+        prime(other, lambda: None)
+    assert (extra.device.type, extra.dtype) == ("cpu", torch.float16)
+    pairs = zip(Snapshot(one).captured.tensors, Snapshot(other).captured.tensors, strict=True)
+    assert all(same_bytes(*pair) for pair in pairs)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
