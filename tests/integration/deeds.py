@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,11 @@ def best(desk: Desk) -> float:
 def phase(desk: Desk) -> str:
     """How far the last save has come."""
     return str(desk.last.phase)
+
+
+def blocked_by(desk: Desk) -> tuple[str, ...]:
+    """Whom the lattice waits for."""
+    return tuple(desk.checkpointer.lattice.blocked_by)
 
 
 def keep(desk: Desk) -> None:
@@ -225,6 +231,38 @@ def break_loading(desk: Desk, broken: bool = True) -> None:
         loader.load_state_dict = fail
     else:
         del loader.load_state_dict
+
+
+def slow_loading(desk: Desk, seconds: float) -> None:
+    """Let the loader take its time over what it is given."""
+    loader = desk.training.loader
+    load = type(loader).load_state_dict
+
+    def slow(state: Any) -> None:
+        time.sleep(seconds)
+        load(loader, state)
+
+    loader.load_state_dict = slow
+
+
+def interrupted_restore(desk: Desk, seconds: float) -> str:
+    """Begin to restore, and be interrupted after so many seconds."""
+
+    class Interrupt(BaseException):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        desk.checkpointer.restore()
+    except Interrupt:
+        return "interrupted"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    return "restored"
 
 
 def model_digest(desk: Desk) -> str:

@@ -11,6 +11,7 @@ import deeds
 import pytest
 from trainers import Gone, Job, agents, eventually, raised_by
 
+from handfast.core.lattice import Epoch
 from handfast.errors import Blocked, Poisoned, Refused
 
 Launch = Callable[..., Job]
@@ -265,6 +266,40 @@ def test_whoever_waits_for_rank_0_names_it_and_may_try_again(
     job.all(deeds.converged)
 
 
+def test_a_rank_whose_waiting_was_interrupted_counts_as_absent(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """Ctrl-C in a notebook: the other rank does not go on alone, and both may try again."""
+    job = launch(2, 1)
+    job.all(deeds.begin, str(tmp_path / "run"), patience_s=1.5)
+    assert job[1].do(deeds.interrupted_restore, 0.5) == "interrupted"
+    with pytest.raises(Blocked) as caught:
+        job[0].do(deeds.restore)
+    assert caught.value.by == ("rank 1",)
+    assert job.all(deeds.restore) == [0, 0]
+
+
+def test_ranks_at_different_gatherings_never_meet(launch: Launch, tmp_path: Path) -> None:
+    """One still loads when the other has given up and begins anew: neither takes the other's word
+    for something else, both hear who is missing, and the next attempt of both succeeds."""
+    path = str(tmp_path / "run")
+    job = launch(2, 1)
+    job.all(deeds.resume, path, model={"full": True})
+    job.all(deeds.train, 1)
+    job.all(deeds.close)
+    job = launch(2, 1)
+    job.all(deeds.begin, path, model={"full": True}, patience_s=2.0)
+    job[0].do(deeds.slow_loading, 4.0)
+    for trainer in job:
+        trainer.tell(deeds.restore)
+    assert isinstance(raised_by(job[1]), Blocked)
+    job[1].tell(deeds.restore)
+    for trainer in job:
+        assert isinstance(raised_by(trainer), Blocked)
+    job[0].do(deeds.slow_loading, 0.0)
+    assert job.all(deeds.restore) == [1, 1]
+
+
 def test_a_rank_that_died_before_the_meeting_is_named(launch: Launch, tmp_path: Path) -> None:
     """Its launcher may take the job down before; one that does not must not hang for ever."""
     job = launch(2, 2)
@@ -361,6 +396,30 @@ def test_models_that_nobody_synchronises_are_stored_by_each_rank_and_equal_ones_
     assert not second
     job.all(deeds.train, 2)
     job.all(deeds.close)
+
+
+def test_ranks_that_were_refused_in_turns_come_into_step_again(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """A save that is refused leaves a vote SKIP, so that the other rank does not wait for it in its
+    turn, and so on for ever."""
+    path = str(tmp_path / "{rank}" / "run")
+    job = launch(2, 2)
+    job.all(deeds.begin, path, busy="raise", window=1)
+    job.all(deeds.restore)
+    job.all(deeds.save, 1)
+    job.all(deeds.converged)
+    job[0].do(deeds.save, 2)
+    job[0].do(deeds.persisted)
+    with pytest.raises(Blocked) as caught:
+        job[0].do(deeds.save, 3)
+    assert "rank-00001" in str(caught.value.by)
+    job[1].do(deeds.save, 3)
+    job[1].do(deeds.persisted)
+    eventually(lambda: job[0].do(deeds.blocked_by) == ())
+    for step in (4, 5):
+        job.all(deeds.save, step)
+        assert job.all(deeds.converged) == [Epoch(1, step)] * 2
 
 
 def test_a_handle_of_an_epoch_that_a_restore_left_behind_says_so(

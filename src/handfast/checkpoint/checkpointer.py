@@ -266,7 +266,7 @@ class Checkpointer:
             failure, mine = error, Load(words(error))
         loads = [
             msgspec.msgpack.decode(data, type=Load)
-            for data in collective.gather(msgspec.msgpack.encode(mine))
+            for data in collective.gather("load", msgspec.msgpack.encode(mine))
         ]
         failed = [f"rank {rank}: {load.problem}" for rank, load in enumerate(loads) if load.problem]
         if failed:
@@ -364,9 +364,11 @@ class Checkpointer:
         return self._decline(epoch, why, by)
 
     def _decline(self, epoch: Epoch, why: str, by: Sequence[str]) -> Save:
-        if self._busy != "skip":
+        if self._busy == "wait":
             raise Blocked(f"epoch {epoch}: {why}", by=by)
-        self._session.forgo(epoch, why)
+        self._session.forgo(epoch, why)  # or the others would wait for it, each in its turn
+        if self._busy == "raise":
+            raise Blocked(f"epoch {epoch}: {why}", by=by)
         self._count_skip()
         self._event("skipped", epoch=str(epoch), reason=why, by=list(by))
         return Save(self._session, None, why)

@@ -43,8 +43,11 @@ class Collective(Protocol):
     def place(self) -> Place:
         """This rank's place."""
 
-    def gather(self, data: bytes) -> list[bytes]:
-        """Give every rank the data of all ranks, in order of rank. Blocks until all have come."""
+    def gather(self, what: str, data: bytes) -> list[bytes]:
+        """Give every rank the data of all ranks, in order of rank. Blocks until all have come.
+
+        ``what`` names the gathering: ranks that are at different ones never meet.
+        """
 
 
 class Solo:
@@ -53,7 +56,7 @@ class Solo:
     def __init__(self) -> None:
         self.place = Place(0, 1, 0, node_label())
 
-    def gather(self, data: bytes) -> list[bytes]:
+    def gather(self, what: str, data: bytes) -> list[bytes]:  # noqa: ARG002 - there is no other
         """Return the only rank's data."""
         return [data]
 

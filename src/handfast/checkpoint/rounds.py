@@ -136,7 +136,7 @@ def meet(collective: Collective, mine: Peek) -> Meeting:
     hand = _Hand(mine, secrets.token_hex(16), secrets.token_hex(8), secrets.token_bytes(32))
     hands = [
         msgspec.msgpack.decode(data, type=_Hand)
-        for data in collective.gather(msgspec.msgpack.encode(hand))
+        for data in collective.gather("peek", msgspec.msgpack.encode(hand))
     ]
     peeks = tuple(h.peek for h in hands)
     _refuse(peeks)

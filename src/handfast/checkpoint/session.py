@@ -140,7 +140,7 @@ class Session:
             hand = Hand(want=want, problem=str(error))
         said = [
             msgspec.msgpack.decode(data, type=Hand)
-            for data in self.collective.gather(msgspec.msgpack.encode(hand))
+            for data in self.collective.gather("hand", msgspec.msgpack.encode(hand))
         ]
         return self._begin(said, keep, window, drain_s)
 

@@ -107,9 +107,10 @@ def waiting(roster: Roster, tier: int, ballot: Ballot) -> int:
 def awaited(roster: Roster, tier: int, tally: Tally, ballot: Ballot) -> int:
     """Mask the domains that may yet make a ballot complete; 0 where nobody will.
 
-    Steps only rise within a generation, so whoever has voted on a later epoch will not vote on
-    this one any more, but for an image that it still persists. Failed saves that are tried again
-    at another step on each rank end like that.
+    Steps only rise within a generation, and images are persisted in their order: so whoever has
+    staged a later epoch will not vote on this one any more. (Whoever has only skipped a later one
+    may still be persisting this one.) Failed saves that are tried again at another step on each
+    rank end like that.
     """
     if ballot.skipped:
         return 0
@@ -117,7 +118,7 @@ def awaited(roster: Roster, tier: int, tally: Tally, ballot: Ballot) -> int:
     beyond = 0
     for later in tally.ballots:
         if later.epoch > ballot.epoch:
-            beyond |= later.staged | later.skipped
+            beyond |= later.staged
     return 0 if late & beyond else late
 
 

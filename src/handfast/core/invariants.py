@@ -333,7 +333,7 @@ def _passed(tally: Tally, ballot: Ballot, by: tuple[str, ...], roster: Roster) -
     """Say whether one of those who are blamed has voted on a later epoch, and not on this one."""
     blamed = [i for i, name in enumerate(roster.ids) if name in by]
     return any(
-        (later.staged | later.skipped) >> i & 1 and not ballot.staged >> i & 1
+        later.staged >> i & 1 and not ballot.staged >> i & 1
         for later in tally.ballots
         if later.epoch > ballot.epoch
         for i in blamed

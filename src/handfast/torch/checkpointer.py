@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -31,8 +32,6 @@ __all__ = ["Checkpointer"]
 
 FOREVER_S: Final = 30 * 86400.0
 
-_groups: dict[str, int] = {}
-
 
 class Group:
     """The ranks of a ``torch.distributed`` job, by a gloo group of handfast's own.
@@ -48,50 +47,68 @@ class Group:
             group = dist.new_group(backend="gloo", timeout=limit)
         self._group = group
         self.place: Place = place_of(dist.get_rank(self._group), dist.get_world_size(self._group))
-        # Ranks make their Checkpointers in one order, so that they count alike.
-        self._number = _groups[group.group_name] = _groups.get(group.group_name, 0) + 1
-        self._gathered = 0
 
-    def gather(self, data: bytes) -> list[bytes]:
+    def gather(self, what: str, data: bytes) -> list[bytes]:
         """Give every rank the data of all. Used when a round begins, never by a save.
 
         Raises Blocked, on every rank that waits, where some have not come within the patience, and
         names them: once they have, it can be tried again. Raises what the group raises where one
         has died.
         """
-        self._await_all()
+        self._meet(f"handfast/{self._group.group_name}/{what}")
         found: list[bytes] = [b""] * self.place.size
         dist.all_gather_object(found, data, group=self._group)
         return found
 
-    def _await_all(self) -> None:
+    def _meet(self, room: str) -> None:
         """Meet in the job's store first: a collective that waits in vain is broken for good, and
-        could not say who is missing."""
+        could not say who is missing.
+
+        Each rank lays down a token of its own. Rank 0 lets those tokens go on that lay there when
+        all were there, so that nobody is let in by what an earlier attempt has left.
+        """
         store = dist.distributed_c10d._get_default_store()
-        meeting = f"handfast/{self._group.group_name}/{self._number}/{self._gathered}"
-        here = [f"{meeting}/{rank}" for rank in range(self.place.size)]
-        mine, go = here[self.place.rank], f"{meeting}/go"
-        store.set(mine, "here")
+        here = [f"{room}/{rank}" for rank in range(self.place.size)]
+        mine, token = here[self.place.rank], secrets.token_hex(8)
+        leave = f"{room}/{token}"
+        store.set(mine, token)
         reminder = Reminder()
-        with reminding("restore: waits for all ranks to come to it"):
-            while not store.check([go] if self.place.rank else here):
-                if reminder.over(self._patience_s):
-                    absent = [f"rank {n}" for n, key in enumerate(here) if not store.check([key])]
-                    store.delete_key(mine)
-                    raise Blocked(
-                        f"not all ranks have come to restore() in {self._patience_s:g} s",
-                        by=absent or ("rank 0",),
-                    )
-                time.sleep(min(0.01 + reminder.waited / 10, 0.25))
-        if self.place.rank == 0:
-            store.set(go, "go")
-        self._gathered += 1
+        try:
+            with reminding("restore: waits for all ranks to come to it"):
+                while not self._may_go(store, here, leave):
+                    if reminder.over(self._patience_s):
+                        absent = [
+                            f"rank {n}" for n, key in enumerate(here) if not _token(store, key)
+                        ]
+                        raise Blocked(
+                            f"not all ranks have come to restore() in {self._patience_s:g} s",
+                            by=absent or ("rank 0",),
+                        )
+                    time.sleep(min(0.01 + reminder.waited / 10, 0.25))
+        finally:  # whatever ends the waiting, nobody may take this rank for present
+            store.set(mine, "")
+
+    def _may_go(self, store: dist.Store, here: Sequence[str], leave: str) -> bool:
+        """Say whether all are there; rank 0 finds out, and tells the others."""
+        if self.place.rank:
+            return bool(store.check([leave]))
+        tokens = [_token(store, key) for key in here] if store.check(list(here)) else [""]
+        if not all(tokens):
+            return False
+        for token in tokens:
+            store.set(f"{here[0].rpartition('/')[0]}/{token}", "go on")
+        return True
 
     def close(self) -> None:
         """Give up a group that was made here: each has threads and sockets of its own."""
         if self._ours and dist.is_initialized():
             self._ours = False
             dist.destroy_process_group(self._group)
+
+
+def _token(store: dist.Store, key: str) -> str:
+    """Read what a rank has laid down; empty where it has not come, or has gone again."""
+    return str(store.get(key).decode()) if store.check([key]) else ""
 
 
 class Checkpointer(checkpointer.Checkpointer):

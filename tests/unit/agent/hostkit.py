@@ -113,7 +113,7 @@ class _Placed:
         self.place = Place(rank, among.size, rank, node)
         self._among = among
 
-    def gather(self, data: bytes) -> list[bytes]:
+    def gather(self, what: str, data: bytes) -> list[bytes]:
         return self._among.gather(self.place.rank, data)
 
 

@@ -342,6 +342,20 @@ def test_tries_at_different_steps_block_nobody_and_the_next_step_converges():
     assert [m.tallies[0].line.epoch for m in pair.members] == [Epoch(1, 30)] * 2
 
 
+def test_whoever_skipped_a_later_epoch_may_still_be_persisting_this_one():
+    """Shows that a rank whose disk is slow is named, also once it leaves epochs out."""
+    pair = Pair().opened()
+    saved(pair, 0, E1)
+    pair.run(1, ev.Captured(E1))
+    pair.run(1, ev.Forgone(E2, "busy"))
+    pair.deliver()
+    assert view(pair.members[0]).blocked_by == ("b",)
+    assert view(pair.members[0]).phase == "converging"
+    pair.run(1, ev.Persisted(E1, "x"))
+    pair.deliver()
+    assert pair.members[0].tallies[0].line.epoch == E1
+
+
 def test_ranks_that_never_save_the_same_step_are_told_before_the_disk_is_full():
     """Shows that what will never converge is bounded, too, and that the other rank is named."""
     pair = Pair(window=1).opened()

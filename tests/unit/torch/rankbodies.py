@@ -285,7 +285,7 @@ def a_rank_that_does_not_come_is_named(rank: int) -> None:
     group = Group(None, 0.5)
     if rank == 0:
         with torch.device("meta"), pytest.raises(Blocked) as caught:
-            group.gather(b"")
+            group.gather("peek", b"")
         assert caught.value.by == ("rank 1",)
     dist.barrier()
 
