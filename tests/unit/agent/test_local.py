@@ -217,6 +217,39 @@ def test_a_call_brings_its_fields_and_its_reply_back(client: Client) -> None:
     assert client.version == 1
 
 
+def test_an_interrupt_in_the_middle_of_a_frame_ends_the_connection(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that nothing is sent behind half a frame, which the agent would take for its rest."""
+    send = socket.socket.sendmsg
+
+    def interrupted(*arguments: Any) -> int:
+        send(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "sendmsg", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.call("echo", x=1)
+    with pytest.raises(AgentGone):
+        client.call("echo", x=1)
+
+
+def test_an_interrupt_of_the_waiting_leaves_the_connection_as_it_was(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that the late answer is nobody's, and that the next call gets its own."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "_await", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.call("echo", x=1)
+    assert client.call("echo", x=2) == {"x": 2}
+
+
 def test_frames_larger_than_any_socket_buffer_pass_both_ways(client: Client) -> None:
     data = os.urandom(1 << 20) * 24
     assert client.call("echo", data=data) == {"data": data}

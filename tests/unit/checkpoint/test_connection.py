@@ -28,6 +28,7 @@ from hostkit import PATIENCE_S, Job, Node, Rank
 from handfast.agent.keeper import Keeper
 from handfast.agent.local import AgentGone, Client
 from handfast.agent.process import connect_or_start
+from handfast.checkpoint.connection import Connection
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import Staged, decode_record
 from handfast.core.retain import Keep
@@ -204,6 +205,28 @@ def test_an_image_that_was_staged_and_not_persisted_is_handed_over_again(
     assert job[0].converged(TWO) == TWO
     assert votes(root) == [ONE, TWO]
     assert job.restore() == TWO  # which compares every byte
+    job.close()
+
+
+def test_an_interrupt_while_an_agent_is_replaced_is_made_up_for(
+    agents: Agents, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that a rank whose new agent was reached, and not told anything yet, tells it at the
+    next call, whatever the agent says meanwhile."""
+    job = Job(root, [agents.connect("node0")])
+    job.restore()
+    job.save(1)
+    agents.signal("node0")
+
+    def interrupted(*_: object, **__: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Connection, "_open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        job[0].save(2)
+    assert job[0].save(2) == TWO
+    assert job[0].converged(TWO) == TWO
     job.close()
 
 
