@@ -480,6 +480,32 @@ def test_moments_that_ranks_share_out_come_back_on_each(launch: Launch, tmp_path
     assert job.all(deeds.train, 4, save=False) == expected
 
 
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("how", ["pre", "post", "wrapped"])
+def test_what_one_rank_hangs_on_its_step_loses_no_moments(
+    how: str, rank: int, early: bool, launch: Launch, tmp_path: Path
+) -> None:
+    """A progress bar on rank 0: it took nothing for alike any more, and rank 1 left it its state.
+
+    Every epoch converged, and none could be restored. ``early`` is before restore().
+    """
+    path = str(tmp_path / "run")
+    job = launch(2, 1)
+    job.all(deeds.begin, path, "ddp")
+    if early:
+        job[rank].do(deeds.meddle, how)
+    assert job.all(deeds.restore) == [0, 0]
+    if not early:
+        job[rank].do(deeds.meddle, how)
+    saved = job.all(deeds.train, 2)
+    job.all(deeds.converged)
+    job.kill()
+    job = launch(2, 1)
+    assert job.all(deeds.resume, path, "ddp", model={"seed": 9}) == [2, 2]
+    assert job.all(deeds.digest) == [digests[-1] for digests in saved]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_tie_of_one_rank_is_none_of_another(rank: int, launch: Launch, tmp_path: Path) -> None:
     """Each rank's own best weights; on one of them they are the model's, for it was best now."""

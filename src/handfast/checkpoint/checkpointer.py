@@ -72,8 +72,18 @@ class State(Protocol):
     def replicas(self, copies: Sequence[Loaded]) -> dict[str, bytes]:
         """Digest each tensor that every rank stores as its own, by path."""
 
-    def owns_replicas(self, owner: bool) -> None:
-        """Say whether this rank stores what its node's ranks hold alike."""
+    def alike(self) -> bool:
+        """Say whether ranks that are all set up as this one derive their state alike as they train.
+
+        It is asked when a round begins, before anything is restored: only if every rank says so
+        may one leave such state to another. What is alike by construction needs no such word.
+        """
+
+    def shares(self, owner: bool, agreed: bool) -> None:
+        """Hear whether this rank stores what its node's ranks hold alike, and if all are ``alike``.
+
+        Until then a rank stores all that it has.
+        """
 
 
 class Checkpointer:
@@ -188,8 +198,9 @@ class Checkpointer:
             window=self._window,
             drain_s=self._drain_s,
             patience_s=self._patience_s,
+            alike=self._state.alike(),
         )
-        self._state.owns_replicas(session.leader() == session.collective.place.rank)
+        self._state.shares(session.leader() == session.collective.place.rank, session.alike)
         proposal = session.await_proposal(self._patience_s)
         copies: list[Loaded] = []
         try:

@@ -79,6 +79,8 @@ class Session:
         self._images: list[StagingImage] = []
         self._reported: set[Epoch] = set()
         self._accepted: tuple[Epoch, int] | None = None
+        self.alike = False
+        """Whether all ranks said, when this round began, that they derive their state alike."""
 
     # --- what is known, without I/O ------------------------------------------------------------
 
@@ -115,11 +117,13 @@ class Session:
         window: int,
         drain_s: float,
         patience_s: float | None = 600.0,
+        alike: bool = False,
     ) -> Formation:
         """Meet the other ranks, open this rank's domain, and begin a generation.
 
-        ``patience_s`` bounds how long an agent may leave a call unanswered. Raises Refused, the
-        same on every rank, where the directories don't make one run.
+        ``patience_s`` bounds how long an agent may leave a call unanswered; ``alike`` is this
+        rank's word on that. Raises Refused, the same on every rank, where the directories don't
+        make one run.
         """
         self._line.patience_s = patience_s
         self._accepted = None
@@ -129,7 +133,8 @@ class Session:
         hand = Hand(want=want)
         try:  # whatever happens here, the others must hear of it: they wait in the gathering
             generation = self._count(self._meeting) if place.rank == 0 else 0
-            hand = Hand(self._line.open(self._joining(self._meeting)), generation, want)
+            opened = self._line.open(self._joining(self._meeting))
+            hand = Hand(opened, generation, want, alike=alike)
         except Refused as error:
             hand = Hand(want=want, problem=str(error), verdict=error.verdict)
         except Blocked as error:
@@ -180,6 +185,7 @@ class Session:
             window=window,
             drain_s=drain_s,
         )
+        self.alike = all(hand.alike for hand in said)
         self._line.begin(self._round)
         self._renew_images()
         return formed

@@ -1,12 +1,14 @@
-"""What all ranks of the job hold alike, as far as one rank can know it without asking the others.
+"""What all ranks of the job hold alike, as far as one rank can see it.
 
 DDP keeps its parameters alike, and buffers that it broadcasts. Optimizer state is alike if every
-rank steps every parameter in the same way, and optimizers need not: what is known here is in
-:func:`steps_alike`. All else is each rank's own, unless it is declared.
+rank steps every parameter in the same way, and optimizers need not: what one rank can see is in
+:func:`could_step_alike` and :func:`steps_alike`. What is so is known only once all ranks have said
+so, at a restore. All else is each rank's own, unless it is declared.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,7 +18,14 @@ from torch.optim import Optimizer
 from handfast.torch.marks import mark_consumed
 from handfast.torch.names import clean
 
-__all__ = ["STATE_KEYS", "Replica", "ddp_modules", "find_replicas", "steps_alike"]
+__all__ = [
+    "STATE_KEYS",
+    "Replica",
+    "could_step_alike",
+    "ddp_modules",
+    "find_replicas",
+    "steps_alike",
+]
 
 STATE_KEYS = frozenset(
     (
@@ -89,29 +98,41 @@ def _ids(tensors: Iterable[Tensor]) -> frozenset[int]:
     return frozenset(map(id, tensors))
 
 
-def steps_alike(replicas: Iterable[Replica], optimizers: Sequence[Optimizer]) -> bool:
-    """Whether the state of DDP's parameters is alike on all ranks, for all that can be seen here.
+def could_step_alike(replicas: Iterable[Replica], optimizers: Iterable[Optimizer]) -> bool:
+    """Whether these optimizers, used alike on all ranks, keep the state of DDP's parameters alike.
 
     Optimizers that share their work out over the ranks (ZeRO, Muon's reference) keep the state of
-    a parameter on one of them, and torch's own can be used so. Therefore nothing is known unless
-    torch's own optimizers in the state, without a hook or a ``step`` of somebody else, together
-    step every parameter of every DDP module that requires a gradient; and unless all of these have
-    state by now, or none has. A parameter that no batch has used yet makes it unknown, too: from
-    here it looks like one that is another rank's to step.
+    a parameter on one of them, and torch's own can be used so. Therefore it is so only if torch's
+    own optimizers in the state, without a hook or a ``step`` of somebody else, together step every
+    parameter of every DDP module that requires a gradient.
     """
-    trained = {id(p) for replica in replicas for p in replica.held if p.requires_grad}
-    stepped: set[int] = set()
+    own = filter(_is_torchs_own, optimizers)
+    groups = (group["params"] for optimizer in own for group in optimizer.param_groups)
+    return _trained(replicas) <= _ids(chain.from_iterable(groups))
+
+
+def steps_alike(replicas: Sequence[Replica], optimizers: Sequence[Optimizer]) -> bool:
+    """Whether the state of DDP's parameters is alike on all ranks, for all that can be seen here.
+
+    So it is if they :func:`could_step_alike`, and if all of these parameters have state by now, or
+    none has. One that no batch has used yet makes it unknown: from here it looks like one that is
+    another rank's to step.
+    """
+    if not could_step_alike(replicas, optimizers):
+        return False
     lasting: set[int] = set()
     begun: set[int] = set()
     for optimizer in filter(_is_torchs_own, optimizers):
         begun.update(map(id, optimizer.state))
         for group in optimizer.param_groups:
-            ids = list(map(id, group["params"]))
-            stepped.update(ids)
             if type(optimizer) is not torch.optim.SGD or group["momentum"] != 0:
-                lasting.update(ids)  # SGD without momentum has no state at all
-    expected = trained & lasting
-    return trained <= stepped and (expected <= begun or expected.isdisjoint(begun))
+                lasting.update(map(id, group["params"]))  # SGD without momentum has no state at all
+    expected = _trained(replicas) & lasting
+    return expected <= begun or expected.isdisjoint(begun)
+
+
+def _trained(replicas: Iterable[Replica]) -> set[int]:
+    return {id(p) for replica in replicas for p in replica.held if p.requires_grad}
 
 
 def _is_torchs_own(optimizer: Optimizer) -> bool:

@@ -20,14 +20,14 @@ from handfast.errors import Unstorable
 from handfast.store.image import TensorSpec
 from handfast.store.objects import child
 from handfast.torch import optimizers
-from handfast.torch.alike import Replica, find_replicas, steps_alike
+from handfast.torch.alike import Replica, could_step_alike, find_replicas, steps_alike
 from handfast.torch.names import clean, loaded, matches
 from handfast.torch.rng import read_generator, read_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED
 from handfast.torch.tensors import all_tensors, is_dtensor, local, spec_of, whole_everywhere
 from handfast.torch.tree import Kind, Node, assemble, nodes, split
 
-__all__ = ["Captured", "capture", "walk"]
+__all__ = ["Captured", "capture", "could_share", "walk"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,14 +184,16 @@ def capture(
     replicated: Sequence[str] = (),
     extra: object = None,
     grads: bool = False,
+    alike: bool | None = None,
     previous: Captured | None = None,
 ) -> Captured:
     """Capture a state: a mapping of component names to live things, and boxes of them.
 
     ``rng`` adds the streams of the process; ``replicated`` are ``fnmatch`` patterns of paths that
     every rank holds alike; ``extra`` is a plain value that goes along; ``grads`` adds the gradients
-    of the modules' parameters; ``previous``, a capture of the same state, saves most of the time
-    while the structure stays.
+    of the modules' parameters; ``alike`` says whether the optimizer state of DDP's parameters is
+    alike on all ranks, where None asks what this rank can see of it; ``previous``, a capture of the
+    same state, saves most of the time while the structure stays.
 
     Raises Unstorable for what can't be stored, TypeError for a plain value that no dict or list
     holds, and ValueError if two things of the state have one path.
@@ -212,14 +214,28 @@ def capture(
     objects[KINDS] = {node.path: _kind_name(node) for node in found.nodes}
     if rng:
         objects[RNG] = read_streams()  # last: whatever drew from them above has drawn
-    return _captured(found, objects, _alike(found, tuple(replicated), grads), previous)
+    return _captured(found, objects, _alike(found, tuple(replicated), grads, alike), previous)
 
 
-def _alike(found: Walk, declared: tuple[str, ...], grads: bool) -> Alike:
+def could_share(state: Mapping[str, object]) -> bool:
+    """Whether this rank's optimizers could keep the state of DDP's parameters alike on all ranks.
+
+    It can be asked before any step: see :func:`handfast.torch.alike.could_step_alike`. Raises what
+    :func:`capture` raises for a state that can't be walked.
+    """
+    found = nodes(state)
+    ddps = [r for node in found if node.kind is Kind.MODULE for r in find_replicas(node.value)]
+    opts = [node.value for node in found if node.kind is Kind.OPTIMIZER]
+    return bool(ddps) and could_step_alike(ddps, opts)
+
+
+def _alike(found: Walk, declared: tuple[str, ...], grads: bool, state: bool | None) -> Alike:
     ddps = list(chain(*found.names.replicas))
     levels = [replica.alike(grads) for replica in ddps]
     opts = [node.value for node in found.nodes if node.kind is Kind.OPTIMIZER]
-    return Alike(declared, levels, bool(ddps) and steps_alike(ddps, opts))
+    if state is None:
+        state = bool(ddps) and steps_alike(ddps, opts)
+    return Alike(declared, levels, state)
 
 
 def _add_gradients(found: Walk) -> object:

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from handfast.agent.keeper import Plan
 from handfast.checkpoint.images import Loaded, StagingImage
+from handfast.errors import HandfastError
 from handfast.store import objects
 from handfast.store.image import Layout, TensorSpec, plan
 from handfast.store.port import Verify
 from handfast.torch import apply as restore
 from handfast.torch import compare
-from handfast.torch.capture import Captured, capture
+from handfast.torch.capture import Captured, capture, could_share
 from handfast.torch.gradients import unclean_gradients
 from handfast.torch.rng import unmoved_streams
 from handfast.torch.saved import GRADS, Saved, read_manifests
@@ -76,17 +77,29 @@ class TorchState:
         self._pickle = tuple(pickle)
         self._verify: Verify = verify
         self._lineage = lineage
-        self._owner = True
+        self._owner, self._agreed = True, False
         self._captured: Captured | None = None
         self._mine: tuple[bool, ...] = ()
         self._layout: Layout | None = None
         self._plan: Plan | None = None
 
-    def owns_replicas(self, owner: bool) -> None:
-        """See the port: the lowest rank of a node stores what all of its ranks hold alike."""
-        if owner != self._owner:
+    def alike(self) -> bool:
+        """See the port. What can't be walked is not; what is wrong with it the capture says."""
+        try:
+            return could_share(self._state)
+        except (TypeError, HandfastError):
+            return False
+
+    def shares(self, owner: bool, agreed: bool) -> None:
+        """See the port: the lowest rank of a node stores what all of its ranks hold alike.
+
+        DDP's parameters are known to be alike without asking; optimizer state only if all ranks
+        agreed. Then another rank leaves it out if its own look at a save says so too, and the owner
+        marks it whatever its own says: what anybody leaves out is marked as stored for the node.
+        """
+        if (owner, agreed) != (self._owner, self._agreed):
             self._captured, self._layout, self._plan = None, None, None
-        self._owner = owner
+        self._owner, self._agreed = owner, agreed
 
     def capture(self, extra: object, grads: bool) -> Plan:
         """See the port."""
@@ -97,6 +110,7 @@ class TorchState:
             replicated=self._declared,
             extra=extra,
             grads=grads,
+            alike=None if self._agreed and not self._owner else self._agreed,
             previous=before,
         )
         same = before is not None and now.specs is before.specs

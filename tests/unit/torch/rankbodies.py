@@ -24,6 +24,7 @@ from handfast.errors import Blocked, Unstorable
 from handfast.torch.capture import capture
 from handfast.torch.checkpointer import Group
 from handfast.torch.gradients import unclean_gradients, watch_gradients
+from handfast.torch.state import TorchState
 from handfast.torch.tensors import local
 
 
@@ -230,6 +231,38 @@ def state_that_ranks_share_out_is_not_known(rank: int) -> None:
         p.grad = None  # torch's own step leaves out what another rank is to step
     opt.step()
     assert not any("/state/" in path for path in capture({"model": model, "opt": opt}).replicated)
+
+
+def optimizer_state_is_left_out_once_all_have_agreed(rank: int) -> None:
+    """And only by a rank that sees no reason against it; who stores it for the node marks it."""
+    model = DistributedDataParallel(net(0))
+    opt = torch.optim.AdamW(model.parameters())
+    held = TorchState(
+        {"model": model, "opt": opt}, rng=False, replicated=(), pickle=(), verify="fsync"
+    )
+    train(model, opt)
+
+    def plan(*roles: bool) -> tuple[int, int]:
+        """How many tensors of the optimizer it stores, and how many of them for its node."""
+        if roles:
+            held.shares(*roles)
+        made = held.capture(None, grads=False)
+        paths = [slot.spec.path for slot in made.slots if slot.spec.path.startswith("opt/")]
+        return len(paths), len(set(paths) & set(made.replicated))
+
+    every = 3 * len(list(model.parameters()))
+    assert held.alike()
+    assert plan() == (every, 0)
+    assert plan(False, False) == (every, 0)
+    assert plan(False, True) == (0, 0)
+    assert plan(True, False) == (every, 0)
+    assert plan(True, True) == (every, every)
+    hook = opt.register_step_post_hook(lambda *_: None)
+    assert not held.alike()
+    assert plan(True, True) == (every, every)
+    assert plan(False, True) == (every, 0)
+    hook.remove()
+    assert plan() == (0, 0)
 
 
 def hooked(params: list[torch.Tensor]) -> dict[str, Any]:

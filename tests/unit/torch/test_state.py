@@ -121,10 +121,20 @@ def test_a_rank_keeps_its_ties_to_what_it_leaves_to_another() -> None:
         pickle=(),
         verify="fsync",
     )
-    one.owns_replicas(False)
+    one.shares(False, agreed=False)
     made = one.capture([weight], grads=False)
     assert [slot.spec.path for slot in made.slots] == []
     assert made.aliases == {"best/w": "model/w", "extra[0]": "model/w"}
+
+
+def test_a_state_that_cant_be_walked_is_not_agreed_upon() -> None:
+    """The word is given where all ranks meet, and an error there would keep the others waiting."""
+    box: dict[str, object] = {"model": nn.Linear(2, 2)}
+    state = TorchState({"box": box}, rng=False, replicated=(), pickle=(), verify="fsync")
+    box["optimizer"] = {"state": {}, "param_groups": []}
+    assert not state.alike()
+    with pytest.raises(TypeError, match="box/optimizer is an optimizer's state_dict"):
+        state.capture(None, grads=False)
 
 
 def test_what_nobody_stored_is_refused_by_name() -> None:
@@ -133,7 +143,7 @@ def test_what_nobody_stored_is_refused_by_name() -> None:
     state["optimizer"].state[state["model"][0].weight]["exp_avg"] = torch.ones(2, 2)
     copy = saved(state)
     other = TorchState(state, rng=True, replicated=("optimizer/**",), pickle=(), verify="fsync")
-    other.owns_replicas(False)
+    other.shares(False, agreed=False)
     plan = other.capture(None, grads=False)
     kept = {"slots": plan.slots, "image_bytes": plan.nbytes}
     mine = Loaded(copy.memory, msgspec.structs.replace(copy.manifest, **kept))
