@@ -488,11 +488,12 @@ def test_what_one_rank_hangs_on_its_step_loses_no_moments(
 ) -> None:
     """A progress bar on rank 0: it took nothing for alike any more, and rank 1 left it its state.
 
-    Every epoch converged, and none could be restored. ``early`` is before restore().
+    Every epoch converged, and none could be restored. ``early`` is before restore(), where all hear
+    of it and store their own; later, only a rank that sees it on itself does.
     """
-    path = str(tmp_path / "run")
+    path, model = str(tmp_path / "run"), {"width": 64}
     job = launch(2, 1)
-    job.all(deeds.begin, path, "ddp")
+    job.all(deeds.begin, path, "ddp", model=model)
     if early:
         job[rank].do(deeds.meddle, how)
     assert job.all(deeds.restore) == [0, 0]
@@ -500,9 +501,11 @@ def test_what_one_rank_hangs_on_its_step_loses_no_moments(
         job[rank].do(deeds.meddle, how)
     saved = job.all(deeds.train, 2)
     job.all(deeds.converged)
+    moments = 2 * 4 * (8 * 64 + 64 + 64 * 64 + 64 + 64 * 8 + 8)
+    assert (stored(tmp_path)[1] > moments) == (early or rank == 1)
     job.kill()
     job = launch(2, 1)
-    assert job.all(deeds.resume, path, "ddp", model={"seed": 9}) == [2, 2]
+    assert job.all(deeds.resume, path, "ddp", model={**model, "seed": 9}) == [2, 2]
     assert job.all(deeds.digest) == [digests[-1] for digests in saved]
 
 
