@@ -182,6 +182,20 @@ def test_a_rank_whose_disk_is_empty_is_named(two: str, tmp_path: Path, launch: L
     assert not (tmp_path / "1").exists()
 
 
+def test_a_run_whose_domains_were_removed_is_no_first_start(saved_alone: Path, alone: str) -> None:
+    """`rm -r RUN/domains/*`: it would train from scratch, and nobody would be told."""
+    published = Path(alone) / "certificates"
+    eventually(lambda: list(saved_alone.glob("certificates/*.json")))
+    shutil.copytree(saved_alone / "certificates", published, dirs_exist_ok=True)
+    shutil.rmtree(Path(alone) / "domains" / "rank-00000")
+    error = refused(alone, Training())
+    assert error.verdict == "missing"
+    assert "certificates of rank-00000), and no domain is left" in str(error)
+    shutil.rmtree(published)  # as the remedy says
+    with Checkpointer(alone, Training().state(), **PATIENT) as ckpt:
+        assert ckpt.restore() == 0
+
+
 def test_disks_that_changed_places_are_refused(two: str, tmp_path: Path, launch: Launch) -> None:
     """Two nodes that came up in another order: neither a mixture, nor a start from scratch."""
     (tmp_path / "0").rename(tmp_path / "x")

@@ -327,6 +327,22 @@ def test_a_run_without_any_epoch_is_not_sound(tmp_path: Path) -> None:
     done = handfast("verify", tmp_path / "run")
     assert done.code == 1
     assert "no epoch was saved here" in done.out
+    done = handfast("verify", tmp_path / "run", "--json")
+    assert (done.code, json.loads(done.out)["sound"]) == (1, False)
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_a_run_whose_domains_are_gone_is_missing(
+    saved: Saved, tmp_path: Path, command: str
+) -> None:
+    """`rm -r RUN/domains/*` by mistake: a script must not take what is left for an idle run."""
+    eventually(lambda: list(saved.path.glob("certificates/*.json")))
+    shutil.copytree(saved.path / "certificates", tmp_path / "run" / "certificates")
+    (tmp_path / "run" / "domains").mkdir()
+    done = handfast(command, tmp_path / "run", "--json")
+    said = json.loads(done.out)
+    assert (done.code, said["verdict"]) == (1, "missing")
+    assert "put the directories below domains/ back" in said["error"]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(saved: Saved) -> None:

@@ -228,8 +228,8 @@ class Keeper:
     def publish(self, name: str, certificate: Certificate) -> None:
         """Show a certificate to people and scripts, as ``ROOT/certificates/<domain>.json``.
 
-        Nothing of handfast reads it back: the journal is the record. Each domain has a file of
-        its own, replaced as a whole, so that no two writers share one.
+        The journal is the record: of this, handfast reads only that it is there. Each domain has a
+        file of its own, replaced as a whole, so that no two writers share one.
         """
         home = f"{self.root}/certificates"
         path = f"{home}/{name}.json"

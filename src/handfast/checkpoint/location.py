@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
 from handfast.checkpoint.agents import AgentView, ask
+from handfast.checkpoint.evidence import certificates, lost
 from handfast.checkpoint.status import rows
 from handfast.checkpoint.survey import TOGETHER, Survey, read_domain
 from handfast.core.lattice import GENESIS, Epoch
@@ -48,11 +49,25 @@ class Location:
         """Read all journals as they are at one moment, and the manifests.
 
         Raises NoRun where no domain is found, FormatError for a run of another format, Refused
-        where the paths hold several runs, HandfastError where the system won't let us look, or the
-        run is written too fast to be looked at.
+        where the paths hold several runs or only certificates are left of one, HandfastError where
+        the system won't let us look, or the run is written too fast to be looked at.
         """
+        certified = self._certified()  # before the domains: a job may just be beginning
         lengths = self._moment()
-        return Survey([read_domain(self.files, *where, then) for where, then in lengths.items()])
+        found = [read_domain(self.files, *where, then) for where, then in lengths.items()]
+        survey = Survey(found)
+        if certified and survey.roster is None and all(item.member is not None for item in found):
+            what = "no domain is left" if not found else "no journal of a domain is left"
+            raise lost((name for _, name in certified), what, sorted({at for at, _ in certified}))
+        return survey
+
+    def _certified(self) -> list[tuple[str, str]]:
+        """Find whose certificates lie here: (root, domain)."""
+        found = []
+        for root in self._roots():
+            with reading(root):
+                found += [(root, name) for name in certificates(self.files, root)]
+        return found
 
     def _moment(self) -> Look:
         """Find the lengths that all journals had at one moment; see `lengths_now`.
@@ -112,7 +127,7 @@ class Location:
             pattern = FIELD.sub("*", path)
             found = sorted(glob.glob(pattern)) if pattern != path or glob.has_magic(path) else []
             for root in found or [path]:
-                if os.path.isdir(f"{root}/domains"):
+                if any(os.path.isdir(f"{root}/{part}") for part in ("domains", "certificates")):
                     roots.setdefault(os.path.realpath(root), root)
                 elif not found:
                     _refuse(path)
@@ -132,7 +147,7 @@ def _refuse(path: str) -> None:
 def _domains(files: Files, root: str) -> Iterator[str]:
     """Name the domains below a root that were identified, or must have been."""
     with reading(root):
-        for name in files.listdir(f"{root}/domains"):
+        for name in files.listdir(f"{root}/domains") if files.exists(f"{root}/domains") else ():
             home = f"{root}/domains/{name}"
             begun = files.exists(f"{home}/domain.json") or files.exists(f"{home}/1")
             if os.path.isdir(home) and begun:

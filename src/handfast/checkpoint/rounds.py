@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from handfast.checkpoint.collective import Collective
+from handfast.checkpoint.evidence import certificates, lost
 from handfast.core.membership import (
     Configuration,
     Domain,
@@ -57,7 +58,8 @@ class Peek(msgspec.Struct, frozen=True):
     """What one rank's directory holds, looked at without touching it.
 
     ``others`` are the domains of other ranks that it holds, where its own is not there; ``run`` and
-    ``known`` are then what these say.
+    ``known`` are then what these say. ``certified`` are the domains whose certificates lie there,
+    where none is known to have taken part in a run.
     """
 
     node: str
@@ -69,6 +71,7 @@ class Peek(msgspec.Struct, frozen=True):
     generation: int = 0
     problem: str = ""
     others: tuple[str, ...] = ()
+    certified: tuple[str, ...] = ()
 
 
 class _Hand(msgspec.Struct, frozen=True):
@@ -92,8 +95,9 @@ class Meeting(msgspec.Struct, frozen=True):
 def peek(files: Files, root: str, node: str, shard: int) -> Peek:
     """Look at a rank's directory; what can't be read is said, not raised, so that all learn it."""
     try:
-        found = _look(files, root, node, domain_name(shard))
-        return found if found is not None else _look_beside(files, root, node)
+        certified = certificates(files, root)  # before the domains: a job may just be beginning
+        found = _look(files, root, node, domain_name(shard)) or _look_beside(files, root, node)
+        return msgspec.structs.replace(found, certified=() if found.known else certified)
     except HandfastError as error:
         return Peek(node, root, problem=str(error))
     except OSError as error:
@@ -131,7 +135,7 @@ def meet(collective: Collective, mine: Peek) -> Meeting:
 
     Raises Refused: CORRUPT for a directory that can't be read, FOREIGN for several runs, MIXED for
     directories that have changed ranks, MISSING where the run exists on some ranks and another's
-    directory is empty. Nothing has been created.
+    directory is empty, or where only certificates are left of it. Nothing has been created.
     """
     hand = _Hand(mine, secrets.token_hex(16), secrets.token_hex(8), secrets.token_bytes(32))
     hands = [
@@ -166,6 +170,10 @@ def _refuse(peeks: Sequence[Peek]) -> None:
         _refuse_world(began[0].shards, len(peeks))
     if began and not all(p.domain for p in peeks):
         _refuse_absent(began[0].run, peeks)
+    left = [name for p in peeks for name in p.certified]
+    if left and not began:
+        what = "no domain is left" if not runs else "no journal of a domain is left"
+        raise lost(left, what, [f"rank {r}: {p.root} on {p.node}" for r, p in enumerate(peeks)])
 
 
 def _refuse_absent(run: str, peeks: Sequence[Peek]) -> None:

@@ -42,11 +42,12 @@ def verify(run: tuple[str, ...], step: int | Epoch | None, everything: bool, as_
         opened = open_run(*run)
         with showing("verify") as progress:
             result = opened.verify(step, everything=everything, progress=progress)
+        sound = result.sound and bool(result.checked)  # nothing was saved: nothing to rely on
         if as_json:
-            answer(result, sound=result.sound)
+            answer(result, sound=sound)
         else:
             _show(result)
-        if not (result.sound and result.checked):
+        if not sound:
             raise click.exceptions.Exit(DAMAGED)
 
 

@@ -184,6 +184,22 @@ def test_a_run_in_which_nothing_was_saved_is_sound(tmp_path: Path) -> None:
         run.inspect()
 
 
+@pytest.mark.parametrize("gone", ["domains", "domains/*", "domains/*/*/"])
+def test_a_run_of_which_only_certificates_are_left_is_missing(tmp_path: Path, gone: str) -> None:
+    """`rm -r RUN/domains/*`: it is neither idle nor sound, whoever looks."""
+    trained(tmp_path)
+    published = tmp_path / "certificates"
+    published.mkdir(exist_ok=True)
+    (published / "rank-00000.json").write_text("{}")
+    assert handfast.open(tmp_path).status().sound
+    for path in tmp_path.glob(gone):
+        shutil.rmtree(path)
+    with pytest.raises(Refused, match=r"certificates of rank-00000.*, and no .* is left") as lost:
+        handfast.open(tmp_path)
+    assert lost.value.verdict == "missing"
+    assert lost.value.shards == (str(tmp_path),)
+
+
 # --- where it lies ------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -239,6 +240,39 @@ def test_a_start_that_was_cut_short_may_begin_again(root: str) -> None:
     identify(HASTY, root, domain_name(0), run="run-1", shard=0)
     met = at_once([peek(HASTY, root, "node0", n) for n in range(2)])
     assert {m.run for m in met if isinstance(m, Meeting)} == {"run-1"}
+
+
+def certified(root: str, *names: str) -> None:
+    """What a run shows to people, and what outlives domains that are removed."""
+    home = Path(root) / "certificates"
+    home.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (home / f"{name}.json").write_text("{}")
+    (home / "rank-00007.json.1.tmp").touch()  # a publication that was cut short
+
+
+@pytest.mark.parametrize("disks", ["one", "each its own"])
+def test_a_run_of_which_only_certificates_are_left_is_no_first_start(root: str, disks: str) -> None:
+    """`rm -r RUN/domains/*`: nobody is restarted from scratch in silence."""
+    roots = [root, root if disks == "one" else root + "-1"]
+    certified(roots[1], "rank-00001")
+    said = refusal([peek(HASTY, home, f"node{n}", n) for n, home in enumerate(roots)])
+    assert said.verdict is Verdict.MISSING
+    assert "had converged here (certificates of rank-00001), and no domain is left" in str(said)
+    assert said.shards == tuple(f"rank {n}: {home} on node{n}" for n, home in enumerate(roots))
+    assert "remove certificates/" in said.remedy
+
+
+def test_a_run_whose_journals_are_all_gone_is_no_first_start(root: str) -> None:
+    """Shows that identities alone, with certificates beside them, are a lost run."""
+    founded(root, 2)
+    certified(root, "rank-00000", "rank-00001")
+    assert all(peek(HASTY, root, "node0", n).certified == () for n in range(2))
+    for n in range(2):
+        shutil.rmtree(Path(domain_path(root, domain_name(n))) / "1")
+    said = refusal([peek(HASTY, root, "node0", n) for n in range(2)])
+    assert said.verdict is Verdict.MISSING
+    assert "certificates of rank-00000, rank-00001), and no journal" in str(said)
 
 
 def settled(
