@@ -192,6 +192,12 @@ class _Restore(NamedTuple):
             now = node.value.state_dict()
             kept = [k for k in tree if k in now and matches(child(node.path, k), self.keep_live)]
             tree |= {key: now[key] for key in kept}
+        if node.kind is Kind.LOADER and _iterated(node.value):
+            _LOG.warning(
+                "handfast: restore: %s has an iterator that was made before: it goes on where it "
+                "is, and repeats or skips data. What to do: call iter(loader) after restore()",
+                node.path,
+            )
         node.value.load_state_dict(tree)
 
     def read_back(self, node: Node) -> None:
@@ -205,6 +211,12 @@ class _Restore(NamedTuple):
         if node.kind is Kind.LOADER:
             raise HandfastError(f"{found} reads back as another value than the one it was given")
         _LOG.warning("handfast: restore: %s reads back as another value than was loaded", found)
+
+
+def _iterated(loader: Any) -> bool:
+    """Whether somebody was given an iterator: torchdata's state_dict() makes one of its own."""
+    given = getattr(loader, "_iterator", None) is not None
+    return given and not getattr(loader, "_initial_iter_for_state_dict", False)
 
 
 def _told_of_loads(module: nn.Module) -> bool:

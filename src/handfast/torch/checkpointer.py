@@ -193,8 +193,13 @@ class Checkpointer(checkpointer.Checkpointer):
         """Run one throwaway forward and backward before :meth:`restore`, and take it back.
 
         DDP needs it to resume bit for bit (see :mod:`handfast.torch.prime`). Every rank calls it,
-        on every start, with an ``fn`` that has the shapes of a real step. It leaves no trace but
-        the order in which gradients are reduced from then on.
+        on every start, with an ``fn`` that does one forward and backward on a batch of the right
+        shape, ``ckpt.prime(lambda: loss_fn(model(torch.zeros_like(batch))).backward())``, and steps
+        no optimizer, scheduler or loader. It leaves no trace but the order in which gradients are
+        reduced from then on.
+
+        Raises what ``fn`` raises, and ValueError where ``fn`` stepped a fresh optimizer, or left no
+        gradient.
         """
         prime(self._live, fn)
 

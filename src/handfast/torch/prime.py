@@ -10,6 +10,7 @@ on every start, the first too, or else the very first step of all is the one tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import torch
 from torch.optim import Optimizer
@@ -21,13 +22,21 @@ from handfast.torch.tree import Kind, nodes
 
 __all__ = ["prime"]
 
+FN: Final = "give one forward and backward, such as lambda: loss_fn(model(batch)).backward()"
+
 
 def prime(state: Mapping[str, object], fn: Callable[[], object]) -> None:
     """Run ``fn``, one forward and backward, and take back all that it did to the state.
 
     Parameters, buffers, the random streams and generators are put back, gradients are dropped;
-    ``fn`` must step no optimizer, scheduler or loader. Raises whatever ``fn`` raises, after that.
+    ``fn`` must step no optimizer, scheduler or loader. After that it raises whatever ``fn`` raises,
+    and ValueError where ``fn`` gave a fresh optimizer state (it is emptied again), or left no
+    parameter of the state's modules a gradient.
     """
+    found = [node.value for node in nodes(state)]
+    weights = [p for n in nodes(state) if n.kind is Kind.MODULE for p in n.value.parameters()]
+    fresh = [opt for opt in found if isinstance(opt, Optimizer) and not opt.state]
+    stepped, reached = [], True
     streams = read_streams()
     generators = [node.value for node in nodes(state) if node.kind is Kind.GENERATOR]
     drawn = [read_generator(generator) for generator in generators]
@@ -36,11 +45,20 @@ def prime(state: Mapping[str, object], fn: Callable[[], object]) -> None:
         before = [tensor.clone() for tensor in held]
     try:
         fn()
+        reached = any(p.grad is not None for p in weights)
     finally:
         copy_into(held, before)
+        for optimizer in fresh:
+            if optimizer.state:
+                stepped.append(type(optimizer).__name__)
+                optimizer.state.clear()
         for node in nodes(state):
             if node.kind is Kind.MODULE or isinstance(node.value, Optimizer):
                 node.value.zero_grad(set_to_none=True)
         for generator, mark in zip(generators, drawn, strict=True):
             write_generator(generator, mark)
         write_streams(streams)
+    if stepped:
+        raise ValueError(f"prime(fn): fn stepped an optimizer ({', '.join(stepped)}): {FN}")
+    if not reached and any(p.requires_grad for p in weights):
+        raise ValueError(f"prime(fn): no parameter of the state has a gradient after fn: {FN}")

@@ -170,6 +170,28 @@ def test_a_loader_that_takes_up_elsewhere_is_found() -> None:
         saved.restore({"loader": Loader(lost=1)})
 
 
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata calls it
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_iterator_from_before_the_restore_is_told_of(
+    when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """torchdata's goes on where it is, and the data of the first run come again, in silence."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    one, other = (StatefulDataLoader(range(9), batch_size=None) for _ in range(2))
+    batches = iter(one)
+    assert [next(batches) for _ in range(3)] == [0, 1, 2]
+    other.state_dict()  # as the Checkpointer does when it is made: nobody has that iterator
+    made = iter(other) if when == "before" else iter(())
+    Snapshot({"loader": one}).restore({"loader": other})
+    told = "loader has an iterator that was made before" in caplog.text
+    assert told == (when == "before")
+    assert ("call iter(loader) after restore()" in caplog.text) == told
+    if told:
+        assert next(made) == 0
+    assert next(iter(other)) == 3
+
+
 class Counter:
     """A user's object with a state of its own; `fails` makes its load raise."""
 
@@ -796,7 +818,8 @@ def test_a_module_that_was_made_in_inference_mode_is_filled(make: Any, mode: boo
         saved.restore({"ema": other, "t": tensors[1]})
     assert same_bytes(other.weight, one.weight)
     assert tensors[1].tolist() == [1, 1]
-    prime({"t": plain, "model": (model := nn.Linear(2, 2))}, lambda: model(torch.ones(2)).sum())
+    model = nn.Linear(2, 2)
+    prime({"t": plain, "model": model}, lambda: model(torch.ones(2)).sum().backward())
 
 
 @pytest.mark.parametrize(
@@ -816,10 +839,25 @@ def test_what_torch_makes_by_default_changes_nothing(mode: Any) -> None:
     with mode():
         saved = Snapshot(one, extra=torch.ones(2, device="cpu", dtype=torch.float16))
         extra = saved.restore(other)
-        prime(other, lambda: None)
+        prime(other, lambda: sum(p.sum() for p in other["model"].parameters()).backward())
     assert (extra.device.type, extra.dtype) == ("cpu", torch.float16)
     pairs = zip(Snapshot(one).captured.tensors, Snapshot(other).captured.tensors, strict=True)
     assert all(same_bytes(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize("steps", [True, False])
+def test_priming_with_something_else_is_refused_and_taken_back(steps: bool) -> None:
+    """A whole training step by mistake would be one more; no backward at all primes nothing."""
+    model = layers(2)
+    state = {"model": model, "opt": torch.optim.AdamW(model.parameters())}
+    before = Snapshot(state).captured.tensors
+    before = [tensor.detach().clone() for tensor in before]
+    said = r"fn stepped an optimizer \(AdamW\)" if steps else "no parameter of the state has a grad"
+    with pytest.raises(ValueError, match=f"{said}.*give one forward and backward"):
+        prime(state, lambda: train(model, state["opt"]) if steps else model(torch.ones(2, 4)))
+    after = Snapshot(state).captured.tensors
+    assert all(same_bytes(*pair) for pair in zip(before, after, strict=True))
+    assert not state["opt"].state
 
 
 @contextlib.contextmanager
