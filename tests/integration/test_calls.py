@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -559,6 +560,18 @@ def test_priming_leaves_no_trace(run: str) -> None:
         assert training.digest() == before
         assert all(p.grad is None for p in training.model.parameters())
         assert ckpt.restore() == 0
+
+
+def test_a_restore_says_in_one_line_where_it_begins(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first thing that is asked of a log: did it resume, and from where?"""
+    caplog.set_level(logging.INFO, "handfast")
+    trained(run, 2)
+    assert [r.getMessage() for r in caplog.records] == ["first start, generation 1"]
+    caplog.clear()
+    begun(run).close()
+    assert [r.getMessage() for r in caplog.records] == ["resumed 1/2, generation 2"]
 
 
 # --- tensors ----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -286,10 +287,10 @@ def test_a_disk_without_room_for_what_may_lie_on_it_is_warned_of(
     (one,) = launch()
     one.do(deeds.resume, str(disk.path / "run"), model={"width": 300})
     one.do(deeds.train, 1)
-    (said,) = [line for line in one.do(deeds.warnings) if "GB free" in line]
-    assert "up to 5 epochs" in said
+    (said,) = [line for line in one.do(deeds.warnings) if " free, and up to" in line]
+    assert re.search(r"has [1-9][\d.]* [KM]iB free, and up to 5 epochs of [1-9][\d.]* [KM]iB", said)
     assert "a full disk makes saves fail" in said
     (two,) = launch()
     two.do(deeds.resume, str(disk.path / "other"), model={"width": 16})
     two.do(deeds.train, 1)
-    assert not [line for line in two.do(deeds.warnings) if "GB free" in line]
+    assert not [line for line in two.do(deeds.warnings) if " free, and up to" in line]

@@ -231,10 +231,15 @@ class Checkpointer:
                 certificate.base,
                 "; ".join(proposal.left_behind),
             )
+        generation = certificate.generation
+        if certificate.base == GENESIS:
+            logger.info("first start, generation %d", generation)
+        else:
+            logger.info("resumed %s, generation %d", certificate.base, generation)
         self._event(
             "restored",
             epoch=str(certificate.base),
-            generation=certificate.generation,
+            generation=generation,
             left_behind=list(proposal.left_behind),
         )
 

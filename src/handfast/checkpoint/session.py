@@ -21,6 +21,7 @@ from handfast.checkpoint.collective import Collective, address_among
 from handfast.checkpoint.connection import Connection, Joining
 from handfast.checkpoint.images import Loaded, StagingImage
 from handfast.checkpoint.refusal import Hand, agree, refusal
+from handfast.checkpoint.spelling import size
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Formation
 from handfast.core.messages import Certificate, RestoreCertificate
@@ -345,12 +346,12 @@ class Session:
         wanted = (window + 3) * plan.nbytes
         if reply["free"] < wanted:
             logger.warning(
-                "%s has %.1f GB free, and up to %d epochs of %.1f GB may be there at once: a full "
+                "%s has %s free, and up to %d epochs of %s may be there at once: a full "
                 "disk makes saves fail",
                 self.root,
-                reply["free"] / 1e9,
+                size(reply["free"]),
                 window + 3,
-                plan.nbytes / 1e9,
+                size(plan.nbytes),
             )
 
     def _is_idle(self, image: StagingImage) -> bool:

@@ -29,7 +29,7 @@ from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, HandfastError, Refused
 from handfast.store.port import Progress
 
-__all__ = ["answer", "answering", "as_json", "epoch_of", "out", "paths", "showing", "size", "step"]
+__all__ = ["answer", "answering", "as_json", "epoch_of", "out", "paths", "showing", "step"]
 
 DAMAGED: Final = 1
 USAGE: Final = 2
@@ -143,12 +143,3 @@ def showing(what: str) -> Iterator[Progress | None]:
     with Bars(*columns, console=console, transient=True) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
-
-
-def size(nbytes: float) -> str:
-    """Spell a count of bytes: 1536 is "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if nbytes < 1024 or unit == "TiB":
-            break
-        nbytes /= 1024
-    return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"

@@ -9,7 +9,8 @@ import click
 from rich.markup import escape
 
 from handfast import open as open_run
-from handfast.cli.console import RUNS, answer, answering, as_json, out, showing, size, step
+from handfast.checkpoint.spelling import size
+from handfast.cli.console import RUNS, answer, answering, as_json, out, showing, step
 from handfast.core.lattice import Epoch
 from handfast.errors import HandfastError
 

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from handfast import open as open_run
 from handfast.checkpoint.inspection import Inspection, ShardView
-from handfast.cli.console import RUNS, answer, answering, as_json, out, paths, size, step
+from handfast.checkpoint.spelling import size
+from handfast.cli.console import RUNS, answer, answering, as_json, out, paths, step
 from handfast.core.lattice import Epoch
 
 __all__ = ["inspect"]

@@ -19,6 +19,7 @@ from handfast.checkpoint.release import (
     holder_is_dead,
     plan_release,
 )
+from handfast.checkpoint.spelling import size
 from handfast.cli.console import (
     RUNS,
     answer,
@@ -28,7 +29,6 @@ from handfast.cli.console import (
     out,
     paths,
     showing,
-    size,
 )
 from handfast.core.lattice import Epoch
 from handfast.core.retain import Keep

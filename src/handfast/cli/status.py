@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from handfast import open as open_run
+from handfast.checkpoint.spelling import size
 from handfast.checkpoint.status import EpochRow, Mark, Status
-from handfast.cli.console import DAMAGED, RUNS, answer, answering, as_json, out, paths, size
+from handfast.cli.console import DAMAGED, RUNS, answer, answering, as_json, out, paths
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.verdict import Verdict
 

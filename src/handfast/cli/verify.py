@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from handfast import open as open_run
+from handfast.checkpoint.spelling import size
 from handfast.checkpoint.verify import Verification
 from handfast.cli.console import (
     DAMAGED,
@@ -17,7 +18,6 @@ from handfast.cli.console import (
     out,
     paths,
     showing,
-    size,
     step,
 )
 from handfast.core.lattice import GENESIS, Epoch
