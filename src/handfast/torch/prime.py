@@ -61,4 +61,7 @@ def prime(state: Mapping[str, object], fn: Callable[[], object]) -> None:
     if stepped:
         raise ValueError(f"prime(fn): fn stepped an optimizer ({', '.join(stepped)}): {FN}")
     if not reached and any(p.requires_grad for p in weights):
-        raise ValueError(f"prime(fn): no parameter of the state has a gradient after fn: {FN}")
+        raise ValueError(
+            f"prime(fn): no parameter of the state has a gradient after fn: {FN}. Leave out "
+            "zero_grad(): gradients are dropped anyway"
+        )
