@@ -1,7 +1,6 @@
 """Shows that files of format 1 are read by every later handfast, byte for byte."""
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -19,17 +18,6 @@ from handfast.store.manifest import Manifest, chunk_hash, decode, digest
 HERE = Path(__file__).parent
 FILES = HERE / "format1"
 INDEX: dict[str, Any] = json.loads((FILES / "index.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def writer() -> ModuleType:
-    """The script that wrote the files, for what it put in."""
-    spec = importlib.util.spec_from_file_location("write_format1", HERE / "write_format1.py")
-    if spec is None or spec.loader is None:
-        pytest.fail("the script that wrote the golden files is gone")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read(name: str) -> Manifest:

@@ -5,7 +5,6 @@ makes every run in the world unreadable, and these tests red.
 """
 
 import hashlib
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -27,17 +26,6 @@ HERE = Path(__file__).parent
 INDEX: dict[str, Any] = json.loads((HERE / "run1.json").read_text())
 NAMES = tuple(INDEX["records"])
 FILES = Posix()
-
-
-@pytest.fixture(scope="module")
-def writer() -> ModuleType:
-    """The script that wrote the run, for what it put in."""
-    spec = importlib.util.spec_from_file_location("write_run1", HERE / "write_run1.py")
-    if spec is None or spec.loader is None:
-        pytest.fail("the script that wrote the golden run is gone")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -300,7 +300,8 @@ def test_the_end_of_with_never_masks_what_ended_the_training(
     """And waits at most drain_s for a save that is under way."""
     monkeypatch.setenv("HANDFAST_NODE", "node0")
     held = HeldAgent(tmp_path, run)
-    with pytest.raises(ZeroDivisionError), begun(run, drain_s=0.1) as ckpt:  # noqa: PT012 - all
+    # The whole `with` is what is tested: its end must let the body's own error through.
+    with pytest.raises(ZeroDivisionError), begun(run, drain_s=0.1) as ckpt:  # noqa: PT012 - so
         held.hold("fsync", "chunks/")
         ckpt.save(1)
         print(1 / 0)
@@ -774,8 +775,8 @@ def test_a_string_where_patterns_are_wanted_is_refused(run: str) -> None:
     "wrong",
     [
         {"keep": 3},
-        {"keep": Keep(newest=2.0)},  # type: ignore[arg-type] # that is the slip
-        {"keep": Keep(every=10.0)},  # type: ignore[arg-type] # that is the slip
+        {"keep": Keep(newest=2.0)},
+        {"keep": Keep(every=10.0)},
         {"every": "10"},
         {"window": 2.0},
         {"patience_s": "5"},

@@ -345,6 +345,23 @@ def test_a_run_whose_domains_are_gone_is_missing(
     assert "put the directories below domains/ back" in said["error"]
 
 
+def test_a_run_of_which_no_epoch_is_left_says_so(
+    launch: Callable[..., Job], tmp_path: Path
+) -> None:
+    """One rank's epochs are gone and the other's are there: that is not "nothing was saved"."""
+    job = launch(2)
+    job.all(deeds.resume, str(tmp_path / "run"))
+    job.all(deeds.train, 1)
+    job.all(deeds.close)
+    shutil.rmtree(tmp_path / "run" / "domains" / "rank-00001" / "1")
+    done = handfast("verify", tmp_path / "run")
+    assert done.code == 1
+    assert "no epoch is left that every shard holds" in done.out
+    done = handfast("status", tmp_path / "run")
+    assert done.code == 1
+    assert "recovery line  none: a restore would refuse" in done.out
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(saved: Saved) -> None:
     """`handfast inspect RUN | head -1`: neither a message, nor a code that means damage."""
     read, write = os.pipe()
@@ -445,7 +462,7 @@ def test_an_export_that_finds_damage_ends_with_1(copy: Path, tmp_path: Path) -> 
 def test_a_step_that_is_a_string_is_refused(saved: Saved) -> None:
     """The commands take 1/2; in Python that is Epoch(1, 2)."""
     with pytest.raises(ValueError, match=r"step='1/2': give a step.*Epoch"):
-        load(str(saved.path), step="1/2")  # type: ignore[arg-type] # that is the slip
+        load(str(saved.path), step="1/2")
 
 
 def test_weights_for_inference_need_neither_agent_nor_group(saved: Saved) -> None:

@@ -123,6 +123,11 @@ class _Seat:
         if self.trainer is not None:
             self.trainer.push("snapshot", data=encode_snapshot(snapshot))
 
+    async def leave(self, host: DomainHost) -> None:
+        """Close a domain that lives elsewhere now, and give its images back."""
+        await host.close()
+        self.sweep()
+
     def retire(self) -> None:
         """Keep images only for as long as they are being persisted."""
         self.retired += self.images.values()
@@ -367,7 +372,7 @@ class Agent:
                 logger.info("%s has moved to agent %s", host.member.id, self._homes[host.member.id])
                 seat.host = None
                 self._hosts.pop(host.member.id, None)
-                self._leaving.add(task := asyncio.create_task(host.close()))
+                self._leaving.add(task := asyncio.create_task(seat.leave(host)))
                 task.add_done_callback(self._leaving.discard)
 
     async def _plan(

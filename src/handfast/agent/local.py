@@ -36,7 +36,6 @@ __all__ = ["AgentGone", "AgentStuck", "Client"]
 
 logger = logging.getLogger(__name__)
 
-
 _Answer = tuple[Reply | Failure, list[int]]
 
 

@@ -384,12 +384,7 @@ class Session:
     def _stage(self, epoch: Epoch, image: StagingImage, objects: bytes) -> tuple[str, list[str]]:
         """Hand an image over once."""
         image.epoch, image.objects, image.unsure = epoch, objects, True
-        told: dict[str, Any] = {
-            "epoch": msgspec.structs.astuple(epoch),
-            "image": self._images.index(image),
-            "key": image.key,
-            "objects": objects,
-        }
+        told = self._offer(epoch, image)
         try:
             reply = self._line.call("stage", **told)
             if reply.get("failed"):
@@ -405,6 +400,15 @@ class Session:
             image.epoch = None
             return reply["reason"], list(reply["by"])
         return "", []
+
+    def _offer(self, epoch: Epoch, image: StagingImage) -> dict[str, Any]:
+        """Spell out what the agent is asked to take."""
+        return {
+            "epoch": msgspec.structs.astuple(epoch),
+            "image": self._images.index(image),
+            "key": image.key,
+            "objects": image.objects,
+        }
 
     def _make_sure(self) -> None:
         """Hand over again what nobody answered for: an interrupt, or a stopped agent, came between.
@@ -470,11 +474,9 @@ class Session:
             return
         domain = self._line.domain
         self._line.ask("plan", domain=domain, **_handed(self._plan, self._images))
-        held = [(image.epoch, n, image) for n, image in enumerate(self._images) if image.epoch]
-        for epoch, number, image in sorted(held, key=lambda item: item[0]):
-            told = msgspec.structs.astuple(epoch)
-            said: dict[str, Any] = {"image": number, "key": image.key, "objects": image.objects}
-            reply = self._line.ask("stage", domain=domain, epoch=told, **said)
+        held = [(image.epoch, image) for image in self._images if image.epoch]
+        for epoch, image in sorted(held, key=lambda item: item[0]):
+            reply = self._line.ask("stage", domain=domain, **self._offer(epoch, image))
             if not reply["taken"]:  # the dead agent had voted on it
                 image.epoch = None
 

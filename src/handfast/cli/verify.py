@@ -69,7 +69,10 @@ def _show(result: Verification) -> None:
             )
         console.print(table)
     if not result.checked and not result.findings:
-        console.print("[bold red]missing[/]: no epoch was saved here, so there is none to verify")
+        what = "no epoch was saved here, so there is none to verify"
+        if result.line is None:
+            what = "no epoch is left that every shard holds: see `handfast status` for each domain"
+        console.print(f"[bold red]missing[/]: {what}")
         return
     epochs = ", ".join(map(str, result.checked)) or "no epoch"
     state = "[bold green]sound[/]" if result.sound else f"{len(result.findings)} findings"

@@ -321,8 +321,7 @@ def l4_refusals_are_true(truth: Truth) -> Iterator[str]:
         if isinstance(action, events.Refuse) and action.by and turn and turn.after.roster:
             m, roster = turn.after, turn.after.roster
             tally = m.tallies[roster.tier_of[m.me]]
-            held = [b for b in tally.ballots if b.staged >> m.me & 1]
-            held = [b for b in held if not b.skipped]
+            held = [b for b in tally.ballots if b.staged >> m.me & 1 and not b.skipped]
             open_ = [b for b in held if not _passed(tally, b, action.by, roster)]
             full = len(open_) + len(m.persisting) >= m.window
             if not full and len(held) < STRANDED * m.window:
@@ -330,7 +329,7 @@ def l4_refusals_are_true(truth: Truth) -> Iterator[str]:
 
 
 def _passed(tally: Tally, ballot: Ballot, by: tuple[str, ...], roster: Roster) -> bool:
-    """Say whether one of those who are blamed has voted on a later epoch, and not on this one."""
+    """Say whether one of those who are blamed has staged a later epoch, and not this one."""
     blamed = [i for i, name in enumerate(roster.ids) if name in by]
     return any(
         later.staged >> i & 1 and not ballot.staged >> i & 1

@@ -40,8 +40,16 @@ from handfast.store.files import (
 )
 from handfast.store.journal import Journal, scan
 
-__all__ = ["Claim", "Identity", "domain_path", "identify", "incarnations",
-    "lengths_now", "read_identity", "take"]  # fmt: skip
+__all__ = [
+    "Claim",
+    "Identity",
+    "domain_path",
+    "identify",
+    "incarnations",
+    "lengths_now",
+    "read_identity",
+    "take",
+]
 
 FORMAT: Final = 1
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=-]{0,199}")

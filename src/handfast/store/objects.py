@@ -15,7 +15,7 @@ from functools import reduce
 from itertools import chain, count, islice, repeat
 from operator import attrgetter, methodcaller
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 import msgspec
 
@@ -37,6 +37,7 @@ VERSION = 1
 DEPTH_LIMIT = 256
 MAX_BYTES = 512 << 20  # of one state; with the names of its tensors, less than an agent takes
 
+T = TypeVar("T")
 Node: TypeAlias = "bool | int | float | str | bytes | list[Node] | None"
 
 
@@ -118,8 +119,8 @@ def _keys_twice(value: dict[Any, Any]) -> Iterable[object]:
     return (key for key in value for _ in range(2))
 
 
-def _mapping(make: Callable[[dict[Any, Any]], object]) -> Callable[[list[Any]], object]:
-    def join(parts: list[Any]) -> object:
+def _mapping(make: Callable[[dict[Any, Any]], T]) -> Callable[[list[Any]], T]:
+    def join(parts: list[Any]) -> T:
         if len(parts) % 2:
             raise ValueError("a key without a value")
         keys = parts[::2]
@@ -145,8 +146,8 @@ def _split_defaultdict(value: defaultdict[Any, Any]) -> Iterable[object]:
 
 
 def _join_defaultdict(parts: list[Any]) -> object:
-    plain = _mapping(dict)(parts[1:])
-    return defaultdict(_FACTORIES[parts[0]], plain)  # type: ignore[call-overload] # a table
+    plain: dict[Any, Any] = _mapping(dict)(parts[1:])
+    return defaultdict(_FACTORIES[parts[0]], plain)
 
 
 def _join_deque(parts: list[Any]) -> object:
@@ -337,7 +338,8 @@ class _Encoder:
     def node(self, value: Any, label: object) -> Node:
         kind = type(value)
         if kind in _ATOMS:
-            return value  # type: ignore[no-any-return] # _ATOMS are nodes
+            atom: Node = value
+            return atom
         if kind is int:
             return _int_node(value)
         if kind is str:

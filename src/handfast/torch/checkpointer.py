@@ -3,112 +3,28 @@
 from __future__ import annotations
 
 import os
-import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 
 import torch.distributed as dist
 
 from handfast.agent import process
 from handfast.agent.host import node_label
-from handfast.agent.reminder import Reminder
 from handfast.checkpoint import checkpointer
 from handfast.checkpoint.arguments import patterns
-from handfast.checkpoint.collective import Place, Solo, place_of, reminding
+from handfast.checkpoint.collective import Place, Solo
 from handfast.checkpoint.session import Session
 from handfast.core.retain import Keep
-from handfast.errors import Blocked
 from handfast.store import objects
 from handfast.store.files import Posix
 from handfast.store.port import Verify
 from handfast.torch.capture import capture
 from handfast.torch.gradients import watch_gradients
+from handfast.torch.group import Group
 from handfast.torch.prime import prime
 from handfast.torch.state import TorchState
 
 __all__ = ["Checkpointer"]
-
-FOREVER_S: Final = 30 * 86400.0
-
-
-class Group:
-    """The ranks of a ``torch.distributed`` job, by a gloo group of handfast's own.
-
-    ``patience_s`` bounds how long a rank waits for the others to come.
-    """
-
-    def __init__(self, group: dist.ProcessGroup | None, patience_s: float | None = None) -> None:
-        self._ours = group is None
-        self._patience_s = FOREVER_S if patience_s is None else patience_s
-        if group is None:
-            limit = timedelta(seconds=self._patience_s + 60.0)
-            group = dist.new_group(backend="gloo", timeout=limit)
-        self._group = group
-        self.place: Place = place_of(dist.get_rank(self._group), dist.get_world_size(self._group))
-
-    def gather(self, what: str, data: bytes) -> list[bytes]:
-        """Give every rank the data of all. Used when a round begins, never by a save.
-
-        Raises Blocked, on every rank that waits, where some have not come within the patience, and
-        names them: once they have, it can be tried again. Raises what the group raises where one
-        has died.
-        """
-        self._meet(f"handfast/{self._group.group_name}/{what}")
-        found: list[bytes] = [b""] * self.place.size
-        dist.all_gather_object(found, data, group=self._group)
-        return found
-
-    def _meet(self, room: str) -> None:
-        """Meet in the job's store first: a collective that waits in vain is broken for good, and
-        could not say who is missing.
-
-        Each rank lays down a token of its own. Rank 0 lets those tokens go on that lay there when
-        all were there, so that nobody is let in by what an earlier attempt has left.
-        """
-        store = dist.distributed_c10d._get_default_store()
-        here = [f"{room}/{rank}" for rank in range(self.place.size)]
-        mine, token = here[self.place.rank], secrets.token_hex(8)
-        leave = f"{room}/{token}"
-        store.set(mine, token)
-        reminder = Reminder()
-        try:
-            with reminding("restore: waits for all ranks to come to it"):
-                while not self._may_go(store, here, leave):
-                    if reminder.over(self._patience_s):
-                        absent = [
-                            f"rank {n}" for n, key in enumerate(here) if not _token(store, key)
-                        ]
-                        raise Blocked(
-                            f"not all ranks have come to restore() in {self._patience_s:g} s",
-                            by=absent or ("rank 0",),
-                        )
-                    time.sleep(min(0.01 + reminder.waited / 10, 0.25))
-        finally:  # whatever ends the waiting, nobody may take this rank for present
-            store.set(mine, "")
-
-    def _may_go(self, store: dist.Store, here: Sequence[str], leave: str) -> bool:
-        """Say whether all are there; rank 0 finds out, and tells the others."""
-        if self.place.rank:
-            return bool(store.check([leave]))
-        tokens = [_token(store, key) for key in here] if store.check(list(here)) else [""]
-        if not all(tokens):
-            return False
-        for token in tokens:
-            store.set(f"{here[0].rpartition('/')[0]}/{token}", "go on")
-        return True
-
-    def close(self) -> None:
-        """Give up a group that was made here: each has threads and sockets of its own."""
-        if self._ours and dist.is_initialized():
-            self._ours = False
-            dist.destroy_process_group(self._group)
-
-
-def _token(store: dist.Store, key: str) -> str:
-    """Read what a rank has laid down; empty where it has not come, or has gone again."""
-    return str(store.get(key).decode()) if store.check([key]) else ""
 
 
 class Checkpointer(checkpointer.Checkpointer):

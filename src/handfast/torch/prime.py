@@ -33,12 +33,12 @@ def prime(state: Mapping[str, object], fn: Callable[[], object]) -> None:
     and ValueError where ``fn`` gave a fresh optimizer state (it is emptied again), or left no
     parameter of the state's modules a gradient.
     """
-    found = [node.value for node in nodes(state)]
-    weights = [p for n in nodes(state) if n.kind is Kind.MODULE for p in n.value.parameters()]
-    fresh = [opt for opt in found if isinstance(opt, Optimizer) and not opt.state]
+    found = nodes(state)
+    weights = [p for n in found if n.kind is Kind.MODULE for p in n.value.parameters()]
+    fresh = [n.value for n in found if isinstance(n.value, Optimizer) and not n.value.state]
     stepped, reached = [], True
     streams = read_streams()
-    generators = [node.value for node in nodes(state) if node.kind is Kind.GENERATOR]
+    generators = [node.value for node in found if node.kind is Kind.GENERATOR]
     drawn = [read_generator(generator) for generator in generators]
     held = capture(state, rng=False).tensors
     with torch.no_grad():
@@ -52,7 +52,7 @@ def prime(state: Mapping[str, object], fn: Callable[[], object]) -> None:
             if optimizer.state:
                 stepped.append(type(optimizer).__name__)
                 optimizer.state.clear()
-        for node in nodes(state):
+        for node in found:
             if node.kind is Kind.MODULE or isinstance(node.value, Optimizer):
                 node.value.zero_grad(set_to_none=True)
         for generator, mark in zip(generators, drawn, strict=True):

@@ -169,6 +169,13 @@ class Rank:
         """Leave."""
         self.session.close()
 
+    @property
+    def client(self) -> Client:
+        """The connection to the agent; closing it is what a trainer's death looks like there."""
+        client = self.session._line._client
+        assert client is not None, "it is not connected"
+        return client
+
 
 class Job(list[Rank]):
     """All ranks of one start, each of which acts in a thread of its own."""

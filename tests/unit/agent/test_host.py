@@ -171,7 +171,7 @@ def test_agents_converge_over_the_network(start: Callable[..., Node], root: str,
     lattices = [rank.session.lattice for rank in job]
     assert {lattice.converged for lattice in lattices} == {Epoch(1, 3)}
     for rank in job:
-        rank.session._line._client.close()  # type: ignore[union-attr] # it is connected
+        rank.client.close()
     again = Job(root, connects, labels)
     assert again.restore() == Epoch(1, 3)
     assert again.save(4) == Epoch(2, 4)
@@ -195,7 +195,7 @@ def test_ranks_that_change_nodes_find_each_other_while_old_agents_linger(
 
     def kill(job: Job) -> None:
         for rank in job:
-            rank.session._line._client.close()  # type: ignore[union-attr] # it is connected
+            rank.client.close()
 
     base = GENESIS
     for generation, labels in enumerate((("node0", "node1"), then, ("node0", "node1")), 1):
@@ -206,6 +206,29 @@ def test_ranks_that_change_nodes_find_each_other_while_old_agents_linger(
     for node in nodes.values():
         held = node.do(lambda node=node: len(node.agent._hosts))
         assert held <= 1
+
+
+def test_the_images_of_a_domain_that_moved_are_given_back(
+    start: Callable[..., Node], root: str
+) -> None:
+    """Shows that an image that was being persisted as its rank changed nodes is not kept: it is
+    memory of the size of the state, and nobody would ask for it again."""
+    gate = Gate()
+    nodes = {"node0": start("node0", files=gate), "node1": start("node1"), "node2": start("node2")}
+    for labels in (("node0", "node1"), ("node2", "node0")):
+        job = Job(root, [nodes[label].client for label in labels], labels)
+        assert job.restore() == GENESIS
+        if labels[0] == "node0":
+            job[0].save(1)
+            assert gate.reached.wait(30)
+        for rank in job:
+            rank.client.close()
+    gate.may.set()
+
+    def kept() -> int:
+        return sum(len(seat.retired) for seat in nodes["node0"].agent._seats.values())
+
+    wait_for(lambda: nodes["node0"].do(kept) == 0)
 
 
 def test_what_strangers_and_the_past_say_changes_nothing_and_is_counted(
@@ -410,7 +433,7 @@ def test_a_run_that_was_deleted_under_its_agent_begins_anew(
     first = Job(root, [node.client])
     first.restore()
     first.save(5)
-    first[0].session._line._client.close()  # type: ignore[union-attr] # it is connected
+    first[0].client.close()
     shutil.rmtree(root)
     second = Job(root, [node.client])
     assert second.restore() == GENESIS
@@ -484,7 +507,7 @@ def test_a_stopped_agent_casts_the_vote_that_it_was_persisting_for(
     assert node.ended(30)
     assert votes(root) == [Epoch(1, 1)]
     with pytest.raises(AgentGone):
-        job[0].session._line._client.call("status")  # type: ignore[union-attr] # it is connected
+        job[0].client.call("status")
     job.close()
 
 

@@ -138,7 +138,7 @@ def test_effects_are_what_was_written_and_then_told():
 
 def test_what_is_no_event_is_refused():
     with pytest.raises(KeyError):
-        step(boot("a", 1, []), "begin")  # type: ignore[arg-type]  # what a caller may get wrong
+        step(boot("a", 1, []), "begin")
 
 
 # --- rounds

@@ -305,7 +305,7 @@ class Custom:
     def __eq__(self, other: object) -> bool:
         return type(other) is Custom and other.inner == self.inner
 
-    __hash__ = None  # type: ignore[assignment] # how Python says it
+    __hash__ = None
 
 
 UNSTORABLE: dict[str, tuple[Any, str]] = {

@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from handfast.errors import Blocked, Unstorable
 from handfast.torch.capture import capture
-from handfast.torch.checkpointer import Group
 from handfast.torch.gradients import unclean_gradients, watch_gradients
+from handfast.torch.group import Group
 from handfast.torch.state import TorchState
 from handfast.torch.tensors import local
 

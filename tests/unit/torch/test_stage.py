@@ -65,7 +65,7 @@ def test_every_dtype_and_shape_comes_back_bit_for_bit(name: str, shape: str) -> 
 def test_strides_of_any_order_come_back(shape: list[int], order: object, name: str) -> None:
     """A law: whatever the order of the dimensions in memory, values and order are kept."""
     dims = list(range(len(shape)))
-    order.shuffle(dims)  # type: ignore[attr-defined] # hypothesis does not type its randoms
+    order.shuffle(dims)
     tensor = torch.randn(shape).to(TORCH_DTYPES[name]).permute(dims)
     box: dict[str, torch.Tensor] = {}
     Snapshot({"box": {"t": tensor}}).restore({"box": box})
