@@ -73,8 +73,12 @@ def start(rank: int, size: int, meet: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size)
 
 
-def reference(rank: int, size: int, meet: str, kind: str, steps: int, out: str) -> None:
-    """Train without interruption and without handfast; one digest a line."""
+def reference(rank: int, size: int, meet: str, kind: str, steps: int, out: str) -> object:
+    """Train without interruption and without handfast; one digest a line.
+
+    Gives what was trained, to be kept until the process ends: freeing DDP's reducer may hang (it
+    joins gloo's threads with the GIL held, and they may want it: pytorch#56297).
+    """
     start(rank, size, meet)
     parts = build(kind, rank, size)
     if kind == "ddp":  # as the job does: the order of the reduction is that of primed buckets
@@ -88,10 +92,13 @@ def reference(rank: int, size: int, meet: str, kind: str, steps: int, out: str) 
             train_step(*parts)
             log.write(digest(*parts) + "\n")
     dist.destroy_process_group()
+    return parts
 
 
-def main(rank: int, size: int, meet: str, kind: str, steps: int, path: str, out: str) -> None:
-    """Restore, train on and save every step, and write down what happens."""
+def main(rank: int, size: int, meet: str, kind: str, steps: int, path: str, out: str) -> object:
+    """Restore, train on and save every step, and write down what happens; gives what was trained,
+    to be kept as that of :func:`reference`.
+    """
     from handfast import Keep
     from handfast.torch import Checkpointer
 
@@ -122,6 +129,7 @@ def main(rank: int, size: int, meet: str, kind: str, steps: int, path: str, out:
                 _say(log, "C", latest, "", checkpointer)
             time.sleep(float(os.environ.get("STORM_PAUSE_S", "0.01")))
     dist.destroy_process_group()
+    return parts
 
 
 def _agreed(checkpointer: object) -> int:

@@ -74,10 +74,10 @@ class Storm:
                 os.dup2(err.fileno(), 2)
             faulthandler.register(signal.SIGUSR1, file=sys.__stderr__, all_threads=True)
             if main is job.main:
-                job.main(rank, SIZE, meet, self.kind, steps, self.path, out)
+                kept = job.main(rank, SIZE, meet, self.kind, steps, self.path, out)
             else:
-                job.reference(rank, SIZE, meet, self.kind, steps, out)
-            code = 0
+                kept = job.reference(rank, SIZE, meet, self.kind, steps, out)
+            code = 0 if kept else 1
         except BaseException:
             import traceback
 
@@ -197,7 +197,7 @@ class Storm:
         """Hold every resume and every step against the uninterrupted run."""
         out = str(self.home / "reference")
         self.start(job.reference, out, self.steps)
-        codes = self.reap(self.pids, 600)
+        codes = self.reap(self.pids, 60 + self.steps / 5)
         truth = [_lines(f"{out}.{rank}") for rank in range(SIZE)]
         witness = [[line.split(" ") for line in _lines(f"{self.out}.{r}")] for r in range(SIZE)]
         wrong = [
