@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from trainers import Desk
 from training import Training
 from training import digest as digest_of
@@ -53,6 +55,46 @@ def meddle(desk: Desk, how: str) -> None:
         optimizer.step = lambda closure=None: step(closure)
     else:
         getattr(optimizer, f"register_step_{how}_hook")(lambda *_: None)
+
+
+def go_apart(desk: Desk, kind: str) -> None:
+    """Have what DDP does not keep alike on all ranks, and looks as if it did."""
+    training = desk.training
+    net, loss, step = training.model.module, training.loss, training.step
+    if kind == "parameter":
+        net.late = nn.Parameter(torch.full((4,), 0.1))
+        training.optimizer.add_param_group({"params": [net.late]})
+        training.loss = lambda: loss() + (net.late * torch.randn(4)).square().sum()
+    elif kind == "buffer":
+        net.register_buffer("late", torch.zeros(4))
+        training.step = lambda: (step(), net.late.add_(torch.randn(4)))
+    elif kind == "average":
+        average = torch.optim.swa_utils.AveragedModel(training.model, use_buffers=True)
+        training.more["average"] = average
+        training.step = lambda: (step(), average.update_parameters(training.model))
+    else:
+
+        def post(optimizer: Any, *_: object) -> None:
+            for state in optimizer.state.values():
+                state["exp_avg"].add_(desk.rank)
+
+        register_optimizer_step_post_hook(post)
+
+
+def apart(desk: Desk, kind: str) -> str:
+    """The digest of what :func:`go_apart` made."""
+    training = desk.training
+    if kind == "average":
+        return digest_of(dict(training.more["average"].named_buffers()))
+    if kind == "hook":
+        return digest_of([s["exp_avg"] for s in training.optimizer.state.values()])
+    return digest_of(training.model.module.late)
+
+
+def wander(desk: Desk) -> None:
+    """Let one weight of the model differ by rank from now on."""
+    with torch.no_grad():
+        next(desk.training.model.parameters()).add_(desk.rank)
 
 
 def restore(desk: Desk, **options: Any) -> int:

@@ -12,7 +12,7 @@ import pytest
 from trainers import Gone, Job, agents, eventually, raised_by
 
 from handfast.core.lattice import Epoch
-from handfast.errors import Blocked, Poisoned, Refused
+from handfast.errors import Blocked, Poisoned, Refused, SaveFailed
 
 Launch = Callable[..., Job]
 
@@ -488,8 +488,8 @@ def test_what_one_rank_hangs_on_its_step_loses_no_moments(
 ) -> None:
     """A progress bar on rank 0: it took nothing for alike any more, and rank 1 left it its state.
 
-    Every epoch converged, and none could be restored. ``early`` is before restore(), where all hear
-    of it and store their own; later, only a rank that sees it on itself does.
+    Every epoch converged, and none could be restored. Now each stores its own, whoever sees it, and
+    whether it was there at restore() or came ``early``.
     """
     path, model = str(tmp_path / "run"), {"width": 64}
     job = launch(2, 1)
@@ -502,7 +502,7 @@ def test_what_one_rank_hangs_on_its_step_loses_no_moments(
     saved = job.all(deeds.train, 2)
     job.all(deeds.converged)
     moments = 2 * 4 * (8 * 64 + 64 + 64 * 64 + 64 + 64 * 8 + 8)
-    assert (stored(tmp_path)[1] > moments) == (early or rank == 1)
+    assert stored(tmp_path)[1] > moments
     job.kill()
     job = launch(2, 1)
     assert job.all(deeds.resume, path, "ddp", model={**model, "seed": 9}) == [2, 2]
@@ -525,30 +525,28 @@ def test_a_tie_of_one_rank_is_none_of_another(rank: int, launch: Launch, tmp_pat
     assert job.all(deeds.best) == saved
 
 
-def test_what_nobody_stored_makes_all_ranks_refuse(launch: Launch, tmp_path: Path) -> None:
-    """Rank 1 declared its moments to be alike and left them to rank 0, which kept its own."""
+def test_what_is_declared_alike_and_is_not_is_each_ranks_own(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """By one rank alone, or by all: what they hold is compared before any of them leaves it out."""
     path = str(tmp_path / "run")
-    job = launch(2, 1)
-    one, other = job
-    one.tell(deeds.begin, path)
-    other.tell(deeds.begin, path, replicated=("optimizer/**",))
-    _ = [trainer.hear() for trainer in job]
-    job.all(deeds.restore)
-    job.all(deeds.train, 1)
-    job.all(deeds.close)
-    job = launch(2, 1)
-    before = job.all(deeds.begin, path)
-    first, second = job.each_raises(deeds.restore)
-    assert isinstance(first, Refused)
-    assert isinstance(second, Refused)
-    assert "optimizer/state/0.bias/exp_avg" in str(first)
-    assert second.shards == ("shard 1", "shard 0")
-    assert job.all(deeds.digest) == before
-    assert job.all(deeds.restore, only=("model/**",)) == [1, 1]
+    for declared in ((), ("**",)):
+        job = launch(2, 1)
+        for trainer, patterns in zip(job, (declared, ("**",)), strict=True):
+            trainer.tell(deeds.begin, f"{path}{len(declared)}", replicated=patterns)
+        _ = [trainer.hear() for trainer in job]
+        job.all(deeds.restore)
+        saved = job.all(deeds.train, 2)
+        assert saved[0] != saved[1]
+        job.all(deeds.close)
+        job = launch(2, 1)
+        assert job.all(deeds.resume, f"{path}{len(declared)}") == [2, 2]
+        assert job.all(deeds.digest) == [digests[-1] for digests in saved]
 
 
-def test_buffers_under_ddp_are_those_of_rank_0(launch: Launch, tmp_path: Path) -> None:
-    """Which win at the next forward; the other ranks' drift apart in between."""
+def test_buffers_under_ddp_are_each_ranks_own(launch: Launch, tmp_path: Path) -> None:
+    """They drift apart between two forward passes, in which rank 0's win: whoever evaluates the
+    model before the next one must find what was there."""
     path = str(tmp_path / "run")
     job = launch(2, 1)
     job.all(deeds.resume, path, "ddp", model={"norm": True})
@@ -559,10 +557,10 @@ def test_buffers_under_ddp_are_those_of_rank_0(launch: Launch, tmp_path: Path) -
     job.kill()
     job = launch(2, 1)
     job.all(deeds.resume, path, "ddp", model={"norm": True})
-    assert job.all(deeds.running_means) == [norms[0], norms[0]]
+    assert job.all(deeds.running_means) == norms
 
 
-def test_buffers_on_two_nodes_are_each_nodes_until_rank_0_wins(
+def test_buffers_on_two_nodes_are_each_ranks_until_rank_0_wins(
     launch: Launch, tmp_path: Path
 ) -> None:
     """Each node restores from its own disk; the next forward gives all those of rank 0, as it would
@@ -579,9 +577,60 @@ def test_buffers_on_two_nodes_are_each_nodes_until_rank_0_wins(
     job = launch(4, 2)
     job.all(deeds.begin, path, "ddp", model={"norm": True})
     job.all(deeds.restore)
-    assert job.all(deeds.running_means) == [before[0], before[0], before[2], before[2]]
+    assert job.all(deeds.running_means) == before
     job.all(deeds.train, 4, save=False)
     assert job.all(deeds.running_means) == after
+
+
+LATE = ["parameter", "buffer", "average", "hook"]
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_what_ddp_does_not_keep_alike_comes_back_on_each_rank(
+    kind: str, launch: Launch, tmp_path: Path
+) -> None:
+    """DDP reduces and broadcasts what it found when it was wrapped around the model; an average of
+    it is never run forward; a hook on every optimizer's step is on none of them."""
+    path = str(tmp_path / "run")
+    job = launch(2, 1)
+    job.all(deeds.build, "ddp", norm=True)
+    job.all(deeds.go_apart, kind)
+    job.all(deeds.attach, path)
+    job.all(deeds.restore)
+    saved = job.all(deeds.train, 3)
+    job.all(deeds.converged)
+    apart = job.all(deeds.apart, kind)
+    assert apart[0] != apart[1]
+    job.kill()
+    job = launch(2, 1)
+    job.all(deeds.build, "ddp", norm=True, seed=9)
+    job.all(deeds.go_apart, kind)
+    job.all(deeds.attach, path)
+    assert job.all(deeds.restore) == [3, 3]
+    assert job.all(deeds.apart, kind) == apart
+    assert job.all(deeds.digest) == [digests[-1] for digests in saved]
+
+
+def test_what_goes_apart_later_is_found_before_it_counts(launch: Launch, tmp_path: Path) -> None:
+    """It was alike at the first save and is not at the second: that one is given up by name, and
+    from the third on each rank stores its own."""
+    path = str(tmp_path / "run")
+    job = launch(2, 1)
+    job.all(deeds.begin, path, "ddp")
+    job.all(deeds.restore)
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    job.all(deeds.wander)
+    job.all(deeds.train, 2)
+    for error in job.each_raises(deeds.converged):
+        assert isinstance(error, SaveFailed)
+        assert "taken to be alike on all ranks, and not: model/" in str(error)
+    saved = job.all(deeds.train, 3)
+    assert [str(epoch) for epoch in job.all(deeds.converged)] == ["1/3", "1/3"]
+    job.kill()
+    job = launch(2, 1)
+    assert job.all(deeds.resume, path, "ddp", model={"seed": 9}) == [3, 3]
+    assert job.all(deeds.digest) == [digests[-1] for digests in saved]
 
 
 @pytest.mark.parametrize("primed", [True, False])

@@ -116,6 +116,7 @@ class Training:
         self.average = Average(self.model) if full else None
         self.counts: dict[str, Any] = {"tokens": 0}
         self.full = full
+        self.more: dict[str, object] = {}
         torch.manual_seed(100 + rank)
         random.seed(100 + rank)
         np.random.seed(100 + rank)
@@ -130,7 +131,7 @@ class Training:
         if self.full:
             state |= {"loader": self.loader, "scaler": self.scaler, "average": self.average}
             state["counts"] = self.counts
-        return state
+        return state | self.more
 
     def loss(self) -> Tensor:
         """A loss that hangs on all random streams and on the loader."""

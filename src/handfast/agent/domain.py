@@ -15,7 +15,7 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from handfast.agent.keeper import Image, Keeper
-from handfast.agent.snapshot import Outcome, Proposal, Skip, Snapshot, Stuck
+from handfast.agent.snapshot import UNLIKE, Outcome, Proposal, Skip, Snapshot, Stuck
 from handfast.core import events
 from handfast.core.gossip import restless
 from handfast.core.lattice import Epoch
@@ -32,13 +32,14 @@ from handfast.core.membership import Roster, bits
 from handfast.core.messages import encode
 from handfast.core.state import Member
 from handfast.core.view import left_behind, view
-from handfast.errors import FormatError, HandfastError, Refused, Superseded
+from handfast.errors import FormatError, HandfastError, Refused, SaveFailed, Superseded
 from handfast.store.files import Files
 from handfast.store.manifest import Manifest
 
 __all__ = ["DomainHost"]
 
 T = TypeVar("T")
+Shelves = Mapping[str, tuple[str, str]]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class _Pending(msgspec.Struct):
 
     image: Image
     objects: bytes
+    left: bytes
     decided: asyncio.Future[events.Refuse | None]
     outcome: Outcome | None = None
 
@@ -61,7 +63,8 @@ class DomainHost:
     """Drives one member over one claimed directory.
 
     ``route(domain_id, payload)`` sends a message towards another domain and may lose it;
-    ``notify(snapshot)`` is called in the loop when there is something new to tell.
+    ``notify(snapshot)`` is called in the loop when there is something new to tell, ``spread`` with
+    what ranks of this node, by domain, are to :meth:`hear`.
     """
 
     def __init__(
@@ -72,12 +75,14 @@ class DomainHost:
         name: str,
         route: Callable[[str, bytes], None],
         notify: Callable[[Snapshot], None],
+        spread: Callable[[Mapping[str, Iterable[str]]], None] | None = None,
     ) -> None:
         self.keeper = keeper
         self.member = member
         self.name = name
         self._route = route
         self._notify = notify
+        self._spread = spread
         self._loop = asyncio.get_running_loop()
         self._queue: deque[events.Event] = deque()
         self._wake = asyncio.Event()
@@ -92,6 +97,8 @@ class DomainHost:
         self._skipped: deque[Skip] = deque(maxlen=OUTCOMES)
         self._proposal: Proposal | None = None
         self._stuck: Stuck | None = None
+        self._unlike: dict[str, None] = {}
+        self._shelves: dict[str, tuple[str, str]] = {}
         self.overtaken = 0
         self._tick: asyncio.TimerHandle | None = None
         self._pause = TICK_FIRST_S
@@ -109,6 +116,7 @@ class DomainHost:
         *,
         route: Callable[[str, bytes], None],
         notify: Callable[[Snapshot], None],
+        spread: Callable[[Mapping[str, Iterable[str]]], None] | None = None,
     ) -> DomainHost:
         """Claim an identified domain and boot its member from the journals.
 
@@ -116,7 +124,7 @@ class DomainHost:
         """
         loop = asyncio.get_running_loop()
         keeper, member = await loop.run_in_executor(None, Keeper.claim, files, root, name)
-        return cls(keeper, member, name=name, route=route, notify=notify)
+        return cls(keeper, member, name=name, route=route, notify=notify, spread=spread)
 
     # --- what the agent asks -------------------------------------------------------------------
 
@@ -129,8 +137,14 @@ class DomainHost:
             if isinstance(event, events.Received):
                 self._pause = TICK_FIRST_S
 
-    async def begin(self, event: events.Begin, drain_s: float) -> None:
-        """Drain what is being persisted, for ``drain_s`` seconds at most, then freeze."""
+    async def begin(
+        self, event: events.Begin, drain_s: float, shelves: Shelves | None = None
+    ) -> None:
+        """Drain what is being persisted, for ``drain_s`` seconds at most, then freeze.
+
+        ``shelves`` are where this node's domains lie, by root and name.
+        """
+        self._shelves = dict(shelves or {})
         if event.generation > self.member.generation:
             await self.drain(drain_s)
         if event.generation > self.member.generation:
@@ -138,7 +152,9 @@ class DomainHost:
             self._drop_loaded()  # each generation judges its copies by reading them
         self.post(event)
 
-    async def stage(self, epoch: Epoch, image: Image, objects: bytes) -> events.Refuse | None:
+    async def stage(
+        self, epoch: Epoch, image: Image, objects: bytes, left: bytes = b""
+    ) -> events.Refuse | None:
         """Take an image to persist; says why not where it can't be taken.
 
         Asking again is no harm: a trainer whose agent died before it answered does.
@@ -151,7 +167,7 @@ class DomainHost:
             if image.busy is not None:
                 return events.Refuse(epoch, f"its image is still being persisted for {image.busy}")
             decided: asyncio.Future[events.Refuse | None] = self._loop.create_future()
-            self._pending[epoch] = _Pending(image, objects, decided)
+            self._pending[epoch] = _Pending(image, objects, left, decided)
             image.busy = epoch
             self.post(events.Captured(epoch))
         return await asyncio.shield(self._pending[epoch].decided)
@@ -311,6 +327,7 @@ class DomainHost:
             persisting=tuple(self._pending),
             outcomes=tuple(self._outcomes),
             skipped=self._skips(),
+            unlike=tuple(self._unlike),
             overtaken=self.overtaken,
             failure=self.failure,
         )
@@ -396,8 +413,10 @@ class DomainHost:
         event: events.Event
         try:
             written = await self._blocking(
-                self.keeper.write, member, member.roster, epoch, pending.image, pending.objects
-            )
+                self.keeper.write, member, member.roster, epoch, pending.image, pending.objects,
+                pending.left,
+            )  # fmt: skip
+            await self._compare(written.manifest)
         except (HandfastError, ValueError) as error:  # a ValueError: the image is not its plan's
             event = events.Failed(epoch, str(error)[:500])
             pending.outcome = Outcome(epoch, str(error))
@@ -407,6 +426,24 @@ class DomainHost:
             total = written.bytes_total
             pending.outcome = Outcome(epoch, "", written.bytes_written, total, seconds)
         self.post(event)
+
+    async def _compare(self, manifest: Manifest) -> None:
+        """Hold what ranks of this node left to its first against that. Raises SaveFailed."""
+        if not manifest.left and not manifest.digests:
+            return
+        shelves = [at for domain, at in self._shelves.items() if domain != self.member.id]
+        found = await self._blocking(self.keeper.unlike, manifest, shelves)
+        if found and self._spread is not None:
+            self._spread(found)
+        if found:
+            named = ", ".join(sorted({path for paths in found.values() for path in paths})[:5])
+            raise SaveFailed(f"{UNLIKE}: {named}. From the next save on each rank stores its own")
+
+    def hear(self, paths: Iterable[str]) -> None:
+        """Hear what this rank left to another that holds it otherwise, and tell the trainer."""
+        if fresh := dict.fromkeys(path for path in paths if path not in self._unlike):
+            self._unlike |= fresh
+            self._schedule()
 
     async def _check(self, generation: int, epoch: Epoch) -> None:
         """Read every byte of the own copy, and keep it in memory: what was validated is loaded.

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -20,9 +20,10 @@ import msgspec
 from handfast.agent.domain import DomainHost
 from handfast.agent.keeper import Image, Plan
 from handfast.agent.links import Links
+from handfast.agent.seat import Seat
 from handfast.agent.server import Server, Trainer
-from handfast.agent.snapshot import Snapshot
 from handfast.agent.snapshot import encode as encode_snapshot
+from handfast.agent.witness import Witness
 from handfast.core import events
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Change, Configuration, Roster
@@ -39,8 +40,6 @@ __all__ = ["Agent", "Opened", "Round", "node_label"]
 logger = logging.getLogger(__name__)
 
 HANDOVER_S: Final = 5.0
-REST_MOST_S: Final = 5.0  # the longest rest before a domain that keeps failing is opened again
-SOUND_S: Final = 30.0  # a domain that worked for so long has not failed because it was opened
 
 
 def node_label() -> str:
@@ -51,7 +50,8 @@ def node_label() -> str:
 class Opened(msgspec.Struct, frozen=True):
     """What a trainer learns when it opens its domain: who it is, and where its agent is found.
 
-    ``place`` tells agents of one name apart; empty where nothing is known of it.
+    ``place`` tells agents of one name apart; empty where nothing is known of it. ``shelf`` is the
+    root and the name of its directory.
     """
 
     domain: str
@@ -61,6 +61,7 @@ class Opened(msgspec.Struct, frozen=True):
     agent: str
     address: tuple[str, int]
     place: str = ""
+    shelf: tuple[str, str] = ("", "")
 
 
 def place_of_agents(listener: socket.socket) -> str:
@@ -77,7 +78,8 @@ def place_of_agents(listener: socket.socket) -> str:
 class Round(msgspec.Struct, frozen=True):
     """All that an agent must know to begin a generation.
 
-    ``homes`` maps each domain to its agent, ``agents`` each agent to its address.
+    ``homes`` maps each domain to its agent, ``agents`` each agent to its address, ``shelves`` each
+    domain of this node to the root and the name of its directory.
     """
 
     generation: int
@@ -86,58 +88,12 @@ class Round(msgspec.Struct, frozen=True):
     founding: bool
     homes: dict[str, str]
     agents: dict[str, tuple[str, int]]
+    shelves: dict[str, tuple[str, str]] = {}
     changes: tuple[Change, ...] = ()
     want: int | None = None
     keep: Keep = Keep()
     window: int = 2
     drain_s: float = 30.0
-
-
-class _Seat:
-    """A domain that is open here, the trainer that owns it for now, and that trainer's images."""
-
-    def __init__(self, root: str, name: str) -> None:
-        self.root = root
-        self.name = name
-        self.lock = asyncio.Lock()
-        self.host: DomainHost | None = None
-        self.opened_at = 0.0
-        self.failures = 0
-        self.trainer: Trainer | None = None
-        self.images: dict[int, Image] = {}
-        self.retired: list[Image] = []
-
-    async def rest(self) -> None:
-        """Wait the longer, the more often this domain failed as soon as it was open.
-
-        Each opening is an incarnation, a directory on a disk that may be the very thing that fails.
-        """
-        lived = time.monotonic() - self.opened_at
-        self.failures = 0 if lived > SOUND_S else min(self.failures + 1, 30)
-        if self.failures > 1:
-            await asyncio.sleep(min(0.05 * 2**self.failures, REST_MOST_S))
-
-    def tell(self, snapshot: Snapshot) -> None:
-        """Push the newest snapshot to the trainer, if there is one."""
-        self.sweep()
-        if self.trainer is not None:
-            self.trainer.push("snapshot", data=encode_snapshot(snapshot))
-
-    async def leave(self, host: DomainHost) -> None:
-        """Close a domain that lives elsewhere now, and give its images back."""
-        await host.close()
-        self.sweep()
-
-    def retire(self) -> None:
-        """Keep images only for as long as they are being persisted."""
-        self.retired += self.images.values()
-        self.images = {}
-        self.sweep()
-
-    def sweep(self) -> None:
-        for image in [image for image in self.retired if image.busy is None]:
-            self.retired.remove(image)
-            image.close()
 
 
 def _taken(name: str, holder: int, newcomer: int) -> Refused:
@@ -175,19 +131,22 @@ class Agent:
         self._files = files
         self._linger_s = linger_s
         self._handover_s = handover_s
-        self._seats: dict[tuple[str, str], _Seat] = {}
+        self._seats: dict[tuple[str, str], Seat] = {}
         self._hosts: dict[str, DomainHost] = {}
         self._homes: dict[str, str] = {}
+        self._unlike: dict[str, dict[str, None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._links: Links | None = None
         self._address = ("", 0)
         self._nonce = ""
         self._dialing = asyncio.Lock()
+        self._witness = Witness()
         self._calls = {
             "open": self._open,
             "begin": self._begin,
             "plan": self._plan,
             "stage": self._stage,
+            "prove": self._prove,
             "skip": self._skip,
             "load": self._load,
             "accept": self._accept,
@@ -260,7 +219,7 @@ class Agent:
     async def _open(self, trainer: Trainer, fields: dict[str, Any], _: list[int]) -> dict[str, Any]:
         """Give a trainer its domain: claimed, booted, and reachable for this round."""
         root, name, run = fields["root"], fields["name"], fields["run"]
-        seat = self._seats.setdefault((root, name), _Seat(root, name))
+        seat = self._seats.setdefault((root, name), Seat(root, name))
         await self._take_seat(seat, trainer)
         # in a task of the agent's own: a claim must not be left half-way by a trainer that dies
         host = await asyncio.shield(asyncio.create_task(self._claim(seat, run, fields["shard"])))
@@ -274,10 +233,11 @@ class Agent:
             self._label,
             self._address,
             self._place,
+            (seat.root, seat.name),
         )
         return {"opened": msgspec.msgpack.encode(opened)}
 
-    async def _claim(self, seat: _Seat, run: str, shard: int) -> DomainHost:
+    async def _claim(self, seat: Seat, run: str, shard: int) -> DomainHost:
         """Open a seat's domain, or find it open: sound, and still the one on the disk."""
         async with seat.lock:
             identity = await asyncio.to_thread(
@@ -296,16 +256,25 @@ class Agent:
             if seat.host is None:
                 try:
                     seat.host = await DomainHost.open(
-                        self._files, seat.root, seat.name, route=self._route, notify=seat.tell
-                    )
+                        self._files, seat.root, seat.name,
+                        route=self._route, notify=seat.tell, spread=self._tell_unlike,
+                    )  # fmt: skip
                 except Exception:
                     await seat.rest()  # whoever asks again at once would wear the disk out
                     raise
                 seat.opened_at = time.monotonic()
                 self._hosts[identity.id] = seat.host
+                seat.host.hear(self._unlike.get(identity.id, ()))
             return seat.host
 
-    async def _take_seat(self, seat: _Seat, trainer: Trainer) -> None:
+    def _tell_unlike(self, found: Mapping[str, Iterable[str]]) -> None:
+        """Tell ranks what they left to another and hold otherwise, once they are here."""
+        for domain, paths in found.items():
+            self._unlike.setdefault(domain, {}).update(dict.fromkeys(paths))
+            if domain in self._hosts:
+                self._hosts[domain].hear(paths)
+
+    async def _take_seat(self, seat: Seat, trainer: Trainer) -> None:
         deadline = time.monotonic() + self._handover_s
         while seat.trainer is not None and seat.trainer is not trainer:
             if time.monotonic() > deadline:
@@ -355,7 +324,7 @@ class Agent:
             spec.keep,
             spec.window,
         )
-        await host.begin(event, spec.drain_s)
+        await host.begin(event, spec.drain_s, spec.shelves)
         return {}
 
     def _leave_moved(self) -> None:
@@ -395,11 +364,24 @@ class Agent:
         image = seat.images.get(fields["image"])
         if image is None or image.key != fields["key"]:
             raise FormatError(f"{epoch}: image {fields['image']} was never handed over")
-        refusal = await host.stage(epoch, image, fields["objects"])
+        if image.plan.leads:
+            self._witness.settle(host.keeper.directory.identity.run, epoch)
+        refusal = await host.stage(epoch, image, fields["objects"], fields["left"])
         if refusal is None:
             return {"taken": True, "reason": "", "by": (), "failed": False}
         failed = bool(host.failure)
         return {"taken": False, "reason": refusal.reason, "by": refusal.by, "failed": failed}
+
+    async def _prove(
+        self, trainer: Trainer, fields: dict[str, Any], _: list[int]
+    ) -> dict[str, Any]:
+        run, epoch = (
+            self._own(trainer, fields).keeper.directory.identity.run,
+            Epoch(*fields["epoch"]),
+        )
+        said = dict(zip(fields["paths"], fields["digests"], strict=True))
+        same = await self._witness.same(run, epoch, said, leads=fields["leads"])
+        return {"same": same or [], "heard": same is not None}
 
     async def _skip(self, trainer: Trainer, fields: dict[str, Any], _: list[int]) -> dict[str, Any]:
         epoch = Epoch(*fields["epoch"])
@@ -450,7 +432,7 @@ class Agent:
             raise FormatError(f"{fields['domain']} is not open at this agent: open it first")
         return host
 
-    def _seat_of(self, trainer: Trainer) -> _Seat:
+    def _seat_of(self, trainer: Trainer) -> Seat:
         for seat in self._seats.values():
             if seat.trainer is trainer:
                 return seat

@@ -10,7 +10,7 @@ import contextlib
 import gc
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -31,9 +31,10 @@ from handfast.store.files import (
     writing,
 )
 from handfast.store.image import Layout, Slot
-from handfast.store.manifest import Manifest, Stamp
+from handfast.store.manifest import HASH_BYTES, Manifest, Stamp, chunk_hash
 from handfast.store.pins import pinned
 from handfast.store.port import Verify, Written
+from handfast.store.shelf import Shelf
 
 __all__ = ["Image", "Keeper", "Plan"]
 
@@ -51,6 +52,8 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     environment: dict[str, str]
     lineage: str
     verify: Verify
+    left: tuple[str, ...] = ()  # what this rank leaves to the first of its node
+    leads: bool = False  # what others may leave to this one
 
 
 class Image:
@@ -134,9 +137,18 @@ class Keeper:
             return False
 
     def write(
-        self, member: Member, roster: Roster, epoch: Epoch, image: Image, objects: bytes
+        self,
+        member: Member,
+        roster: Roster,
+        epoch: Epoch,
+        image: Image,
+        objects: bytes,
+        left: bytes = b"",
     ) -> Written:
-        """Persist one epoch from a trainer's image. Raises SaveFailed."""
+        """Persist one epoch from a trainer's image. Raises SaveFailed.
+
+        ``left`` holds the digests of what the plan says is left to another rank.
+        """
         plan, configuration = image.plan, roster.configuration
         parent = self.parent if self.parent and self.parent.stamp.epoch in _epochs(member) else None
         stamp = Stamp(
@@ -160,11 +172,33 @@ class Keeper:
             environment=plan.environment,
             replicated=plan.replicated,
             structure=plan.structure,
+            left=_by_path(plan.left, left),
+            digests=_digests(image) if plan.leads else b"",
             parent=parent,
             verify=plan.verify,
         )
         self.parent = written.manifest
         return written
+
+    def unlike(
+        self, manifest: Manifest, others: Sequence[tuple[str, str]]
+    ) -> dict[str, tuple[str, ...]]:
+        """Find what ranks of this node left out and hold otherwise: paths, by the ranks' domains.
+
+        ``others`` are roots and names of their directories. Each rank asks once its own manifest is
+        there, and before it votes. So of two one finds the other's, whoever is first, and whichever
+        agent has died in between.
+        """
+        found = {}
+        for root, name in others:
+            entry = Shelf(self.files, root, name).entry(manifest.stamp.epoch)
+            if entry is None:
+                continue
+            theirs = entry.sound()
+            for rank, first in ((manifest, theirs), (theirs, manifest)):
+                if first.digests and (paths := rank.apart(first)):
+                    found[rank.stamp.domain] = paths
+        return found
 
     def read(
         self, member: Member, epoch: Epoch, progress: Callable[[int, int], None] | None = None
@@ -240,6 +274,18 @@ class Keeper:
             write_file(self.files, temporary, msgspec.json.encode(certificate_fields(certificate)))
             self.files.rename(temporary, path)
             self.files.fsync_dir(home)
+
+
+def _by_path(paths: Sequence[str], digests: bytes) -> dict[str, bytes]:
+    parts = [digests[at : at + HASH_BYTES] for at in range(0, len(digests), HASH_BYTES)]
+    return dict(zip(paths, parts, strict=True))
+
+
+def _digests(image: Image) -> bytes:
+    """Digest each slot, for the ranks that left theirs out."""
+    with memoryview(image.map) as view:
+        slots = image.plan.slots
+        return b"".join(chunk_hash(view[s.start : s.start + s.nbytes]) for s in slots)
 
 
 def certificate_fields(certificate: Certificate) -> dict[str, object]:

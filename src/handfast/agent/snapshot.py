@@ -6,13 +6,19 @@ snapshot does no harm, and a trainer that finds its agent again needs no history
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from handfast.core.lattice import Epoch
 from handfast.core.messages import Certificate, RestoreCertificate
 from handfast.core.view import Lattice
 
-__all__ = ["Outcome", "Proposal", "Skip", "Snapshot", "Stuck", "decode", "encode"]
+__all__ = ["UNLIKE", "Outcome", "Proposal", "Skip", "Snapshot", "Stuck", "decode", "encode"]
+
+
+UNLIKE: Final = "taken to be alike on all ranks, and not"
+"""How the reason of a SKIP begins that heals by itself: from then on each rank stores its own."""
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
@@ -58,6 +64,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     ``failure`` is not empty once the domain can't go on under this agent (its journal failed, or
     a successor claimed it). ``overtaken`` is the highest generation heard of, if higher than ours.
+    ``unlike`` are paths that this rank left to its node's first, which holds something else there.
     """
 
     domain: str
@@ -73,6 +80,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     persisting: tuple[Epoch, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     skipped: tuple[Skip, ...] = ()
+    unlike: tuple[str, ...] = ()
     overtaken: int = 0
     failure: str = ""
 

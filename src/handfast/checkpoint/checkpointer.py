@@ -10,7 +10,8 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, Self
 
@@ -42,18 +43,26 @@ RETRIES: Final = 3
 SKIPS_MANY: Final = (8, 64, 512, 4096)  # when it is said, and said again
 
 
+Prove = Callable[[bool, Mapping[str, bytes]], Collection[str] | None]
+"""Tells whether this rank is the first of its node, and digests by path; gives the paths that the
+first holds alike, and None where that could not be found out now."""
+
+
 class State(Protocol):
     """What a framework does for the Checkpointer. One thread at a time calls it."""
 
-    def capture(self, extra: object, grads: bool) -> Plan:
+    def capture(self, extra: object, grads: bool, prove: Prove) -> Plan:
         """Read the live state; gives the very plan of the last capture where that still fits.
 
-        With ``grads`` the gradients, too. Raises Unstorable, ValueError or TypeError for what can't
-        be stored.
+        With ``grads`` the gradients, too. What is to be left to another rank for the first time is
+        proven first. Raises Unstorable, ValueError or TypeError for what can't be stored.
         """
 
-    def copy(self, image: StagingImage) -> bytes:
-        """Copy what was captured into an image of the newest plan; gives the encoded objects."""
+    def copy(self, image: StagingImage) -> tuple[bytes, bytes]:
+        """Copy what was captured into an image of the newest plan.
+
+        Gives the encoded objects, and digests of what the plan leaves to another rank.
+        """
 
     def pending(self, grads: bool) -> Sequence[str]:
         """Name what a save would leave out, as this is the middle of a step; empty if nothing."""
@@ -72,18 +81,14 @@ class State(Protocol):
     def replicas(self, copies: Sequence[Loaded]) -> dict[str, bytes]:
         """Digest each tensor that every rank stores as its own, by path."""
 
-    def alike(self) -> bool:
-        """Say whether ranks that are all set up as this one derive their state alike as they train.
+    def shares(self, leads: bool, alone: bool) -> None:
+        """Hear whether this rank is the first of its node, and if there are others.
 
-        It is asked when a round begins, before anything is restored: only if every rank says so
-        may one leave such state to another. What is alike by construction needs no such word.
+        The first stores all that it has; so does every rank before it has heard.
         """
 
-    def shares(self, owner: bool, agreed: bool) -> None:
-        """Hear whether this rank stores what its node's ranks hold alike, and if all are ``alike``.
-
-        Until then a rank stores all that it has.
-        """
+    def keeps(self, paths: Collection[str]) -> None:
+        """Hear what this rank left to the first of its node, and holds otherwise: it keeps it."""
 
 
 class Checkpointer:
@@ -198,9 +203,9 @@ class Checkpointer:
             window=self._window,
             drain_s=self._drain_s,
             patience_s=self._patience_s,
-            alike=self._state.alike(),
         )
-        self._state.shares(session.leader() == session.collective.place.rank, session.alike)
+        rank, node = session.collective.place.rank, session.neighbours()
+        self._state.shares(rank == node[0], len(node) == 1)
         proposal = session.await_proposal(self._patience_s)
         copies: list[Loaded] = []
         try:
@@ -260,7 +265,7 @@ class Checkpointer:
     def _load(self, proposal: Proposal) -> list[Loaded]:
         """Get this rank's own shard, and the one that holds what its node shares."""
         session = self._session
-        rank, leader = session.collective.place.rank, session.leader()
+        rank, leader = session.collective.place.rank, session.neighbours()[0]
         copies = [session.load(proposal, rank)]
         if leader != rank:
             copies.append(session.load(proposal, leader))
@@ -365,14 +370,15 @@ class Checkpointer:
             )
 
     def _take(self, epoch: Epoch, extra: object, grads: bool) -> Save:
-        plan = self._state.capture(extra, grads)
+        self._state.keeps(self._session.snapshot.unlike)
+        plan = self._state.capture(extra, grads, partial(self._session.prove, epoch))
         patience = self._patience_s if self._busy == "wait" else 0.0
         image = self._session.image_for(plan, self._image_count, patience)
         if image is None:
             why, by = "an earlier epoch is still being persisted", [self._session.snapshot.domain]
             return self._decline(epoch, why, by)
-        objects = self._state.copy(image)
-        why, by = self._session.stage(epoch, image, objects, patience)
+        objects, left = self._state.copy(image)
+        why, by = self._session.stage(epoch, image, objects, patience, left)
         if not why:
             return Save(self._session, epoch)
         if not by:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from handfast.agent.snapshot import Snapshot
+from typing import Final
+
+from handfast.agent.snapshot import UNLIKE, Snapshot
 from handfast.core.lattice import Epoch
 from handfast.core.recover import eligible
 
-__all__ = ["converged", "persisted", "phase", "problems", "settled"]
+__all__ = ["FORGONE", "converged", "failures", "persisted", "phase", "problems", "settled"]
+
+FORGONE: Final = "left out"  # how the reason begins where a rank could have saved, and did not
 
 
 def converged(now: Snapshot, epoch: Epoch) -> bool:
@@ -60,3 +64,22 @@ def phase(now: Snapshot, epoch: Epoch) -> str:
     if problems(now, epoch):
         return "failed"
     return "persisted" if persisted(now, epoch) else "staged"
+
+
+def failures(now: Snapshot) -> list[tuple[Epoch, str]]:
+    """List what a snapshot knows of saves that failed, this rank's own first.
+
+    That a rank has left an epoch out, as its policy ``busy`` says, is no failure, nor what heals by
+    itself.
+    """
+    own = [
+        (o.epoch, o.problem) for o in now.outcomes if o.problem and not o.problem.startswith(UNLIKE)
+    ]
+    said = {epoch for epoch, _ in own}
+    others = [
+        (skip.epoch, f"{skip.domain}: {skip.reason}")
+        for skip in now.skipped
+        if not skip.reason.startswith((FORGONE, UNLIKE))
+        and not (skip.domain == now.domain and skip.epoch in said)
+    ]
+    return own + others

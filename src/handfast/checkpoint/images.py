@@ -49,9 +49,10 @@ class StagingImage:
     """One image of a trainer's state, laid out by its plan and reused for every save.
 
     ``epoch`` is what it holds while that is being persisted, else None; ``objects`` what goes
-    into the manifest with it; ``unsure`` whether the agent was asked to take it and has not
-    answered; ``views`` what the framework sees the memory as, kept for the next save. ``key`` names
-    this very memory to the agent. Raises SaveFailed where there is no memory.
+    into the manifest with it, ``left`` the digests of what is left to another rank; ``unsure``
+    whether the agent was asked to take it and has not answered; ``views`` what the framework sees
+    the memory as, kept for the next save. ``key`` names this very memory to the agent. Raises
+    SaveFailed where there is no memory.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -64,7 +65,7 @@ class StagingImage:
             stack.pop_all()
         self.map[: len(plan.header)] = plan.header
         self.epoch: Epoch | None = None
-        self.objects = b""
+        self.objects, self.left = b"", b""
         self.unsure = False
         self.views: Any = None
 

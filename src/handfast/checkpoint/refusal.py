@@ -23,8 +23,7 @@ logger = logging.getLogger("handfast")
 class Hand(msgspec.Struct, frozen=True):
     """What each rank lays on the table once its domain is open, or could not be opened.
 
-    ``by`` names who kept it from answering; ``generation`` is rank 0's to say; ``alike`` says
-    that ranks which are all set up as this one derive their state alike.
+    ``by`` names who kept it from answering; ``generation`` is rank 0's to say.
     """
 
     opened: Opened | None = None
@@ -33,7 +32,6 @@ class Hand(msgspec.Struct, frozen=True):
     problem: str = ""
     verdict: Verdict = Verdict.MISSING
     by: tuple[str, ...] = ()
-    alike: bool = False
 
 
 def agree(said: Sequence[Hand]) -> tuple[list[Opened], int, int | None]:

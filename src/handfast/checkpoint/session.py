@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -36,8 +36,6 @@ __all__ = ["Session"]
 
 logger = logging.getLogger("handfast")
 
-FORGONE: Final = "left out"  # how the reason begins where a rank could have saved, and did not
-
 
 def _handed(plan: Plan, images: Sequence[StagingImage]) -> dict[str, Any]:
     """Spell out a hand-over of memory to the agent."""
@@ -51,12 +49,12 @@ def _handed(plan: Plan, images: Sequence[StagingImage]) -> dict[str, Any]:
 
 def _more_room(seen: Snapshot, now: Snapshot) -> bool:
     """Say whether anything has come that can make room for an epoch."""
-    parts = ("line", "skipped", "outcomes", "failure")
-    return any(getattr(now, part) != getattr(seen, part) for part in parts)
+    what = ("line", "skipped", "outcomes", "failure")
+    return any(getattr(now, part) != getattr(seen, part) for part in what)
 
 
 class Session:
-    """Drives one rank through rounds. Used by one training thread.
+    """Drives one rank through rounds, for one training thread.
 
     ``connect`` finds this node's agent or starts one. Errors of the methods: Superseded where a
     later launch has taken over; AgentGone where no agent can be kept alive.
@@ -80,8 +78,6 @@ class Session:
         self._images: list[StagingImage] = []
         self._reported: set[Epoch] = set()
         self._accepted: tuple[Epoch, int] | None = None
-        self.alike = False
-        """Whether all ranks said, when this round began, that they derive their state alike."""
 
     # --- what is known, without I/O ------------------------------------------------------------
 
@@ -118,13 +114,11 @@ class Session:
         window: int,
         drain_s: float,
         patience_s: float | None = 600.0,
-        alike: bool = False,
     ) -> Formation:
         """Meet the other ranks, open this rank's domain, and begin a generation.
 
-        ``patience_s`` bounds how long an agent may leave a call unanswered; ``alike`` is this
-        rank's word on that. Raises Refused, the same on every rank, where the directories don't
-        make one run.
+        ``patience_s`` bounds how long an agent may leave a call unanswered. Raises Refused, the
+        same on every rank, where the directories don't make one run.
         """
         self._line.patience_s = patience_s
         self._accepted = None
@@ -135,7 +129,7 @@ class Session:
         try:  # whatever happens here, the others must hear of it: they wait in the gathering
             generation = self._count(self._meeting) if place.rank == 0 else 0
             opened = self._line.open(self._joining(self._meeting))
-            hand = Hand(opened, generation, want, alike=alike)
+            hand = Hand(opened, generation, want)
         except Refused as error:
             hand = Hand(want=want, problem=str(error), verdict=error.verdict)
         except Blocked as error:
@@ -171,6 +165,7 @@ class Session:
         if self._meeting is None:
             raise Superseded("no round has begun")
         opened, generation, want = agree(said)
+        mine = opened[self.collective.place.rank]
         formed = rounds.settle(
             self.collective, self._meeting, [(o.domain, o.known) for o in opened]
         )
@@ -181,12 +176,12 @@ class Session:
             founding=formed.founding,
             homes={o.domain: o.agent for o in opened},
             agents={o.agent: o.address for o in opened},
+            shelves={o.domain: o.shelf for o in opened if o.agent == mine.agent},
             want=want,
             keep=keep,
             window=window,
             drain_s=drain_s,
         )
-        self.alike = all(hand.alike for hand in said)
         self._line.begin(self._round)
         self._renew_images()
         return formed
@@ -204,13 +199,13 @@ class Session:
         if self._plan is not None:
             self._hand_over(self._plan, self._images)
 
-    def leader(self) -> int:
-        """Find the shard that holds what the ranks of this node share: the node's lowest."""
+    def neighbours(self) -> list[int]:
+        """List the shards of this node, its own too; the first holds what their ranks share."""
         if self._round is None:
             raise Superseded("no round has begun")
         domains = self._round.configuration.domains
         host = domains[self.collective.place.rank].host
-        return min(domain.shard for domain in domains if domain.host == host)
+        return sorted(domain.shard for domain in domains if domain.host == host)
 
     # --- restoring -----------------------------------------------------------------------------
 
@@ -360,8 +355,20 @@ class Session:
             image.epoch = None
         return image.epoch is None
 
+    def prove(self, epoch: Epoch, leads: bool, digests: Mapping[str, bytes]) -> list[str] | None:
+        """Ask which paths the first rank of this node holds alike; None where it has not come."""
+        said: dict[str, Any] = {"paths": list(digests), "digests": list(digests.values())}
+        told = msgspec.structs.astuple(epoch)
+        reply = self._line.call("prove", epoch=told, leads=leads, **said)
+        return reply["same"] if reply["heard"] else None
+
     def stage(
-        self, epoch: Epoch, image: StagingImage, objects: bytes, patience_s: float | None
+        self,
+        epoch: Epoch,
+        image: StagingImage,
+        objects: bytes,
+        patience_s: float | None,
+        left: bytes = b"",
     ) -> tuple[str, list[str]]:
         """Hand an image over, again whenever the window may have room, for so many seconds.
 
@@ -370,7 +377,7 @@ class Session:
         reminder = Reminder()
         while True:
             seen = self.snapshot
-            why, by = self._stage(epoch, image, objects)
+            why, by = self._stage(epoch, image, objects, left)
             if not (why and by) or reminder.over(patience_s):
                 return why, by
             with contextlib.suppress(Blocked):  # it names others, and later
@@ -381,9 +388,12 @@ class Session:
                     "the save of %s has waited %.0f s for %s", epoch, reminder.waited, who
                 )
 
-    def _stage(self, epoch: Epoch, image: StagingImage, objects: bytes) -> tuple[str, list[str]]:
+    def _stage(
+        self, epoch: Epoch, image: StagingImage, objects: bytes, left: bytes
+    ) -> tuple[str, list[str]]:
         """Hand an image over once."""
-        image.epoch, image.objects, image.unsure = epoch, objects, True
+        image.epoch, image.unsure = epoch, True
+        image.objects, image.left = objects, left
         told = self._offer(epoch, image)
         try:
             reply = self._line.call("stage", **told)
@@ -408,6 +418,7 @@ class Session:
             "image": self._images.index(image),
             "key": image.key,
             "objects": image.objects,
+            "left": image.left,
         }
 
     def _make_sure(self) -> None:
@@ -417,33 +428,22 @@ class Session:
         """
         for image in self._images:
             if image.unsure and image.epoch is not None and not self._is_idle(image):
-                self._stage(image.epoch, image, image.objects)
+                self._stage(image.epoch, image, image.objects, image.left)
 
     def forgo(self, epoch: Epoch, reason: str) -> None:
         """Vote SKIP on an epoch that the schedule named and this rank does not save."""
         told = msgspec.structs.astuple(epoch)
-        self._line.call("skip", epoch=told, reason=f"{FORGONE}: {reason}")
+        self._line.call("skip", epoch=told, reason=f"{fate.FORGONE}: {reason}")
 
     def new_problems(self) -> list[str]:
-        """List failures of saves that were learned of and not reported yet.
-
-        That a rank has left an epoch out, as its policy ``busy`` says, is none.
-        """
-        fresh: list[str] = []
-        now = self.snapshot
-        own = [(o.epoch, o.problem) for o in now.outcomes if o.problem]
-        said = {epoch for epoch, _ in own}
-        failed = [
-            skip
-            for skip in now.skipped
-            if not skip.reason.startswith(FORGONE)
-            and not (skip.domain == now.domain and skip.epoch in said)
+        """List failures of saves that were learned of and not reported yet."""
+        found = fate.failures(self.snapshot)
+        fresh = [
+            f"epoch {epoch}: {problem}"
+            for epoch, problem in found
+            if epoch.generation == self.generation and epoch not in self._reported
         ]
-        others = [(s.epoch, f"{s.domain}: {s.reason}") for s in failed]
-        for epoch, problem in own + others:
-            if epoch.generation == self.generation and epoch not in self._reported:
-                fresh.append(f"epoch {epoch}: {problem}")
-        self._reported.update(epoch for epoch, _ in own + others)
+        self._reported.update(epoch for epoch, _ in found)
         return fresh
 
     def wait_persisted(self, epoch: Epoch, timeout: float | None) -> None:
@@ -465,8 +465,8 @@ class Session:
         raise SaveFailed(f"epoch {epoch} will not converge: {why}")
 
     def _latest(self) -> int:
-        place = self.collective.place
-        return rounds.peek(self._files, self.root, place.node, place.rank).generation
+        here = self.collective.place
+        return rounds.peek(self._files, self.root, here.node, here.rank).generation
 
     def _again(self) -> None:
         """Hand over again what the dead agent had not persisted; it is still in memory here."""

@@ -120,27 +120,27 @@ class Directory(Shelf):
         environment: Mapping[str, str],
         replicated: Iterable[str],
         structure: str,
+        left: Mapping[str, bytes] | None = None,
+        digests: bytes = b"",
         parent: Manifest | None = None,
         verify: Verify = "sampled",
         progress: Progress | None = None,
     ) -> Written:
         """Make one epoch durable. Only when this returns may STAGED be journaled.
 
-        `image` is a buffer of at least `layout.nbytes` bytes that begins with `layout.header`; it
-        must not change meanwhile. Chunks that equal those of `parent`, an epoch retained here,
-        are referenced and not written.
+        `image` has at least `layout.nbytes` bytes, begins with `layout.header` and must not change
+        meanwhile. Chunks that equal those of `parent`, an epoch retained here, are referenced.
 
         Order. *Must*: the data file is synced, and its final name made durable, before the
         manifest gets its final name (a visible manifest refers only to existing data); the
         manifest is synced before its rename, and the rename made durable before this returns.
         *Should*: data are read back before they are named, so that a bad disk is found while the
         image is still in memory. A failure at any step leaves temporary names, data without a
-        manifest, or a sound manifest that nobody voted for; all are discarded as far as they go,
-        never written or synced again, and the next try uses new names. A delta whose bytes don't
-        read back right is written once more, as a full image.
+        manifest, or a sound manifest that nobody voted for; all are discarded as far as they go, and
+        the next try uses new names. A delta that does not read back right becomes a full image.
 
         Raises SaveFailed naming the step, the path and a remedy; ValueError if the stamp is not
-        this incarnation's, the image is not the layout's, or the epoch was written already.
+        this incarnation's, the image not the layout's, or the epoch was written already.
         """
         view = self._checked(stamp, layout, image, verify)
         draft = Manifest(
@@ -156,6 +156,8 @@ class Directory(Shelf):
             pieces=(),
             replicated=tuple(replicated),
             structure=structure,
+            left=dict(left or {}),
+            digests=digests,
         )
         trouble: HandfastError | None = None
         with self._writing:

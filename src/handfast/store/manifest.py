@@ -81,8 +81,10 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     ``aliases`` maps the path of a tied tensor to the path that is stored; ``objects`` is what
     ``handfast.store.objects`` encoded; ``environment`` is shown, never enforced; ``hashes`` holds
     16 bytes a chunk; ``sources`` are data files relative to the domain's directory; ``replicated``
-    are the paths that this shard stores for its whole node; ``structure`` is the digest of paths,
-    dtypes, global shapes and placements.
+    are the paths that this shard's rank took to be alike on all ranks; ``structure`` is the digest
+    of paths, dtypes, global shapes and placements. ``left`` are the paths that this rank did not
+    store, since the first rank of its node holds the same bytes, with the digest of its own;
+    ``digests`` holds 16 bytes a slot where other ranks may leave theirs to this one.
     """
 
     stamp: Stamp
@@ -97,6 +99,23 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     pieces: tuple[Piece, ...]
     replicated: tuple[str, ...]
     structure: str
+    left: dict[str, bytes] = {}
+    digests: bytes = b""
+
+    def apart(self, first: "Manifest") -> tuple[str, ...]:
+        """List what this rank left to ``first``, the node's first rank, which holds other bytes."""
+        if not self.left:
+            return ()
+        size = HASH_BYTES
+        held = {
+            slot.spec.path: first.digests[at * size : (at + 1) * size]
+            for at, slot in enumerate(first.slots)
+        }
+        return tuple(
+            path
+            for path, digest in self.left.items()
+            if held.get(first.aliases.get(path, path)) != digest
+        )
 
 
 class _Body(msgspec.Struct, frozen=True, array_like=True):
@@ -224,6 +243,7 @@ def check(manifest: Manifest) -> None:
     _check_aliases(manifest)
     _check_sources(manifest.sources)
     _check_pieces(manifest)
+    _check_left(manifest)
 
 
 def _check_stamp(stamp: Stamp) -> None:
@@ -261,6 +281,19 @@ def _check_aliases(manifest: Manifest) -> None:
             raise ValueError(f"{alias!r} is an alias of {path!r}, and stored itself")
         if path in manifest.aliases:
             raise ValueError(f"{alias!r} is an alias of {path!r}, which is an alias too")
+
+
+def _check_left(manifest: Manifest) -> None:
+    stored = {slot.spec.path for slot in manifest.slots} if manifest.left else set()
+    for path, found in manifest.left.items():
+        if path in stored:
+            raise ValueError(f"{path!r} is left to another rank, and stored itself")
+        if len(found) != HASH_BYTES:
+            raise ValueError(f"{path!r}: a digest of {len(found)} bytes")
+    if manifest.digests and len(manifest.digests) != len(manifest.slots) * HASH_BYTES:
+        raise ValueError(
+            f"{len(manifest.digests)} bytes of digests for {len(manifest.slots)} slots"
+        )
 
 
 def _check_sources(sources: tuple[str, ...]) -> None:

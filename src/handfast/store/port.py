@@ -106,6 +106,8 @@ class Tier(Protocol):
         environment: Mapping[str, str],
         replicated: Iterable[str],
         structure: str,
+        left: Mapping[str, bytes] | None = None,
+        digests: bytes = b"",
         parent: Manifest | None = None,
         verify: Verify = "sampled",
         progress: Progress | None = None,

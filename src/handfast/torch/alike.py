@@ -1,9 +1,9 @@
-"""What all ranks of the job hold alike, as far as one rank can see it.
+"""What all ranks of the job probably hold alike, as far as one rank can see it.
 
 DDP keeps its parameters alike, and buffers that it broadcasts. Optimizer state is alike if every
-rank steps every parameter in the same way, and optimizers need not: what one rank can see is in
-:func:`could_step_alike` and :func:`steps_alike`. What is so is known only once all ranks have said
-so, at a restore. All else is each rank's own, unless it is declared.
+rank steps every parameter in the same way: what one rank can see of that is in :func:`steps_alike`.
+Nothing rests on this but who stores what: what a rank leaves to another is compared, by digest, in
+every save, before it counts.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +21,6 @@ from handfast.torch.names import clean
 __all__ = [
     "STATE_KEYS",
     "Replica",
-    "could_step_alike",
     "ddp_modules",
     "find_replicas",
     "steps_alike",
@@ -98,27 +97,18 @@ def _ids(tensors: Iterable[Tensor]) -> frozenset[int]:
     return frozenset(map(id, tensors))
 
 
-def could_step_alike(replicas: Iterable[Replica], optimizers: Iterable[Optimizer]) -> bool:
-    """Whether these optimizers, used alike on all ranks, keep the state of DDP's parameters alike.
+def steps_alike(replicas: Sequence[Replica], optimizers: Sequence[Optimizer]) -> bool:
+    """Whether the state of DDP's parameters is alike on all ranks, for all that can be seen here.
 
     Optimizers that share their work out over the ranks (ZeRO, Muon's reference) keep the state of
     a parameter on one of them, and torch's own can be used so. Therefore it is so only if torch's
     own optimizers in the state, without a hook or a ``step`` of somebody else, together step every
-    parameter of every DDP module that requires a gradient.
+    parameter of every DDP module that requires a gradient, and if all of these have state by now,
+    or none has: one that no batch has used yet looks like one that is another rank's to step.
     """
     own = filter(_is_torchs_own, optimizers)
     groups = (group["params"] for optimizer in own for group in optimizer.param_groups)
-    return _trained(replicas) <= _ids(chain.from_iterable(groups))
-
-
-def steps_alike(replicas: Sequence[Replica], optimizers: Sequence[Optimizer]) -> bool:
-    """Whether the state of DDP's parameters is alike on all ranks, for all that can be seen here.
-
-    So it is if they :func:`could_step_alike`, and if all of these parameters have state by now, or
-    none has. One that no batch has used yet makes it unknown: from here it looks like one that is
-    another rank's to step.
-    """
-    if not could_step_alike(replicas, optimizers):
+    if not _trained(replicas) <= _ids(chain.from_iterable(groups)):
         return False
     lasting: set[int] = set()
     begun: set[int] = set()

@@ -20,14 +20,14 @@ from handfast.errors import Unstorable
 from handfast.store.image import TensorSpec
 from handfast.store.objects import child
 from handfast.torch import optimizers
-from handfast.torch.alike import Replica, could_step_alike, find_replicas, steps_alike
+from handfast.torch.alike import Replica, find_replicas, steps_alike
 from handfast.torch.names import clean, loaded, matches
 from handfast.torch.rng import read_generator, read_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED
 from handfast.torch.tensors import all_tensors, is_dtensor, local, spec_of, whole_everywhere
 from handfast.torch.tree import Kind, Node, assemble, nodes, split
 
-__all__ = ["Captured", "capture", "could_share", "walk"]
+__all__ = ["Captured", "capture", "walk"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,9 +36,9 @@ class Captured:
 
     ``specs`` and ``tensors`` (this rank's local parts) are in one order; ``aliases`` maps the path
     of a tied tensor to the path that is stored. ``objects`` has a plain tree a component, with
-    references for tensors. ``replicated`` are the paths that every rank of the job holds alike,
-    which is known (DDP, DTensor) or was declared. While the structure stays, ``specs`` is the very
-    same tuple as in the capture before, and so a layout and its views can be used again.
+    references for tensors. ``replicated`` are the paths that every rank of the job probably holds
+    alike, by what it is (DDP, DTensor) or was declared to be. While the structure stays, ``specs``
+    is the very same tuple as in the capture before, so that a layout and its views serve again.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -71,7 +71,7 @@ class Walk(NamedTuple):
 
 
 class Alike(NamedTuple):
-    """What was declared to be alike on all ranks, and what is known to be so now."""
+    """What was declared to be alike on all ranks, and what seems to be so now."""
 
     declared: tuple[str, ...]
     modules: list[tuple[bool, bool]]  # of each DDP module: its parameters, its buffers
@@ -184,16 +184,14 @@ def capture(
     replicated: Sequence[str] = (),
     extra: object = None,
     grads: bool = False,
-    alike: bool | None = None,
     previous: Captured | None = None,
 ) -> Captured:
     """Capture a state: a mapping of component names to live things, and boxes of them.
 
     ``rng`` adds the streams of the process; ``replicated`` are ``fnmatch`` patterns of paths that
     every rank holds alike; ``extra`` is a plain value that goes along; ``grads`` adds the gradients
-    of the modules' parameters; ``alike`` says whether the optimizer state of DDP's parameters is
-    alike on all ranks, where None asks what this rank can see of it; ``previous``, a capture of the
-    same state, saves most of the time while the structure stays.
+    of the modules' parameters; ``previous``, a capture of the same state, saves most of the time
+    while the structure stays.
 
     Raises Unstorable for what can't be stored, TypeError for a plain value that no dict or list
     holds, and ValueError if two things of the state have one path.
@@ -214,28 +212,14 @@ def capture(
     objects[KINDS] = {node.path: _kind_name(node) for node in found.nodes}
     if rng:
         objects[RNG] = read_streams()  # last: whatever drew from them above has drawn
-    return _captured(found, objects, _alike(found, tuple(replicated), grads, alike), previous)
+    return _captured(found, objects, _alike(found, tuple(replicated), grads), previous)
 
 
-def could_share(state: Mapping[str, object]) -> bool:
-    """Whether this rank's optimizers could keep the state of DDP's parameters alike on all ranks.
-
-    It can be asked before any step: see :func:`handfast.torch.alike.could_step_alike`. Raises what
-    :func:`capture` raises for a state that can't be walked.
-    """
-    found = nodes(state)
-    ddps = [r for node in found if node.kind is Kind.MODULE for r in find_replicas(node.value)]
-    opts = [node.value for node in found if node.kind is Kind.OPTIMIZER]
-    return bool(ddps) and could_step_alike(ddps, opts)
-
-
-def _alike(found: Walk, declared: tuple[str, ...], grads: bool, state: bool | None) -> Alike:
+def _alike(found: Walk, declared: tuple[str, ...], grads: bool) -> Alike:
     ddps = list(chain(*found.names.replicas))
     levels = [replica.alike(grads) for replica in ddps]
     opts = [node.value for node in found.nodes if node.kind is Kind.OPTIMIZER]
-    if state is None:
-        state = bool(ddps) and steps_alike(ddps, opts)
-    return Alike(declared, levels, state)
+    return Alike(declared, levels, bool(ddps) and steps_alike(ddps, opts))
 
 
 def _add_gradients(found: Walk) -> object:
@@ -353,7 +337,7 @@ def _aliases(
 
 
 def _replicated(found: Walk, specs: Sequence[TensorSpec], alike: Alike) -> set[str]:
-    """The paths that all ranks hold alike: known to, or declared and not known not to."""
+    """The paths that all ranks probably hold alike, by what they are or by what was declared."""
     known: set[int] = set()
     ddps = chain(*found.names.replicas)
     for replica, (parameters, buffers) in zip(ddps, alike.modules, strict=True):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from handfast.core.verdict import Verdict
 from handfast.errors import Refused
 from handfast.store.image import TensorSpec
+from handfast.store.manifest import Manifest
 from handfast.store.objects import TensorRef, child
 from handfast.torch.capture import Captured
 from handfast.torch.names import matches
@@ -70,8 +71,7 @@ def refuse(found: Sequence[Difference], shard: str) -> None:
 def lacking(live: Captured, saved: Saved, *, only: Sequence[str] = ("**",)) -> list[str]:
     """The paths that a restore would ask for and that none of the shards stores.
 
-    A rank leaves out what it holds to be alike everywhere; where the rank that stores it for the
-    node did not, nobody stored it. Modules' tensors are found by ``differences``, all else here.
+    Modules' tensors are found by ``differences``, all else here.
     """
     asked = {*_references(saved.objects.get(EXTRA)), *_asked_in_place(live, saved, only)}
     for name, tree in saved.objects.items():
@@ -89,12 +89,29 @@ def refuse_lacking(paths: Sequence[str], shards: Sequence[str]) -> None:
     shown = ", ".join(paths[:10]) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
     raise Refused(
         f"{len(paths)} tensors that {shards[0]} refers to are in none of the shards that hold this "
-        f"rank's state: {shown}. Its rank took them to be alike on all ranks and left them to the "
-        "lowest rank of its node, which did not",
+        f"rank's state: {shown}",
         verdict=Verdict.MISSING,
         shards=shards,
-        remedy="restore the rest with only=, or another epoch with step=; and give all ranks one "
-        "state, with the same optimizers and the same replicated=",
+        remedy="restore the rest with only=, or another epoch with step=",
+    )
+
+
+def refuse_unlike(own: Manifest, first: Manifest, only: Sequence[str]) -> None:
+    """Raise Refused where a rank left to the first of its node what that one holds otherwise.
+
+    No vote is cast on such an epoch, so the directories are not those that were written together.
+    """
+    unlike = [path for path in own.apart(first) if matches(path, only)]
+    if not unlike:
+        return
+    more = f" and {len(unlike) - 10} more" if len(unlike) > 10 else ""
+    raise Refused(
+        f"{', '.join(unlike[:10])}{more}: shard {own.stamp.shard} left them to shard "
+        f"{first.stamp.shard}, whose copy is not what it was",
+        verdict=Verdict.MIXED,
+        shards=(first.stamp.domain,),
+        remedy="put the directories back that were written together, or restore another epoch with "
+        "step=",
     )
 
 

@@ -1,8 +1,9 @@
 """What was saved of one shard, as read back: manifests joined, values still in the image."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from torch import Tensor
 
 from handfast.errors import FormatError
@@ -12,7 +13,17 @@ from handfast.store.manifest import Manifest
 from handfast.torch.tensors import HOST, Place, local, make
 from handfast.torch.tree import join
 
-__all__ = ["EXTRA", "GRADS", "KINDS", "RNG", "UNSYNCED", "Saved", "Source", "read_manifests"]
+__all__ = [
+    "EXTRA",
+    "GRADS",
+    "KINDS",
+    "RNG",
+    "UNSYNCED",
+    "Saved",
+    "Source",
+    "read_manifests",
+    "taken",
+]
 
 KINDS = ""
 """The entry of the objects that says which kind of live thing each path was.
@@ -61,20 +72,18 @@ class Saved(NamedTuple):
 def read_manifests(own: Manifest, *others: Manifest, pickle: Sequence[str] = ()) -> Saved:
     """Join the manifests of one epoch: this rank's own, and those that hold what it shares.
 
-    A path that its own manifest stores or ties is this rank's own, whatever the others say of it.
-    What its rank left out it held to be alike everywhere: that is taken from the others, if they
-    store it for their whole node, or tie it to what they so store (in older images a rank does not
-    write down such ties itself). Raises FormatError for objects that can't be read.
+    What its rank left to the first of its node is taken from there; all else is this rank's own,
+    whatever the others say of it. Raises FormatError for objects that can't be read.
     """
     specs = {slot.spec.path: slot.spec for slot in own.slots}
-    aliases: dict[str, str] = {}
     for other in others:
-        shared = set(other.replicated) - specs.keys() - own.aliases.keys()
-        specs |= {slot.spec.path: slot.spec for slot in other.slots if slot.spec.path in shared}
-        ties = other.aliases.items()
-        aliases |= {path: kept for path, kept in ties if kept in shared and path not in specs}
-    # Its own ties may lead to what it left out, and the others tied to another path.
-    aliases |= {path: aliases.get(kept, kept) for path, kept in own.aliases.items()}
+        held = {slot.spec.path: slot.spec for slot in other.slots}
+        specs |= {
+            path: msgspec.structs.replace(held[kept], path=path)
+            for path, kept in taken(own, other)
+            if kept in held
+        }
+    aliases = own.aliases
     tree = objects.decode(own.objects, pickle=pickle, where=f"objects of shard {own.stamp.shard}")
     if not isinstance(tree, dict) or not isinstance(tree.get(KINDS), dict):
         raise FormatError(
@@ -82,6 +91,11 @@ def read_manifests(own: Manifest, *others: Manifest, pickle: Sequence[str] = ())
             "with what wrote them"
         )
     return Saved(specs, aliases, tree)
+
+
+def taken(own: Manifest, other: Manifest) -> Iterator[tuple[str, str]]:
+    """What a rank left to another: its path, and the path that the other stores it under."""
+    return ((path, other.aliases.get(path, path)) for path in own.left)
 
 
 class Source(NamedTuple):

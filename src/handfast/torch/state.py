@@ -5,28 +5,28 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
 
 import msgspec
 import torch
 import xxhash
-from torch import Tensor
 
 from handfast.agent.keeper import Plan
+from handfast.checkpoint.checkpointer import Prove
 from handfast.checkpoint.images import Loaded, StagingImage
-from handfast.errors import HandfastError
 from handfast.store import objects
 from handfast.store.image import Layout, TensorSpec, plan
 from handfast.store.port import Verify
 from handfast.torch import apply as restore
 from handfast.torch import compare
-from handfast.torch.capture import Captured, capture, could_share
+from handfast.torch.capture import Captured, capture
 from handfast.torch.gradients import unclean_gradients
 from handfast.torch.rng import unmoved_streams
-from handfast.torch.saved import GRADS, Saved, read_manifests
+from handfast.torch.saved import GRADS, Saved, read_manifests, taken
 from handfast.torch.stage import map_image, stage
+from handfast.torch.tensors import digest
 
 __all__ = ["TorchState", "environment"]
 
@@ -77,31 +77,38 @@ class TorchState:
         self._pickle = tuple(pickle)
         self._verify: Verify = verify
         self._lineage = lineage
-        self._owner, self._agreed = True, False
+        self._leads, self._alone = True, True
+        self._kept: frozenset[str] = frozenset()
+        self._proven: frozenset[str] = frozenset()
         self._captured: Captured | None = None
         self._mine: tuple[bool, ...] = ()
         self._layout: Layout | None = None
         self._plan: Plan | None = None
 
-    def alike(self) -> bool:
-        """See the port. What can't be walked is not; what is wrong with it the capture says."""
-        try:
-            return could_share(self._state)
-        except (TypeError, HandfastError):
-            return False
+    def shares(self, leads: bool, alone: bool) -> None:
+        """See the port."""
+        if (leads, alone) != (self._leads, self._alone):
+            self._forget()
+        self._leads, self._alone = leads, alone
 
-    def shares(self, owner: bool, agreed: bool) -> None:
-        """See the port: the lowest rank of a node stores what all of its ranks hold alike.
+    def keeps(self, paths: Collection[str]) -> None:
+        """See the port. Each is named in a warning, once."""
+        fresh = sorted(set(paths) - self._kept)
+        if fresh:
+            self._kept |= set(fresh)
+            self._forget()
+            more = f" and {len(fresh) - 3} more" if len(fresh) > 3 else ""
+            logger.warning(
+                "%s%s seemed to be alike on all ranks, and is not: each rank stores its own from "
+                "now on, and the epoch in which that was found does not converge",
+                ", ".join(fresh[:3]),
+                more,
+            )
 
-        DDP's parameters are known to be alike without asking; optimizer state only if all ranks
-        agreed. Then another rank leaves it out if its own look at a save says so too, and the owner
-        marks it whatever its own says: what anybody leaves out is marked as stored for the node.
-        """
-        if (owner, agreed) != (self._owner, self._agreed):
-            self._captured, self._layout, self._plan = None, None, None
-        self._owner, self._agreed = owner, agreed
+    def _forget(self) -> None:
+        self._captured, self._layout, self._plan = None, None, None
 
-    def capture(self, extra: object, grads: bool) -> Plan:
+    def capture(self, extra: object, grads: bool, prove: Prove) -> Plan:
         """See the port."""
         before = self._captured
         now = capture(
@@ -110,19 +117,18 @@ class TorchState:
             replicated=self._declared,
             extra=extra,
             grads=grads,
-            alike=None if self._agreed and not self._owner else self._agreed,
             previous=before,
         )
         same = before is not None and now.specs is before.specs
         former, self._plan = self._plan, None  # until it is whole: an interrupt leaves none
         self._captured = now
-        if same and former is not None:
+        proven = self._prove(now, prove)
+        if same and proven and former is not None:
             self._plan = former
             return former
-        shared = set(now.replicated)
-        self._mine = tuple(self._owner or spec.path not in shared for spec in now.specs)
-        specs = [spec for spec, mine in zip(now.specs, self._mine, strict=True) if mine]
-        stored = {spec.path for spec in specs}
+        left = set() if self._leads else self._proven.intersection(now.replicated) - self._kept
+        self._mine = tuple(spec.path not in left for spec in now.specs)
+        specs = list(compress(now.specs, self._mine))
         self._layout = layout = plan(specs)
         self._plan = Plan(
             slots=layout.slots,
@@ -130,15 +136,36 @@ class TorchState:
             nbytes=layout.nbytes,
             padded=layout.padded,
             aliases=now.aliases,  # also to what is left to another rank: it may not have the tie
-            replicated=tuple(path for path in now.replicated if path in stored),
+            replicated=tuple(path for path in now.replicated if path not in left | self._kept),
             structure=structure(now.specs),
             environment=environment(),
             lineage=self._lineage,
             verify=self._verify,
+            left=tuple(spec.path for spec in now.specs if spec.path in left),
+            leads=self._leads and not self._alone,
         )
         return self._plan
 
-    def copy(self, image: StagingImage) -> bytes:
+    def _prove(self, now: Captured, prove: Prove) -> bool:
+        """Ask of what seems alike on this node's ranks whether it is; says if nothing was asked.
+
+        What is proven is compared in every save from then on, before it counts.
+        """
+        fresh = set(now.replicated) - self._proven - self._kept
+        if self._alone or not fresh:
+            return True
+        digests = {
+            spec.path: digest(tensor)
+            for spec, tensor in zip(now.specs, now.tensors, strict=True)
+            if spec.path in fresh
+        }
+        same = prove(self._leads, digests)
+        if same is not None:
+            self._proven |= set(same)
+            self._kept |= fresh.difference(same)
+        return False
+
+    def copy(self, image: StagingImage) -> tuple[bytes, bytes]:
         """See the port. Returns once the bytes are in the image, from CUDA devices too."""
         captured, layout = self._captured, self._layout
         if captured is None or layout is None or image.plan is not self._plan:
@@ -148,8 +175,10 @@ class TorchState:
         kept = captured if all(self._mine) else _only(captured, self._mine)
         staged = stage(kept, image.views)
         encoded = objects.encode(captured.objects, pickle=self._pickle)
+        left = (t for t, mine in zip(captured.tensors, self._mine, strict=True) if not mine)
+        digests = b"".join(map(digest, left))
         staged.wait()
-        return encoded
+        return encoded, digests
 
     def pending(self, grads: bool) -> Sequence[str]:
         """See the port."""
@@ -166,6 +195,8 @@ class TorchState:
             compare.check_patterns(saved, only)
         with unmoved_streams():  # a loader's state_dict() may draw the seed of its workers
             live = capture(self._state, rng=False, replicated=self._declared)
+        for copy in copies[1:]:
+            compare.refuse_unlike(copies[0].manifest, copy.manifest, only)
         compare.refuse_lacking(compare.lacking(live, saved, only=only), shards)
         found = compare.differences(live, saved, only=only, strict=strict)
         compare.refuse(found, shards[0])
@@ -179,9 +210,10 @@ class TorchState:
     ) -> object:
         """See the port."""
         saved = self._read(copies)
-        views: dict[str, Tensor] = {}
-        for copy in reversed(copies):
-            views |= map_image(copy.manifest.slots, copy.memory)
+        views = map_image(copies[0].manifest.slots, copies[0].memory)
+        for copy in copies[1:]:
+            theirs = map_image(copy.manifest.slots, copy.memory)
+            views |= {p: theirs[kept] for p, kept in taken(copies[0].manifest, copy.manifest)}
         return restore.apply(self._state, saved, views, only=only, keep_live=keep_live)
 
     def _read(self, copies: Sequence[Loaded]) -> Saved:

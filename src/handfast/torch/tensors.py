@@ -1,5 +1,6 @@
 """One tensor: the part that this rank owns, what is said of it, and how it is made again."""
 
+import ctypes
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from handfast.errors import Unstorable
 from handfast.store.image import TensorSpec
+from handfast.store.manifest import chunk_hash
 from handfast.torch.names import loaded
 from handfast.torch.types import DTYPE_NAMES, TORCH_DTYPES
 
@@ -18,6 +20,7 @@ __all__ = [
     "all_tensors",
     "block",
     "copy_into",
+    "digest",
     "is_dtensor",
     "local",
     "make",
@@ -44,6 +47,15 @@ def local(tensor: Any) -> Tensor:
     """
     part: Tensor = tensor.to_local() if is_dtensor(tensor) else tensor
     return part
+
+
+def digest(tensor: Tensor) -> bytes:
+    """Digest the values of a plain tensor, as they would lie in an image: dense, on the host."""
+    dense = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
+    size = dense.numel() * dense.element_size()
+    if not size:
+        return chunk_hash(b"")
+    return chunk_hash(memoryview((ctypes.c_char * size).from_address(dense.data_ptr())))
 
 
 def block(

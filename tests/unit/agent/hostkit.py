@@ -136,6 +136,7 @@ class Rank:
         self.nbytes = nbytes
         self.session = Session(collective, root, HASTY, connect=connect)
         self.plan = plan(nbytes)
+        self.left = b""
 
     def restore(self, newest: int = 1, drain_s: float = 10.0, want: int | None = None) -> Epoch:
         """Meet, check, load, and be allowed to go on; gives the base."""
@@ -157,7 +158,7 @@ class Rank:
         assert image is not None, "no image is free"
         data = content(seed(epoch, self.rank), self.nbytes)
         image.map[: len(data)] = data
-        why, by = self.session.stage(epoch, image, b"objects", PATIENCE_S)
+        why, by = self.session.stage(epoch, image, b"objects", PATIENCE_S, self.left)
         assert not why, (why, by)
         return epoch
 

@@ -22,10 +22,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from agentkit import HASTY, RUN, memory, open_fds, plan, roster, wait_for
-from hostkit import Job, Node
+from agentkit import HASTY, RUN, content, memory, open_fds, plan, roster, wait_for
+from hostkit import PATIENCE_S, Job, Node, Rank, seed
 
-from handfast.agent import frames, host
+from handfast.agent import frames
+from handfast.agent import seat as seats
 from handfast.agent.frames import CallFailed
 from handfast.agent.host import Opened, Round
 from handfast.agent.links import Links
@@ -33,8 +34,9 @@ from handfast.agent.local import AgentGone, Client
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import Knows, Message, Staged, decode_record, encode
 from handfast.core.verdict import Verdict
-from handfast.errors import FormatError, Refused
+from handfast.errors import FormatError, Refused, SaveFailed
 from handfast.store.claims import domain_path, identify
+from handfast.store.manifest import chunk_hash
 from handfast.store.shelf import Shelf
 from handfast.testing.faults import Hasty
 
@@ -229,6 +231,53 @@ def test_the_images_of_a_domain_that_moved_are_given_back(
         return sum(len(seat.retired) for seat in nodes["node0"].agent._seats.values())
 
     wait_for(lambda: nodes["node0"].do(kept) == 0)
+
+
+@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.parametrize("agents", [1, 2])
+def test_what_a_rank_left_out_is_compared_before_it_counts(
+    late: int, agents: int, start: Callable[..., Node], root: str
+) -> None:
+    """Shows that an epoch in which the first rank of a node holds other bytes than a rank that left
+    its own to it does not converge, whoever is late, and though the agent that took the first of
+    them has died; and that the rank which left them hears which they are."""
+    node = start()
+    job = Job(root, [node.client] * 2)
+    first, other = job[0], job[1]
+    path, at, size = next((s.spec.path, s.start, s.nbytes) for s in first.plan.slots if s.nbytes)
+    first.plan = msgspec.structs.replace(first.plan, leads=True)
+    other.plan = msgspec.structs.replace(other.plan, left=(f"{path}/alike",))
+    first.plan = msgspec.structs.replace(first.plan, aliases={f"{path}/alike": path})
+    job.restore()
+
+    def save(step: int, rank: Rank, alike: bool) -> None:
+        held = content(seed(Epoch(1, step), 0))[at : at + size]
+        other.left = chunk_hash(held if alike else b"other")
+        rank.save(step)
+
+    def persisted(rank: Rank, step: int) -> None:
+        rank.session.wait_persisted(Epoch(1, step), PATIENCE_S)
+
+    for step in (1, 2):
+        alike = step == 1
+        save(step, job[1 - late], alike)
+        persisted(job[1 - late], step)
+        if agents == 2:
+            node.close()
+            os.unlink(node.path)
+            node = start()
+        save(step, job[late], alike)
+        if alike:
+            assert job.all(lambda rank: rank.converged(Epoch(1, 1))) == [Epoch(1, 1)] * 2
+        else:
+            with pytest.raises(SaveFailed, match=f"taken to be alike on all .* and not: {path}"):
+                persisted(job[late], step)
+    other.session.prove(Epoch(1, 3), True, {})  # whatever it asks, it finds its agent again
+    wait_for(lambda: other.session.snapshot.unlike == (f"{path}/alike",))
+    assert first.session.snapshot.unlike == ()
+    assert first.session.new_problems() == other.session.new_problems() == []
+    for rank in job:
+        rank.client.close()
 
 
 def test_what_strangers_and_the_past_say_changes_nothing_and_is_counted(
@@ -638,9 +687,9 @@ def test_a_domain_that_fails_as_soon_as_it_is_open_is_opened_ever_more_rarely(
     async def sleep(seconds: float) -> None:
         rests.append(seconds)
 
-    monkeypatch.setattr(host.asyncio, "sleep", sleep)
-    monkeypatch.setattr(host.time, "monotonic", lambda: clock)
-    seat = host._Seat(root, "rank0")
+    monkeypatch.setattr(seats.asyncio, "sleep", sleep)
+    monkeypatch.setattr(seats.time, "monotonic", lambda: clock)
+    seat = seats.Seat(root, "rank0")
 
     def fail(after: float) -> None:
         nonlocal clock
@@ -654,7 +703,7 @@ def test_a_domain_that_fails_as_soon_as_it_is_open_is_opened_ever_more_rarely(
         fail(0.0)
     assert rests == sorted(rests)
     assert rests[0] < 0.5
-    assert rests[-1] == host.REST_MOST_S
+    assert rests[-1] == seats.REST_MOST_S
     rests.clear()
     fail(3600.0)
     assert not rests

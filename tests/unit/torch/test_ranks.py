@@ -25,7 +25,7 @@ from handfast.torch.tensors import block
         bodies.ddp_buffers_of_an_accumulation_are_each_ranks_own,
         bodies.ddp_that_lets_its_ranks_differ_is_not_known,
         bodies.state_that_ranks_share_out_is_not_known,
-        bodies.optimizer_state_is_left_out_once_all_have_agreed,
+        bodies.optimizer_state_is_left_out_where_nothing_speaks_against_it,
         bodies.a_rank_that_does_not_come_is_named,
         bodies.zeros_that_outlive_steps_are_put_back,
         bodies.a_run_saved_under_ddp_loads_without,

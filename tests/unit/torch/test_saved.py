@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 from torch import nn
@@ -14,8 +13,9 @@ from handfast.store.manifest import CHUNK, Manifest, Piece, Stamp, decode, encod
 from handfast.torch.apply import apply
 from handfast.torch.capture import capture
 from handfast.torch.compare import differences, lacking
-from handfast.torch.saved import read_manifests
+from handfast.torch.saved import read_manifests, taken
 from handfast.torch.stage import map_image, stage
+from handfast.torch.tensors import digest
 
 
 def shard(
@@ -30,6 +30,7 @@ def shard(
     views = map_image(layout.slots, buffer)
     for path, view in views.items():
         view.copy_(kept[path])
+    left = {path: digest(kept[path]) for path in leave_out if path in kept}
     manifest = Manifest(
         stamp=Stamp("run", "main", 1, 5, f"d{number}", number, 2, 1, "c", None),
         slots=layout.slots,
@@ -43,8 +44,18 @@ def shard(
         pieces=(Piece(0, 1, 0, 0),),
         replicated=captured.replicated,
         structure="",
+        left=left,
+        digests=b"".join(digest(views[slot.spec.path]) for slot in layout.slots),
     )
     return decode(encode(manifest)), views
+
+
+Shard = tuple[Manifest, dict[str, torch.Tensor]]
+
+
+def joined(own: Shard, first: Shard) -> dict[str, torch.Tensor]:
+    """What a rank reads: its own, and what it left to the first of its node."""
+    return own[1] | {path: first[1][kept] for path, kept in taken(own[0], first[0])}
 
 
 def test_what_a_node_stores_once_is_read_by_each_of_its_ranks() -> None:
@@ -54,14 +65,14 @@ def test_what_a_node_stores_once_is_read_by_each_of_its_ranks() -> None:
     first: dict[str, object] = {"model": model, "local": torch.zeros(2), "box": {"rank": 0}}
     second = {**first, "local": torch.ones(2), "box": {"rank": 1}}
     known = {"replicated": ("model",)}
-    zero, shared = shard(first, 0, **known)
-    one, own = shard(second, 1, leave_out=("model/a.weight",), **known)
-    saved = read_manifests(one, zero)
+    zero = shard(first, 0, **known)
+    one = shard(second, 1, leave_out=("model/a.weight",), **known)
+    saved = read_manifests(one[0], zero[0])
     fresh = nn.Linear(2, 2, bias=False)
     live: dict[str, Any] = {"model": nn.ModuleDict({"a": fresh, "b": fresh})}
     live |= {"local": torch.full((2,), 7.0), "box": {"rank": None}}
     assert differences(capture(live), saved) == []
-    apply(live, saved, {**shared, **own})
+    apply(live, saved, joined(one, zero))
     assert torch.equal(fresh.weight, tied.weight)
     assert live["local"].tolist() == [1, 1]
     assert live["box"] == {"rank": 1}
@@ -72,12 +83,12 @@ def test_what_is_a_ranks_own_is_never_replaced() -> None:
     w = torch.full((2,), 7.0)
     three: dict[str, object] = {"t": torch.full((2,), 3.0), "w": w}
     known = {"replicated": ("t", "w")}
-    zero, shared = shard({"t": torch.ones(2), "w": w.clone()}, 0, **known)
+    zero = shard({"t": torch.ones(2), "w": w.clone()}, 0, **known)
     for state, value in (three, 3.0), ({"t": w.view(2), "w": w}, 7.0):
-        one, own = shard(state, 1, replicated=("w",), leave_out=("w",))
-        saved = read_manifests(one, zero)
+        one = shard(state, 1, replicated=("w",), leave_out=("w",))
+        saved = read_manifests(one[0], zero[0])
         live: dict[str, Any] = {name: torch.zeros(2) for name in "tw"}
-        apply(live, saved, {**shared, **own})
+        apply(live, saved, joined(one, zero))
         assert [live["t"][0].item(), live["w"][0].item()] == [value, 7.0]
 
 
@@ -92,12 +103,12 @@ def test_a_tie_of_one_rank_is_none_of_another(tied: int) -> None:
         state: dict[str, object] = {"model": {"w": weight}, "best": Holder(best[rank])}
         leave_out = ("model/w",) if rank else ()
         shards.append(shard(state, rank, leave_out, extra=[best[rank]], **known))
-    (zero, shared), (one, own) = shards
-    for rank, manifests in enumerate([(zero,), (one, zero)]):
+    zero, one = shards
+    for rank, manifests in enumerate([(zero[0],), (one[0], zero[0])]):
         saved = read_manifests(*manifests)
         live: dict[str, Any] = {"model": {"w": torch.zeros(2)}, "best": Holder(torch.zeros(2))}
         assert lacking(capture(live), saved) == []
-        (extra,) = apply(live, saved, {**shared, **own} if rank else shared)
+        (extra,) = apply(live, saved, joined(one, zero) if rank else zero[1])
         expected = [best[rank].tolist()] * 2
         assert [live["best"].held.tolist(), extra.tolist()] == expected
         assert live["model"]["w"].tolist() == [7, 7]
@@ -114,24 +125,40 @@ def test_what_all_hold_alike_is_stored_where_it_is_tied_to_what_they_do_not() ->
 def test_ties_of_both_ranks_lead_to_what_is_stored() -> None:
     """Rank 1 ties two of what rank 0 ties three of, and left the one that it keeps to rank 0."""
     t = torch.full((2,), 5.0)
-    zero, shared = shard({"a": t, "b": t, "c": t}, 0, replicated=("a", "b"))
+    zero = shard({"a": t, "b": t, "c": t}, 0, replicated=("a", "b"))
     other = t.clone()
-    one, own = shard({"a": t, "b": other, "c": other}, 1, ("a", "b"), replicated=("a", "b"))
-    saved = read_manifests(one, zero)
-    assert saved.aliases == {"b": "a", "c": "a"}
+    one = shard({"a": t, "b": other, "c": other}, 1, ("a", "b"), replicated=("a", "b"))
+    saved = read_manifests(one[0], zero[0])
+    assert saved.aliases == {"c": "b"}
     live = {name: torch.zeros(2) for name in "abc"}
-    apply(live, saved, {**shared, **own})
+    apply(live, saved, joined(one, zero))
     assert [value[0].item() for value in live.values()] == [5, 5, 5]
 
 
-def test_ties_that_older_images_leave_to_the_node_are_found_there() -> None:
-    """They were written by the rank alone that stores the tied tensor."""
-    layer = nn.Linear(2, 2, bias=False)
-    state: dict[str, object] = {"model": nn.ModuleDict({"a": layer, "b": layer})}
-    zero, _ = shard(state, 0, replicated=("model",))
-    one, _ = shard(state, 1, ("model/a.weight",), replicated=("model",))
-    old = msgspec.structs.replace(one, aliases={})
-    assert read_manifests(old, zero).aliases == {"model/b.weight": "model/a.weight"}
+def test_a_tie_of_the_first_rank_does_not_lead_to_what_another_keeps() -> None:
+    """Rank 0 ties what rank 1 left to it, to a path that rank 1 holds otherwise."""
+    t = torch.full((2,), 5.0)
+    zero = shard({"a": t, "b": t}, 0, replicated=("b",))
+    one = shard({"a": torch.full((2,), 3.0), "b": t.clone()}, 1, ("b",), replicated=("b",))
+    assert zero[0].aliases == {"a": "b"}
+    for first in zero, shard({"a": t, "b": t}, 0, replicated=("a",)):
+        assert one[0].apart(first[0]) == ()
+        live = {name: torch.zeros(2) for name in "ab"}
+        apply(live, read_manifests(one[0], first[0]), joined(one, first))
+        assert [live["a"][0].item(), live["b"][0].item()] == [3, 5]
+
+
+def test_what_was_left_and_is_held_otherwise_is_found() -> None:
+    """By digest, through the other's ties; what the other does not have is none it holds alike."""
+    t = torch.full((2,), 5.0)
+    first, _ = shard({"a": t, "b": t, "c": torch.ones(2)}, 0)
+    alike, _ = shard({"a": t, "b": t.clone()}, 1, ("a", "b"))
+    assert alike.apart(first) == ()
+    other, _ = shard({"a": t, "b": torch.ones(2), "z": t.clone()}, 1, ("a", "b", "z"))
+    assert other.apart(first) == ("b", "z")
+    minus, _ = shard({"a": -t * 0}, 1, ("a",))
+    zero, _ = shard({"a": t * 0}, 0)
+    assert minus.apart(zero) == ("a",)  # 0.0 and -0.0 are equal, and not the same
 
 
 class Holder:

@@ -2,6 +2,7 @@
 
 import mmap
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -24,7 +25,7 @@ def held(state: State) -> TorchState:
 
 def saved(state: State) -> Loaded:
     """A copy of the state as an agent would hand it over; its values are zeros."""
-    made = held(state).capture(None, grads=False)
+    made = held(state).capture(None, False, lambda _, digests: list(digests))
     assert made is not None
     memory = mmap.mmap(-1, made.padded)
     manifest = Manifest(
@@ -111,43 +112,91 @@ def test_a_comparison_moves_no_random_stream() -> None:
     assert unmoved()
 
 
+def every(_: bool, digests: Mapping[str, bytes]) -> list[str]:
+    """A node whose first rank holds everything alike."""
+    return list(digests)
+
+
+def sharing(state: Mapping[str, object], *replicated: str) -> TorchState:
+    """A state whose rank is not the first of its node."""
+    found = TorchState(state, rng=False, replicated=replicated, pickle=(), verify="fsync")
+    found.shares(False, False)
+    return found
+
+
 def test_a_rank_keeps_its_ties_to_what_it_leaves_to_another() -> None:
     """The rank that stores the weights for the node need not have the tie: then nobody had it."""
     weight = torch.ones(2)
-    one = TorchState(
-        {"model": {"w": weight}, "best": {"w": weight}},
-        rng=False,
-        replicated=("model",),
-        pickle=(),
-        verify="fsync",
-    )
-    one.shares(False, agreed=False)
-    made = one.capture([weight], grads=False)
+    one = sharing({"model": {"w": weight}, "best": {"w": weight}}, "model")
+    made = one.capture([weight], False, every)
     assert [slot.spec.path for slot in made.slots] == []
+    assert made.left == ("model/w",)
     assert made.aliases == {"best/w": "model/w", "extra[0]": "model/w"}
 
 
-def test_a_state_that_cant_be_walked_is_not_agreed_upon() -> None:
-    """The word is given where all ranks meet, and an error there would keep the others waiting."""
-    box: dict[str, object] = {"model": nn.Linear(2, 2)}
-    state = TorchState({"box": box}, rng=False, replicated=(), pickle=(), verify="fsync")
-    box["optimizer"] = {"state": {}, "param_groups": []}
-    assert not state.alike()
-    with pytest.raises(TypeError, match="box/optimizer is an optimizer's state_dict"):
-        state.capture(None, grads=False)
+def test_only_what_was_proven_alike_is_left_to_another() -> None:
+    """What differs stays, and is not asked for again; what could not be found out is."""
+    asked: list[tuple[bool, list[str]]] = []
+    answers: list[list[str] | None] = [None, ["b"], ["c"]]
+
+    def prove(leads: bool, digests: Mapping[str, bytes]) -> list[str] | None:
+        asked.append((leads, sorted(digests)))
+        return answers.pop(0)
+
+    state: dict[str, object] = {"a": torch.ones(2), "b": torch.ones(2)}
+    one = sharing(state, "*")
+
+    def left() -> tuple[str, ...]:
+        plan = one.capture(None, False, prove)
+        assert {slot.spec.path for slot in plan.slots}.isdisjoint(plan.left)
+        assert len(plan.slots) + len(plan.left) == len(state)
+        return plan.left
+
+    assert left() == ()
+    assert left() == ("b",)
+    assert left() == ("b",)
+    state["c"] = torch.zeros(2)
+    assert left() == ("b", "c")
+    assert asked == [(False, ["a", "b"]), (False, ["a", "b"]), (False, ["c"])]
+    one.keeps(["c"])
+    assert left() == ("b",)
+    assert answers == []
 
 
-def test_what_nobody_stored_is_refused_by_name() -> None:
-    """All ranks hear of it, and what is to be done, before anything changes."""
+def test_the_first_of_a_node_stores_all_and_says_what_it_holds() -> None:
+    """And one that is alone on its node asks nobody."""
+    asked: list[bool] = []
+
+    def prove(leads: bool, digests: Mapping[str, bytes]) -> list[str]:
+        asked.append(leads)
+        return list(digests)
+
+    one = TorchState({"a": torch.ones(2)}, rng=False, replicated=("a",), pickle=(), verify="fsync")
+    plan = one.capture(None, False, prove)
+    assert (plan.left, plan.leads, len(plan.slots), asked) == ((), False, 1, [])
+    one.shares(True, False)
+    plan = one.capture(None, False, prove)
+    assert (plan.left, plan.leads, len(plan.slots), asked) == ((), True, 1, [True])
+    assert one.capture(None, False, prove) is plan
+
+
+def test_what_turned_out_to_differ_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    one = sharing({"a": torch.ones(2)}, "a")
+    for _ in range(2):
+        one.keeps(["a"])
+    assert caplog.text.count("a seemed to be alike on all ranks, and is not") == 1
+
+
+def test_what_another_holds_otherwise_is_refused_by_name() -> None:
+    """Directories that were not written together: all ranks hear of it, before anything changes."""
     state = build()
-    state["optimizer"].state[state["model"][0].weight]["exp_avg"] = torch.ones(2, 2)
     copy = saved(state)
-    other = TorchState(state, rng=True, replicated=("optimizer/**",), pickle=(), verify="fsync")
-    other.shares(False, agreed=False)
-    plan = other.capture(None, grads=False)
-    kept = {"slots": plan.slots, "image_bytes": plan.nbytes}
+    other = sharing(state, "model/**")
+    plan = other.capture(None, False, every)
+    digests = {path: bytes(16) for path in plan.left}
+    kept = {"slots": plan.slots, "image_bytes": plan.nbytes, "left": digests}
     mine = Loaded(copy.memory, msgspec.structs.replace(copy.manifest, **kept))
-    with pytest.raises(Refused, match=r"optimizer/state/0\.weight/exp_avg.*only=") as caught:
+    with pytest.raises(Refused, match=r"model/0\.weight.*left them to") as caught:
         held(state).compare([mine, copy], ("**",), strict=False)
-    assert (caught.value.verdict, caught.value.shards) == ("missing", ("shard 0", "shard 0"))
-    held(state).compare([mine, copy], ("model",), strict=True)
+    assert (caught.value.verdict, caught.value.shards) == ("mixed", ("d0",))
+    held(state).compare([mine, copy], ("optimizer",), strict=True)
