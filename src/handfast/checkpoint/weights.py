@@ -27,7 +27,7 @@ from handfast.checkpoint.survey import Found, Survey, read_domain
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, FormatError, Refused, SaveFailed
-from handfast.store.image import DTYPES, Slot
+from handfast.store.image import DTYPES, Slot, TensorSpec
 from handfast.store.manifest import HASH_BYTES, Manifest, chunk_hash
 from handfast.store.pins import pin
 from handfast.store.port import Progress
@@ -87,6 +87,10 @@ def gather(manifests: Sequence[Manifest]) -> tuple[list[Whole], dict[str, str]]:
             found[slot.spec.path].append(Block(manifest.stamp.shard, slot))
         for alias, path in manifest.aliases.items():
             ties[alias][manifest.stamp.shard] = path
+    for alias in ties.keys() & found.keys():
+        # A rank whose part of a tied tensor is empty has no memory of it that could be tied.
+        if all(_is_empty_part(block.slot.spec) for block in found[alias]):
+            del found[alias]
     wholes = []
     for path, blocks in found.items():
         if any(b.slot.spec.shape != b.slot.spec.global_shape for b in blocks):
@@ -105,6 +109,10 @@ def gather(manifests: Sequence[Manifest]) -> tuple[list[Whole], dict[str, str]]:
     for alias, paths in ties.items():
         tied |= _tied(alias, paths, names, alike=alias not in found)
     return sorted(wholes, key=lambda whole: whole.name), tied
+
+
+def _is_empty_part(spec: TensorSpec) -> bool:
+    return 0 in spec.shape and 0 not in spec.global_shape
 
 
 def _tied(alias: str, paths: dict[int, str], names: set[str], *, alike: bool) -> dict[str, str]:

@@ -179,6 +179,16 @@ def test_a_tie_of_one_rank_gives_no_other_ranks_tensor_another_value() -> None:
         assert tied == {f"rank-{tied_to:05d}/best": "model/w"}
 
 
+def test_a_tie_of_fewer_rows_than_ranks_is_one_tensor() -> None:
+    """The rank without rows ties nothing, for it has no memory: all of the export was refused."""
+    (w, v), (none, left) = ([part(n, (k, 2), (1, 2), (1 - k, 0)) for n in "wv"] for k in (1, 0))
+    (whole,), tied = gather([manifest(0, 2, w, aliases={"v": "w"}), manifest(1, 2, none, left)])
+    assert (whole.name, [block.shard for block in whole.blocks]) == ("w", [0])
+    assert tied == {"v": "w"}
+    wholes, tied = gather([manifest(0, 2, w, v), manifest(1, 2, none, left)])
+    assert ([whole.name for whole in wholes], tied) == (["v", "w"], {})
+
+
 def test_what_a_rank_keeps_beside_what_the_node_stores_has_its_name() -> None:
     """One rank knew a tensor to be alike everywhere, the other did not: both values are there."""
     w = part("w", (2,), (2,), (0,))
