@@ -9,9 +9,10 @@ import deeds
 import pytest
 import torch
 from trainers import Job
-from whole import whole
+from whole import of_four, whole
 
 import handfast
+from handfast.errors import FormatError
 from handfast.torch import load
 
 
@@ -55,4 +56,28 @@ def test_weights_that_all_nodes_hold_are_taken_once(
     status = handfast.open(path).status()
     assert status.sound
     assert len({agent.label for agent in status.agents}) == 2
+    job.all(deeds.close)
+
+
+@pytest.mark.parametrize("how", ["hybrid", "stages"])
+def test_copies_of_shards_are_taken_once(
+    launch: Callable[..., Job], tmp_path: Path, how: str
+) -> None:
+    """Replicas of shards make one model, and so do the stages of a pipeline with their names."""
+    job = launch(4)
+    ranks = job.all(of_four, str(tmp_path / "run"), how)
+    loaded = load(tmp_path / "run", "")
+    wanted = {key: value for rank in ranks for key, value in rank.items()}
+    assert wanted.keys() == {key for key in loaded if "rng/" not in key}
+    assert all(torch.equal(loaded[key], value) for key, value in wanted.items())
+    job.all(deeds.close)
+
+
+def test_stages_of_one_name_are_refused(launch: Callable[..., Job], tmp_path: Path) -> None:
+    """Two stages, each sharded over its ranks, whose keys begin at 0: half was dropped unseen."""
+    job = launch(4)
+    job.all(of_four, str(tmp_path / "run"), "pipeline")
+    with pytest.raises(FormatError, match=r"model/0.bias .* give each stage's modules names"):
+        load(tmp_path / "run")
+    assert handfast.open(tmp_path / "run").verify().sound
     job.all(deeds.close)

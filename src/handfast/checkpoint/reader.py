@@ -120,9 +120,10 @@ class Run:
         patterns of names. Shards are put together; what is stored once a node is taken once; what
         several ranks store as their own comes under ``rank-00003/``.
 
-        Raises HandfastError where ``dest`` exists, Refused where the epoch is not whole, Damaged
-        where a byte is wrong, ValueError for what the format or the epoch does not have, SaveFailed
-        where the file can't be written. Nothing is left under ``dest`` then.
+        Raises HandfastError where ``dest`` exists, Refused where the epoch is not whole,
+        FormatError where shards have two values for one place of a tensor, Damaged where a byte is
+        wrong, ValueError for what the format or the epoch does not have, SaveFailed where the file
+        can't be written. Nothing is left under ``dest`` then.
         """
         return export(
             self.location, dest, step,

@@ -1,8 +1,10 @@
 """Whole tensors out of the shards of an epoch, by what their manifests say; knows no framework.
 
-A sharded tensor is put together from its blocks by global shape and offset. What is stored once a
-node is taken once. What several ranks store as their own is never assumed to be alike: each rank's
-gets a name under ``rank-00003/``. No process holds more than one shard's image at a time.
+A sharded tensor is put together from its blocks by global shape and offset. Blocks that several
+shards have for one place are copies of one only if their bytes are equal: the stages of a pipeline
+may have one name for two tensors. What is stored once a node is taken once. What several ranks
+store as their own is never assumed to be alike: each rank's gets a name under ``rank-00003/``. No
+process holds more than one shard's image at a time.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
@@ -23,8 +27,8 @@ from handfast.checkpoint.survey import Found, Survey, read_domain
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, FormatError, Refused, SaveFailed
-from handfast.store.image import DTYPES, Slot
-from handfast.store.manifest import Manifest
+from handfast.store.image import DTYPES, Slot, TensorSpec
+from handfast.store.manifest import HASH_BYTES, Manifest, chunk_hash
 from handfast.store.pins import pin
 from handfast.store.port import Progress
 from handfast.store.shelf import Shelf
@@ -33,6 +37,12 @@ __all__ = ["Block", "Weights", "Whole", "gather", "reading_weights", "runs"]
 
 logger = logging.getLogger("handfast")
 
+_APART = (
+    "What to do: if they are of stages of a pipeline whose keys all begin at 0, give each stage's "
+    "modules names of their own from now on; read this epoch in a job of its shape: restore it "
+    "there, and gather (full_tensor())"
+)
+
 
 class Block(NamedTuple):
     """A part of a tensor: the slot of one shard's image that holds it."""
@@ -40,14 +50,28 @@ class Block(NamedTuple):
     shard: int
     slot: Slot
 
+    @property
+    def span(self) -> range:
+        """The bytes of the image."""
+        return range(self.slot.start, self.slot.start + self.slot.nbytes)
+
+    def within(self, image: memoryview) -> memoryview:
+        """The block's bytes, out of the image."""
+        return image[self.slot.start : self.slot.start + self.slot.nbytes]
+
 
 class Whole(msgspec.Struct, frozen=True):
-    """A whole tensor: its name, dtype and global shape, and the blocks that tile it."""
+    """A whole tensor: its name, dtype and global shape, and the blocks that tile it.
+
+    ``twins`` are pairs of blocks for one place. Only the first of a pair is among ``blocks``: they
+    hold the same bytes, or this is no tensor.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     blocks: tuple[Block, ...]
+    twins: tuple[tuple[Block, Block], ...] = ()
 
 
 def gather(manifests: Sequence[Manifest]) -> tuple[list[Whole], dict[str, str]]:
@@ -63,6 +87,10 @@ def gather(manifests: Sequence[Manifest]) -> tuple[list[Whole], dict[str, str]]:
             found[slot.spec.path].append(Block(manifest.stamp.shard, slot))
         for alias, path in manifest.aliases.items():
             ties[alias][manifest.stamp.shard] = path
+    for alias in ties.keys() & found.keys():
+        # A rank whose part of a tied tensor is empty has no memory of it that could be tied.
+        if all(_is_empty_part(block.slot.spec) for block in found[alias]):
+            del found[alias]
     wholes = []
     for path, blocks in found.items():
         if any(b.slot.spec.shape != b.slot.spec.global_shape for b in blocks):
@@ -81,6 +109,10 @@ def gather(manifests: Sequence[Manifest]) -> tuple[list[Whole], dict[str, str]]:
     for alias, paths in ties.items():
         tied |= _tied(alias, paths, names, alike=alias not in found)
     return sorted(wholes, key=lambda whole: whole.name), tied
+
+
+def _is_empty_part(spec: TensorSpec) -> bool:
+    return 0 in spec.shape and 0 not in spec.global_shape
 
 
 def _tied(alias: str, paths: dict[int, str], names: set[str], *, alike: bool) -> dict[str, str]:
@@ -106,22 +138,25 @@ def _whole(name: str, blocks: Sequence[Block]) -> Whole:
 
 
 def _tiled(path: str, blocks: Sequence[Block]) -> Whole:
-    """Check that blocks make a grid that covers the tensor once; equal blocks are copies of one.
+    """Check that blocks make a grid that covers the tensor once; pair those for one place.
 
     All shards are products of cuts along each dimension, so a grid is all that there can be.
     """
     whole = _whole(path, blocks)
     rank = len(whole.shape)
     placed: dict[tuple[tuple[int, int], ...], Block] = {}
+    twins: list[tuple[Block, Block]] = []
     for block in blocks:
         spec = block.slot.spec
         if (spec.dtype, spec.global_shape) != (whole.dtype, whole.shape):
             raise FormatError(
                 f"{path}: shard {blocks[0].shard} says {whole.dtype} {whole.shape}, shard "
-                f"{block.shard} says {spec.dtype} {spec.global_shape}: they are not of one tensor"
+                f"{block.shard} says {spec.dtype} {spec.global_shape}: they are not of one tensor. "
+                f"{_APART}"
             )
         if math.prod(spec.shape):
-            placed.setdefault(tuple(zip(spec.offset, spec.shape, strict=True)), block)
+            first = placed.setdefault(tuple(zip(spec.offset, spec.shape, strict=True)), block)
+            twins += [(first, block)] if first is not block else []
     cuts = [sorted({box[dim] for box in placed}) for dim in range(rank)]
     covers = all(
         [at for at, _ in cut] == _starts(cut) and sum(n for _, n in cut) == whole.shape[dim]
@@ -134,7 +169,7 @@ def _tiled(path: str, blocks: Sequence[Block]) -> Whole:
             f"{whole.shape} once. What to do: this run's shards are not of one state; read them "
             "each for itself (the .safetensors files of full images)"
         )
-    return msgspec.structs.replace(whole, blocks=tuple(placed.values()))
+    return msgspec.structs.replace(whole, blocks=tuple(placed.values()), twins=tuple(twins))
 
 
 def _starts(cut: Sequence[tuple[int, int]]) -> list[int]:
@@ -193,27 +228,56 @@ class Weights:
             for block in whole.blocks:
                 wanted[block.shard].append((whole, block))
         sizes = {shard: self._manifest(shard).image_bytes for shard in wanted}
-        done, total = 0, sum(sizes.values())
+        done, total, progress = 0, sum(sizes.values()), self._progress
         for shard, parts in sorted(wanted.items()):
-            view = memoryview(bytearray(sizes[shard]))
-            self._read(shard, view, done, total)
+            view = self._read(shard, progress=progress and partial(_further, progress, done, total))
             for whole, block in parts:
-                yield whole, block, view[block.slot.start : block.slot.start + block.slot.nbytes]
+                yield whole, block, block.within(view)
             done += sizes[shard]
+
+    def check_twins(self) -> None:
+        """Raise FormatError, naming the tensors, where twins don't hold the same bytes.
+
+        Only what the hashes of their chunks leave open is read.
+        """
+        pairs = [pair for whole in self.tensors for pair in whole.twins]
+        unsure = [pair for pair in pairs if not self._in_equal_chunks(*pair)]
+        wanted: dict[int, list[Block]] = defaultdict(list)
+        for block in dict.fromkeys(chain.from_iterable(unsure)):
+            wanted[block.shard].append(block)
+        hashes: dict[Block, bytes] = {}
+        for shard, blocks in sorted(wanted.items()):
+            view = self._read(shard, only=[block.span for block in blocks])
+            hashes |= {block: chunk_hash(block.within(view)) for block in blocks}
+        unlike = {
+            one.slot.spec.path: (one, two) for one, two in unsure if hashes[one] != hashes[two]
+        }
+        if unlike:
+            raise FormatError(_of_several(unlike))
+
+    def _in_equal_chunks(self, one: Block, two: Block) -> bool:
+        """Whether two blocks lie alike in their images, in chunks that have the same hashes."""
+        here, there = self._manifest(one.shard), self._manifest(two.shard)
+        unit = here.chunk_bytes
+        if (one.span, unit) != (two.span, there.chunk_bytes):
+            return False
+        first, last = one.span.start // unit, -(-one.span.stop // unit)
+        chunks = slice(first * HASH_BYTES, last * HASH_BYTES)
+        return here.hashes[chunks] == there.hashes[chunks]
 
     def _manifest(self, shard: int) -> Manifest:
         found, _ = self._shelves[shard]
         return found.entries[self.epoch].sound()
 
-    def _read(self, shard: int, view: memoryview, done: int, total: int) -> None:
+    def _read(
+        self, shard: int, only: Sequence[range] | None = None, progress: Progress | None = None
+    ) -> memoryview:
+        """Read a shard's image, or what lies in ``only`` these spans of it."""
         found, shelf = self._shelves[shard]
-        progress = self._progress
+        view = memoryview(bytearray(self._manifest(shard).image_bytes))
         try:
             shelf.read(
-                self.epoch,
-                view,
-                digest=found.retained[self.epoch],
-                progress=progress and (lambda at, _: progress(done + at, total)),
+                self.epoch, view, digest=found.retained[self.epoch], only=only, progress=progress
             )
         except (Damaged, Refused):
             now = read_domain(shelf.files, found.root, found.name)
@@ -225,6 +289,24 @@ class Weights:
                 shards=(found.id,),
                 remedy="do it again, with an epoch that is kept longer or a run that is writable",
             ) from None
+        return view
+
+
+def _further(progress: Progress, done: int, total: int, at: int, _: int) -> None:
+    progress(done + at, total)
+
+
+def _of_several(unlike: Mapping[str, tuple[Block, Block]]) -> str:
+    shown = ", ".join(
+        f"{path} (shards {one.shard} and {two.shard})"
+        for path, (one, two) in list(unlike.items())[:5]
+    )
+    more = f" and {len(unlike) - 5} more" if len(unlike) > 5 else ""
+    return (
+        f"{len(unlike)} tensors have two values for one place: {shown}{more}. They are not each of "
+        f"one tensor, and what belongs together is not written down. {_APART}, or choose the other "
+        "tensors with only="
+    )
 
 
 @contextmanager
@@ -243,8 +325,8 @@ def reading_weights(
     patterns of the names that are left. A run that can't be written to is read without pins: every
     byte is verified all the same, and an epoch that vanishes meanwhile is an error.
 
-    Raises Refused where the epoch is not whole, FormatError where its shards don't fit together,
-    ValueError for a component that is not in it.
+    Raises Refused where the epoch is not whole, FormatError where its shards don't fit together or
+    have two values for one place of a tensor, ValueError for a component that is not in it.
     """
     with ExitStack() as held:
         epoch, places = location.steadily(
@@ -273,7 +355,9 @@ def reading_weights(
             some = ", ".join(sorted(keys.values())[:5])
             raise ValueError(f"only={tuple(only)}: no tensor has such a name; some are {some}")
         ties = {other: first for first, *rest in called.values() for other in rest}
-        yield Weights(epoch, tensors, ties, shelves, progress)
+        weights = Weights(epoch, tensors, ties, shelves, progress)
+        weights.check_twins()
+        yield weights
 
 
 def _hold(

@@ -136,8 +136,8 @@ class Directory(Shelf):
         manifest is synced before its rename, and the rename made durable before this returns.
         *Should*: data are read back before they are named, so that a bad disk is found while the
         image is still in memory. A failure at any step leaves temporary names, data without a
-        manifest, or a sound manifest that nobody voted for; all are discarded as far as they go, and
-        the next try uses new names. A delta that does not read back right becomes a full image.
+        manifest, or a sound manifest that nobody voted for; all are discarded as far as they go,
+        and the next try uses new names. A delta that does not read back right becomes an image.
 
         Raises SaveFailed naming the step, the path and a remedy; ValueError if the stamp is not
         this incarnation's, the image not the layout's, or the epoch was written already.

@@ -42,9 +42,14 @@ Node: TypeAlias = "bool | int | float | str | bytes | list[Node] | None"
 
 
 class TensorRef(msgspec.Struct, frozen=True):
-    """Stands where a tensor stood: the tensor lies in the image under ``path``."""
+    """Stands where a tensor stood: the tensor lies in the image under ``path``.
+
+    ``dims`` has for each dimension of a device mesh that of the tensor that was cut over it, or
+    None; it is empty for a tensor that lay on no mesh.
+    """
 
     path: str
+    dims: tuple[int | None, ...] = ()
 
 
 def _here(_value: object) -> Iterable[object]:
@@ -181,6 +186,13 @@ def _join_str(parts: list[Any]) -> str:
     return str(data, "utf-8", "surrogatepass")
 
 
+def _join_tensor(parts: list[Any]) -> TensorRef:
+    path, *dims = parts
+    if type(path) is not str or not all(dim is None or type(dim) is int for dim in dims):
+        raise ValueError("a tensor's path and dimensions are a string and whole numbers")
+    return TensorRef(path, tuple(dims))
+
+
 def _as_text(path: object) -> tuple[str]:
     return (str(path),)
 
@@ -218,7 +230,7 @@ _KINDS = (
         _made_of(timedelta, int, int, int),
     ),
     _Kind(19, timezone, methodcaller("__getinitargs__"), _join_timezone),
-    _Kind(20, TensorRef, lambda ref: (ref.path,), _made_of(TensorRef, str)),
+    _Kind(20, TensorRef, lambda ref: (ref.path, *ref.dims), _join_tensor),
 )
 _BY_TYPE = {kind.type: kind for kind in _KINDS}
 _JOINS: dict[int, Callable[[list[Any]], object]] = {

@@ -71,12 +71,14 @@ class Shelf:
         into: Buffer | None = None,
         *,
         digest: str = "",
+        only: Iterable[range] | None = None,
         progress: Progress | None = None,
     ) -> Manifest:
         """Read an epoch's image and verify every byte that is left in the buffer.
 
         `into` is a writable buffer of at least the image's bytes; without one the bytes are
         verified and dropped. `digest` is the one that was voted for, where the caller knows it.
+        `only` are spans of bytes of the image: parts without a byte of one stay unread.
         Nothing of the buffer may be used unless this returns. Raises Damaged (naming chunk, file
         and offset) for bytes that are not those written, Refused for a manifest of another
         epoch (MIXED), domain, shard or run (FOREIGN) or none at all (MISSING).
@@ -102,10 +104,12 @@ class Shelf:
                 raise ValueError(
                     f"a buffer of {len(view)} bytes for an image of {manifest.image_bytes}"
                 )
-        everything = (
-            part for piece in manifest.pieces for part in parts(piece, manifest.chunk_bytes)
-        )
-        self._read_parts(manifest, everything, view, progress=progress)
+        unit = manifest.chunk_bytes
+        chosen = (part for piece in manifest.pieces for part in parts(piece, unit))
+        if only is not None:
+            spans = tuple(only)
+            chosen = (part for part in chosen if any(_meets(part, unit, span) for span in spans))
+        self._read_parts(manifest, chosen, view, progress=progress)
         return manifest
 
     def _read_parts(
@@ -194,6 +198,12 @@ def parts(piece: Piece, unit: int) -> Iterator[Piece]:
     for done in range(0, piece.count, PART):
         count = min(PART, piece.count - done)
         yield Piece(piece.first + done, count, piece.source, piece.at + done * unit)
+
+
+def _meets(part: Piece, unit: int, span: range) -> bool:
+    """Whether a part of chunks of `unit` bytes has a byte of this span of the image."""
+    start, end = part.first * unit, (part.first + part.count) * unit
+    return max(start, span.start) < min(end, span.stop)
 
 
 def read_chunks(

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from handfast.errors import HandfastError, Poisoned, Unstorable
 from handfast.store import objects
-from handfast.store.objects import child
+from handfast.store.objects import TensorRef, child
 from handfast.torch import optimizers
 from handfast.torch.alike import ddp_modules
 from handfast.torch.capture import Walk, walk
@@ -25,10 +25,10 @@ from handfast.torch.gradients import restore_gradients
 from handfast.torch.names import matches
 from handfast.torch.rng import write_generator, write_streams
 from handfast.torch.saved import EXTRA, RNG, UNSYNCED, Saved, Source
-from handfast.torch.tensors import HOST, Place, copy_into, local, place_of
+from handfast.torch.tensors import HOST, copy_into, dims_of, is_dtensor, local, place_of
 from handfast.torch.tree import Kind, Node, entries, kind_of
 
-__all__ = ["apply"]
+__all__ = ["apply", "look"]
 
 _LOG = logging.getLogger("handfast")
 
@@ -57,14 +57,12 @@ def apply(
     Raises Poisoned if anything went wrong on the way: the live state is then of no epoch, as it is
     after a KeyboardInterrupt, which goes through.
     """
-    source, where = Source(saved, views), "the live state"
+    where = "the live state"
     try:
-        # A loader's state is about to be replaced, and reading it may start its workers.
-        live = walk(state, without=frozenset({Kind.LOADER}))
+        live, source = look(state, saved, views)
         trees: dict[str, object] = {}
         _pair(state, saved.objects, "", trees)
-        places = dict(zip(live.paths, map(place_of, live.tensors), strict=True))
-        restore = _Restore(live, trees, places, source, only, keep_live)
+        restore = _Restore(live, trees, source, only, keep_live)
         where = "the tensors"
         restore.tensors()
         for node in restore.of(Kind.OPTIMIZER):
@@ -92,12 +90,27 @@ def apply(
             for left in write_streams(saved.objects[RNG]):
                 _LOG.warning("handfast: restore: %s", left)
         where = EXTRA
-        return source.tree(saved.objects.get(EXTRA))
+        return source.parts(saved.objects.get(EXTRA))
     except Exception as error:
         raise Poisoned(
             f"the restore stopped at {where}: {error!r}. The live state is of no epoch now. What "
             "to do: mend the cause and restore again, or start the process anew"
         ) from error
+
+
+def look(
+    state: Mapping[str, object], saved: Saved, views: Mapping[str, Tensor]
+) -> tuple[Walk, Source]:
+    """The live state, and the saved one as it is to be made there.
+
+    A loader's state is about to be replaced, and reading it may start its workers.
+    """
+    live = walk(state, without=frozenset({Kind.LOADER}))
+    places = dict(zip(live.paths, map(place_of, live.tensors), strict=True))
+    opts = [node.value for node in live.nodes if isinstance(node.value, Optimizer)]
+    known = chain(live.tensors, chain.from_iterable(map(optimizers.parameters, opts)))
+    meshed = [(tuple(tensor.shape), place_of(tensor)) for tensor in known if is_dtensor(tensor)]
+    return live, Source(saved, views, places, meshed)
 
 
 def _pair(live: object, saved: object, path: str, trees: dict[str, object]) -> None:
@@ -116,7 +129,6 @@ class _Restore(NamedTuple):
 
     live: Walk
     trees: Mapping[str, object]
-    places: Mapping[str, Place]
     source: Source
     only: Sequence[str]
     keep_live: Sequence[str]
@@ -187,7 +199,8 @@ class _Restore(NamedTuple):
 
     def thing(self, node: Node) -> None:
         """Restore by ``load_state_dict``, on a tree that is its own to keep."""
-        tree = self.source.tree(self.trees[node.path], lambda path: self.places.get(path, HOST))
+        places = self.source.places
+        tree = self.source.tree(self.trees[node.path], lambda path: places.get(path, HOST))
         if self.keep_live and isinstance(tree, dict):
             now = node.value.state_dict()
             kept = [k for k in tree if k in now and matches(child(node.path, k), self.keep_live)]
@@ -204,8 +217,8 @@ class _Restore(NamedTuple):
         """Ask for the state that was just loaded: a loader elsewhere repeats or skips data."""
         if any(matches(pattern, (node.path,)) for pattern in self.keep_live):
             return
-        wanted = self.source.tree(self.trees[node.path])
-        found = _unlike(wanted, node.value.state_dict(), node.path)
+        wanted = self.trees[node.path]
+        found = _unlike(wanted, node.value.state_dict(), node.path, self.source)
         if found is None:
             return
         if node.kind is Kind.LOADER:
@@ -224,17 +237,20 @@ def _told_of_loads(module: nn.Module) -> bool:
     return any(getattr(part, "_load_state_dict_post_hooks", None) for part in module.modules())
 
 
-def _unlike(wanted: Any, found: Any, path: str) -> str | None:
-    """The first path at which two plain trees differ; tensors are compared by their bytes."""
-    if isinstance(wanted, Tensor):
-        return None if isinstance(found, Tensor) and _same_bytes(wanted, found) else path
+def _unlike(wanted: Any, found: Any, path: str, source: Source) -> str | None:
+    """The first path at which a saved tree and a live one differ; tensors by cuts and bytes."""
+    if isinstance(wanted, TensorRef):
+        there = isinstance(found, Tensor) and wanted.dims in ((), dims_of(found))
+        return None if there and _same_bytes(source.view(wanted.path), found) else path
     if type(wanted) is not type(found):
         return path
     before, after = dict(entries(wanted)), dict(entries(found))
     if before.keys() != after.keys():
         return path
     if before:
-        parts = (_unlike(item, after[key], child(path, key)) for key, item in before.items())
+        parts = (
+            _unlike(item, after[key], child(path, key), source) for key, item in before.items()
+        )
         return next((part for part in parts if part is not None), None)
     try:
         return None if objects.encode(wanted) == objects.encode(found) else path

@@ -201,6 +201,7 @@ def capture(
             raise ValueError(f"state: the name {name!r} is taken: give the component another one")
     found = walk(state, previous.names if previous else None)
     tree, paths, tensors = _split(extra, EXTRA)
+    _refuse_parts(paths, tensors)
     found.paths.extend(paths)
     found.tensors.extend(tensors)
     objects: dict[str, object] = {
@@ -213,6 +214,18 @@ def capture(
     if rng:
         objects[RNG] = read_streams()  # last: whatever drew from them above has drawn
     return _captured(found, objects, _alike(found, tuple(replicated), grads), previous)
+
+
+def _refuse_parts(paths: Sequence[str], tensors: Sequence[Tensor]) -> None:
+    """``extra`` comes back without a live thing whose mesh could be its own."""
+    for path, tensor in zip(paths, tensors, strict=True):
+        if is_dtensor(tensor):
+            raise Unstorable(
+                path,
+                "torch.distributed.tensor.DTensor",
+                "this rank has only a part of it, and extra= comes back as plain values: put it "
+                "into a dict of the state, or pass its full_tensor()",
+            )
 
 
 def _alike(found: Walk, declared: tuple[str, ...], grads: bool) -> Alike:

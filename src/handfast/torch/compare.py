@@ -11,10 +11,19 @@ from handfast.store.manifest import Manifest
 from handfast.store.objects import TensorRef, child
 from handfast.torch.capture import Captured
 from handfast.torch.names import matches
-from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED, Saved
+from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED, Saved, Source
 from handfast.torch.tree import Kind, entries
 
-__all__ = ["Difference", "check_patterns", "differences", "lacking", "refuse", "refuse_lacking"]
+__all__ = [
+    "Difference",
+    "check_patterns",
+    "differences",
+    "homeless",
+    "lacking",
+    "refuse",
+    "refuse_homeless",
+    "refuse_lacking",
+]
 
 
 class Difference(NamedTuple):
@@ -73,13 +82,34 @@ def lacking(live: Captured, saved: Saved, *, only: Sequence[str] = ("**",)) -> l
 
     Modules' tensors are found by ``differences``, all else here.
     """
-    asked = {*_references(saved.objects.get(EXTRA)), *_asked_in_place(live, saved, only)}
-    for name, tree in saved.objects.items():
-        if name == GRADS:
-            asked |= {p for path in tree if matches(path, only) for p in _references(tree[path])}
-        elif name in live.objects and name not in (KINDS, EXTRA, RNG):
-            asked.update(_asked(tree, live.objects[name], child("", name), saved.kinds, only))
-    return sorted(path for path in asked if saved.spec(path) is None)
+    asked = {*_asked_in_place(live, saved, only), *_asked_of_trees(live, saved, only)}
+    asked |= {ref.path for ref in _references(saved.objects.get(EXTRA))}
+    for path, tree in saved.objects.get(GRADS, {}).items():
+        asked |= {ref.path for ref in _references(tree) if matches(path, only)}
+    paths = {ref.path if isinstance(ref, TensorRef) else ref for ref in asked}
+    return sorted(path for path in paths if saved.spec(path) is None)
+
+
+def homeless(live: Captured, source: Source, *, only: Sequence[str] = ("**",)) -> list[str]:
+    """The paths of DTensors that a restore would make, and knows no mesh of the live state for."""
+    asked = _asked_of_trees(live, source.saved, only)
+    refs = [ref for ref in asked if isinstance(ref, TensorRef)]
+    return sorted({ref.path for ref in refs if source.place(ref) is None})
+
+
+def refuse_homeless(paths: Sequence[str], shard: str) -> None:
+    """Raise Refused if DTensors would have no mesh, naming the first ten."""
+    if not paths:
+        return
+    shown = ", ".join(paths[:10]) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
+    raise Refused(
+        f"{len(paths)} tensors were parts of DTensors, and it can't be told on which mesh of the "
+        f"live state they belong: {shown}",
+        verdict=Verdict.FOREIGN,
+        shards=(shard,),
+        remedy="let the live state have them before restore(), as DTensors of that shape on the "
+        "mesh that they were on; or restore the rest with only=",
+    )
 
 
 def refuse_lacking(paths: Sequence[str], shards: Sequence[str]) -> None:
@@ -121,10 +151,19 @@ def _asked_in_place(live: Captured, saved: Saved, only: Sequence[str]) -> Iterat
     yield from (path for path in now & saved.aliases.keys() if matches(path, only))
 
 
+def _asked_of_trees(live: Captured, saved: Saved, only: Sequence[str]) -> Iterator[TensorRef | str]:
+    for name, tree in saved.objects.items():
+        if name in live.objects and name not in (KINDS, EXTRA, RNG, GRADS):
+            yield from _asked(tree, live.objects[name], child("", name), saved.kinds, only)
+
+
 def _asked(
     was: Any, now: Any, path: str, kinds: Mapping[str, str], only: Sequence[str]
-) -> Iterator[str]:
-    """The paths of tensors that a restore takes out of a saved tree, on one side or on both."""
+) -> Iterator[TensorRef | str]:
+    """What a restore takes out of a saved tree, on one side or on both.
+
+    References, and the paths of optimizers' tensors, which are made as their parameters are.
+    """
     kind = kinds.get(path)
     if kind == Kind.MODULE:
         for key in was:
@@ -143,9 +182,9 @@ def _asked(
                     yield from (child(f"{path}/state/{name}", key) for key in keys)
 
 
-def _references(tree: Any) -> Iterator[str]:
+def _references(tree: Any) -> Iterator[TensorRef]:
     if isinstance(tree, TensorRef):
-        yield tree.path
+        yield tree
     for _, item in entries(tree):
         yield from _references(item)
 

@@ -39,8 +39,9 @@ def load(
     come as one tensor under each name. What ranks store each for itself comes as
     ``rank-00003/key``.
 
-    Every byte is verified before it is used. Raises Damaged where one is wrong, Refused where no
-    whole epoch is there, ValueError for a component that is not in it, and what
+    Every byte is verified before it is used. Raises Damaged where one is wrong, FormatError where
+    shards have two values for one place of a tensor (stages of a pipeline that share their names),
+    Refused where no whole epoch is there, ValueError for a component that is not in it, and what
     :func:`handfast.open` raises.
     """
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)

@@ -12,7 +12,6 @@ parameter is; ``state``, what is no tensor; ``other``, state that belongs to no 
 ``zero_grad(set_to_none=False)`` keeps; older images lack it.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, compress
 from typing import Any, NamedTuple
@@ -33,10 +32,12 @@ from handfast.torch.tensors import (
     Place,
     all_tensors,
     copy_into,
+    dims_of,
     is_dtensor,
     local,
     make,
     place_of,
+    placements,
 )
 from handfast.torch.tree import split
 from handfast.torch.types import DTYPE_NAMES
@@ -151,9 +152,7 @@ def _placed_apart(value: Any, parameter: Any) -> bool:
 
 
 def _dims(value: Any) -> list[int | None] | None:
-    if not is_dtensor(value):
-        return None
-    return [p.dim if p.is_shard() else None for p in value.placements]
+    return list(dims_of(value)) or None
 
 
 def read(
@@ -293,9 +292,7 @@ def _place(
     if dims is None or not is_dtensor(parameter):
         return Place(device)
     if dims:
-        tensor = sys.modules["torch.distributed.tensor"]
-        placements = [tensor.Replicate() if d is None else tensor.Shard(d) for d in dims]
-        return Place(device, parameter.device_mesh, tuple(placements))
+        return Place(device, parameter.device_mesh, placements(dims))
     if spec.global_shape != tuple(parameter.shape):
         return Place(device)
     return Place(device, parameter.device_mesh, parameter.placements)

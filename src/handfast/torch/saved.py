@@ -1,16 +1,19 @@
 """What was saved of one shard, as read back: manifests joined, values still in the image."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
+import torch
 from torch import Tensor
 
 from handfast.errors import FormatError
 from handfast.store import objects
 from handfast.store.image import TensorSpec
 from handfast.store.manifest import Manifest
-from handfast.torch.tensors import HOST, Place, local, make
+from handfast.store.objects import TensorRef
+from handfast.torch.tensors import HOST, Place, local, make, place_like
 from handfast.torch.tree import join
 
 __all__ = [
@@ -99,10 +102,16 @@ def taken(own: Manifest, other: Manifest) -> Iterator[tuple[str, str]]:
 
 
 class Source(NamedTuple):
-    """A saved state with its values: ``views`` maps each stored path to a tensor in the image."""
+    """A saved state with its values: ``views`` maps each stored path to a tensor in the image.
+
+    ``places`` are those of the live tensors by path, ``meshed`` the shapes and places of all live
+    DTensors: on their meshes are made those that are not there yet.
+    """
 
     saved: Saved
     views: Mapping[str, Tensor]
+    places: Mapping[str, Place] = MappingProxyType({})
+    meshed: Sequence[tuple[tuple[int, ...], Place]] = ()
 
     def spec(self, path: str) -> TensorSpec:
         """What was saved under the path. Raises KeyError if nothing was."""
@@ -119,6 +128,27 @@ class Source(NamedTuple):
         local(made).copy_(self.view(path))
         return made
 
-    def tree(self, tree: object, place: Callable[[str], Place] = lambda _: HOST) -> object:
-        """A plain tree with new tensors for its references; nothing aliases the image."""
-        return join(tree, lambda path: self.tensor(path, place(path)))
+    def place(self, ref: TensorRef, device: torch.device = HOST.device) -> Place | None:
+        """Where a tensor belongs that is to be made; None if no mesh of the live state will do."""
+        spec = self.spec(ref.path)
+        if ref.dims:
+            return place_like(spec, ref.dims, self.places.get(ref.path, HOST), self.meshed)
+        return Place(device) if spec.shape == spec.global_shape else None
+
+    def tree(self, tree: object, near: Callable[[str], Place] = lambda _: HOST) -> object:
+        """A plain tree with new tensors for its references; nothing aliases the image.
+
+        What was a DTensor is one again. Raises LookupError where none can be made.
+        """
+
+        def fetch(ref: TensorRef) -> Tensor:
+            place = self.place(ref, near(ref.path).device)
+            if place is None:
+                raise LookupError(f"no mesh of the live state is that of {ref.path}")
+            return self.tensor(ref.path, place)
+
+        return join(tree, fetch)
+
+    def parts(self, tree: object) -> object:
+        """A plain tree with this rank's parts, whole or not, as plain tensors."""
+        return join(tree, lambda ref: self.tensor(ref.path))

@@ -1,6 +1,7 @@
 """One tensor: the part that this rank owns, what is said of it, and how it is made again."""
 
 import ctypes
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,10 +22,13 @@ __all__ = [
     "block",
     "copy_into",
     "digest",
+    "dims_of",
     "is_dtensor",
     "local",
     "make",
+    "place_like",
     "place_of",
+    "placements",
     "spec_of",
     "whole_everywhere",
 ]
@@ -157,6 +161,15 @@ class Place(NamedTuple):
     mesh: Any = None
     placements: Any = None
 
+    def cut(self, spec: TensorSpec, dims: Sequence[int | None]) -> "Place | None":
+        """This place with other cuts; None if this rank would not have that part of it there."""
+        at = None if self.mesh is None else self.mesh.get_coordinate()
+        if at is None or len(at) != len(dims):
+            return None
+        if block(spec.global_shape, self.mesh.shape, at, dims) != (spec.shape, spec.offset):
+            return None
+        return Place(self.device, self.mesh, placements(dims))
+
 
 HOST = Place(torch.device("cpu"))
 
@@ -166,6 +179,38 @@ def place_of(tensor: Any) -> Place:
     if is_dtensor(tensor):
         return Place(tensor.device, tensor.device_mesh, tensor.placements)
     return Place(tensor.device)
+
+
+def place_like(
+    spec: TensorSpec,
+    dims: Sequence[int | None],
+    near: Place,
+    live: Sequence[tuple[tuple[int, ...], Place]],
+) -> Place | None:
+    """Where a tensor that was cut so belongs: on the mesh of the one ``near`` it, if it is on one.
+
+    Else on that of all ``live`` ones of its shape, or of all: None if they are on several, or none.
+    """
+    if found := near.cut(spec, dims):
+        return found
+    for kin in (True, False):
+        places = [p.cut(spec, dims) for shape, p in live if not kin or shape == spec.global_shape]
+        meshes = {place.mesh: place for place in places if place is not None}
+        if meshes:
+            return meshes.popitem()[1] if len(meshes) == 1 else None
+    return None
+
+
+def dims_of(tensor: Any) -> tuple[int | None, ...]:
+    """The tensor's dimension that is cut over each of its mesh; empty if it is no DTensor."""
+    placed = tensor.placements if is_dtensor(tensor) else ()
+    return tuple(p.dim if p.is_shard() else None for p in placed)
+
+
+def placements(dims: Iterable[int | None]) -> tuple[Any, ...]:
+    """The inverse of :func:`dims_of`."""
+    tensor = sys.modules["torch.distributed.tensor"]
+    return tuple(tensor.Replicate() if dim is None else tensor.Shard(dim) for dim in dims)
 
 
 def make(spec: TensorSpec, place: Place) -> Tensor:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from handfast.errors import Unstorable
 from handfast.store.objects import DEPTH_LIMIT, TensorRef, child
 from handfast.torch.rng import is_generator
+from handfast.torch.tensors import dims_of
 
 __all__ = ["Kind", "Node", "assemble", "join", "kind_of", "nodes", "split"]
 
@@ -170,17 +171,17 @@ def split(value: object, path: str, found: list[tuple[str, Tensor]], depth: int 
     """A tree with each tensor replaced by a reference; the tensors are added to ``found``."""
     if isinstance(value, Tensor):
         found.append((path, value))
-        return TensorRef(path)
+        return TensorRef(path, dims_of(value))
     if type(value) not in _MAPPINGS and type(value) not in _SEQUENCES:
         return value
     _check_depth(path, value, depth)
     return _rebuilt(value, lambda key, item: split(item, child(path, key), found, depth + 1))
 
 
-def join(tree: object, fetch: Callable[[str], Tensor]) -> object:
+def join(tree: object, fetch: Callable[[TensorRef], Tensor]) -> object:
     """The inverse of :func:`split`: each reference becomes the tensor that ``fetch`` makes."""
     if isinstance(tree, TensorRef):
-        return fetch(tree.path)
+        return fetch(tree)
     if type(tree) not in _MAPPINGS and type(tree) not in _SEQUENCES:
         return tree
     return _rebuilt(tree, lambda _, item: join(item, fetch))

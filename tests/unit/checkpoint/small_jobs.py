@@ -9,8 +9,9 @@ from __future__ import annotations
 import array
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from handfast.agent.keeper import Keeper
@@ -43,14 +44,19 @@ def spec(path: str, shape: Sequence[int], whole: Sequence[int], at: Sequence[int
 
 
 def picture(
-    step_: int, rank: int, ranks: int, big: int, extra: Sequence[TensorSpec] = ()
-) -> tuple[Layout, bytearray]:
-    """A rank's image: shares of model/w and model/big, model/b of rank 0, an own optimizer/step."""
+    step_: int, rank: int, ranks: int, big: int, extra: Sequence[TensorSpec] = (),
+    own: Mapping[TensorSpec, bytes] = MappingProxyType({}),
+) -> tuple[Layout, bytearray]:  # fmt: skip
+    """A rank's image: shares of model/w and model/big, model/b of rank 0, an own optimizer/step.
+
+    ``extra`` is more of that kind, ``own`` has its values with it.
+    """
     specs = [
         spec("model/w", (ROWS, 4), (ROWS * ranks, 4), (ROWS * rank, 0)),
         spec("optimizer/step", (), (), ()),
         spec("model/big", (big,), (big * ranks,), (big * rank,)),
         *extra,
+        *own,
     ]
     if rank == 0:
         specs.append(spec("model/b", (5,), (5,), (0,)))
@@ -58,7 +64,7 @@ def picture(
     image = bytearray(layout.padded)
     image[: len(layout.header)] = layout.header
     for slot in layout.slots:
-        data = values(step_, rank, slot.nbytes // 4)
+        data = own.get(slot.spec) or values(step_, rank, slot.nbytes // 4)
         image[slot.start : slot.start + slot.nbytes] = data
     return layout, image
 
@@ -126,7 +132,8 @@ class Rank:
         """Persist this rank's image of an epoch; gives its digest."""
         directory, configuration = self.keeper.directory, self.job.configuration
         job = self.job
-        layout, image = picture(epoch.step, self.number, len(job.roots), job.big, job.extra)
+        own = job.own.get(self.number, {})
+        layout, image = picture(epoch.step, self.number, len(job.roots), job.big, job.extra, own)
         parent = self.keeper.parent if self.job.deltas else None
         written = directory.write(
             Stamp(
@@ -148,7 +155,10 @@ class Rank:
 
 
 class Job:
-    """A job of so many ranks. ``split``: each has a directory of its own. ``big`` counts floats."""
+    """A job of so many ranks. ``split``: each has a directory of its own. ``big`` counts floats.
+
+    ``own`` are tensors of one rank alone, with their bytes.
+    """
 
     def __init__(
         self, path: Path, ranks: int = 3, *, split: bool = False, deltas: bool = False,
@@ -158,6 +168,7 @@ class Job:
         self.deltas = deltas
         self.big = big
         self.extra = tuple(extra)
+        self.own: dict[int, dict[TensorSpec, bytes]] = {}
         self.keep = keep or Keep(newest=3)
         self.mail: deque[tuple[int, int, Message]] = deque()
         self.cut: set[int] = set()

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from handfast.checkpoint.weights import gather, runs
 from handfast.core.lattice import Epoch
 from handfast.core.retain import Keep
 from handfast.errors import Damaged, FormatError, HandfastError, Refused, SaveFailed
-from handfast.store.image import TensorSpec, plan
-from handfast.store.manifest import Manifest, Piece, Stamp, hash_chunks
+from handfast.store.image import BLOCK, TensorSpec, plan
+from handfast.store.manifest import CHUNK, Manifest, Piece, Stamp, hash_chunks
 from handfast.store.pins import pinned
 from handfast.testing.faults import FaultyFiles, Hasty
 
@@ -146,6 +147,7 @@ def test_copies_of_one_block_are_taken_once() -> None:
     halves = [part("w", (2,), (4,), (0,)), part("w", (2,), (4,), (2,))]
     (whole,), _ = gather([manifest(n, 4, halves[n % 2]) for n in range(4)])
     assert [block.shard for block in whole.blocks] == [0, 1]
+    assert [(one.shard, two.shard) for one, two in whole.twins] == [(0, 2), (1, 3)]
 
 
 def test_what_ranks_store_as_their_own_is_not_assumed_to_be_alike() -> None:
@@ -175,6 +177,16 @@ def test_a_tie_of_one_rank_gives_no_other_ranks_tensor_another_value() -> None:
         wholes, tied = gather(manifests)
         assert [whole.name for whole in wholes] == ["model/w", f"rank-{own:05d}/best"]
         assert tied == {f"rank-{tied_to:05d}/best": "model/w"}
+
+
+def test_a_tie_of_fewer_rows_than_ranks_is_one_tensor() -> None:
+    """The rank without rows ties nothing, for it has no memory: all of the export was refused."""
+    (w, v), (none, left) = ([part(n, (k, 2), (1, 2), (1 - k, 0)) for n in "wv"] for k in (1, 0))
+    (whole,), tied = gather([manifest(0, 2, w, aliases={"v": "w"}), manifest(1, 2, none, left)])
+    assert (whole.name, [block.shard for block in whole.blocks]) == ("w", [0])
+    assert tied == {"v": "w"}
+    wholes, tied = gather([manifest(0, 2, w, v), manifest(1, 2, none, left)])
+    assert ([whole.name for whole in wholes], tied) == (["v", "w"], {})
 
 
 def test_what_a_rank_keeps_beside_what_the_node_stores_has_its_name() -> None:
@@ -325,6 +337,50 @@ def test_dtypes_that_safetensors_lacks_are_refused_by_name(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="no format 'gguf'; there are safetensors"):
         run.export(tmp_path / "more", format="gguf")
     assert "safetensors" in FORMATS
+
+
+# --- several shards that have one place of a tensor -----------------------------------------------
+
+
+def halved(tmp_path: Path, values_of: Sequence[int]) -> Job:
+    """Four ranks, each with one half of a/s, in whole chunks; the values are those of that rank."""
+    job = Job(tmp_path / "run", 4)
+    count = (2 * CHUNK - BLOCK) // 4
+    for rank, of in enumerate(values_of):
+        half = part("a/s", (count,), (2 * count,), (rank % 2 * count,), "float32")
+        job.own[rank] = {half: values(1, of, count)}
+    job.start()
+    job.save(1)
+    job.stop()
+    return job
+
+
+@pytest.mark.parametrize("values_of", [(0, 1, 2, 3), (0, 1, 0, 3), (0, 1, 2, 1)])
+def test_two_tensors_of_one_name_are_never_taken_for_copies(
+    tmp_path: Path, values_of: Sequence[int]
+) -> None:
+    """Two stages, each cut over ranks of its own: half of the model was dropped in silence."""
+    halved(tmp_path, values_of)
+    run = handfast.open(tmp_path / "run")
+    apart = next(n for n in (1, 0) if values_of[n] != values_of[n + 2])
+    for only in (("**",), ("a/s",)):
+        with pytest.raises(FormatError, match=rf"a/s \(shards {apart} and {apart + 2}\)\. .*only="):
+            run.export(tmp_path / "out", only=only)
+    assert os.listdir(tmp_path) == ["run"]
+    run.export(tmp_path / "out", only=("model", "rank-*"))
+    assert {n: a.tobytes() for n, a in load_file(tmp_path / "out").items()} == expected(1, 4)
+
+
+@pytest.mark.parametrize("shard", [2, 3])
+def test_copies_are_read_only_where_their_hashes_leave_it_open(tmp_path: Path, shard: int) -> None:
+    """Shards 1 and 3 are alike in every chunk of it; shard 0 has a header of its own."""
+    halved(tmp_path, (0, 1, 0, 1))
+    seen = meanwhile(f"rank-{shard:05d}/1/chunks", lambda: None)
+    open_run(tmp_path / "run", files=seen).export(tmp_path / "out", only=("a/s",))
+    count = (2 * CHUNK - BLOCK) // 4
+    found = load_file(tmp_path / "out")["a/s"].tobytes()
+    assert found == values(1, 0, count) + values(1, 1, count)
+    assert bool(seen.fired) == (shard == 2)
 
 
 # --- beside a live training ---------------------------------------------------------------------

@@ -494,6 +494,23 @@ def test_what_counts_is_what_the_medium_holds(tmp_path: Path) -> None:
         directory.read(Epoch(1, 1), memoryview(into), digest=written.digest)
 
 
+def test_a_part_can_be_read_alone(tmp_path: Path) -> None:
+    """What was asked for is there, verified; damage that is far from it is not even seen."""
+    home = Local(tmp_path)
+    tier = home.claim()
+    layout, image = picture(1, nbytes=40 * MEBI)
+    save(tier, home, Epoch(1, 1), image, layout)
+    with (home.path / "1/chunks/1-1.safetensors").open("r+b") as handle:
+        handle.seek(2 * MEBI)
+        handle.write(b"rot")
+    into = bytearray(layout.nbytes)
+    tier.read(Epoch(1, 1), into, only=[range(17 * MEBI, 17 * MEBI + 8), range(3, 3)])
+    assert into[17 * MEBI : 17 * MEBI + 8] == image[17 * MEBI : 17 * MEBI + 8]
+    assert not any(into[: 16 * MEBI])
+    with pytest.raises(Damaged, match="chunk 2 "):
+        tier.read(Epoch(1, 1), into, only=[range(3 * MEBI, 3 * MEBI + 1)])
+
+
 def test_chains_stay_short(tmp_path: Path) -> None:
     """Shows that an epoch never comes to lie in more files than a restore should open."""
     home = Local(tmp_path)

@@ -155,7 +155,7 @@ VALUES: dict[str, Any] = {
         dt.timezone(dt.timedelta(0), "UTC"),
         dt.timezone(dt.timedelta(-1, 60)),
     ],
-    "a tensor's place": {"w": TensorRef("model/w")},
+    "a tensor's place": {"w": TensorRef("model/w"), "cut": TensorRef("model/v", (1, None, 0))},
     "NumPy's scalars": [
         kind(1)
         for kind in (
@@ -570,6 +570,8 @@ HOSTILE: dict[str, Any] = {
     "zone without an offset": [19],
     "zone of ints": [19, 1, 2],
     "tensor without a path": [20, 5],
+    "tensor without anything": [20],
+    "tensor that is cut by a word": [20, "w", "rows"],
     "int of a str": [21, "1"],
     "int of two": [21, b"1", b"2"],
     "str of a str": [22, "1"],

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import (
+    DeviceMesh,
     DTensor,
     Partial,
     Replicate,
@@ -20,8 +21,10 @@ from torch.distributed.tensor import (
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 
-from handfast.errors import Blocked, Unstorable
+from handfast.errors import Blocked, Poisoned, Refused, Unstorable
+from handfast.torch.apply import apply, look
 from handfast.torch.capture import capture
+from handfast.torch.compare import homeless, refuse_homeless
 from handfast.torch.gradients import unclean_gradients, watch_gradients
 from handfast.torch.group import Group
 from handfast.torch.state import TorchState
@@ -556,3 +559,92 @@ def a_users_average_of_shards_comes_back(rank: int) -> None:
             assert theirs.shadow[key].placements == value.placements
             assert theirs.shadow[key].device_mesh == value.device_mesh
         assert same_bytes(local(theirs.shadow[key]), local(value))
+
+
+class Asked(torch.optim.AdamW):
+    """An optimizer with a ``state_dict`` of its own, so that it is asked for its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict()
+
+
+class History(torch.optim.SGD):
+    """Keeps its last gradients in a list, as L-BFGS does."""
+
+    def step(self, closure: Any = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            if p.grad is not None:
+                self.state[p].setdefault("past", []).append(p.grad.clone())
+        super().step(closure)
+
+
+def shards_that_are_not_there_yet_are_made_as_shards(rank: int) -> None:
+    """A fresh optimizer's moments, in lists too, and what a box is filled with: plain parts of
+    rows came back, and the first step raised."""
+    for kind in (Asked, History):
+        runs = []
+        for seed in range(2):
+            model, _ = sharded(seed, width=4)
+            opt = kind([p for p in model.parameters() if p.requires_grad], 0.1)
+            runs.append((model, opt, {"model": model, "opt": opt, "box": {}}))
+        (model, opt, state), (other, live, fresh) = runs
+        train(model, opt, steps=2)
+        state["box"]["best"] = model[0].weight.detach().clone()
+        Snapshot(state).restore(fresh)
+        best = fresh["box"]["best"]
+        assert (best.placements, best.device_mesh) == (
+            model[0].weight.placements,
+            model[0].weight.device_mesh,
+        )
+        for one, two in ((model, opt), (other, live)):
+            torch.manual_seed(5)
+            train(one, two)
+        pairs = [(model.state_dict(), other.state_dict()), (opt.state_dict(), live.state_dict())]
+        for one, two in pairs:
+            assert leaves(one) == leaves(two)
+
+
+def leaves(value: Any) -> list[Any]:
+    """What a tree holds: tensors by their cuts and bytes."""
+    if isinstance(value, torch.Tensor):
+        placed = value.placements if isinstance(value, DTensor) else None
+        return [placed, tuple(value.shape), local(value.detach()).reshape(-1).tolist()]
+    if isinstance(value, dict):
+        return [leaf for key, item in value.items() for leaf in (key, *leaves(item))]
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [value]
+
+
+def shards_that_have_no_mesh_are_refused_dry(rank: int) -> None:
+    """Where no live DTensor is on such a mesh, or those of two meshes would do."""
+    meshes = [init_device_mesh("cpu", (2,), mesh_dim_names=(name,)) for name in "ab"]
+    whole = torch.arange(8.0).reshape(4, 2)
+    rows = [distribute_tensor(whole, mesh, [Shard(0)]) for mesh in meshes]
+    saved = Snapshot({"box": {"best": rows[0], "count": torch.ones(2)}})
+    empty: dict[str, Any] = {"box": {}}
+
+    def found(live: dict[str, Any]) -> list[str]:
+        return homeless(capture(live), look(live, saved.saved, {})[1])
+
+    assert found(empty) == ["box/best"]
+    assert found({**empty, "m": torch.ones(4, 2)}) == ["box/best"]
+    assert found({**empty, "m": distribute_tensor(whole[:2], meshes[0], [Replicate()])}) == []
+    one, other = rows[0], distribute_tensor(whole, DeviceMesh("cpu", [1, 0]), [Shard(0)])
+    assert found({**empty, "m": other}) == ["box/best"]  # its rows lie on the other rank
+    assert found({**empty, "m": one, "n": other}) == []
+    assert found({**empty, "m": one, "n": rows[1]}) == ["box/best"]
+    with pytest.raises(Refused, match=r"1 tensors were parts of DTensors.*: box/best"):
+        refuse_homeless(found(empty), "shard 0")
+    with pytest.raises(Poisoned, match="no mesh of the live state"):
+        apply(empty, saved.saved, saved.views)
+    assert empty == {"box": {}}
+
+
+def shards_are_no_extra(rank: int) -> None:
+    """A local part came back in place of what was given: refused by name, with the ways out."""
+    mesh = init_device_mesh("cpu", (2,))
+    rows = distribute_tensor(torch.ones(4, 2), mesh, [Shard(0)])
+    with pytest.raises(Unstorable, match=r"extra/best\[0\]: .*pass its full_tensor\(\)"):
+        capture({"t": rows}, extra={"best": [rows]})
+    assert Snapshot({"t": rows}, extra=rows.full_tensor()).restore({"t": rows}).shape == (4, 2)

@@ -38,6 +38,9 @@ from handfast.torch.tensors import block
         bodies.a_tensor_that_each_rank_holds_whole_is_known,
         bodies.state_that_is_sharded_otherwise_comes_back_as_it_was,
         bodies.a_users_average_of_shards_comes_back,
+        bodies.shards_that_are_not_there_yet_are_made_as_shards,
+        bodies.shards_that_have_no_mesh_are_refused_dry,
+        bodies.shards_are_no_extra,
     ],
     ids=lambda body: body.__name__,
 )
@@ -48,7 +51,11 @@ def test_on_two_ranks(body: Callable[[int], None], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [bodies.fsdp_blocks_are_recorded, bodies.fsdp_goes_on_bit_for_bit],
+    [
+        bodies.fsdp_blocks_are_recorded,
+        bodies.fsdp_goes_on_bit_for_bit,
+        bodies.shards_that_are_not_there_yet_are_made_as_shards,
+    ],
     ids=lambda body: body.__name__,
 )
 def test_on_one_rank(body: Callable[[int], None], tmp_path: Path) -> None:
