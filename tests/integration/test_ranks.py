@@ -10,9 +10,11 @@ from pathlib import Path
 import deeds
 import pytest
 from trainers import Gone, Job, agents, eventually, raised_by
+from training import digest
 
 from handfast.core.lattice import Epoch
 from handfast.errors import Blocked, Poisoned, Refused, SaveFailed
+from handfast.torch import load
 
 Launch = Callable[..., Job]
 
@@ -558,6 +560,11 @@ def test_buffers_under_ddp_are_each_ranks_own(launch: Launch, tmp_path: Path) ->
     job = launch(2, 1)
     job.all(deeds.resume, path, "ddp", model={"norm": True})
     assert job.all(deeds.running_means) == norms
+    job.all(deeds.close)
+    keys = {key: value for key, value in load(path).items() if "running" in key or "num_" in key}
+    assert digest(keys) == norms[0]  # in the order of the model
+    own = load(path, only=("rank-*",))
+    assert sorted(own) == ["rank-00001/1.running_mean", "rank-00001/1.running_var"]
 
 
 def test_buffers_on_two_nodes_are_each_ranks_until_rank_0_wins(

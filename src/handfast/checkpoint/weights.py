@@ -3,7 +3,8 @@
 A sharded tensor is put together from its blocks by global shape and offset. Blocks that several
 shards have for one place are copies of one only if their bytes are equal: the stages of a pipeline
 may have one name for two tensors. What is stored once a node is taken once. What several ranks
-store as their own is never assumed to be alike: each rank's gets a name under ``rank-00003/``. No
+store as their own is never assumed to be alike: each rank's gets a name under ``rank-00003/``, and
+where the job has a tensor of that name, it comes only if a pattern begins with ``rank-``. No
 process holds more than one shard's image at a time.
 """
 
@@ -64,7 +65,8 @@ class Whole(msgspec.Struct, frozen=True):
     """A whole tensor: its name, dtype and global shape, and the blocks that tile it.
 
     ``twins`` are pairs of blocks for one place. Only the first of a pair is among ``blocks``: they
-    hold the same bytes, or this is no tensor.
+    hold the same bytes, or this is no tensor. ``beside`` one that is taken to be the whole job's a
+    rank holds this one under the same path: DDP's buffers between two forward passes, say.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Whole(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
     blocks: tuple[Block, ...]
     twins: tuple[tuple[Block, Block], ...] = ()
+    beside: bool = False
 
 
 def gather(manifests: Sequence[Manifest]) -> tuple[list[Whole], dict[str, str]]:
@@ -101,7 +104,7 @@ def gather(manifests: Sequence[Manifest]) -> tuple[list[Whole], dict[str, str]]:
         if len(own) == 1 and not given and path not in ties:
             given, own = own, []
         wholes += [_whole(path, given[:1])] if given else []
-        wholes += [_whole(_of_rank(block.shard, path), [block]) for block in own]
+        wholes += [_whole(_of_rank(block.shard, path), [block], bool(given)) for block in own]
     names = {whole.name for whole in wholes}
     if len(names) < len(wholes):
         raise FormatError("two tensors would have one name: a component is named like a rank")
@@ -132,9 +135,9 @@ def _of_rank(shard: int, path: str) -> str:
     return f"rank-{shard:05d}/{path}"
 
 
-def _whole(name: str, blocks: Sequence[Block]) -> Whole:
+def _whole(name: str, blocks: Sequence[Block], beside: bool = False) -> Whole:
     spec = blocks[0].slot.spec
-    return Whole(name, spec.dtype, spec.global_shape, tuple(blocks))
+    return Whole(name, spec.dtype, spec.global_shape, tuple(blocks), beside=beside)
 
 
 def _tiled(path: str, blocks: Sequence[Block]) -> Whole:
@@ -342,10 +345,12 @@ def reading_weights(
                 f"epoch {epoch} has no tensors of a component {component!r}; those of {there} are "
                 "there (`handfast inspect` shows what is no tensor)"
             )
+        beside = {whole.name for whole in wholes if whole.beside}
         called: dict[str, list[str]] = defaultdict(list)
         for name, key in keys.items():
-            if _matches(key, only):
+            if _matches(key, _of_ranks(only) if tied.get(name, name) in beside else only):
                 called[tied.get(name, name)].append(key)
+        _warn_of([keys[name] for name in beside & keys.keys() - called.keys()])
         tensors = [
             msgspec.structs.replace(whole, name=called[whole.name][0])
             for whole in wholes
@@ -413,6 +418,17 @@ def _key(name: str, component: str) -> str | None:
     if not rest.startswith((f"{component}/", f"{component}[")):
         return None
     return rank + slash + rest.removeprefix(component).removeprefix("/")
+
+
+def _of_ranks(only: Sequence[str]) -> list[str]:
+    return [pattern for pattern in only if pattern.startswith("rank-")]
+
+
+def _warn_of(keys: Sequence[str]) -> None:
+    """Say what is left out, for ranks hold it otherwise than the job's that is read."""
+    if keys:
+        some = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        logger.warning("ranks hold their own of what is read, left out: %s", some)
 
 
 def _matches(key: str, only: Sequence[str]) -> bool:

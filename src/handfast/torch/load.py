@@ -37,7 +37,8 @@ def load(
     of its ``state_dict()``. Without ``step`` it is the recovery line's epoch. ``only`` are
     ``fnmatch`` patterns of keys; an empty ``component`` is the whole state, by path. Tied tensors
     come as one tensor under each name. What ranks store each for itself comes as
-    ``rank-00003/key``.
+    ``rank-00003/key``; where the job has a ``key``, too (rank 0's buffers, under DDP), only if a
+    pattern of ``only`` begins with ``rank-``, and a warning names it.
 
     Every byte is verified before it is used. Raises Damaged where one is wrong, FormatError where
     shards have two values for one place of a tensor (stages of a pipeline that share their names),
