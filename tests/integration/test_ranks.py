@@ -312,6 +312,28 @@ def test_a_rank_that_died_before_the_meeting_is_named(launch: Launch, tmp_path: 
     assert error.by == ("rank 1",)
 
 
+def test_a_stopped_agent_of_an_earlier_start_is_named_to_all_ranks(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """It lingers from a killed job, frozen: no rank waits longer than wished, and all may go on."""
+    path = str(tmp_path / "run")
+    job = launch(2, 2)
+    job.all(deeds.resume, path)
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    job.kill()
+    (pid,) = agents("node1")
+    os.kill(pid, signal.SIGSTOP)
+    job = launch(2, 2)
+    job.all(deeds.begin, path, patience_s=4.0)
+    for error in job.each_raises(deeds.restore):
+        assert isinstance(error, Blocked)
+        assert error.by == ("rank 1: the agent of this node",)
+        assert f"agent process {pid} listens but does not answer" in str(error)
+    os.kill(pid, signal.SIGCONT)
+    assert job.all(deeds.restore) == [1, 1]
+
+
 def test_ranks_that_ask_for_different_steps_are_refused(launch: Launch, tmp_path: Path) -> None:
     path = str(tmp_path / "run")
     job = launch(2, 1)

@@ -39,6 +39,7 @@ __all__ = ["Agent", "Opened", "Round", "node_label"]
 logger = logging.getLogger(__name__)
 
 HANDOVER_S: Final = 5.0
+FIRST_S: Final = 5.0  # for whoever started the agent to find it, however short it lingers
 REST_MOST_S: Final = 5.0  # the longest rest before a domain that keeps failing is opened again
 SOUND_S: Final = 30.0  # a domain that worked for so long has not failed because it was opened
 
@@ -195,7 +196,7 @@ class Agent:
             "status": self._status,
             "close": self._close,
         }
-        self._idle_since: float | None = time.monotonic()
+        self._idle_since: float | None = time.monotonic() + FIRST_S
         self._done = False
         self._stopping = asyncio.Event()
         self._server = Server(listener, on_call=self._on_call, on_gone=self._on_gone)

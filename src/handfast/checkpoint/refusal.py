@@ -45,7 +45,7 @@ def agree(said: Sequence[Hand]) -> tuple[list[Opened], int, int | None]:
     opened = [hand.opened for hand in said if hand.opened is not None]
     if len(opened) < len(said):
         first = next(hand for hand in said if hand.problem)
-        if by := [name for hand in said for name in hand.by]:
+        if by := [f"rank {rank}: {name}" for rank, hand in enumerate(said) for name in hand.by]:
             raise Blocked(f"a rank can't take part: {first.problem}", by=by)
         raise Refused(
             "a rank can't take part",

@@ -86,7 +86,7 @@ class Checkpointer(checkpointer.Checkpointer):
             collective,
             os.path.realpath(root_of(spelled(path), collective.place)),
             Posix(),
-            connect=lambda: _connect(template),
+            connect=lambda: _connect(template, patience_s),
         )
         held = TorchState(state, rng=rng, replicated=replicated, pickle=pickle, verify=verify)
         super().__init__(
@@ -160,7 +160,12 @@ def root_of(template: str, place: Place) -> str:
     )
 
 
-def _connect(template: str) -> Any:
-    """Find this node's agent for the run, or start it."""
+def _connect(template: str, patience_s: float | None) -> Any:
+    """Find this node's agent for the run, or start it.
+
+    One that is there has half of the patience: the other ranks wait that long for this one's word.
+    """
     key = f"{template}\n{node_label()}"
-    return process.connect_or_start(key, os.path.join(process.meeting_place(key), "log"))
+    log = os.path.join(process.meeting_place(key), "log")
+    soon = None if patience_s is None else patience_s / 2
+    return process.connect_or_start(key, log, patience_s=soon)
