@@ -300,6 +300,39 @@ def test_ranks_at_different_gatherings_never_meet(launch: Launch, tmp_path: Path
     assert job.all(deeds.restore) == [1, 1]
 
 
+def test_a_rank_that_freezes_between_two_meetings_is_named(launch: Launch, tmp_path: Path) -> None:
+    """All had met when it froze: it is waited for at the next meeting, no longer than wished."""
+    job = launch(2, 1)
+    job.all(deeds.begin, str(tmp_path / "run"), patience_s=2.0)
+    one, other = job
+    other.do(deeds.freeze_once_all_go_on)
+    for trainer in job:
+        trainer.tell(deeds.restore)
+    error = raised_by(one)
+    assert isinstance(error, Blocked)
+    assert error.by == ("rank 1",)
+    other.kill(signal.SIGCONT)
+    assert isinstance(raised_by(other), Blocked)
+    assert job.all(deeds.restore) == [0, 0]
+
+
+def test_ranks_that_restore_different_runs_never_meet(launch: Launch, tmp_path: Path) -> None:
+    """Two Checkpointers in one process group, restored in another order on one rank: a run was
+    founded of one's rank 0 and the other's rank 1."""
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    job = launch(2, 2)
+    job.all(deeds.two, one, other, patience_s=2.0)
+    job[0].tell(deeds.restore_one_of_two, one)
+    job[1].tell(deeds.restore_one_of_two, other)
+    for trainer, missing in zip(job, ("rank 1", "rank 0"), strict=True):
+        error = raised_by(trainer)
+        assert isinstance(error, Blocked)
+        assert error.by == (missing,)
+    assert not list(tmp_path.glob("*/domains"))
+    assert job.all(deeds.restore_one_of_two, one) == [0, 0]
+    assert job.all(deeds.restore_one_of_two, other) == [0, 0]
+
+
 def test_a_rank_that_died_before_the_meeting_is_named(launch: Launch, tmp_path: Path) -> None:
     """Its launcher may take the job down before; one that does not must not hang for ever."""
     job = launch(2, 2)

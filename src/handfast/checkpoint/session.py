@@ -146,9 +146,14 @@ class Session:
             hand = Hand(want=want, problem=str(error))
         said = [
             msgspec.msgpack.decode(data, type=Hand)
-            for data in self.collective.gather("hand", msgspec.msgpack.encode(hand))
+            for data in self.gather("hand", msgspec.msgpack.encode(hand))
         ]
         return self._begin(said, keep, window, drain_s)
+
+    def gather(self, what: str, data: bytes) -> list[bytes]:
+        """Gather with the ranks of this round: what was laid down for another one is never met."""
+        nonce = self._meeting.nonce if self._meeting else ""
+        return self.collective.gather(f"{what}/{nonce}", data)
 
     def _count(self, meeting: rounds.Meeting) -> int:
         """Rank 0 allocates the generation for all. Raises what :func:`rounds.allocate_in` does."""

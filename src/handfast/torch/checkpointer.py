@@ -43,8 +43,8 @@ class Checkpointer(checkpointer.Checkpointer):
     "wait", "skip" or "raise"; ``on_error`` what becomes of failed saves: "raise" at the next call,
     "retry" at the next step (three times), or "warn"; ``verify`` how much is read back before an
     epoch counts: "fsync" (nothing), "sampled" or "full"; ``pickle`` names paths whose objects may
-    be pickled; ``group`` is a process group of CPU tensors to use instead of one of handfast's
-    own; ``on_event(name, fields)`` is told what happens; ``drain_s`` bounds what is waited for
+    be pickled; ``group`` is the process group whose ranks hold this state, if that is not the whole
+    job; ``on_event(name, fields)`` is told what happens; ``drain_s`` bounds what is waited for
     after an exception and at a restart; ``patience_s`` bounds waits for other ranks.
 
     Raises ValueError for arguments that make no sense, Unstorable and TypeError for a state that
@@ -79,12 +79,12 @@ class Checkpointer(checkpointer.Checkpointer):
             raise ValueError("state: give a dict of what makes up one epoch, {'model': model, ...}")
         found = capture(state, rng=rng, replicated=replicated)
         objects.encode(found.objects, pickle=pickle)  # what can't be stored is said now
-        self._collective = Group(group, patience_s) if _distributed() else Solo()
-        collective = self._collective
-        template = os.path.realpath(spelled(path))  # one run has one agent a node, by any name
+        run = spelled(path)
+        collective = Group(group, run, patience_s) if _distributed() else Solo()
+        template = os.path.realpath(run)  # one run has one agent a node, by any name
         session = Session(
             collective,
-            os.path.realpath(root_of(spelled(path), collective.place)),
+            os.path.realpath(root_of(run, collective.place)),
             Posix(),
             connect=lambda: _connect(template, patience_s),
         )
@@ -122,7 +122,6 @@ class Checkpointer(checkpointer.Checkpointer):
     def _leave(self) -> None:
         self._unwatch()
         super()._leave()
-        self._collective.close()
 
 
 def _distributed() -> bool:
