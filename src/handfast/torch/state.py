@@ -182,7 +182,9 @@ class TorchState:
         views: dict[str, Tensor] = {}
         for copy in reversed(copies):
             views |= map_image(copy.manifest.slots, copy.memory)
-        return restore.apply(self._state, saved, views, only=only, keep_live=keep_live)
+        return restore.apply(
+            self._state, saved, views, only=only, keep_live=keep_live, rng=self._rng
+        )
 
     def _read(self, copies: Sequence[Loaded]) -> Saved:
         manifests = [copy.manifest for copy in copies]
