@@ -31,7 +31,7 @@ from handfast.core.membership import (
 )
 from handfast.core.messages import Configured, Frozen, decode_record
 from handfast.core.verdict import Verdict
-from handfast.errors import FormatError, HandfastError, Refused, Superseded
+from handfast.errors import Damaged, HandfastError, Refused, Superseded
 from handfast.store.claims import read_identity
 from handfast.store.files import (
     TEMPORARY,
@@ -44,7 +44,7 @@ from handfast.store.files import (
 )
 from handfast.store.shelf import Shelf
 
-__all__ = ["Meeting", "Peek", "allocate_in", "domain_name", "meet", "peek", "settle"]
+__all__ = ["Meeting", "Peek", "allocate_in", "domain_name", "meet", "peek", "settle", "unfit"]
 
 TIER: Final = "directory"
 
@@ -229,13 +229,15 @@ def allocate_in(files: Files, root: str, nonce: str, reported: int) -> int:
     """Allocate a round's generation from ``ROOT/round.json``, changed under a lock.
 
     ``reported`` is the greatest generation that any member knows. Raises Superseded where a later
-    round is recorded already, FormatError where the record can't be read, SaveFailed where it
-    can't be written (nothing was allocated then) and OSError where it can't be locked.
+    round is recorded already, Damaged where the record can't be read or a directory is in the
+    place of its lock, SaveFailed where it can't be written (nothing was allocated then) and OSError
+    where it can't be locked.
     """
-    path = f"{root}/round.json"
+    path = _record_of(root)
     with writing("make the run's directory", root):
         make_directory(files, root)
-    lock = os.open(f"{root}/round.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    _check_lock(root)
+    lock = os.open(_lock_of(root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         record = allocate(_read(files, path), nonce, reported)
@@ -247,15 +249,41 @@ def allocate_in(files: Files, root: str, nonce: str, reported: int) -> int:
         os.close(lock)
 
 
+def unfit(files: Files, root: str) -> str:
+    """Say why a launch could not be recorded in a directory; only look. Empty where it could."""
+    try:
+        _check_lock(root)
+        _read(files, _record_of(root))
+    except Damaged as error:
+        return str(error)
+    return ""
+
+
+def _record_of(root: str) -> str:
+    return f"{root}/round.json"
+
+
+def _lock_of(root: str) -> str:
+    return f"{root}/round.lock"
+
+
+def _check_lock(root: str) -> None:
+    if os.path.isdir(_lock_of(root)):
+        raise Damaged(
+            f"{_lock_of(root)}: a directory, in the place of a file that is locked while the round "
+            "is recorded. What to do: remove it"
+        )
+
+
 def _read(files: Files, path: str) -> RoundRecord | None:
     if not files.exists(path):
         return None
-    data = read_file(files, path)
     try:
-        return msgspec.json.decode(data, type=RoundRecord)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise FormatError(
-            f"{path}: not a record of a round: {error}. What to do: remove the file; the members' "
+        return msgspec.json.decode(read_file(files, path), type=RoundRecord)
+    except (Damaged, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        why = "it can't be read" if isinstance(error, Damaged) else error
+        raise Damaged(
+            f"{path}: not a record of a round: {why}. What to do: remove the file; the members' "
             "own journals keep generations from being used twice"
         ) from error
 

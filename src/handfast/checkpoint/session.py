@@ -28,7 +28,7 @@ from handfast.core.messages import Certificate, RestoreCertificate
 from handfast.core.retain import Keep
 from handfast.core.verdict import Verdict
 from handfast.core.view import Lattice
-from handfast.errors import Blocked, HandfastError, Refused, SaveFailed, Superseded
+from handfast.errors import Blocked, Damaged, HandfastError, Refused, SaveFailed, Superseded
 from handfast.store import manifest as codec
 from handfast.store.files import Files
 
@@ -142,6 +142,8 @@ class Session:
             hand = Hand(want=want, problem=str(error), by=tuple(error.by))
         except OSError as error:
             hand = Hand(want=want, problem=f"{error.strerror}: {error.filename or self.root}")
+        except Damaged as error:
+            hand = Hand(want=want, problem=str(error), verdict=Verdict.CORRUPT)
         except HandfastError as error:
             hand = Hand(want=want, problem=str(error))
         said = [

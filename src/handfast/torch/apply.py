@@ -45,7 +45,6 @@ def apply(
     *,
     only: Sequence[str] = ("**",),
     keep_live: Sequence[str] = (),
-    rng: bool = True,
 ) -> object:
     """Put a saved state in place; gives what was saved as ``extra``.
 
@@ -53,8 +52,7 @@ def apply(
     live state aliases them. Hold the two sides against each other with ``differences`` before: what
     only one side has is left alone here. ``only`` are patterns of paths. ``keep_live`` names
     hyperparameters by key (``lr``), or entries of optimizers, schedulers and other objects by path
-    (``scheduler/base_lrs``), that keep their live values; without ``rng`` the streams of the
-    process do, too.
+    (``scheduler/base_lrs``), that keep their live values.
 
     Raises Poisoned if anything went wrong on the way: the live state is then of no epoch, as it is
     after a KeyboardInterrupt, which goes through.
@@ -90,7 +88,7 @@ def apply(
             where = node.path
             write_generator(node.value, trees[node.path])
         where = RNG
-        if rng and RNG in saved.objects and matches(RNG, only):
+        if RNG in saved.objects and matches(RNG, only):
             for left in write_streams(saved.objects[RNG]):
                 _LOG.warning("handfast: restore: %s", left)
         where = EXTRA

@@ -25,7 +25,7 @@ from handfast.torch import compare
 from handfast.torch.capture import Captured, capture, could_share
 from handfast.torch.gradients import unclean_gradients
 from handfast.torch.rng import unmoved_streams
-from handfast.torch.saved import GRADS, Saved, read_manifests
+from handfast.torch.saved import GRADS, RNG, Saved, read_manifests
 from handfast.torch.stage import map_image, stage
 
 __all__ = ["TorchState", "environment"]
@@ -179,12 +179,12 @@ class TorchState:
     ) -> object:
         """See the port."""
         saved = self._read(copies)
+        if not self._rng:
+            saved.objects.pop(RNG, None)
         views: dict[str, Tensor] = {}
         for copy in reversed(copies):
             views |= map_image(copy.manifest.slots, copy.memory)
-        return restore.apply(
-            self._state, saved, views, only=only, keep_live=keep_live, rng=self._rng
-        )
+        return restore.apply(self._state, saved, views, only=only, keep_live=keep_live)
 
     def _read(self, copies: Sequence[Loaded]) -> Saved:
         manifests = [copy.manifest for copy in copies]
