@@ -15,7 +15,7 @@ from handfast.core.recover import APART
 from handfast.core.verdict import Verdict
 from handfast.errors import Blocked, HandfastError, Refused, Superseded
 
-__all__ = ["Hand", "Load", "agree", "refusal", "suggest", "words"]
+__all__ = ["Hand", "Load", "agree", "lay", "read", "refusal", "suggest", "words"]
 
 logger = logging.getLogger("handfast")
 
@@ -24,7 +24,8 @@ class Hand(msgspec.Struct, frozen=True):
     """What each rank lays on the table once its domain is open, or could not be opened.
 
     ``by`` names who kept it from answering; ``generation`` is rank 0's to say; ``alike`` says
-    that ranks which are all set up as this one derive their state alike.
+    that ranks which are all set up as this one derive their state alike. ``known`` names a
+    configuration that rank 0 lays down for all: each names every domain, and each rank has one.
     """
 
     opened: Opened | None = None
@@ -34,6 +35,28 @@ class Hand(msgspec.Struct, frozen=True):
     verdict: Verdict = Verdict.MISSING
     by: tuple[str, ...] = ()
     alike: bool = False
+    known: str = ""
+
+
+def lay(hand: Hand, told: str) -> bytes:
+    """Spell out a hand, without a configuration that is ``told`` already."""
+    opened = hand.opened
+    if opened is not None and opened.known is not None and opened.known.digest() == told:
+        opened = msgspec.structs.replace(opened, known=None)
+        hand = msgspec.structs.replace(hand, opened=opened, known=told)
+    return msgspec.msgpack.encode(hand)
+
+
+def read(laid: Sequence[bytes]) -> list[Hand]:
+    """Read all hands; each has its configuration again."""
+    hands = [msgspec.msgpack.decode(data, type=Hand) for data in laid]
+    full = [h.opened.known for h in hands if h.opened is not None and h.opened.known is not None]
+    known = {configuration.digest(): configuration for configuration in full}
+    for n, hand in enumerate(hands):
+        if hand.opened is not None and hand.known:
+            opened = msgspec.structs.replace(hand.opened, known=known.get(hand.known))
+            hands[n] = msgspec.structs.replace(hand, opened=opened)
+    return hands
 
 
 def agree(said: Sequence[Hand]) -> tuple[list[Opened], int, int | None]:

@@ -57,9 +57,11 @@ def domain_name(shard: int) -> str:
 class Peek(msgspec.Struct, frozen=True):
     """What one rank's directory holds, looked at without touching it.
 
-    ``others`` are the domains of other ranks that it holds, where its own is not there; ``run`` and
-    ``known`` are then what these say. ``certified`` are the domains whose certificates lie there,
-    where none is known to have taken part in a run.
+    ``known`` names the configuration that it knows, of so many ``shards``: a peek is small, or a
+    thousand ranks could not tell it to each other. ``others`` are the domains of other ranks that
+    it holds, where its own is not there; ``run`` and ``known`` are then what these say.
+    ``certified`` are the domains whose certificates lie there, where none is known to have taken
+    part in a run.
     """
 
     node: str
@@ -67,7 +69,8 @@ class Peek(msgspec.Struct, frozen=True):
     domain: str = ""
     run: str = ""
     shard: int = -1
-    known: Configuration | None = None
+    known: str = ""
+    shards: int = 0
     generation: int = 0
     problem: str = ""
     others: tuple[str, ...] = ()
@@ -110,14 +113,14 @@ def _look(files: Files, root: str, node: str, name: str) -> Peek | None:
     if not files.exists(f"{root}/domains/{name}/domain.json"):
         return None
     identity = read_identity(files, root, name)
-    known, generation = None, 0
+    known, shards, generation = "", 0, 0
     for data in Shelf(files, root, name).records():
         record = decode_record(data)
         if isinstance(record, Configured):
-            known = record.configuration
+            known, shards = record.configuration.digest(), record.configuration.shards
         elif isinstance(record, Frozen):
             generation = record.generation
-    return Peek(node, root, identity.id, identity.run, identity.shard, known, generation)
+    return Peek(node, root, identity.id, identity.run, identity.shard, known, shards, generation)
 
 
 def _look_beside(files: Files, root: str, node: str) -> Peek:
@@ -125,9 +128,11 @@ def _look_beside(files: Files, root: str, node: str) -> Peek:
     home = f"{root}/domains"
     names = files.listdir(home) if files.exists(home) else []
     found = [peek for name in names if (peek := _look(files, root, node, name)) is not None]
-    known = next((peek.known for peek in found if peek.known is not None), None)
     others = tuple(peek.domain for peek in found)
-    return Peek(node, root, run=known.run if known else "", known=known, others=others)
+    begun = next((peek for peek in found if peek.known), None)
+    if begun is None:
+        return Peek(node, root, others=others)
+    return Peek(node, root, run=begun.run, known=begun.known, shards=begun.shards, others=others)
 
 
 def meet(collective: Collective, mine: Peek) -> Meeting:
@@ -165,7 +170,7 @@ def _refuse(peeks: Sequence[Peek]) -> None:
             shards=[f"rank {r}: run {p.run or 'none'} in {p.root}" for r, p in enumerate(peeks)],
             remedy="give every rank the directory that it had",
         )
-    began = [p.known for p in peeks if p.known is not None]
+    began = [p for p in peeks if p.known]
     if began and len(peeks) != began[0].shards:
         _refuse_world(began[0].shards, len(peeks))
     if began and not all(p.domain for p in peeks):

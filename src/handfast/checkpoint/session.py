@@ -20,7 +20,7 @@ from handfast.checkpoint import fate, rounds
 from handfast.checkpoint.collective import Collective, address_among
 from handfast.checkpoint.connection import Connection, Joining
 from handfast.checkpoint.images import Loaded, StagingImage
-from handfast.checkpoint.refusal import Hand, agree, refusal
+from handfast.checkpoint.refusal import Hand, agree, lay, read, refusal
 from handfast.checkpoint.spelling import size
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Formation
@@ -146,10 +146,8 @@ class Session:
             hand = Hand(want=want, problem=str(error), verdict=Verdict.CORRUPT)
         except HandfastError as error:
             hand = Hand(want=want, problem=str(error))
-        said = [
-            msgspec.msgpack.decode(data, type=Hand)
-            for data in self.gather("hand", msgspec.msgpack.encode(hand))
-        ]
+        told = self._meeting.peeks[0].known if place.rank else ""
+        said = read(self.gather("hand", lay(hand, told)))
         return self._begin(said, keep, window, drain_s)
 
     def gather(self, what: str, data: bytes) -> list[bytes]:
