@@ -18,6 +18,7 @@ from training import digest as digest_of
 import handfast
 from handfast.core.lattice import Epoch
 from handfast.torch import Checkpointer
+from handfast.torch.group import _Meeting
 
 
 def build(desk: Desk, kind: str = "plain", **options: Any) -> str:
@@ -315,6 +316,33 @@ def interrupted_restore(desk: Desk, seconds: float) -> str:
     finally:
         signal.signal(signal.SIGALRM, before)
     return "restored"
+
+
+def freeze_once_all_go_on(desk: Desk) -> None:
+    """Stop as by SIGSTOP at the end of the next meeting, before anything is read or told."""
+    attend = _Meeting.attend
+
+    def freeze(*args: Any) -> bool:
+        _Meeting.attend = attend
+        gone_on = attend(*args)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return gone_on
+
+    _Meeting.attend = freeze
+
+
+def two(desk: Desk, one: str, other: str, **options: Any) -> None:
+    """Make two Checkpointers that meet in one process group, each for a run of its own."""
+    group = torch.distributed.group.WORLD
+    desk.two = {
+        path: Checkpointer(path, {"own": torch.zeros(2)}, group=group, **options)
+        for path in (one, other)
+    }
+
+
+def restore_one_of_two(desk: Desk, path: str) -> int:
+    """Resume one of them."""
+    return desk.two[path].restore()
 
 
 def model_digest(desk: Desk) -> str:

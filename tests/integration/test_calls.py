@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -561,6 +562,19 @@ def test_priming_leaves_no_trace(run: str) -> None:
         assert training.digest() == before
         assert all(p.grad is None for p in training.model.parameters())
         assert ckpt.restore() == 0
+
+
+def test_without_rng_a_restore_moves_no_stream(run: str) -> None:
+    """Not even where the run has streams, because it was saved with them."""
+    with Checkpointer(run, {"t": torch.ones(2)}, **PATIENT) as ckpt:
+        ckpt.restore()
+        ckpt.save(1)
+    torch.manual_seed(2)
+    random.seed(2)
+    before = torch.get_rng_state().tolist(), random.getstate()
+    with Checkpointer(run, {"t": torch.zeros(2)}, rng=False, **PATIENT) as ckpt:
+        assert ckpt.restore() == 1
+    assert (torch.get_rng_state().tolist(), random.getstate()) == before
 
 
 def test_a_restore_says_in_one_line_where_it_begins(

@@ -244,6 +244,22 @@ def test_a_stopped_agent_is_named_and_waited_for_no_longer_than_wished(
     one.do(deeds.close)
 
 
+def test_an_agent_that_must_not_linger_waits_for_its_first_trainer(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HANDFAST_LINGER_S=0: it had ended before the trainer that started it could find it."""
+    monkeypatch.setenv("HANDFAST_LINGER_S", "0")
+    path = str(tmp_path / "run")
+    (one,) = launch()
+    one.do(deeds.resume, path)
+    one.do(deeds.train, 1)
+    one.do(deeds.converged)
+    one.kill()
+    eventually(lambda: not agents())
+    (one,) = launch()
+    assert one.do(deeds.resume, path) == 1
+
+
 @pytest.mark.parametrize("when", ["between jobs", "while it trains"])
 def test_a_directory_that_was_replaced_under_its_agent_is_seen(
     when: str, launch: Launch, tmp_path: Path

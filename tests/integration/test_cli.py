@@ -218,6 +218,29 @@ def test_verify_of_a_damaged_run_ends_with_1_and_names_the_bytes(copy: Path) -> 
     assert handfast("verify", copy, "--step", "1/2").code == 0
 
 
+@pytest.mark.parametrize("name", ["round.json", "round.lock"])
+@pytest.mark.parametrize("what", ["empty", "directory"])
+def test_verify_finds_what_would_refuse_a_start(name: str, what: str, copy: Path) -> None:
+    """The record of launches, which no epoch needs: in one word by both, and how to mend it."""
+    (copy / name).unlink()
+    if what == "empty":
+        (copy / name).touch()
+    else:
+        (copy / name).mkdir()
+    sound = (name, what) == ("round.lock", "empty")  # as it should be
+    for command in ("verify", "status"):
+        done = handfast(command, copy, "--json")
+        assert done.code == (0 if sound else 1)
+        assert sound or "corrupt" in done.out
+        assert sound or (name in done.out and "What to do: remove" in done.out)
+    checkpointer = Checkpointer(copy, {"t": torch.zeros(1)})
+    with pytest.raises(Refused) as caught:
+        checkpointer.restore()
+    assert caught.value.verdict == ("foreign" if sound else "corrupt")  # that is not what it saved
+    assert sound or name in str(caught.value)
+    checkpointer.close()
+
+
 def test_long_work_shows_its_progress_on_a_terminal(saved: Saved) -> None:
     """And only there: a pipe gets the result and nothing else."""
     ours, theirs = pty.openpty()

@@ -40,6 +40,7 @@ __all__ = ["Agent", "Opened", "Round", "node_label"]
 logger = logging.getLogger(__name__)
 
 HANDOVER_S: Final = 5.0
+FIRST_S: Final = 5.0  # for whoever started the agent to find it, however short it lingers
 
 
 def node_label() -> str:
@@ -154,7 +155,7 @@ class Agent:
             "status": self._status,
             "close": self._close,
         }
-        self._idle_since: float | None = time.monotonic()
+        self._idle_since: float | None = time.monotonic() + FIRST_S
         self._done = False
         self._stopping = asyncio.Event()
         self._server = Server(listener, on_call=self._on_call, on_gone=self._on_gone)

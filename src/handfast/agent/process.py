@@ -113,8 +113,11 @@ def connect_or_start(
     *,
     argv: Sequence[str] = _MODULE,
     wait_s: float = 30.0,
+    patience_s: float | None = None,
 ) -> Client:
     """Connect to the agent of ``key``; where there is none, start it and wait until it answers.
+
+    One that is started has ``wait_s`` seconds, one that is there ``patience_s``, if that is less.
 
     It is started as ``argv`` and the meeting place's path, with the environment as it is here, in
     the directory ``/`` and with its output appended to ``log_path``. A log above 4 MiB is first
@@ -127,11 +130,11 @@ def connect_or_start(
     place = meeting_place(key)
     log_path = os.path.abspath(log_path)
     deadline = time.monotonic() + wait_s
-    client = _connect(place, log_path, deadline)
+    client = _connect(place, log_path, deadline, patience_s)
     if client is not None:
         return client
     with _starting(place, deadline, log_path):
-        client = _connect(place, log_path, deadline)
+        client = _connect(place, log_path, deadline, patience_s)
         if client is not None:  # another process was faster
             return client
         pid = _launch([*argv, place], log_path)
@@ -265,8 +268,12 @@ def _listens(place: str) -> bool:
         return probe.connect_ex(_socket_in(place)) in (0, errno.EAGAIN)
 
 
-def _connect(place: str, log_path: str, deadline: float) -> Client | None:
+def _connect(
+    place: str, log_path: str, deadline: float, patience_s: float | None = None
+) -> Client | None:
     timeout = max(_PAUSE_S, deadline - time.monotonic())
+    if patience_s is not None:
+        timeout = min(timeout, max(_PAUSE_S, patience_s))
     try:
         return Client(_socket_in(place), log=log_path, timeout=timeout)
     except AgentStuck:

@@ -287,7 +287,7 @@ class Checkpointer:
             failure, mine = error, Load(words(error))
         loads = [
             msgspec.msgpack.decode(data, type=Load)
-            for data in collective.gather("load", msgspec.msgpack.encode(mine))
+            for data in self._session.gather("load", msgspec.msgpack.encode(mine))
         ]
         failed = [f"rank {rank}: {load.problem}" for rank, load in enumerate(loads) if load.problem]
         if failed:

@@ -60,9 +60,6 @@ class Solo:
         """Return the only rank's data."""
         return [data]
 
-    def close(self) -> None:
-        """There is nothing to give up."""
-
 
 @contextlib.contextmanager
 def reminding(what: str) -> Iterator[None]:

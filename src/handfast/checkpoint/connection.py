@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from handfast.agent.host import Opened, Round
-from handfast.agent.local import AgentGone, Client
+from handfast.agent.local import AgentGone, AgentStuck, Client
 from handfast.agent.reminder import Reminder
 from handfast.agent.snapshot import Snapshot
 from handfast.agent.snapshot import decode as decode_snapshot
@@ -78,8 +78,8 @@ class Connection:
     def open(self, joining: Joining) -> Opened:
         """Open this rank's domain for a round that is still to be agreed on.
 
-        An agent that is just ending, or is killed, is replaced. Raises what the agent raised, and
-        AgentGone where none can be kept alive.
+        An agent that is just ending, or is killed, is replaced. Raises what the agent raised,
+        AgentGone where none can be kept alive, and Blocked where one does not answer.
         """
         self._joining, self._round = joining, None
         for attempt in range(REVIVALS):
@@ -208,7 +208,10 @@ class Connection:
         return tuple(f"{name} (on {hosts.get(name, '?')})" for name in by)
 
     def _dial(self) -> Client:
-        client = self._connect()
+        try:
+            client = self._connect()
+        except AgentStuck as error:  # it may go on yet, and no other can take its place
+            raise Blocked(str(error), by=("the agent of this node",)) from error
         client.on_push(self._take)
         return client
 

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 from handfast.checkpoint.agents import AgentView, ask
 from handfast.checkpoint.evidence import certificates, lost
+from handfast.checkpoint.rounds import unfit
 from handfast.checkpoint.status import rows
 from handfast.checkpoint.survey import TOGETHER, Survey, read_domain
 from handfast.core.lattice import GENESIS, Epoch
@@ -55,7 +56,7 @@ class Location:
         certified = self._certified()  # before the domains: a job may just be beginning
         lengths = self._moment()
         found = [read_domain(self.files, *where, then) for where, then in lengths.items()]
-        survey = Survey(found)
+        survey = Survey(found, list(filter(None, (unfit(self.files, r) for r in self._roots()))))
         if certified and survey.roster is None and all(item.member is not None for item in found):
             what = "no domain is left" if not found else "no journal of a domain is left"
             raise lost((name for _, name in certified), what, sorted({at for at, _ in certified}))

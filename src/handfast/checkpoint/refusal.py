@@ -15,7 +15,7 @@ from handfast.core.recover import APART
 from handfast.core.verdict import Verdict
 from handfast.errors import Blocked, HandfastError, Refused, Superseded
 
-__all__ = ["Hand", "Load", "agree", "refusal", "suggest", "words"]
+__all__ = ["Hand", "Load", "agree", "lay", "read", "refusal", "suggest", "words"]
 
 logger = logging.getLogger("handfast")
 
@@ -23,7 +23,8 @@ logger = logging.getLogger("handfast")
 class Hand(msgspec.Struct, frozen=True):
     """What each rank lays on the table once its domain is open, or could not be opened.
 
-    ``by`` names who kept it from answering; ``generation`` is rank 0's to say.
+    ``by`` names who kept it from answering; ``generation`` is rank 0's to say. ``known`` names a
+    configuration that rank 0 lays down for all: each names every domain, and each rank has one.
     """
 
     opened: Opened | None = None
@@ -32,6 +33,28 @@ class Hand(msgspec.Struct, frozen=True):
     problem: str = ""
     verdict: Verdict = Verdict.MISSING
     by: tuple[str, ...] = ()
+    known: str = ""
+
+
+def lay(hand: Hand, told: str) -> bytes:
+    """Spell out a hand, without a configuration that is ``told`` already."""
+    opened = hand.opened
+    if opened is not None and opened.known is not None and opened.known.digest() == told:
+        opened = msgspec.structs.replace(opened, known=None)
+        hand = msgspec.structs.replace(hand, opened=opened, known=told)
+    return msgspec.msgpack.encode(hand)
+
+
+def read(laid: Sequence[bytes]) -> list[Hand]:
+    """Read all hands; each has its configuration again."""
+    hands = [msgspec.msgpack.decode(data, type=Hand) for data in laid]
+    full = [h.opened.known for h in hands if h.opened is not None and h.opened.known is not None]
+    known = {configuration.digest(): configuration for configuration in full}
+    for n, hand in enumerate(hands):
+        if hand.opened is not None and hand.known:
+            opened = msgspec.structs.replace(hand.opened, known=known.get(hand.known))
+            hands[n] = msgspec.structs.replace(hand, opened=opened)
+    return hands
 
 
 def agree(said: Sequence[Hand]) -> tuple[list[Opened], int, int | None]:
@@ -43,7 +66,7 @@ def agree(said: Sequence[Hand]) -> tuple[list[Opened], int, int | None]:
     opened = [hand.opened for hand in said if hand.opened is not None]
     if len(opened) < len(said):
         first = next(hand for hand in said if hand.problem)
-        if by := [name for hand in said for name in hand.by]:
+        if by := [f"rank {rank}: {name}" for rank, hand in enumerate(said) for name in hand.by]:
             raise Blocked(f"a rank can't take part: {first.problem}", by=by)
         raise Refused(
             "a rank can't take part",

@@ -31,7 +31,7 @@ from handfast.core.membership import (
 )
 from handfast.core.messages import Configured, Frozen, decode_record
 from handfast.core.verdict import Verdict
-from handfast.errors import FormatError, HandfastError, Refused, Superseded
+from handfast.errors import Damaged, HandfastError, Refused, Superseded
 from handfast.store.claims import read_identity
 from handfast.store.files import (
     TEMPORARY,
@@ -44,7 +44,7 @@ from handfast.store.files import (
 )
 from handfast.store.shelf import Shelf
 
-__all__ = ["Meeting", "Peek", "allocate_in", "domain_name", "meet", "peek", "settle"]
+__all__ = ["Meeting", "Peek", "allocate_in", "domain_name", "meet", "peek", "settle", "unfit"]
 
 TIER: Final = "directory"
 
@@ -57,9 +57,11 @@ def domain_name(shard: int) -> str:
 class Peek(msgspec.Struct, frozen=True):
     """What one rank's directory holds, looked at without touching it.
 
-    ``others`` are the domains of other ranks that it holds, where its own is not there; ``run`` and
-    ``known`` are then what these say. ``certified`` are the domains whose certificates lie there,
-    where none is known to have taken part in a run.
+    ``known`` names the configuration that it knows, of so many ``shards``: a peek is small, or a
+    thousand ranks could not tell it to each other. ``others`` are the domains of other ranks that
+    it holds, where its own is not there; ``run`` and ``known`` are then what these say.
+    ``certified`` are the domains whose certificates lie there, where none is known to have taken
+    part in a run.
     """
 
     node: str
@@ -67,7 +69,8 @@ class Peek(msgspec.Struct, frozen=True):
     domain: str = ""
     run: str = ""
     shard: int = -1
-    known: Configuration | None = None
+    known: str = ""
+    shards: int = 0
     generation: int = 0
     problem: str = ""
     others: tuple[str, ...] = ()
@@ -110,14 +113,14 @@ def _look(files: Files, root: str, node: str, name: str) -> Peek | None:
     if not files.exists(f"{root}/domains/{name}/domain.json"):
         return None
     identity = read_identity(files, root, name)
-    known, generation = None, 0
+    known, shards, generation = "", 0, 0
     for data in Shelf(files, root, name).records():
         record = decode_record(data)
         if isinstance(record, Configured):
-            known = record.configuration
+            known, shards = record.configuration.digest(), record.configuration.shards
         elif isinstance(record, Frozen):
             generation = record.generation
-    return Peek(node, root, identity.id, identity.run, identity.shard, known, generation)
+    return Peek(node, root, identity.id, identity.run, identity.shard, known, shards, generation)
 
 
 def _look_beside(files: Files, root: str, node: str) -> Peek:
@@ -125,9 +128,11 @@ def _look_beside(files: Files, root: str, node: str) -> Peek:
     home = f"{root}/domains"
     names = files.listdir(home) if files.exists(home) else []
     found = [peek for name in names if (peek := _look(files, root, node, name)) is not None]
-    known = next((peek.known for peek in found if peek.known is not None), None)
     others = tuple(peek.domain for peek in found)
-    return Peek(node, root, run=known.run if known else "", known=known, others=others)
+    begun = next((peek for peek in found if peek.known), None)
+    if begun is None:
+        return Peek(node, root, others=others)
+    return Peek(node, root, run=begun.run, known=begun.known, shards=begun.shards, others=others)
 
 
 def meet(collective: Collective, mine: Peek) -> Meeting:
@@ -165,7 +170,7 @@ def _refuse(peeks: Sequence[Peek]) -> None:
             shards=[f"rank {r}: run {p.run or 'none'} in {p.root}" for r, p in enumerate(peeks)],
             remedy="give every rank the directory that it had",
         )
-    began = [p.known for p in peeks if p.known is not None]
+    began = [p for p in peeks if p.known]
     if began and len(peeks) != began[0].shards:
         _refuse_world(began[0].shards, len(peeks))
     if began and not all(p.domain for p in peeks):
@@ -229,13 +234,15 @@ def allocate_in(files: Files, root: str, nonce: str, reported: int) -> int:
     """Allocate a round's generation from ``ROOT/round.json``, changed under a lock.
 
     ``reported`` is the greatest generation that any member knows. Raises Superseded where a later
-    round is recorded already, FormatError where the record can't be read, SaveFailed where it
-    can't be written (nothing was allocated then) and OSError where it can't be locked.
+    round is recorded already, Damaged where the record can't be read or a directory is in the
+    place of its lock, SaveFailed where it can't be written (nothing was allocated then) and OSError
+    where it can't be locked.
     """
-    path = f"{root}/round.json"
+    path = _record_of(root)
     with writing("make the run's directory", root):
         make_directory(files, root)
-    lock = os.open(f"{root}/round.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    _check_lock(root)
+    lock = os.open(_lock_of(root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         record = allocate(_read(files, path), nonce, reported)
@@ -247,15 +254,41 @@ def allocate_in(files: Files, root: str, nonce: str, reported: int) -> int:
         os.close(lock)
 
 
+def unfit(files: Files, root: str) -> str:
+    """Say why a launch could not be recorded in a directory; only look. Empty where it could."""
+    try:
+        _check_lock(root)
+        _read(files, _record_of(root))
+    except Damaged as error:
+        return str(error)
+    return ""
+
+
+def _record_of(root: str) -> str:
+    return f"{root}/round.json"
+
+
+def _lock_of(root: str) -> str:
+    return f"{root}/round.lock"
+
+
+def _check_lock(root: str) -> None:
+    if os.path.isdir(_lock_of(root)):
+        raise Damaged(
+            f"{_lock_of(root)}: a directory, in the place of a file that is locked while the round "
+            "is recorded. What to do: remove it"
+        )
+
+
 def _read(files: Files, path: str) -> RoundRecord | None:
     if not files.exists(path):
         return None
-    data = read_file(files, path)
     try:
-        return msgspec.json.decode(data, type=RoundRecord)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise FormatError(
-            f"{path}: not a record of a round: {error}. What to do: remove the file; the members' "
+        return msgspec.json.decode(read_file(files, path), type=RoundRecord)
+    except (Damaged, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        why = "it can't be read" if isinstance(error, Damaged) else error
+        raise Damaged(
+            f"{path}: not a record of a round: {why}. What to do: remove the file; the members' "
             "own journals keep generations from being used twice"
         ) from error
 

@@ -20,7 +20,7 @@ from handfast.checkpoint import fate, rounds
 from handfast.checkpoint.collective import Collective, address_among
 from handfast.checkpoint.connection import Connection, Joining
 from handfast.checkpoint.images import Loaded, StagingImage
-from handfast.checkpoint.refusal import Hand, agree, refusal
+from handfast.checkpoint.refusal import Hand, agree, lay, read, refusal
 from handfast.checkpoint.spelling import size
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Formation
@@ -28,7 +28,7 @@ from handfast.core.messages import Certificate, RestoreCertificate
 from handfast.core.retain import Keep
 from handfast.core.verdict import Verdict
 from handfast.core.view import Lattice
-from handfast.errors import Blocked, HandfastError, Refused, SaveFailed, Superseded
+from handfast.errors import Blocked, Damaged, HandfastError, Refused, SaveFailed, Superseded
 from handfast.store import manifest as codec
 from handfast.store.files import Files
 
@@ -136,13 +136,18 @@ class Session:
             hand = Hand(want=want, problem=str(error), by=tuple(error.by))
         except OSError as error:
             hand = Hand(want=want, problem=f"{error.strerror}: {error.filename or self.root}")
+        except Damaged as error:
+            hand = Hand(want=want, problem=str(error), verdict=Verdict.CORRUPT)
         except HandfastError as error:
             hand = Hand(want=want, problem=str(error))
-        said = [
-            msgspec.msgpack.decode(data, type=Hand)
-            for data in self.collective.gather("hand", msgspec.msgpack.encode(hand))
-        ]
+        told = self._meeting.peeks[0].known if place.rank else ""
+        said = read(self.gather("hand", lay(hand, told)))
         return self._begin(said, keep, window, drain_s)
+
+    def gather(self, what: str, data: bytes) -> list[bytes]:
+        """Gather with the ranks of this round: what was laid down for another one is never met."""
+        nonce = self._meeting.nonce if self._meeting else ""
+        return self.collective.gather(f"{what}/{nonce}", data)
 
     def _count(self, meeting: rounds.Meeting) -> int:
         """Rank 0 allocates the generation for all. Raises what :func:`rounds.allocate_in` does."""

@@ -90,7 +90,10 @@ class DomainRow(msgspec.Struct, frozen=True):
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """Something that is not as it was attested; ``epoch`` is None where it is a whole domain."""
+    """Something that is not as it was attested; ``epoch`` is None where it is a whole domain.
+
+    ``domain`` is empty where it would keep the whole run from being started.
+    """
 
     domain: str
     shard: int | None
@@ -274,6 +277,7 @@ def troubles(survey: Survey) -> tuple[Trouble, ...]:
     for found in survey.strangers:
         shard = found.identity.shard if found.identity is not None else None
         listed.append(Trouble(found.id, shard, found.verdict or Verdict.FOREIGN, _strange(found)))
+    listed += [Trouble("", None, Verdict.CORRUPT, problem) for problem in survey.unfit]
     return tuple(listed)
 
 

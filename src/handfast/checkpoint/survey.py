@@ -197,16 +197,18 @@ class Survey:
     ``line`` is the epoch that a restore would take, unless its bytes turn out to be damaged:
     GENESIS where nothing was ever saved, None where a restore would refuse. ``converged`` is the
     highest epoch on the living timeline that some journal proves converged. ``rifts`` show that
-    the domains are of copies of the run that went on apart.
+    the domains are of copies of the run that went on apart. ``unfit`` says what else would keep a
+    launch from being recorded.
 
     Raises FormatError where no domain is of a format that this handfast reads, and Refused where
     the domains are of several runs, none of which has more of them.
     """
 
-    def __init__(self, found: Sequence[Found]) -> None:
+    def __init__(self, found: Sequence[Found], unfit: Sequence[str] = ()) -> None:
         if found and all(item.other_format for item in found):
             raise FormatError(found[0].problem)
         self.found = tuple(found)
+        self.unfit = tuple(unfit)
         self.run = _run_of(found)
         _refuse_twins(found)
         ours = [f for f in found if _of(f, self.run)]

@@ -7,6 +7,7 @@ fail, shorten or stop each single call, and a simulation can lose what was never
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -19,7 +20,7 @@ TEMPORARY = ".tmp"  # the end of a name that is not published yet; readers never
 PIECE = 16 << 20  # bytes handed to the kernel in one call: large enough that the call costs nothing
 
 GONE_BAD = {errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENODATA, errno.EBADMSG,
-            errno.EUCLEAN}  # fmt: skip
+            errno.EUCLEAN, errno.ENXIO}  # fmt: skip
 
 FULL = "free some space there, or keep fewer epochs, and save again"
 BROKEN = (
@@ -49,7 +50,7 @@ class Files(Protocol):
         """Make a new file, open for reading and writing; FileExistsError if the name is taken."""
 
     def open(self, path: str) -> int:
-        """Open a file for reading (a descriptor that can be synced all the same)."""
+        """Open a regular file for reading (a descriptor that can be synced all the same)."""
 
     def close(self, fd: int) -> None:
         """Close the descriptor; it is gone even when this raises."""
@@ -107,7 +108,12 @@ class Posix:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def open(self, path: str) -> int:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # O_NONBLOCK: a pipe in a file's place would be waited for until somebody writes to it
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.ENXIO, "it is no regular file", path)
+        return fd
 
     def leads_to(self, path: str, fd: int) -> bool:
         try:

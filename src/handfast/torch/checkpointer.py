@@ -44,8 +44,8 @@ class Checkpointer(checkpointer.Checkpointer):
     "wait", "skip" or "raise"; ``on_error`` what becomes of failed saves: "raise" at the next call,
     "retry" at the next step (three times), or "warn"; ``verify`` how much is read back before an
     epoch counts: "fsync" (nothing), "sampled" or "full"; ``pickle`` names paths whose objects may
-    be pickled; ``group`` is a process group of CPU tensors to use instead of one of handfast's
-    own; ``on_event(name, fields)`` is told what happens; ``drain_s`` bounds what is waited for
+    be pickled; ``group`` is the process group whose ranks hold this state, if that is not the whole
+    job; ``on_event(name, fields)`` is told what happens; ``drain_s`` bounds what is waited for
     after an exception and at a restart; ``patience_s`` bounds waits for other ranks.
 
     Raises ValueError for arguments that make no sense, Unstorable and TypeError for a state that
@@ -80,14 +80,14 @@ class Checkpointer(checkpointer.Checkpointer):
             raise ValueError("state: give a dict of what makes up one epoch, {'model': model, ...}")
         found = capture(state, rng=rng, replicated=replicated)
         objects.encode(found.objects, pickle=pickle)  # what can't be stored is said now
-        self._collective = Group(group, patience_s) if _distributed() else Solo()
-        collective = self._collective
-        template = os.path.realpath(spelled(path))  # one run has one agent a node, by any name
+        run = spelled(path)
+        collective = Group(group, run, patience_s) if _distributed() else Solo()
+        template = os.path.realpath(run)  # one run has one agent a node, by any name
         session = Session(
             collective,
-            os.path.realpath(root_of(spelled(path), collective.place)),
+            os.path.realpath(root_of(run, collective.place)),
             Posix(),
-            connect=lambda: _connect(template),
+            connect=lambda: _connect(template, patience_s),
         )
         held = TorchState(state, rng=rng, replicated=replicated, pickle=pickle, verify=verify)
         super().__init__(
@@ -112,8 +112,9 @@ class Checkpointer(checkpointer.Checkpointer):
         DDP needs it to resume bit for bit (see :mod:`handfast.torch.prime`). Every rank calls it,
         on every start, with an ``fn`` that does one forward and backward on a batch of the right
         shape, ``ckpt.prime(lambda: loss_fn(model(torch.zeros_like(batch))).backward())``, and steps
-        no optimizer, scheduler or loader. It leaves no trace but the order in which gradients are
-        reduced from then on.
+        no optimizer, scheduler or loader. Parameters, buffers and random streams are put back, so
+        that it leaves no trace in them but the order in which gradients are reduced from then on;
+        what ``fn`` does to other attributes of modules, a plain counter say, stays.
 
         Raises what ``fn`` raises, and ValueError where ``fn`` stepped a fresh optimizer, or left no
         gradient.
@@ -123,7 +124,6 @@ class Checkpointer(checkpointer.Checkpointer):
     def _leave(self) -> None:
         self._unwatch()
         super()._leave()
-        self._collective.close()
 
 
 def _distributed() -> bool:
@@ -161,7 +161,12 @@ def root_of(template: str, place: Place) -> str:
     )
 
 
-def _connect(template: str) -> Any:
-    """Find this node's agent for the run, or start it."""
+def _connect(template: str, patience_s: float | None) -> Any:
+    """Find this node's agent for the run, or start it.
+
+    One that is there has half of the patience: the other ranks wait that long for this one's word.
+    """
     key = f"{template}\n{node_label()}"
-    return process.connect_or_start(key, os.path.join(process.meeting_place(key), "log"))
+    log = os.path.join(process.meeting_place(key), "log")
+    soon = None if patience_s is None else patience_s / 2
+    return process.connect_or_start(key, log, patience_s=soon)

@@ -1,11 +1,14 @@
-"""The ranks of a ``torch.distributed`` job, gathered when a round begins."""
+"""The ranks of a ``torch.distributed`` job, gathered when a round begins.
+
+They meet in the job's store, and in no collective: one that waits in vain is broken for good, can't
+say who is missing, and a rank that is frozen in it holds up all others.
+"""
 
 from __future__ import annotations
 
 import itertools
 import time
-from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import torch.distributed as dist
 
@@ -15,68 +18,56 @@ from handfast.errors import Blocked
 
 __all__ = ["Group"]
 
-FOREVER_S: Final = 30 * 86400.0
 GO: Final = "go on"
 OFF: Final = "called off"
+LAST_S: Final = 5.0
+"""How long rank 0 stays for the others: the store may be its own, and ends with it."""
 
 
 class Group:
-    """The ranks of a ``torch.distributed`` job, by a gloo group of handfast's own.
+    """The ranks of a ``torch.distributed`` job, or of one of its process groups.
 
-    ``patience_s`` bounds how long a rank waits for the others to come.
+    ``run`` is the run's path as it was given, the same on all ranks: those that come to another
+    one's restore() never meet. ``patience_s`` bounds how long a rank waits for the others.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, patience_s: float | None = None) -> None:
-        self._ours = group is None
-        self._patience_s = FOREVER_S if patience_s is None else patience_s
-        if group is None:
-            limit = timedelta(seconds=self._patience_s + 60.0)
-            group = dist.new_group(backend="gloo", timeout=limit)
-        self._group = group
-        self.place: Place = place_of(dist.get_rank(self._group), dist.get_world_size(self._group))
+    def __init__(
+        self, group: dist.ProcessGroup | None, run: str, patience_s: float | None = None
+    ) -> None:
+        self._run = run
+        self._patience_s = patience_s
+        self._name = (group or dist.distributed_c10d._get_default_group()).group_name
+        self.place: Place = place_of(dist.get_rank(group), dist.get_world_size(group))
 
     def gather(self, what: str, data: bytes) -> list[bytes]:
         """Give every rank the data of all. Used when a round begins, never by a save.
 
         Raises Blocked, on every rank that waits, where some have not come within the patience, and
-        names them: once they have, it can be tried again. Raises what the group raises where one
-        has died.
+        names them: once they have, it can be tried again. Raises what the store raises where that
+        is gone.
         """
-        self._meet(f"handfast/{self._group.group_name}/{what}")
-        found: list[bytes] = [b""] * self.place.size
-        dist.all_gather_object(found, data, group=self._group)
-        return found
-
-    def _meet(self, room: str) -> None:
-        """Meet in the job's store first: a collective that waits in vain is broken for good, and
-        could not say who is missing.
-        """
-        reminder = Reminder()
+        room = f"handfast/{self._name}/{self._run}/{what}"
+        patience_s, reminder = self._patience_s, Reminder()
         never_came = set(range(self.place.size))
         with reminding("restore: waits for all ranks to come to it"):
             for number in itertools.count():
                 meeting = _Meeting(f"{room}/{number}", self.place)
                 if meeting.is_over():  # an earlier one
                     continue
-                if meeting.attend(reminder, self._patience_s):
-                    return
+                if meeting.attend(data, reminder, patience_s):
+                    return meeting.collect()
                 absent = meeting.absent()
                 never_came.intersection_update(absent)
-                if absent and reminder.over(self._patience_s):
+                if absent and reminder.over(patience_s):
                     raise Blocked(
-                        f"not all ranks have come to restore() in {self._patience_s:g} s",
+                        f"not all ranks have come to restore() of {self._run} in {patience_s:g} s",
                         by=[f"rank {n}" for n in sorted(never_came) or absent],
                     )
-
-    def close(self) -> None:
-        """Give up a group that was made here: each has threads and sockets of its own."""
-        if self._ours and dist.is_initialized():
-            self._ours = False
-            dist.destroy_process_group(self._group)
+        raise AssertionError("unreachable")
 
 
 class _Meeting:
-    """One attempt of all ranks to be in one place at once.
+    """One attempt of all ranks to be in one place at once; each brings its data.
 
     What becomes of it is one key of the job's store, written once, by compare-and-set: rank 0 says
     GO when all have laid down theirs, and whoever leaves before calls it OFF. So nobody goes on
@@ -84,9 +75,10 @@ class _Meeting:
     """
 
     def __init__(self, name: str, place: Place) -> None:
-        self._store = dist.distributed_c10d._get_default_store()
+        self._store: Any = dist.distributed_c10d._get_default_store()  # its stubs know no bytes
         self._outcome = f"{name}/outcome"
-        self._here = [f"{name}/{rank}" for rank in range(place.size)]
+        self._read = f"{name}/read"
+        self._laid = [f"{name}/{rank}" for rank in range(place.size)]
         self._rank = place.rank
 
     def is_over(self) -> bool:
@@ -94,15 +86,16 @@ class _Meeting:
         return bool(self._store.check([self._outcome]))
 
     def absent(self) -> list[int]:
-        """Give the ranks that never came to it."""
-        return [n for n, key in enumerate(self._here) if not self._store.check([key])]
+        """Give the ranks that kept it from going on: who never came, else rank 0, who says so."""
+        never = [n for n, key in enumerate(self._laid) if not self._store.check([key])]
+        return never or ([0] if self._rank else [])
 
-    def attend(self, reminder: Reminder, patience_s: float) -> bool:
+    def attend(self, data: bytes, reminder: Reminder, patience_s: float | None) -> bool:
         """Come, and wait; say whether all go on. Whatever ends the waiting ends the meeting."""
-        self._store.set(self._here[self._rank], "here")
+        self._store.set(self._laid[self._rank], data)
         try:
             while not self.is_over():
-                if self._rank == 0 and self._store.check(self._here):
+                if self._rank == 0 and self._store.check(self._laid):
                     self._decide(GO)
                 elif reminder.over(patience_s):
                     self._decide(OFF)
@@ -115,3 +108,17 @@ class _Meeting:
     def _decide(self, outcome: str) -> str:
         """Decide, unless that is done; give the outcome."""
         return str(self._store.compare_set(self._outcome, "", outcome).decode())
+
+    def collect(self) -> list[bytes]:
+        """Give what all have laid down. Rank 0 goes last, and takes it away if all have read it."""
+        found: list[bytes] = self._store.multi_get(self._laid)
+        have_read = self._store.add(self._read, 1)
+        if self._rank == 0:
+            leaving = Reminder()
+            while have_read < len(found) and not leaving.over(LAST_S):
+                time.sleep(0.01)
+                have_read = self._store.add(self._read, 0)
+            if have_read == len(found):
+                for key in (*self._laid, self._read):
+                    self._store.delete_key(key)
+        return found

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from handfast.torch.capture import capture
 from handfast.torch.rng import read_generator, read_streams, write_generator, write_streams
-from handfast.torch.tensors import copy_into
+from handfast.torch.tensors import copy_into, local
 from handfast.torch.tree import Kind, nodes
 
 __all__ = ["prime"]
@@ -28,10 +28,11 @@ FN: Final = "give one forward and backward, such as lambda: loss_fn(model(batch)
 def prime(state: Mapping[str, object], fn: Callable[[], object]) -> None:
     """Run ``fn``, one forward and backward, and take back all that it did to the state.
 
-    Parameters, buffers, the random streams and generators are put back, gradients are dropped;
-    ``fn`` must step no optimizer, scheduler or loader. After that it raises whatever ``fn`` raises,
-    and ValueError where ``fn`` gave a fresh optimizer state (it is emptied again), or left no
-    parameter of the state's modules a gradient.
+    Parameters, buffers (also those that are not saved), the random streams and generators are put
+    back, gradients are dropped; ``fn`` must step no optimizer, scheduler or loader, and what it
+    does to other attributes of modules, or outside of them, stays. After that it raises whatever
+    ``fn`` raises, and ValueError where ``fn`` gave a fresh optimizer state (it is emptied again),
+    or left no parameter of the state's modules a gradient.
     """
     found = nodes(state)
     weights = [p for n in found if n.kind is Kind.MODULE for p in n.value.parameters()]
@@ -40,14 +41,19 @@ def prime(state: Mapping[str, object], fn: Callable[[], object]) -> None:
     streams = read_streams()
     generators = [node.value for node in found if node.kind is Kind.GENERATOR]
     drawn = [read_generator(generator) for generator in generators]
-    held = capture(state, rng=False).tensors
+    parts = [part for n in found if n.kind is Kind.MODULE for part in n.value.modules()]
+    buffers = [(part, *named) for part in parts for named in part.named_buffers(recurse=False)]
+    held = list(capture(state, rng=False).tensors)
     with torch.no_grad():
+        held += [local(buffer) for _, _, buffer in buffers]
         before = [tensor.clone() for tensor in held]
     try:
         fn()
         reached = any(p.grad is not None for p in weights)
     finally:
         copy_into(held, before)
+        for part, name, buffer in buffers:
+            setattr(part, name, buffer)  # fn may have put another one in its place
         for optimizer in fresh:
             if optimizer.state:
                 stepped.append(type(optimizer).__name__)

@@ -7,7 +7,8 @@ import logging
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import compress
+from itertools import compress, islice
+from typing import Final
 
 import msgspec
 import torch
@@ -24,13 +25,15 @@ from handfast.torch import compare
 from handfast.torch.capture import Captured, capture
 from handfast.torch.gradients import unclean_gradients
 from handfast.torch.rng import unmoved_streams
-from handfast.torch.saved import GRADS, Saved, read_manifests, taken
+from handfast.torch.saved import GRADS, RNG, Saved, read_manifests, taken
 from handfast.torch.stage import map_image, stage
 from handfast.torch.tensors import digest
 
 __all__ = ["TorchState", "environment"]
 
 logger = logging.getLogger("handfast")
+
+HINTS: Final = 100
 
 
 def environment() -> dict[str, str]:
@@ -212,6 +215,8 @@ class TorchState:
     ) -> object:
         """See the port."""
         saved = self._read(copies)
+        if not self._rng:
+            saved.objects.pop(RNG, None)
         views = map_image(copies[0].manifest.slots, copies[0].memory)
         for copy in copies[1:]:
             theirs = map_image(copy.manifest.slots, copy.memory)
@@ -223,19 +228,26 @@ class TorchState:
         return read_manifests(manifests[0], *manifests[1:], pickle=self._pickle)
 
     def replicas(self, copies: Sequence[Loaded]) -> dict[str, bytes]:
-        """See the port: whole tensors, neither sharded nor declared, empty nor tiny."""
+        """See the port: whole tensors, neither sharded nor declared, empty nor tiny.
+
+        The first of them only: every rank is told those of all, for a hint.
+        """
         manifest = copies[0].manifest
         known = {path for copy in copies for path in copy.manifest.replicated}
+        own = (
+            slot
+            for slot in manifest.slots
+            if slot.spec.path not in known
+            and not slot.spec.path.startswith(f"{GRADS}/")
+            and slot.spec.shape == slot.spec.global_shape
+            and slot.nbytes >= 4096
+        )
         with memoryview(copies[0].memory) as memory:
             return {
                 slot.spec.path: xxhash.xxh3_128_digest(
                     memory[slot.start : slot.start + slot.nbytes]
                 )
-                for slot in manifest.slots
-                if slot.spec.path not in known
-                and not slot.spec.path.startswith(f"{GRADS}/")
-                and slot.spec.shape == slot.spec.global_shape
-                and slot.nbytes >= 4096
+                for slot in islice(own, HINTS)
             }
 
 

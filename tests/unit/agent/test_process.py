@@ -58,9 +58,9 @@ class Node:
         self.starters: list[subprocess.Popen[str]] = []
         self.clients: list[Client] = []
 
-    def start(self, *options: str, key: str = "run@node", wait_s: float = 30.0) -> Client:
+    def start(self, *options: str, key: str = "run@node", **waits: float) -> Client:
         argv = [*ARGV, *options]
-        client = connect_or_start(key, str(self.log), argv=argv, wait_s=wait_s)
+        client = connect_or_start(key, str(self.log), argv=argv, **waits)
         self.clients.append(client)
         self.watch(client.agent_pid)
         return client
@@ -413,6 +413,14 @@ def test_a_stopped_agent_is_named_and_not_replaced(node: Node) -> None:
     with pytest.raises(AgentStuck, match=f"agent process {client.agent_pid} listens but"):
         node.start(wait_s=0.1)
     assert node.agents() == [client.agent_pid]
+
+
+def test_who_looks_for_a_stopped_agent_waits_no_longer_than_wished(node: Node) -> None:
+    """However long one that had to be started would be given: a test that fails here hangs."""
+    client = node.start()
+    os.kill(client.agent_pid, signal.SIGSTOP)
+    with pytest.raises(AgentStuck, match="listens but"):
+        node.start(wait_s=3600.0, patience_s=0.1)
 
 
 def test_an_agent_of_another_handfast_is_named_and_not_replaced(node: Node) -> None:

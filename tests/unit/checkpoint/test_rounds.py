@@ -19,11 +19,13 @@ import xxhash
 from agentkit import HASTY
 from hostkit import Gathering
 
+from handfast.agent.host import Opened
+from handfast.checkpoint.refusal import Hand, lay, read
 from handfast.checkpoint.rounds import Meeting, Peek, allocate_in, domain_name, meet, peek, settle
 from handfast.core.membership import Configuration, Domain, Formation, RoundRecord
 from handfast.core.messages import Configured, Frozen, Report, encode
 from handfast.core.verdict import Verdict
-from handfast.errors import FormatError, HandfastError, Refused, Superseded
+from handfast.errors import Damaged, HandfastError, Refused, Superseded
 from handfast.store.claims import IdentityFile, domain_path, identify
 from handfast.store.directory import claim
 from handfast.testing.faults import Crash, Fault, FaultyFiles
@@ -58,23 +60,40 @@ def tree(root: str) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(Path(root).rglob("*")) if p.is_file()}
 
 
+# --- what is laid down ---
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_hands_of_a_thousand_ranks_name_every_domain_once(told: bool) -> None:
+    """Each rank knows all domains, and reads what all ranks say: that would be a thousand times a
+    thousand names. Who could not know that rank 0 says them (as it peeked too early) says all."""
+    names = [f"rank-{n:05d}-0123456789abcdef" for n in range(1000)]
+    domains = tuple(Domain(name, "directory", n, "node") for n, name in enumerate(names))
+    known = Configuration("run", 1000, domains, (("directory", 1),))
+    opened = [Opened(name, 1, 4, known, "node", ("::1", 7)) for name in names]
+    digest = known.digest() if told else ""
+    laid = [lay(Hand(one), digest if rank else "") for rank, one in enumerate(opened)]
+    assert [hand.opened for hand in read(laid)] == opened
+    assert (sum(map(len, laid)) < 500_000) == told
+
+
 # --- a look -----------------------------------------------------------------------------------
 
 
 def test_a_look_at_nothing_creates_nothing(root: str) -> None:
     found = peek(HASTY, root, "node0", 0)
-    assert (found.domain, found.run, found.known, found.problem) == ("", "", None, "")
+    assert (found.domain, found.run, found.known, found.problem) == ("", "", "", "")
     assert not os.path.exists(root)
 
 
 def test_a_look_finds_who_is_there_and_how_far_it_was(root: str) -> None:
     made = identify(HASTY, root, domain_name(0), run="run-1", shard=0)
     found = peek(HASTY, root, "node0", 0)
-    assert (found.domain, found.run, found.shard, found.known) == (made.id, "run-1", 0, None)
+    assert (found.domain, found.run, found.shard, found.known) == (made.id, "run-1", 0, "")
     configuration = founded(root)
     before = tree(root)
     found = peek(HASTY, root, "node0", 0)
-    assert (found.domain, found.known, found.generation) == (made.id, configuration, 4)
+    assert (found.domain, found.known, found.generation) == (made.id, configuration.digest(), 4)
     assert found.problem == ""
     assert tree(root) == before
 
@@ -116,7 +135,7 @@ def test_what_can_t_be_read_is_said_and_not_raised(
     harm(Path(domain_path(root, domain_name(0))) / where)
     found = peek(HASTY, root, "node0", 0)
     if harm is Path.unlink:  # an incarnation without journal never acted
-        assert (found.known, found.problem) == (None, "")
+        assert (found.known, found.problem) == ("", "")
         return
     assert said in found.problem
     assert root in found.problem
@@ -404,7 +423,7 @@ def test_a_damaged_record_names_its_file_and_the_way_out(root: str, data: bytes)
     allocate_in(HASTY, root, "a", 0)
     path = Path(root) / "round.json"
     path.write_bytes(data)
-    with pytest.raises(FormatError) as caught:
+    with pytest.raises(Damaged) as caught:
         allocate_in(HASTY, root, "b", 3)
     assert str(path) in str(caught.value)
     assert "remove the file" in str(caught.value)
@@ -469,5 +488,5 @@ time.sleep(600)
 
 def test_a_record_that_can_t_be_locked_is_an_error_that_names_it(root: str) -> None:
     (Path(root) / "round.lock").mkdir(parents=True)
-    with pytest.raises((HandfastError, OSError), match=r"round\.lock"):
+    with pytest.raises(Damaged, match=r"round\.lock"):
         allocate_in(HASTY, root, "a", 0)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,27 @@ def test_short_counts_are_gone_on_from(tmp_path: Path) -> None:
     assert read_file(files, path) == data
     assert [call.kind for call in files.calls].count("pread") == 2
     assert read_file(FILES, path, limit=7) == data[:7]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory", "socket"])
+def test_what_is_no_regular_file_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    """A pipe would be waited for; the writer that this one has keeps a test that fails from it."""
+    path = str(tmp_path / "journal")
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+            writer = os.open(path, os.O_RDWR)
+        case "directory":
+            os.mkdir(path)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(path)
+    with pytest.raises(OSError, match="journal"):
+        FILES.open(path)
+    with pytest.raises(Damaged, match=r"journal: can't be read: .*\(ENXIO\)"):
+        read_file(FILES, path)
+    if kind == "pipe":
+        os.close(writer)
 
 
 class TakesNothing(Posix):

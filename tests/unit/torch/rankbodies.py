@@ -313,12 +313,24 @@ def a_run_saved_under_ddp_loads_without(rank: int) -> None:
 
 def a_rank_that_does_not_come_is_named(rank: int) -> None:
     """Whatever torch's default device is: a token on another one would not be waited for."""
-    group = Group(None, 0.5)
+    group = Group(None, "run", 0.5)
     if rank == 0:
         with torch.device("meta"), pytest.raises(Blocked) as caught:
             group.gather("peek", b"")
         assert caught.value.by == ("rank 1",)
     dist.barrier()
+
+
+def a_gathering_gives_all_the_data_of_all_and_leaves_none_of_it(rank: int) -> None:
+    """In the order of the ranks, whatever bytes they are; the job's store is not filled up."""
+    group = Group(None, "run", 30.0)
+    for _ in range(3):
+        assert group.gather("peek", b"\0 %d \xff" % rank) == [b"\0 0 \xff", b"\0 1 \xff"]
+    dist.barrier()
+    store = dist.distributed_c10d._get_default_store()
+    room = f"handfast/{dist.group.WORLD.group_name}/run/peek"
+    assert store.check([f"{room}/{n}/outcome" for n in range(3)])
+    assert not any(store.check([f"{room}/{n}/{r}"]) for n in range(3) for r in range(2))
 
 
 def zeros_that_outlive_steps_are_put_back(rank: int) -> None:

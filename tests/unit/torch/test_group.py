@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Interposed:
 
 def attend(rank: int, patience_s: float) -> bool:
     """Let a rank come, and wait so long."""
-    return _Meeting("room/0", Place(rank, 2, rank, "node")).attend(Reminder(), patience_s)
+    return _Meeting("room/0", Place(rank, 2, rank, "node")).attend(b"", Reminder(), patience_s)
 
 
 def test_nobody_goes_on_with_a_rank_that_gives_up_as_all_are_there(store: Interposed) -> None:
@@ -77,3 +78,32 @@ def test_what_ends_the_waiting_ends_the_meeting(
     assert meeting.is_over()
     assert meeting.absent() == [0]
     assert not attend(0, 60.0)
+
+
+def test_a_rank_that_freezes_once_all_go_on_holds_up_nobody(store: Interposed) -> None:
+    """Rank 1 came, and never reads what was laid down; with a collective rank 0 waited for it."""
+    store.set("room/0/1", b"of 1\0")
+    meeting = _Meeting("room/0", Place(0, 2, 0, "node"))
+    assert meeting.attend(b"of 0\0", Reminder(), 60.0)
+    assert meeting.collect() == [b"of 0\0", b"of 1\0"]
+
+
+def test_whoever_waits_for_a_frozen_rank_0_names_it(store: Interposed) -> None:
+    """It came, and so did all others; nobody else can say that they go on."""
+    store.set("room/0/0", b"")
+    meeting = _Meeting("room/0", Place(1, 2, 1, "node"))
+    assert not meeting.attend(b"", Reminder(), 0.0)
+    assert meeting.absent() == [0]
+
+
+def test_rank_0_stays_until_all_have_read(store: Interposed) -> None:
+    """The store may be its own, and it may have nothing more to do: the others would lose both."""
+    store.set("room/0/1", b"of 1")
+    first, other = (_Meeting("room/0", Place(n, 2, n, "node")) for n in range(2))
+    assert first.attend(b"of 0", Reminder(), 60.0)
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(first.collect)
+        assert not wait([reading], 0.3).done
+        assert other.collect() == reading.result() == [b"of 0", b"of 1"]
+    assert not store.check(["room/0/0"])
+    assert other.is_over()

@@ -27,6 +27,7 @@ from handfast.torch.tensors import block
         bodies.state_that_ranks_share_out_is_not_known,
         bodies.optimizer_state_is_left_out_where_nothing_speaks_against_it,
         bodies.a_rank_that_does_not_come_is_named,
+        bodies.a_gathering_gives_all_the_data_of_all_and_leaves_none_of_it,
         bodies.zeros_that_outlive_steps_are_put_back,
         bodies.a_run_saved_under_ddp_loads_without,
         bodies.ddp_accumulation_is_seen,

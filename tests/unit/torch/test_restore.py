@@ -845,6 +845,29 @@ def test_what_torch_makes_by_default_changes_nothing(mode: Any) -> None:
     assert all(same_bytes(*pair) for pair in pairs)
 
 
+def test_priming_puts_back_buffers_that_are_not_saved() -> None:
+    """Those that fn writes to, and those in whose place it puts another."""
+
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            for name, persistent in (("kept", True), ("added", False), ("replaced", False)):
+                self.register_buffer(name, torch.zeros(2), persistent=persistent)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.added.add_(1)
+            self.replaced = self.replaced + 1
+            self.kept = self.kept + 1
+            return super().forward(x)
+
+    model = Counting()
+    before = dict(model.named_buffers())
+    prime({"model": model}, lambda: model(torch.ones(2)).sum().backward())
+    for name, buffer in model.named_buffers():
+        assert buffer is before[name]
+        assert buffer.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("steps", [True, False])
 def test_priming_with_something_else_is_refused_and_taken_back(steps: bool) -> None:
     """A whole training step by mistake would be one more; no backward at all primes nothing."""
