@@ -80,6 +80,8 @@ def go_apart(desk: Desk, kind: str) -> None:
                 state["exp_avg"].add_(desk.rank)
 
         register_optimizer_step_post_hook(post)
+        for group in training.optimizer.param_groups:
+            group["lr"] = 0.0  # or the weights would go apart, too
 
 
 def apart(desk: Desk, kind: str) -> str:
