@@ -335,6 +335,16 @@ def test_ranks_that_restore_different_runs_never_meet(launch: Launch, tmp_path: 
     assert job.all(deeds.restore_one_of_two, other) == [0, 0]
 
 
+def test_ranks_may_name_directories_of_their_own(launch: Launch, tmp_path: Path) -> None:
+    """Filled in by the user, without a ``{rank}`` in the path."""
+    job = launch(2, 2)
+    for trainer in job:
+        trainer.tell(deeds.resume, str(tmp_path / f"disk-{trainer.rank}"))
+    assert [trainer.hear() for trainer in job] == [0, 0]
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+
+
 def test_a_rank_that_died_before_the_meeting_is_named(launch: Launch, tmp_path: Path) -> None:
     """Its launcher may take the job down before; one that does not must not hang for ever."""
     job = launch(2, 2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 
@@ -24,11 +25,15 @@ LAST_S: Final = 5.0
 """How long rank 0 stays for the others: the store may be its own, and ends with it."""
 
 
+_made: WeakKeyDictionary[dist.ProcessGroup, int] = WeakKeyDictionary()
+
+
 class Group:
     """The ranks of a ``torch.distributed`` job, or of one of its process groups.
 
-    ``run`` is the run's path as it was given, the same on all ranks: those that come to another
-    one's restore() never meet. ``patience_s`` bounds how long a rank waits for the others.
+    Ranks that come to the restore() of another Checkpointer never meet: the n-th that is made for a
+    process group on one rank is that of the n-th on another. ``run`` is its path, as it was given;
+    ``patience_s`` bounds how long a rank waits for the others.
     """
 
     def __init__(
@@ -36,7 +41,9 @@ class Group:
     ) -> None:
         self._run = run
         self._patience_s = patience_s
-        self._name = (group or dist.distributed_c10d._get_default_group()).group_name
+        among = group or dist.distributed_c10d._get_default_group()
+        _made[among] = _made.get(among, 0) + 1
+        self._name = f"{among.group_name}/{_made[among]}"
         self.place: Place = place_of(dist.get_rank(group), dist.get_world_size(group))
 
     def gather(self, what: str, data: bytes) -> list[bytes]:
@@ -46,7 +53,7 @@ class Group:
         names them: once they have, it can be tried again. Raises what the store raises where that
         is gone.
         """
-        room = f"handfast/{self._name}/{self._run}/{what}"
+        room = f"handfast/{self._name}/{what}"
         patience_s, reminder = self._patience_s, Reminder()
         never_came = set(range(self.place.size))
         with reminding("restore: waits for all ranks to come to it"):
