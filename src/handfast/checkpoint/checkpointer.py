@@ -417,7 +417,8 @@ class Checkpointer:
         Other ranks may learn of the same failure at another step: saves contain no collective.
         """
         self._session.check()
-        problems = self._session.new_problems()
+        # What a handle has raised is tried again all the same: the other ranks do, and would wait.
+        problems = self._session.new_problems(told=self._on_error == "retry")
         if not problems:
             if self._last is not None and self._last.phase == "converged":
                 self._failures = 0

@@ -76,7 +76,8 @@ class Session:
         self._round: Round | None = None
         self._plan: Plan | None = None
         self._images: list[StagingImage] = []
-        self._reported: set[Epoch] = set()
+        self._listed: set[Epoch] = set()
+        self._raised: set[Epoch] = set()
         self._accepted: tuple[Epoch, int] | None = None
 
     # --- what is known, without I/O ------------------------------------------------------------
@@ -440,22 +441,26 @@ class Session:
         told = msgspec.structs.astuple(epoch)
         self._line.call("skip", epoch=told, reason=f"{fate.FORGONE}: {reason}")
 
-    def new_problems(self) -> list[str]:
-        """List failures of saves that were learned of and not reported yet."""
+    def new_problems(self, told: bool = False) -> list[str]:
+        """List failures of saves that were learned of and not listed yet.
+
+        Those that a handle has raised are left out, but if ``told``.
+        """
         found = fate.failures(self.snapshot)
         fresh = [
             f"epoch {epoch}: {problem}"
             for epoch, problem in found
-            if epoch.generation == self.generation and epoch not in self._reported
+            if epoch.generation == self.generation and epoch not in self._listed
+            if told or epoch not in self._raised
         ]
-        self._reported.update(epoch for epoch, _ in found)
+        self._listed.update(epoch for epoch, _ in found)
         return fresh
 
     def wait_persisted(self, epoch: Epoch, timeout: float | None) -> None:
         """See :meth:`handfast.checkpoint.save.Save.persisted`."""
         self._line.wait(lambda now: fate.settled(now, epoch), timeout, f"epoch {epoch}")
         if not fate.persisted(self.snapshot, epoch):
-            self._reported.add(epoch)
+            self._raised.add(epoch)
             raise SaveFailed(f"epoch {epoch}: {fate.problems(self.snapshot, epoch)[0]}")
 
     def wait_converged(self, epoch: Epoch, timeout: float | None) -> Certificate:
@@ -465,7 +470,7 @@ class Session:
         now = self.snapshot
         if now.line is not None and fate.converged(now, epoch):
             return now.line
-        self._reported.add(epoch)
+        self._raised.add(epoch)
         why = "; ".join(fate.problems(now, epoch))
         raise SaveFailed(f"epoch {epoch} will not converge: {why}")
 
