@@ -139,6 +139,24 @@ def test_a_failed_save_is_tried_again_at_the_next_step(disk: Disk, launch: Launc
         one.do(deeds.train_one)
 
 
+def test_a_failure_that_a_handle_has_raised_is_tried_again_like_any_other(
+    disk: Disk, launch: Launch, tmp_path: Path
+) -> None:
+    """The other rank tries again at the next step, and would wait for this one, once too often."""
+    (tmp_path / "0").mkdir()
+    (tmp_path / "1").symlink_to(disk.path)
+    job = launch(2, 2)
+    job.all(deeds.resume, str(tmp_path / "{rank}"), model=MODEL, on_error="retry", every=10)
+    disk.fill()
+    job.all(deeds.train, 10)
+    with pytest.raises(SaveFailed, match="ENOSPC"):
+        job[1].do(deeds.persisted)
+    disk.empty()
+    eventually(lambda: job[0].do(deeds.phase) == "failed")
+    job.all(deeds.train, 11)
+    assert [epoch.step for epoch in job.all(deeds.converged)] == [11, 11]
+
+
 def test_the_others_learn_whose_disk_is_full_and_theirs_do_not_fill(
     disk: Disk, launch: Launch, tmp_path: Path
 ) -> None:

@@ -335,7 +335,8 @@ class Checkpointer:
             self._trouble([f"epoch {epoch}: {error}"])
             return Save(self._session, None, str(error))
         if taken:
-            self._last, self._overdue = taken, False
+            self._last = taken
+            self._overdue &= taken.phase == "failed"  # of another rank, before this one had begun
             blocked = time.monotonic() - began
             self._event("staged", epoch=str(epoch), blocked_s=blocked)
         return taken
