@@ -328,7 +328,7 @@ def a_gathering_gives_all_the_data_of_all_and_leaves_none_of_it(rank: int) -> No
         assert group.gather("peek", b"\0 %d \xff" % rank) == [b"\0 0 \xff", b"\0 1 \xff"]
     dist.barrier()
     store = dist.distributed_c10d._get_default_store()
-    room = f"handfast/{dist.group.WORLD.group_name}/run/peek"
+    room = f"handfast/{dist.distributed_c10d._get_default_group().group_name}/1/peek"
     assert store.check([f"{room}/{n}/outcome" for n in range(3)])
     assert not any(store.check([f"{room}/{n}/{r}"]) for n in range(3) for r in range(2))
 
