@@ -429,7 +429,7 @@ class DomainHost:
 
     async def _compare(self, manifest: Manifest) -> None:
         """Hold what ranks of this node left to its first against that. Raises SaveFailed."""
-        if not manifest.left and not manifest.digests:
+        if not manifest.left and manifest.digests is None:
             return
         shelves = [at for domain, at in self._shelves.items() if domain != self.member.id]
         found = await self._blocking(self.keeper.unlike, manifest, shelves)

@@ -31,7 +31,7 @@ from handfast.store.files import (
     writing,
 )
 from handfast.store.image import Layout, Slot
-from handfast.store.manifest import HASH_BYTES, Manifest, Stamp, chunk_hash
+from handfast.store.manifest import HASH_BYTES, Manifest, Stamp, tensor_digest
 from handfast.store.pins import pinned
 from handfast.store.port import Verify, Written
 from handfast.store.shelf import Shelf
@@ -173,7 +173,7 @@ class Keeper:
             replicated=plan.replicated,
             structure=plan.structure,
             left=_by_path(plan.left, left),
-            digests=_digests(image) if plan.leads else b"",
+            digests=_digests(image) if plan.leads else None,
             parent=parent,
             verify=plan.verify,
         )
@@ -196,7 +196,7 @@ class Keeper:
                 continue
             theirs = entry.sound()
             for rank, first in ((manifest, theirs), (theirs, manifest)):
-                if first.digests and (paths := rank.apart(first)):
+                if first.digests is not None and (paths := rank.apart(first)):
                     found[rank.stamp.domain] = paths
         return found
 
@@ -285,7 +285,7 @@ def _digests(image: Image) -> bytes:
     """Digest each slot, for the ranks that left theirs out."""
     with memoryview(image.map) as view:
         slots = image.plan.slots
-        return b"".join(chunk_hash(view[s.start : s.start + s.nbytes]) for s in slots)
+        return b"".join(tensor_digest(s.spec, view[s.start : s.start + s.nbytes]) for s in slots)
 
 
 def certificate_fields(certificate: Certificate) -> dict[str, object]:

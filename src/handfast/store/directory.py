@@ -121,7 +121,7 @@ class Directory(Shelf):
         replicated: Iterable[str],
         structure: str,
         left: Mapping[str, bytes] | None = None,
-        digests: bytes = b"",
+        digests: bytes | None = None,
         parent: Manifest | None = None,
         verify: Verify = "sampled",
         progress: Progress | None = None,

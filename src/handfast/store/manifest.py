@@ -12,7 +12,7 @@ import xxhash
 
 from handfast.core.lattice import Epoch
 from handfast.errors import Damaged, FormatError
-from handfast.store.image import BLOCK, Natural, Slot, check_spec, tensor_bytes
+from handfast.store.image import BLOCK, Natural, Slot, TensorSpec, check_spec, tensor_bytes
 
 __all__ = [
     "CHUNK",
@@ -28,6 +28,7 @@ __all__ = [
     "digest",
     "encode",
     "hash_chunks",
+    "tensor_digest",
 ]
 
 MAGIC = b"HFMANIF1"
@@ -84,7 +85,7 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     are the paths that this shard's rank took to be alike on all ranks; ``structure`` is the digest
     of paths, dtypes, global shapes and placements. ``left`` are the paths that this rank did not
     store, since the first rank of its node holds the same bytes, with the digest of its own;
-    ``digests`` holds 16 bytes a slot where other ranks may leave theirs to this one.
+    ``digests`` holds 16 bytes a slot where other ranks may leave theirs to this one, else None.
     """
 
     stamp: Stamp
@@ -100,15 +101,15 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     replicated: tuple[str, ...]
     structure: str
     left: dict[str, bytes] = {}
-    digests: bytes = b""
+    digests: bytes | None = None
 
     def apart(self, first: "Manifest") -> tuple[str, ...]:
         """List what this rank left to ``first``, the node's first rank, which holds other bytes."""
         if not self.left:
             return ()
-        size = HASH_BYTES
+        size, digests = HASH_BYTES, first.digests or b""
         held = {
-            slot.spec.path: first.digests[at * size : (at + 1) * size]
+            slot.spec.path: digests[at * size : (at + 1) * size]
             for at, slot in enumerate(first.slots)
         }
         return tuple(
@@ -145,6 +146,12 @@ _NAMER = msgspec.msgpack.Decoder(_Writer)
 def chunk_hash(buffer: memoryview | bytes | bytearray) -> bytes:
     """The xxh3-128 of a chunk: 16 bytes, big-endian. It finds damage; it stops no forger."""
     return xxhash.xxh3_128_digest(buffer)
+
+
+def tensor_digest(spec: TensorSpec, data: memoryview | bytes | bytearray) -> bytes:
+    """Digest a tensor: what it is, but for its path, and its dense bytes."""
+    what = (spec.dtype, spec.shape, spec.global_shape, spec.offset, spec.stride)
+    return chunk_hash(_ENCODER.encode(what) + chunk_hash(data))
 
 
 def hash_chunks(buffer: memoryview | bytes | bytearray, chunk: int = CHUNK) -> bytes:
@@ -290,7 +297,7 @@ def _check_left(manifest: Manifest) -> None:
             raise ValueError(f"{path!r} is left to another rank, and stored itself")
         if len(found) != HASH_BYTES:
             raise ValueError(f"{path!r}: a digest of {len(found)} bytes")
-    if manifest.digests and len(manifest.digests) != len(manifest.slots) * HASH_BYTES:
+    if manifest.digests is not None and len(manifest.digests) != len(manifest.slots) * HASH_BYTES:
         raise ValueError(
             f"{len(manifest.digests)} bytes of digests for {len(manifest.slots)} slots"
         )

@@ -107,7 +107,7 @@ class Tier(Protocol):
         replicated: Iterable[str],
         structure: str,
         left: Mapping[str, bytes] | None = None,
-        digests: bytes = b"",
+        digests: bytes | None = None,
         parent: Manifest | None = None,
         verify: Verify = "sampled",
         progress: Progress | None = None,

@@ -158,7 +158,7 @@ class TorchState:
         if self._alone or not fresh:
             return True
         digests = {
-            spec.path: digest(tensor)
+            spec.path: digest(spec, tensor)
             for spec, tensor in zip(now.specs, now.tensors, strict=True)
             if spec.path in fresh
         }
@@ -178,8 +178,8 @@ class TorchState:
         kept = captured if all(self._mine) else _only(captured, self._mine)
         staged = stage(kept, image.views)
         encoded = objects.encode(captured.objects, pickle=self._pickle)
-        left = (t for t, mine in zip(captured.tensors, self._mine, strict=True) if not mine)
-        digests = b"".join(map(digest, left))
+        every = zip(captured.specs, captured.tensors, self._mine, strict=True)
+        digests = b"".join(digest(spec, tensor) for spec, tensor, mine in every if not mine)
         staged.wait()
         return encoded, digests
 

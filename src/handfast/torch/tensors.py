@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from handfast.errors import Unstorable
 from handfast.store.image import TensorSpec
-from handfast.store.manifest import chunk_hash
+from handfast.store.manifest import tensor_digest
 from handfast.torch.names import loaded
 from handfast.torch.types import DTYPE_NAMES, TORCH_DTYPES
 
@@ -53,13 +53,14 @@ def local(tensor: Any) -> Tensor:
     return part
 
 
-def digest(tensor: Tensor) -> bytes:
-    """Digest the values of a plain tensor, as they would lie in an image: dense, on the host."""
+def digest(spec: TensorSpec, tensor: Tensor) -> bytes:
+    """Digest a plain tensor with what is said of it, as it would lie in an image: dense."""
     dense = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
     size = dense.numel() * dense.element_size()
     if not size:
-        return chunk_hash(b"")
-    return chunk_hash(memoryview((ctypes.c_char * size).from_address(dense.data_ptr())))
+        return tensor_digest(spec, b"")
+    data = memoryview((ctypes.c_char * size).from_address(dense.data_ptr()))
+    return tensor_digest(spec, data)
 
 
 def block(

@@ -36,7 +36,7 @@ from handfast.core.messages import Knows, Message, Staged, decode_record, encode
 from handfast.core.verdict import Verdict
 from handfast.errors import FormatError, Refused, SaveFailed
 from handfast.store.claims import domain_path, identify
-from handfast.store.manifest import chunk_hash
+from handfast.store.manifest import tensor_digest
 from handfast.store.shelf import Shelf
 from handfast.testing.faults import Hasty
 
@@ -244,7 +244,8 @@ def test_what_a_rank_left_out_is_compared_before_it_counts(
     node = start()
     job = Job(root, [node.client] * 2)
     first, other = job[0], job[1]
-    path, at, size = next((s.spec.path, s.start, s.nbytes) for s in first.plan.slots if s.nbytes)
+    slot = next(slot for slot in first.plan.slots if slot.nbytes)
+    path, at, size = slot.spec.path, slot.start, slot.nbytes
     first.plan = msgspec.structs.replace(first.plan, leads=True)
     other.plan = msgspec.structs.replace(other.plan, left=(f"{path}/alike",))
     first.plan = msgspec.structs.replace(first.plan, aliases={f"{path}/alike": path})
@@ -252,7 +253,7 @@ def test_what_a_rank_left_out_is_compared_before_it_counts(
 
     def save(step: int, rank: Rank, alike: bool) -> None:
         held = content(seed(Epoch(1, step), 0))[at : at + size]
-        other.left = chunk_hash(held if alike else b"other")
+        other.left = tensor_digest(slot.spec, held if alike else b"other")
         rank.save(step)
 
     def persisted(rank: Rank, step: int) -> None:

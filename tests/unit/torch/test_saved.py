@@ -30,7 +30,8 @@ def shard(
     views = map_image(layout.slots, buffer)
     for path, view in views.items():
         view.copy_(kept[path])
-    left = {path: digest(kept[path]) for path in leave_out if path in kept}
+    specs = {spec.path: spec for spec in captured.specs}
+    left = {path: digest(specs[path], kept[path]) for path in leave_out if path in kept}
     manifest = Manifest(
         stamp=Stamp("run", "main", 1, 5, f"d{number}", number, 2, 1, "c", None),
         slots=layout.slots,
@@ -45,7 +46,7 @@ def shard(
         replicated=captured.replicated,
         structure="",
         left=left,
-        digests=b"".join(digest(views[slot.spec.path]) for slot in layout.slots),
+        digests=b"".join(digest(slot.spec, views[slot.spec.path]) for slot in layout.slots),
     )
     return decode(encode(manifest)), views
 
@@ -159,6 +160,13 @@ def test_what_was_left_and_is_held_otherwise_is_found() -> None:
     minus, _ = shard({"a": -t * 0}, 1, ("a",))
     zero, _ = shard({"a": t * 0}, 0)
     assert minus.apart(zero) == ("a",)  # 0.0 and -0.0 are equal, and not the same
+    nothing, _ = shard({}, 0)
+    assert minus.apart(nothing) == ("a",)
+    for other_zero in torch.zeros(2, dtype=torch.int32), torch.zeros(1, 2), torch.zeros(2, 1).t():
+        of_other_shape, _ = shard({"a": other_zero}, 1, ("a",))
+        assert of_other_shape.apart(zero) == ("a",)
+    empty, _ = shard({"a": torch.zeros(0, 3)}, 0)
+    assert shard({"a": torch.zeros(0, 5)}, 1, ("a",))[0].apart(empty) == ("a",)
 
 
 class Holder:
