@@ -381,7 +381,9 @@ class Agent:
             Epoch(*fields["epoch"]),
         )
         said = dict(zip(fields["paths"], fields["digests"], strict=True))
-        same = await self._witness.same(run, epoch, said, leads=fields["leads"])
+        same = await self._witness.same(
+            run, epoch, said, leads=fields["leads"], wait_s=fields["wait_s"]
+        )
         return {"same": same or [], "heard": same is not None}
 
     async def _skip(self, trainer: Trainer, fields: dict[str, Any], _: list[int]) -> dict[str, Any]:

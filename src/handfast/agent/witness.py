@@ -42,7 +42,7 @@ class Witness:
         return self._said[key]
 
     async def same(
-        self, run: str, epoch: Epoch, digests: Digests, *, leads: bool
+        self, run: str, epoch: Epoch, digests: Digests, *, leads: bool, wait_s: float = WAIT_S
     ) -> list[str] | None:
         """Give the paths that the node's first rank holds alike; None where it has not come.
 
@@ -52,7 +52,7 @@ class Witness:
         if leads:
             self.settle(run, epoch, digests)
             return list(digests)
-        await asyncio.wait([told], timeout=WAIT_S)
+        await asyncio.wait([told], timeout=min(wait_s, WAIT_S))
         if not told.done() or told.cancelled():
             return None
         first = told.result()

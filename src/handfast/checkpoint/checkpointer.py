@@ -372,8 +372,9 @@ class Checkpointer:
 
     def _take(self, epoch: Epoch, extra: object, grads: bool) -> Save:
         self._state.keeps(self._session.snapshot.unlike)
-        plan = self._state.capture(extra, grads, partial(self._session.prove, epoch))
         patience = self._patience_s if self._busy == "wait" else 0.0
+        wait_s = 3600.0 if patience is None else patience / 2
+        plan = self._state.capture(extra, grads, partial(self._session.prove, epoch, wait_s))
         image = self._session.image_for(plan, self._image_count, patience)
         if image is None:
             why, by = "an earlier epoch is still being persisted", [self._session.snapshot.domain]

@@ -361,11 +361,13 @@ class Session:
             image.epoch = None
         return image.epoch is None
 
-    def prove(self, epoch: Epoch, leads: bool, digests: Mapping[str, bytes]) -> list[str] | None:
+    def prove(
+        self, epoch: Epoch, wait_s: float, leads: bool, digests: Mapping[str, bytes]
+    ) -> list[str] | None:
         """Ask which paths the first rank of this node holds alike; None where it has not come."""
         said: dict[str, Any] = {"paths": list(digests), "digests": list(digests.values())}
         told = msgspec.structs.astuple(epoch)
-        reply = self._line.call("prove", epoch=told, leads=leads, **said)
+        reply = self._line.call("prove", epoch=told, wait_s=wait_s, leads=leads, **said)
         return reply["same"] if reply["heard"] else None
 
     def stage(

@@ -273,7 +273,7 @@ def test_what_a_rank_left_out_is_compared_before_it_counts(
         else:
             with pytest.raises(SaveFailed, match=f"taken to be alike on all .* and not: {path}"):
                 persisted(job[late], step)
-    other.session.prove(Epoch(1, 3), True, {})  # whatever it asks, it finds its agent again
+    other.session.prove(Epoch(1, 3), 1.0, True, {})  # whatever it asks, it finds its agent again
     wait_for(lambda: other.session.snapshot.unlike == (f"{path}/alike",))
     assert first.session.snapshot.unlike == ()
     assert first.session.new_problems() == other.session.new_problems() == []
