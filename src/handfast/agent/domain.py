@@ -15,7 +15,7 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -24,6 +24,7 @@ import msgspec
 
 from handfast.agent.keeper import Image, Keeper
 from handfast.agent.snapshot import UNLIKE, Outcome, Proposal, Skip, Snapshot, Stuck
+from handfast.agent.witness import Witness
 from handfast.core import events
 from handfast.core.gossip import restless
 from handfast.core.lattice import Epoch
@@ -63,8 +64,8 @@ class DomainHost:
     """Drives one member over one claimed directory.
 
     ``route(domain_id, payload)`` sends a message towards another domain and may lose it;
-    ``notify(snapshot)`` is called in the loop when there is something new to tell, ``spread`` with
-    what ranks of this node, by domain, are to :meth:`hear`.
+    ``notify(snapshot)`` is called in the loop when there is something new to tell. ``witness``
+    knows what ranks of this node do not hold alike.
     """
 
     def __init__(
@@ -75,14 +76,14 @@ class DomainHost:
         name: str,
         route: Callable[[str, bytes], None],
         notify: Callable[[Snapshot], None],
-        spread: Callable[[Mapping[str, Iterable[str]]], None] | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self.keeper = keeper
         self.member = member
         self.name = name
         self._route = route
         self._notify = notify
-        self._spread = spread
+        self._witness = witness or Witness()
         self._loop = asyncio.get_running_loop()
         self._queue: deque[events.Event] = deque()
         self._wake = asyncio.Event()
@@ -97,7 +98,6 @@ class DomainHost:
         self._skipped: deque[Skip] = deque(maxlen=OUTCOMES)
         self._proposal: Proposal | None = None
         self._stuck: Stuck | None = None
-        self._unlike: dict[str, None] = {}
         self._shelves: dict[str, tuple[str, str]] = {}
         self.overtaken = 0
         self._tick: asyncio.TimerHandle | None = None
@@ -116,7 +116,7 @@ class DomainHost:
         *,
         route: Callable[[str, bytes], None],
         notify: Callable[[Snapshot], None],
-        spread: Callable[[Mapping[str, Iterable[str]]], None] | None = None,
+        witness: Witness | None = None,
     ) -> DomainHost:
         """Claim an identified domain and boot its member from the journals.
 
@@ -124,7 +124,7 @@ class DomainHost:
         """
         loop = asyncio.get_running_loop()
         keeper, member = await loop.run_in_executor(None, Keeper.claim, files, root, name)
-        return cls(keeper, member, name=name, route=route, notify=notify, spread=spread)
+        return cls(keeper, member, name=name, route=route, notify=notify, witness=witness)
 
     # --- what the agent asks -------------------------------------------------------------------
 
@@ -327,7 +327,7 @@ class DomainHost:
             persisting=tuple(self._pending),
             outcomes=tuple(self._outcomes),
             skipped=self._skips(),
-            unlike=tuple(self._unlike),
+            unlike=self._witness.unlike(member.id),
             overtaken=self.overtaken,
             failure=self.failure,
         )
@@ -433,17 +433,10 @@ class DomainHost:
             return
         shelves = [at for domain, at in self._shelves.items() if domain != self.member.id]
         found = await self._blocking(self.keeper.unlike, manifest, shelves)
-        if found and self._spread is not None:
-            self._spread(found)
         if found:
+            self._witness.note(found)  # before the vote: whoever hears that, hears this too
             named = ", ".join(sorted({path for paths in found.values() for path in paths})[:5])
             raise SaveFailed(f"{UNLIKE}: {named}. From the next save on each rank stores its own")
-
-    def hear(self, paths: Iterable[str]) -> None:
-        """Hear what this rank left to another that holds it otherwise, and tell the trainer."""
-        if fresh := dict.fromkeys(path for path in paths if path not in self._unlike):
-            self._unlike |= fresh
-            self._schedule()
 
     async def _check(self, generation: int, epoch: Epoch) -> None:
         """Read every byte of the own copy, and keep it in memory: what was validated is loaded.

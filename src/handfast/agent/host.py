@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -135,7 +135,6 @@ class Agent:
         self._seats: dict[tuple[str, str], Seat] = {}
         self._hosts: dict[str, DomainHost] = {}
         self._homes: dict[str, str] = {}
-        self._unlike: dict[str, dict[str, None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._links: Links | None = None
         self._address = ("", 0)
@@ -258,22 +257,14 @@ class Agent:
                 try:
                     seat.host = await DomainHost.open(
                         self._files, seat.root, seat.name,
-                        route=self._route, notify=seat.tell, spread=self._tell_unlike,
+                        route=self._route, notify=seat.tell, witness=self._witness,
                     )  # fmt: skip
                 except Exception:
                     await seat.rest()  # whoever asks again at once would wear the disk out
                     raise
                 seat.opened_at = time.monotonic()
                 self._hosts[identity.id] = seat.host
-                seat.host.hear(self._unlike.get(identity.id, ()))
             return seat.host
-
-    def _tell_unlike(self, found: Mapping[str, Iterable[str]]) -> None:
-        """Tell ranks what they left to another and hold otherwise, once they are here."""
-        for domain, paths in found.items():
-            self._unlike.setdefault(domain, {}).update(dict.fromkeys(paths))
-            if domain in self._hosts:
-                self._hosts[domain].hear(paths)
 
     async def _take_seat(self, seat: Seat, trainer: Trainer) -> None:
         deadline = time.monotonic() + self._handover_s
@@ -376,10 +367,8 @@ class Agent:
     async def _prove(
         self, trainer: Trainer, fields: dict[str, Any], _: list[int]
     ) -> dict[str, Any]:
-        run, epoch = (
-            self._own(trainer, fields).keeper.directory.identity.run,
-            Epoch(*fields["epoch"]),
-        )
+        run = self._own(trainer, fields).keeper.directory.identity.run
+        epoch = Epoch(*fields["epoch"])
         said = dict(zip(fields["paths"], fields["digests"], strict=True))
         same = await self._witness.same(
             run, epoch, said, leads=fields["leads"], wait_s=fields["wait_s"]

@@ -8,7 +8,7 @@ rank that hears nothing stores its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from handfast.core.lattice import Epoch
@@ -22,10 +22,25 @@ Digests = Mapping[str, bytes]
 
 
 class Witness:
-    """The first ranks' digests, by run and epoch, for as long as anybody may ask."""
+    """The first ranks' digests, by run and epoch, for as long as anybody may ask; and what was left
+    to them and turned out to differ.
+    """
 
     def __init__(self) -> None:
         self._said: dict[tuple[str, Epoch], asyncio.Future[Digests]] = {}
+        self._unlike: dict[str, dict[str, None]] = {}
+
+    def note(self, found: Mapping[str, Iterable[str]]) -> None:
+        """Note which paths ranks have left to another that holds them otherwise, by their domains.
+
+        It is kept for those that are not here now, since their agent has died, say.
+        """
+        for domain, paths in found.items():
+            self._unlike.setdefault(domain, {}).update(dict.fromkeys(paths))
+
+    def unlike(self, domain: str) -> tuple[str, ...]:
+        """Give what was noted of a domain."""
+        return tuple(self._unlike.get(domain, ()))
 
     def settle(self, run: str, epoch: Epoch, digests: Digests | None = None) -> None:
         """Hear the node's first rank; once it saves an epoch, it has nothing more to say of it."""

@@ -9,6 +9,7 @@ import msgspec
 
 from handfast.agent.host import Opened
 from handfast.agent.snapshot import Stuck
+from handfast.checkpoint.spelling import some
 from handfast.checkpoint.survey import TOGETHER
 from handfast.core.lattice import Epoch
 from handfast.core.recover import APART
@@ -159,10 +160,9 @@ def suggest(replicas: Sequence[dict[str, bytes]]) -> None:
     first, others = replicas[0], replicas[1:]
     same = [p for p, d in sorted(first.items()) if others and all(o.get(p) == d for o in others)]
     if same:
-        shown = ", ".join(same[:3]) + (f" and {len(same) - 3} more" if len(same) > 3 else "")
         logger.warning(
             "all ranks stored the same values of %s; if they are alike by design, say so by "
             "replicated=(%r,) and they are stored once a node",
-            shown,
+            some(same, 3),
             same[0],
         )

@@ -49,8 +49,8 @@ def _handed(plan: Plan, images: Sequence[StagingImage]) -> dict[str, Any]:
 
 def _more_room(seen: Snapshot, now: Snapshot) -> bool:
     """Say whether anything has come that can make room for an epoch."""
-    what = ("line", "skipped", "outcomes", "failure")
-    return any(getattr(now, part) != getattr(seen, part) for part in what)
+    parts = ("line", "skipped", "outcomes", "failure")
+    return any(getattr(now, part) != getattr(seen, part) for part in parts)
 
 
 class Session:

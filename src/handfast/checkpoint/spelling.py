@@ -1,8 +1,10 @@
-"""How counts are spelled for people, in tables and in warnings."""
+"""How counts and lists are spelled for people, in tables, warnings and errors."""
 
 from __future__ import annotations
 
-__all__ = ["size"]
+from collections.abc import Sequence
+
+__all__ = ["size", "some"]
 
 
 def size(nbytes: float) -> str:
@@ -12,3 +14,9 @@ def size(nbytes: float) -> str:
             break
         nbytes /= 1024
     return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+
+
+def some(items: Sequence[str], most: int) -> str:
+    """Spell the first of a list, and how many there are besides: "a, b and 4 more"."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

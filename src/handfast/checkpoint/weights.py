@@ -23,6 +23,7 @@ from typing import NamedTuple
 import msgspec
 
 from handfast.checkpoint.location import Location, Released, choose, mixed
+from handfast.checkpoint.spelling import some
 from handfast.checkpoint.status import rows
 from handfast.checkpoint.survey import Found, Survey, read_domain
 from handfast.core.lattice import Epoch
@@ -300,15 +301,11 @@ def _further(progress: Progress, done: int, total: int, at: int, _: int) -> None
 
 
 def _of_several(unlike: Mapping[str, tuple[Block, Block]]) -> str:
-    shown = ", ".join(
-        f"{path} (shards {one.shard} and {two.shard})"
-        for path, (one, two) in list(unlike.items())[:5]
-    )
-    more = f" and {len(unlike) - 5} more" if len(unlike) > 5 else ""
+    named = [f"{path} (shards {a.shard} and {b.shard})" for path, (a, b) in unlike.items()]
     return (
-        f"{len(unlike)} tensors have two values for one place: {shown}{more}. They are not each of "
-        f"one tensor, and what belongs together is not written down. {_APART}, or choose the other "
-        "tensors with only="
+        f"{len(unlike)} tensors have two values for one place: {some(named, 5)}. They are not each "
+        f"of one tensor, and what belongs together is not written down. {_APART}, or choose the "
+        "other tensors with only="
     )
 
 
@@ -357,8 +354,8 @@ def reading_weights(
             if whole.name in called
         ]
         if keys and not called:
-            some = ", ".join(sorted(keys.values())[:5])
-            raise ValueError(f"only={tuple(only)}: no tensor has such a name; some are {some}")
+            there = some(sorted(keys.values()), 5)
+            raise ValueError(f"only={tuple(only)}: no tensor has such a name; there are {there}")
         ties = {other: first for first, *rest in called.values() for other in rest}
         weights = Weights(epoch, tensors, ties, shelves, progress)
         weights.check_twins()
@@ -427,8 +424,7 @@ def _of_ranks(only: Sequence[str]) -> list[str]:
 def _warn_of(keys: Sequence[str]) -> None:
     """Say what is left out, for ranks hold it otherwise than the job's that is read."""
     if keys:
-        some = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-        logger.warning("ranks hold their own of what is read, left out: %s", some)
+        logger.warning("ranks hold their own of what is read, left out: %s", some(sorted(keys), 3))
 
 
 def _matches(key: str, only: Sequence[str]) -> bool:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from handfast.checkpoint.spelling import some
 from handfast.core.verdict import Verdict
 from handfast.errors import Refused
 from handfast.store.image import TensorSpec
@@ -101,10 +102,9 @@ def refuse_homeless(paths: Sequence[str], shard: str) -> None:
     """Raise Refused if DTensors would have no mesh, naming the first ten."""
     if not paths:
         return
-    shown = ", ".join(paths[:10]) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
     raise Refused(
         f"{len(paths)} tensors were parts of DTensors, and it can't be told on which mesh of the "
-        f"live state they belong: {shown}",
+        f"live state they belong: {some(paths, 10)}",
         verdict=Verdict.FOREIGN,
         shards=(shard,),
         remedy="let the live state have them before restore(), as DTensors of that shape on the "
@@ -116,10 +116,9 @@ def refuse_lacking(paths: Sequence[str], shards: Sequence[str]) -> None:
     """Raise Refused if a restore would ask for what is not there, naming the first ten."""
     if not paths:
         return
-    shown = ", ".join(paths[:10]) + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")
     raise Refused(
         f"{len(paths)} tensors that {shards[0]} refers to are in none of the shards that hold this "
-        f"rank's state: {shown}",
+        f"rank's state: {some(paths, 10)}",
         verdict=Verdict.MISSING,
         shards=shards,
         remedy="restore the rest with only=, or another epoch with step=",
@@ -134,9 +133,8 @@ def refuse_unlike(own: Manifest, first: Manifest, only: Sequence[str]) -> None:
     unlike = [path for path in own.apart(first) if matches(path, only)]
     if not unlike:
         return
-    more = f" and {len(unlike) - 10} more" if len(unlike) > 10 else ""
     raise Refused(
-        f"{', '.join(unlike[:10])}{more}: shard {own.stamp.shard} left them to shard "
+        f"{some(unlike, 10)}: shard {own.stamp.shard} left them to shard "
         f"{first.stamp.shard}, whose copy is not what it was",
         verdict=Verdict.MIXED,
         shards=(first.stamp.domain,),
@@ -197,11 +195,10 @@ def check_patterns(saved: Saved, only: Sequence[str]) -> None:
     paths = sorted(_choices(saved), key=lambda path: (path.count("/"), path))
     for pattern in only:
         if pattern != "**" and not any(matches(path, (pattern,)) for path in paths):
-            some = ", ".join(paths[:10]) + (", ..." if len(paths) > 10 else "")
             raise ValueError(
                 f"only={pattern!r} names nothing that was saved and can be restored by itself "
-                f"(optimizers, schedulers and their like come whole). There are {some}. What to "
-                "do: name one of these; with strict=False a pattern may name nothing"
+                f"(optimizers, schedulers and their like come whole). There are {some(paths, 10)}. "
+                "What to do: name one of these; with strict=False a pattern may name nothing"
             )
 
 

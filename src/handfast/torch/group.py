@@ -6,7 +6,6 @@ say who is missing, and a rank that is frozen in it holds up all others.
 
 from __future__ import annotations
 
-import itertools
 import time
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -57,8 +56,10 @@ class Group:
         patience_s, reminder = self._patience_s, Reminder()
         never_came = set(range(self.place.size))
         with reminding("restore: waits for all ranks to come to it"):
-            for number in itertools.count():
+            number = 0
+            while True:
                 meeting = _Meeting(f"{room}/{number}", self.place)
+                number += 1
                 if meeting.is_over():  # an earlier one
                     continue
                 if meeting.attend(data, reminder, patience_s):
@@ -70,7 +71,6 @@ class Group:
                         f"not all ranks have come to restore() of {self._run} in {patience_s:g} s",
                         by=[f"rank {n}" for n in sorted(never_came) or absent],
                     )
-        raise AssertionError("unreachable")
 
 
 class _Meeting:

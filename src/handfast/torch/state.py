@@ -17,6 +17,7 @@ import xxhash
 from handfast.agent.keeper import Plan
 from handfast.checkpoint.checkpointer import Prove
 from handfast.checkpoint.images import Loaded, StagingImage
+from handfast.checkpoint.spelling import some
 from handfast.store import objects
 from handfast.store.image import Layout, TensorSpec, plan
 from handfast.store.port import Verify
@@ -100,12 +101,10 @@ class TorchState:
         if fresh:
             self._kept |= set(fresh)
             self._forget()
-            more = f" and {len(fresh) - 3} more" if len(fresh) > 3 else ""
             logger.warning(
-                "%s%s seemed to be alike on all ranks, and is not: each rank stores its own from "
+                "%s seemed to be alike on all ranks, and is not: each rank stores its own from "
                 "now on, and the epoch in which that was found does not converge",
-                ", ".join(fresh[:3]),
-                more,
+                some(fresh, 3),
             )
 
     def _forget(self) -> None:
