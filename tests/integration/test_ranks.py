@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -430,6 +431,72 @@ def test_what_all_ranks_hold_alike_is_stored_once_a_node(
     assert job.all(deeds.digest) == [digests[-1] for digests in saved]
 
 
+def test_a_first_rank_that_is_late_is_heard_with_the_next_save(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """Whoever did not hear it stores all of its own, says so, and no less comes back; it was taken
+    for one that holds nothing alike, for good, when it was late once."""
+    path = str(tmp_path / "run")
+    job = launch(2, 1)
+    job.all(deeds.resume, path, "ddp", model={"width": 64}, patience_s=1.0)
+    sizes = []
+    for step in (1, 2, 3):
+        saved = job.all(deeds.train, step, save=False)
+        job[1].do(deeds.save, step) if step == 1 else job[1].tell(deeds.save, step)
+        job[0].do(deeds.save, step)
+        _ = job[1].hear() if step > 1 else None
+        job.all(deeds.converged)
+        sizes.append(stored(tmp_path)[1])
+    assert sizes[0] > 10 * sizes[1] == 10 * sizes[2]
+    said = [text for text in job[1].do(deeds.warnings) if "was not heard in time" in text]
+    assert len(said) == 1
+    assert "rank 0, the first of this node" in said[0]
+    job.kill()
+    job = launch(2, 1)
+    assert job.all(deeds.resume, path, "ddp", model={"width": 64, "seed": 9}) == [3, 3]
+    assert job.all(deeds.digest) == [digests[-1] for digests in saved]
+
+
+@pytest.mark.parametrize(("was", "now"), [(1, 2), (2, 1)])
+def test_ranks_that_change_nodes_share_with_those_beside_them(
+    was: int, now: int, launch: Launch, tmp_path: Path
+) -> None:
+    """Who was together when the run was founded and is so now; they need not be so for good."""
+    path, model = str(tmp_path / "run"), {"width": 64}
+    job = launch(4, was)
+    job.all(deeds.resume, path, "ddp", model=model)
+    job.kill()
+    job = launch(4, now)
+    job.all(deeds.resume, path, "ddp", model=model)
+    saved = job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    small, *_, large = sorted(stored(tmp_path).values())
+    assert stored(tmp_path) == dict(zip(range(4), [large, small] * 2, strict=True))
+    job.kill()
+    for nodes in (was, now):
+        job = launch(4, nodes)
+        assert job.all(deeds.resume, path, "ddp", model={**model, "seed": 9}) == [1] * 4
+        assert job.all(deeds.digest) == [digests[-1] for digests in saved]
+        job.kill()
+
+
+def test_ranks_that_shared_and_are_apart_are_refused_by_name(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """What a rank left to the first of its node is with that one's agent."""
+    path = str(tmp_path / "run")
+    job = launch(4, 1)
+    job.all(deeds.resume, path, "ddp")
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    job.kill()
+    job = launch(4, 2)
+    for error in job.each_raises(deeds.resume, path, "ddp"):
+        assert isinstance(error, Refused)
+        assert re.search("rank [23] shared a node with rank 0, which holds what", str(error))
+        assert "start the ranks that shared a node on one node again" in str(error)
+
+
 def test_shards_are_stored_by_their_owners(launch: Launch, tmp_path: Path) -> None:
     """gpt-neox#750: the other node's shards were absent, and that was a warning only."""
     job = launch(2, 1)
@@ -653,6 +720,9 @@ def test_buffers_on_two_nodes_are_each_ranks_until_rank_0_wins(
     assert job.all(deeds.running_means) == before
     job.all(deeds.train, 4, save=False)
     assert job.all(deeds.running_means) == after
+    own = sorted(load(path, only=("rank-*",)))
+    names = ("running_mean", "running_var")
+    assert own == [f"rank-0000{rank}/1.{name}" for rank in (1, 2, 3) for name in names]
 
 
 LATE = ["parameter", "buffer", "average", "hook"]

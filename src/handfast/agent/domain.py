@@ -429,8 +429,8 @@ class DomainHost:
 
     async def _compare(self, manifest: Manifest) -> None:
         """Hold what ranks of this node left to its first against that. Raises SaveFailed."""
-        if not manifest.left and manifest.digests is None:
-            return
+        if manifest.left is None and manifest.digests is None:
+            return  # nobody leaves anything to this rank
         shelves = [at for domain, at in self._shelves.items() if domain != self.member.id]
         found = await self._blocking(self.keeper.unlike, manifest, shelves)
         if found:

@@ -18,12 +18,12 @@ from typing import Any, Final
 import msgspec
 
 from handfast.agent.domain import DomainHost
-from handfast.agent.keeper import Image, Plan
+from handfast.agent.keeper import Image, Plan, held_alike
 from handfast.agent.links import Links
 from handfast.agent.seat import Seat
 from handfast.agent.server import Server, Trainer
 from handfast.agent.snapshot import encode as encode_snapshot
-from handfast.agent.witness import Witness
+from handfast.agent.witness import First, Witness
 from handfast.core import events
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Change, Configuration, Roster
@@ -108,6 +108,12 @@ def _taken(name: str, holder: int, newcomer: int) -> Refused:
             "more than once. If nothing refers to it any more, start the process anew"
         )
     return Refused(what, verdict=Verdict.FOREIGN, shards=(name,), remedy=remedy)
+
+
+def _first(host: DomainHost, shard: int | None = None) -> First:
+    """Name a rank as the first of its node: another one of a domain's run, or the domain's own."""
+    identity = host.keeper.directory.identity
+    return First(identity.run, identity.shard if shard is None else shard)
 
 
 class Agent:
@@ -357,27 +363,46 @@ class Agent:
         if image is None or image.key != fields["key"]:
             raise FormatError(f"{epoch}: image {fields['image']} was never handed over")
         if image.plan.leads:
-            self._witness.settle(host.keeper.directory.identity.run, epoch)
+            await self._speak(host, seat, image, epoch)
         refusal = await host.stage(epoch, image, fields["objects"], fields["left"])
         if refusal is None:
             return {"taken": True, "reason": "", "by": (), "failed": False}
         failed = bool(host.failure)
         return {"taken": False, "reason": refusal.reason, "by": refusal.by, "failed": failed}
 
+    async def _speak(self, host: DomainHost, seat: Seat, image: Image, epoch: Epoch) -> None:
+        """Say what a first rank holds, of a new plan and to whoever has not heard it yet.
+
+        An image is the agent's own to read for as long as its trainer waits for an answer.
+        """
+        first, plan = _first(host), image.plan
+        if seat.spoken is plan and not self._witness.wanted(first, epoch):
+            self._witness.settle(first, epoch)
+            return
+        found = await asyncio.to_thread(held_alike, image)
+        if image not in seat.images.values():
+            raise FormatError(f"{epoch}: its trainer has left meanwhile")
+        self._witness.settle(first, epoch, found)
+        seat.spoken = plan
+
     async def _prove(
         self, trainer: Trainer, fields: dict[str, Any], _: list[int]
     ) -> dict[str, Any]:
-        run = self._own(trainer, fields).keeper.directory.identity.run
-        epoch = Epoch(*fields["epoch"])
+        host = self._own(trainer, fields)
         said = dict(zip(fields["paths"], fields["digests"], strict=True))
         same = await self._witness.same(
-            run, epoch, said, leads=fields["leads"], wait_s=fields["wait_s"]
+            host.member.id,
+            _first(host, fields["first"]),
+            Epoch(*fields["epoch"]),
+            said,
+            fields["wait_s"],
         )
         return {"same": same or [], "heard": same is not None}
 
     async def _skip(self, trainer: Trainer, fields: dict[str, Any], _: list[int]) -> dict[str, Any]:
-        epoch = Epoch(*fields["epoch"])
-        self._own(trainer, fields).post(events.Forgone(epoch, fields["reason"]))
+        host, epoch = self._own(trainer, fields), Epoch(*fields["epoch"])
+        self._witness.settle(_first(host), epoch)
+        host.post(events.Forgone(epoch, fields["reason"]))
         return {}
 
     async def _load(self, _: Trainer, fields: dict[str, Any], __: list[int]) -> dict[str, Any]:

@@ -31,12 +31,12 @@ from handfast.store.files import (
     writing,
 )
 from handfast.store.image import Layout, Slot
-from handfast.store.manifest import HASH_BYTES, Manifest, Stamp, tensor_digest
+from handfast.store.manifest import HASH_BYTES, Left, Manifest, Stamp, tensor_digest
 from handfast.store.pins import pinned
 from handfast.store.port import Verify, Written
 from handfast.store.shelf import Shelf
 
-__all__ = ["Image", "Keeper", "Plan"]
+__all__ = ["Image", "Keeper", "Plan", "held_alike"]
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True):
@@ -52,8 +52,9 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     environment: dict[str, str]
     lineage: str
     verify: Verify
-    left: tuple[str, ...] = ()  # what this rank leaves to the first of its node
-    leads: bool = False  # what others may leave to this one
+    left: tuple[str, ...] = ()
+    left_to: int = 0  # the shard that stores what this rank leaves out
+    leads: bool = False  # whether others of this node may leave theirs to this one
 
 
 class Image:
@@ -163,6 +164,7 @@ class Keeper:
             configuration=roster.digest,
             parent=parent.stamp.epoch if parent else None,
         )
+        others = plan.leads or (plan.replicated and configuration.shards > 1)
         written = self.directory.write(
             stamp,
             Layout(plan.slots, plan.header, plan.nbytes, plan.padded),
@@ -172,8 +174,8 @@ class Keeper:
             environment=plan.environment,
             replicated=plan.replicated,
             structure=plan.structure,
-            left=_by_path(plan.left, left),
-            digests=_digests(image) if plan.leads else None,
+            left=_left(plan, left),
+            digests=_digests(image) if others else None,
             parent=parent,
             verify=plan.verify,
         )
@@ -196,7 +198,7 @@ class Keeper:
                 continue
             theirs = entry.sound()
             for rank, first in ((manifest, theirs), (theirs, manifest)):
-                if first.digests is not None and (paths := rank.apart(first)):
+                if paths := rank.apart(first):
                     found[rank.stamp.domain] = paths
         return found
 
@@ -276,16 +278,28 @@ class Keeper:
             self.files.fsync_dir(home)
 
 
+def _left(plan: Plan, digests: bytes) -> Left | None:
+    return Left(plan.left_to, _by_path(plan.left, digests)) if plan.left else None
+
+
 def _by_path(paths: Sequence[str], digests: bytes) -> dict[str, bytes]:
     parts = [digests[at : at + HASH_BYTES] for at in range(0, len(digests), HASH_BYTES)]
     return dict(zip(paths, parts, strict=True))
 
 
 def _digests(image: Image) -> bytes:
-    """Digest each slot, for the ranks that left theirs out."""
+    """Digest each slot: 16 bytes each, back to back."""
     with memoryview(image.map) as view:
         slots = image.plan.slots
         return b"".join(tensor_digest(s.spec, view[s.start : s.start + s.nbytes]) for s in slots)
+
+
+def held_alike(image: Image) -> dict[str, bytes]:
+    """Digest what seems alike on all ranks to the one of this image, by path and by ties to it."""
+    plan = image.plan
+    held = _by_path([slot.spec.path for slot in plan.slots], _digests(image))
+    found = {path: held[path] for path in plan.replicated}
+    return found | {alias: held[path] for alias, path in plan.aliases.items() if path in found}
 
 
 def certificate_fields(certificate: Certificate) -> dict[str, object]:

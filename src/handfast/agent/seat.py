@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 from handfast.agent.domain import DomainHost
-from handfast.agent.keeper import Image
+from handfast.agent.keeper import Image, Plan
 from handfast.agent.server import Trainer
 from handfast.agent.snapshot import Snapshot
 from handfast.agent.snapshot import encode as encode_snapshot
@@ -31,6 +31,7 @@ class Seat:
         self.trainer: Trainer | None = None
         self.images: dict[int, Image] = {}
         self.retired: list[Image] = []
+        self.spoken: Plan | None = None  # what others of this node may have heard of
 
     async def rest(self) -> None:
         """Wait the longer, the more often this domain failed as soon as it was open.

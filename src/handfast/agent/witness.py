@@ -1,19 +1,19 @@
-"""What the ranks of a node hold alike, asked before any of them leaves it to another.
+"""What the ranks of a node hold alike, asked before any of them leaves it to the node's first.
 
 Only of tensors that seem alike and were not proven so in this process: at the first save, that is,
-and when new ones have come. Whoever asks waits for the node's first rank, for a while at most: a
-rank that hears nothing stores its own.
+and when new ones have come. Whoever asks waits for the first rank, for a while at most: a rank that
+hears nothing stores its own, and asks again with its next save.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from handfast.core.lattice import Epoch
 
-__all__ = ["Witness"]
+__all__ = ["First", "Witness"]
 
 WAIT_S: Final = 10.0  # ranks that train together save at almost the same time
 EPOCHS: Final = 64
@@ -21,13 +21,21 @@ EPOCHS: Final = 64
 Digests = Mapping[str, bytes]
 
 
+class First(NamedTuple):
+    """The first rank of a node in a run, by its shard."""
+
+    run: str
+    shard: int
+
+
 class Witness:
-    """The first ranks' digests, by run and epoch, for as long as anybody may ask; and what was left
-    to them and turned out to differ.
+    """The first ranks' digests, by epoch, for as long as anybody may ask; and what was left to them
+    and turned out to differ.
     """
 
     def __init__(self) -> None:
-        self._said: dict[tuple[str, Epoch], asyncio.Future[Digests]] = {}
+        self._said: dict[tuple[First, Epoch], asyncio.Future[Digests | None]] = {}
+        self._unheard: dict[First, set[str]] = {}
         self._unlike: dict[str, dict[str, None]] = {}
 
     def note(self, found: Mapping[str, Iterable[str]]) -> None:
@@ -42,14 +50,18 @@ class Witness:
         """Give what was noted of a domain."""
         return tuple(self._unlike.get(domain, ()))
 
-    def settle(self, run: str, epoch: Epoch, digests: Digests | None = None) -> None:
-        """Hear the node's first rank; once it saves an epoch, it has nothing more to say of it."""
-        told = self._told(run, epoch)
-        if not told.done():
-            told.set_result(digests or {})
+    def wanted(self, first: First, epoch: Epoch) -> bool:
+        """Say whether a rank still waits to hear of this one, and not of this epoch yet."""
+        return bool(self._unheard.get(first)) and not self._told(first, epoch).done()
 
-    def _told(self, run: str, epoch: Epoch) -> asyncio.Future[Digests]:
-        key = (run, epoch)
+    def settle(self, first: First, epoch: Epoch, digests: Digests | None = None) -> None:
+        """Hear what a first rank holds in an epoch, once; None where it says nothing of it."""
+        told = self._told(first, epoch)
+        if not told.done():
+            told.set_result(digests)
+
+    def _told(self, first: First, epoch: Epoch) -> asyncio.Future[Digests | None]:
+        key = (first, epoch)
         if key not in self._said:
             self._said[key] = asyncio.get_running_loop().create_future()
             for old in list(self._said)[:-EPOCHS]:
@@ -57,18 +69,18 @@ class Witness:
         return self._said[key]
 
     async def same(
-        self, run: str, epoch: Epoch, digests: Digests, *, leads: bool, wait_s: float = WAIT_S
+        self, domain: str, first: First, epoch: Epoch, digests: Digests, wait_s: float = WAIT_S
     ) -> list[str] | None:
-        """Give the paths that the node's first rank holds alike; None where it has not come.
+        """Give the paths that the first rank holds as this domain's does; None if it is not heard.
 
-        The first rank itself gets all of its own.
+        From then on until it is, the first rank is wanted to speak in each of its saves.
         """
-        told = self._told(run, epoch)
-        if leads:
-            self.settle(run, epoch, digests)
-            return list(digests)
+        unheard = self._unheard.setdefault(first, set())
+        unheard.add(domain)
+        told = self._told(first, epoch)
         await asyncio.wait([told], timeout=min(wait_s, WAIT_S))
-        if not told.done() or told.cancelled():
+        held = told.result() if told.done() and not told.cancelled() else None
+        if held is None:
             return None
-        first = told.result()
-        return [path for path, found in digests.items() if first.get(path) == found]
+        unheard.discard(domain)
+        return [path for path, found in digests.items() if held.get(path) == found]

@@ -43,9 +43,9 @@ RETRIES: Final = 3
 SKIPS_MANY: Final = (8, 64, 512, 4096)  # when it is said, and said again
 
 
-Prove = Callable[[bool, Mapping[str, bytes]], Collection[str] | None]
-"""Tells whether this rank is the first of its node, and digests by path; gives the paths that the
-first holds alike, and None where that could not be found out now."""
+Prove = Callable[[int, Mapping[str, bytes]], Collection[str] | None]
+"""Takes the first shard of the node, and digests by path; gives the paths that the first one's rank
+holds alike, and None where it could not be heard now."""
 
 
 class State(Protocol):
@@ -81,8 +81,8 @@ class State(Protocol):
     def replicas(self, copies: Sequence[Loaded]) -> dict[str, bytes]:
         """Digest each tensor that every rank stores as its own, by path."""
 
-    def shares(self, leads: bool, alone: bool) -> None:
-        """Hear whether this rank is the first of its node, and if there are others.
+    def shares(self, rank: int, node: Sequence[int]) -> None:
+        """Hear which ranks are on this node, in order.
 
         The first stores all that it has; so does every rank before it has heard.
         """
@@ -204,8 +204,7 @@ class Checkpointer:
             drain_s=self._drain_s,
             patience_s=self._patience_s,
         )
-        rank, node = session.collective.place.rank, session.neighbours()
-        self._state.shares(rank == node[0], len(node) == 1)
+        self._state.shares(session.collective.place.rank, session.neighbours())
         proposal = session.await_proposal(self._patience_s)
         copies: list[Loaded] = []
         try:
@@ -263,13 +262,11 @@ class Checkpointer:
             )
 
     def _load(self, proposal: Proposal) -> list[Loaded]:
-        """Get this rank's own shard, and the one that holds what its node shares."""
+        """Get this rank's own shard, and the one that holds what it has left to another."""
         session = self._session
-        rank, leader = session.collective.place.rank, session.neighbours()[0]
-        copies = [session.load(proposal, rank)]
-        if leader != rank:
-            copies.append(session.load(proposal, leader))
-        return copies
+        own = session.load(proposal, session.collective.place.rank)
+        left = own.manifest.left
+        return [own] if left is None else [own, session.load(proposal, left.shard)]
 
     def _apply(
         self, copies: Sequence[Loaded], only: Sequence[str], keep_live: Sequence[str]
@@ -373,7 +370,7 @@ class Checkpointer:
     def _take(self, epoch: Epoch, extra: object, grads: bool) -> Save:
         self._state.keeps(self._session.snapshot.unlike)
         patience = self._patience_s if self._busy == "wait" else 0.0
-        wait_s = 3600.0 if patience is None else patience / 2
+        wait_s = 3600.0 if self._patience_s is None else self._patience_s / 2
         plan = self._state.capture(extra, grads, partial(self._session.prove, epoch, wait_s))
         image = self._session.image_for(plan, self._image_count, patience)
         if image is None:

@@ -120,7 +120,7 @@ def refusal(stuck: Stuck, retained: Sequence[Epoch], want: int | None) -> Refuse
             f"a rank can't take epoch {stuck.epoch}",
             verdict=Verdict.FOREIGN,
             shards=stuck.reasons,
-            remedy="build the model and optimizer that the run was saved with",
+            remedy="mend what those ranks name, and start again",
         )
     if any(APART in reason for reason in stuck.reasons):
         return Refused(

@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from handfast.agent.host import Round
 from handfast.checkpoint.collective import Collective
 from handfast.checkpoint.evidence import certificates, lost
 from handfast.core.membership import (
@@ -208,6 +209,18 @@ def _refuse_world(was: int, now: int) -> None:
         verdict=Verdict.FOREIGN,
         remedy=f"start {was} ranks, or `handfast export` the run and begin a new one",
     )
+
+
+def beside(started: Round, shard: int) -> list[int]:
+    """List the shards that are on one node with this one, and were when the run was founded.
+
+    Ranks that share must be there together when they come back, so those that were apart once do
+    not begin to: they may be apart again.
+    """
+    domains, homes = started.configuration.domains, started.homes
+    mine = domains[shard]
+    here = [d for d in domains if (d.host, homes[d.id]) == (mine.host, homes[mine.id])]
+    return sorted(domain.shard for domain in here)
 
 
 def settle(

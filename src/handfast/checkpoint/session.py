@@ -206,12 +206,10 @@ class Session:
             self._hand_over(self._plan, self._images)
 
     def neighbours(self) -> list[int]:
-        """List the shards of this node, its own too; the first holds what their ranks share."""
+        """List the shards of this node, its own too; the first may store what their ranks share."""
         if self._round is None:
             raise Superseded("no round has begun")
-        domains = self._round.configuration.domains
-        host = domains[self.collective.place.rank].host
-        return sorted(domain.shard for domain in domains if domain.host == host)
+        return rounds.beside(self._round, self.collective.place.rank)
 
     # --- restoring -----------------------------------------------------------------------------
 
@@ -362,12 +360,12 @@ class Session:
         return image.epoch is None
 
     def prove(
-        self, epoch: Epoch, wait_s: float, leads: bool, digests: Mapping[str, bytes]
+        self, epoch: Epoch, wait_s: float, first: int, digests: Mapping[str, bytes]
     ) -> list[str] | None:
-        """Ask which paths the first rank of this node holds alike; None where it has not come."""
+        """Ask which paths the first rank of this node holds alike; None where it is not heard."""
         said: dict[str, Any] = {"paths": list(digests), "digests": list(digests.values())}
         told = msgspec.structs.astuple(epoch)
-        reply = self._line.call("prove", epoch=told, wait_s=wait_s, leads=leads, **said)
+        reply = self._line.call("prove", epoch=told, wait_s=wait_s, first=first, **said)
         return reply["same"] if reply["heard"] else None
 
     def stage(

@@ -2,7 +2,8 @@
 
 A sharded tensor is put together from its blocks by global shape and offset. Blocks that several
 shards have for one place are copies of one only if their bytes are equal: the stages of a pipeline
-may have one name for two tensors. What is stored once a node is taken once. What several ranks
+may have one name for two tensors. What is stored once a node is the job's as the lowest of these
+ranks has it, and only with it the others' of the same digest. What several ranks
 store as their own is never assumed to be alike: each rank's gets a name under ``rank-00003/``, and
 where the job has a tensor of that name, it comes only if a pattern begins with ``rank-``. No
 process holds more than one shard's image at a time.
@@ -85,7 +86,7 @@ def gather(manifests: Sequence[Manifest]) -> tuple[list[Whole], dict[str, str]]:
     """
     found: dict[str, list[Block]] = defaultdict(list)
     ties: dict[str, dict[int, str]] = defaultdict(dict)
-    shared = {m.stamp.shard: frozenset(m.replicated) for m in manifests}
+    shared = {m.stamp.shard: _shared(m) for m in manifests}
     for manifest in manifests:
         for slot in manifest.slots:
             found[slot.spec.path].append(Block(manifest.stamp.shard, slot))
@@ -100,12 +101,17 @@ def gather(manifests: Sequence[Manifest]) -> tuple[list[Whole], dict[str, str]]:
         if any(b.slot.spec.shape != b.slot.spec.global_shape for b in blocks):
             wholes.append(_tiled(path, blocks))
             continue
-        given = [block for block in blocks if path in shared[block.shard]]
-        own = [block for block in blocks if path not in shared[block.shard]]
-        if len(own) == 1 and not given and path not in ties:
-            given, own = own, []
-        wholes += [_whole(path, given[:1])] if given else []
-        wholes += [_whole(_of_rank(block.shard, path), [block], bool(given)) for block in own]
+        of_job = next((block for block in blocks if path in shared[block.shard]), None)
+        if of_job is None and len(blocks) == 1 and path not in ties:
+            of_job = blocks[0]
+        alike = shared[of_job.shard].get(path) if of_job is not None else None
+        own = [
+            block
+            for block in blocks
+            if block is not of_job and (alike is None or shared[block.shard].get(path) != alike)
+        ]
+        wholes += [_whole(path, [of_job])] if of_job is not None else []
+        wholes += [_whole(_of_rank(b.shard, path), [b], of_job is not None) for b in own]
     names = {whole.name for whole in wholes}
     if len(names) < len(wholes):
         raise FormatError("two tensors would have one name: a component is named like a rank")
@@ -115,21 +121,33 @@ def gather(manifests: Sequence[Manifest]) -> tuple[list[Whole], dict[str, str]]:
     return sorted(wholes, key=lambda whole: whole.name), tied
 
 
+def _shared(manifest: Manifest) -> dict[str, bytes | None]:
+    """What a rank took to be alike on all ranks, and not only on those of its node: digests."""
+    held = manifest.held()
+    return {path: held.get(path) for path in manifest.replicated}
+
+
 def _is_empty_part(spec: TensorSpec) -> bool:
     return 0 in spec.shape and 0 not in spec.global_shape
 
 
 def _tied(alias: str, paths: dict[int, str], names: set[str], *, alike: bool) -> dict[str, str]:
-    """What a path that some shards tie is called; each rank's where it is not ``alike`` on all."""
+    """What a path that some shards tie is called; each rank's where it is not ``alike`` on all.
+
+    Ranks that hold the job's tensor otherwise have ties of their own beside the job's.
+    """
     kept = {}
     for shard, path in paths.items():
         own = _of_rank(shard, path)
         if own in names or path in names:
             kept[shard] = own if own in names else path
     everywhere = set(paths.values())
-    if alike and len(everywhere) == 1 and everywhere == set(kept.values()):
-        return {alias: everywhere.pop()}
-    return {_of_rank(shard, alias): name for shard, name in kept.items()}
+    of_job = {}
+    if alike and len(everywhere) == 1 and not everywhere.isdisjoint(kept.values()):
+        of_job = {alias: everywhere.pop()}
+    return of_job | {
+        _of_rank(shard, alias): name for shard, name in kept.items() if name not in of_job.values()
+    }
 
 
 def _of_rank(shard: int, path: str) -> str:

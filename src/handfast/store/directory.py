@@ -25,7 +25,7 @@ from handfast.store.files import (
     writing,
 )
 from handfast.store.image import Layout
-from handfast.store.manifest import CHUNK, Manifest, Piece, Stamp
+from handfast.store.manifest import CHUNK, Left, Manifest, Piece, Stamp
 from handfast.store.pins import pinned
 from handfast.store.port import Buffer, Progress, Verify, Written
 from handfast.store.shelf import ENDING, Shelf, named_epoch, parts
@@ -120,7 +120,7 @@ class Directory(Shelf):
         environment: Mapping[str, str],
         replicated: Iterable[str],
         structure: str,
-        left: Mapping[str, bytes] | None = None,
+        left: Left | None = None,
         digests: bytes | None = None,
         parent: Manifest | None = None,
         verify: Verify = "sampled",
@@ -156,7 +156,7 @@ class Directory(Shelf):
             pieces=(),
             replicated=tuple(replicated),
             structure=structure,
-            left=dict(left or {}),
+            left=left,
             digests=digests,
         )
         trouble: HandfastError | None = None

@@ -19,6 +19,7 @@ __all__ = [
     "HASH_BYTES",
     "MAGIC",
     "VERSION",
+    "Left",
     "Manifest",
     "Piece",
     "Stamp",
@@ -76,6 +77,16 @@ class Piece(msgspec.Struct, frozen=True, array_like=True, gc=False):
     at: Natural
 
 
+class Left(msgspec.Struct, frozen=True, array_like=True):
+    """What a rank did not store, since another rank of its node holds the same.
+
+    ``shard`` is that one's, ``digests`` those of the rank's own tensors, by path.
+    """
+
+    shard: Natural
+    digests: dict[str, bytes]
+
+
 class Manifest(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """One shard of one epoch.
 
@@ -83,9 +94,9 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     ``handfast.store.objects`` encoded; ``environment`` is shown, never enforced; ``hashes`` holds
     16 bytes a chunk; ``sources`` are data files relative to the domain's directory; ``replicated``
     are the paths that this shard's rank took to be alike on all ranks; ``structure`` is the digest
-    of paths, dtypes, global shapes and placements. ``left`` are the paths that this rank did not
-    store, since the first rank of its node holds the same bytes, with the digest of its own;
-    ``digests`` holds 16 bytes a slot where other ranks may leave theirs to this one, else None.
+    of paths, dtypes, global shapes and placements. ``left`` is what another rank stores for this
+    one, if any; ``digests`` holds 16 bytes a slot where other ranks may hold the same as this one,
+    else None.
     """
 
     stamp: Stamp
@@ -100,21 +111,24 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     pieces: tuple[Piece, ...]
     replicated: tuple[str, ...]
     structure: str
-    left: dict[str, bytes] = {}
+    left: Left | None = None
     digests: bytes | None = None
 
+    def held(self) -> dict[str, bytes]:
+        """Give the digest of each stored tensor by path; nothing where no digests were taken."""
+        size, digests = HASH_BYTES, self.digests
+        if digests is None:
+            return {}
+        return {s.spec.path: digests[n * size : (n + 1) * size] for n, s in enumerate(self.slots)}
+
     def apart(self, first: "Manifest") -> tuple[str, ...]:
-        """List what this rank left to ``first``, the node's first rank, which holds other bytes."""
-        if not self.left:
+        """List what this rank left to ``first``, which holds other bytes, or none, of it."""
+        if self.left is None or self.left.shard != first.stamp.shard:
             return ()
-        size, digests = HASH_BYTES, first.digests or b""
-        held = {
-            slot.spec.path: digests[at * size : (at + 1) * size]
-            for at, slot in enumerate(first.slots)
-        }
+        held = first.held()
         return tuple(
             path
-            for path, digest in self.left.items()
+            for path, digest in self.left.digests.items()
             if held.get(first.aliases.get(path, path)) != digest
         )
 
@@ -291,12 +305,16 @@ def _check_aliases(manifest: Manifest) -> None:
 
 
 def _check_left(manifest: Manifest) -> None:
-    stored = {slot.spec.path for slot in manifest.slots} if manifest.left else set()
-    for path, found in manifest.left.items():
-        if path in stored:
-            raise ValueError(f"{path!r} is left to another rank, and stored itself")
-        if len(found) != HASH_BYTES:
-            raise ValueError(f"{path!r}: a digest of {len(found)} bytes")
+    stamp, left = manifest.stamp, manifest.left
+    if left is not None:
+        if left.shard == stamp.shard or left.shard >= stamp.shards:
+            raise ValueError(f"shard {stamp.shard} of {stamp.shards} leaves to shard {left.shard}")
+        stored = {slot.spec.path for slot in manifest.slots}
+        for path, found in left.digests.items():
+            if path in stored:
+                raise ValueError(f"{path!r} is left to another rank, and stored itself")
+            if len(found) != HASH_BYTES:
+                raise ValueError(f"{path!r}: a digest of {len(found)} bytes")
     if manifest.digests is not None and len(manifest.digests) != len(manifest.slots) * HASH_BYTES:
         raise ValueError(
             f"{len(manifest.digests)} bytes of digests for {len(manifest.slots)} slots"

@@ -12,7 +12,7 @@ from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, Refused
 from handfast.store.image import Layout
-from handfast.store.manifest import Manifest, Stamp
+from handfast.store.manifest import Left, Manifest, Stamp
 
 __all__ = ["Buffer", "Entry", "Log", "Progress", "Tier", "Verify", "Written"]
 
@@ -106,7 +106,7 @@ class Tier(Protocol):
         environment: Mapping[str, str],
         replicated: Iterable[str],
         structure: str,
-        left: Mapping[str, bytes] | None = None,
+        left: Left | None = None,
         digests: bytes | None = None,
         parent: Manifest | None = None,
         verify: Verify = "sampled",

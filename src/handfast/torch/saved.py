@@ -98,7 +98,8 @@ def read_manifests(own: Manifest, *others: Manifest, pickle: Sequence[str] = ())
 
 def taken(own: Manifest, other: Manifest) -> Iterator[tuple[str, str]]:
     """What a rank left to another: its path, and the path that the other stores it under."""
-    return ((path, other.aliases.get(path, path)) for path in own.left)
+    left = own.left.digests if own.left else {}
+    return ((path, other.aliases.get(path, path)) for path in left)
 
 
 class Source(NamedTuple):

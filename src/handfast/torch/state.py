@@ -81,7 +81,8 @@ class TorchState:
         self._pickle = tuple(pickle)
         self._verify: Verify = verify
         self._lineage = lineage
-        self._leads, self._alone = True, True
+        self._rank = 0
+        self._node: tuple[int, ...] = (0,)
         self._kept: frozenset[str] = frozenset()
         self._proven: frozenset[str] = frozenset()
         self._captured: Captured | None = None
@@ -89,11 +90,17 @@ class TorchState:
         self._layout: Layout | None = None
         self._plan: Plan | None = None
 
-    def shares(self, leads: bool, alone: bool) -> None:
+    def shares(self, rank: int, node: Sequence[int]) -> None:
         """See the port."""
-        if (leads, alone) != (self._leads, self._alone):
+        if (rank, tuple(node)) != (self._rank, self._node):
             self._forget()
-        self._leads, self._alone = leads, alone
+            self._proven = frozenset()
+        self._rank, self._node = rank, tuple(node)
+
+    @property
+    def _leads(self) -> bool:
+        """Whether this rank is the first of its node, and stores all that it has."""
+        return self._rank == self._node[0]
 
     def keeps(self, paths: Collection[str]) -> None:
         """See the port. Each is named in a warning, once."""
@@ -144,7 +151,8 @@ class TorchState:
             lineage=self._lineage,
             verify=self._verify,
             left=tuple(spec.path for spec in now.specs if spec.path in left),
-            leads=self._leads and not self._alone,
+            left_to=self._node[0],
+            leads=self._leads and len(self._node) > 1,
         )
         return self._plan
 
@@ -154,17 +162,24 @@ class TorchState:
         What is proven is compared in every save from then on, before it counts.
         """
         fresh = set(now.replicated) - self._proven - self._kept
-        if self._alone or not fresh:
+        if self._leads or not fresh:
             return True
         digests = {
             spec.path: digest(spec, tensor)
             for spec, tensor in zip(now.specs, now.tensors, strict=True)
             if spec.path in fresh
         }
-        same = prove(self._leads, digests)
-        if same is not None:
-            self._proven |= set(same)
-            self._kept |= fresh.difference(same)
+        same = prove(self._node[0], digests)
+        if same is None:
+            logger.warning(
+                "rank %d, the first of this node, was not heard in time: rank %d stores all of its "
+                "own in this epoch, and asks again with the next",
+                self._node[0],
+                self._rank,
+            )
+            return True
+        self._proven |= set(same)
+        self._kept |= fresh.difference(same)
         return False
 
     def copy(self, image: StagingImage) -> tuple[bytes, bytes]:

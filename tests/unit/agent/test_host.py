@@ -25,7 +25,7 @@ import pytest
 from agentkit import HASTY, RUN, content, memory, open_fds, plan, roster, wait_for
 from hostkit import PATIENCE_S, Job, Node, Rank, seed
 
-from handfast.agent import frames
+from handfast.agent import frames, witness
 from handfast.agent import seat as seats
 from handfast.agent.frames import CallFailed
 from handfast.agent.host import Opened, Round
@@ -247,7 +247,7 @@ def test_what_a_rank_left_out_is_compared_before_it_counts(
     slot = next(slot for slot in first.plan.slots if slot.nbytes)
     path, at, size = slot.spec.path, slot.start, slot.nbytes
     first.plan = msgspec.structs.replace(first.plan, leads=True)
-    other.plan = msgspec.structs.replace(other.plan, left=(f"{path}/alike",))
+    other.plan = msgspec.structs.replace(other.plan, left=(f"{path}/alike",), left_to=0)
     first.plan = msgspec.structs.replace(first.plan, aliases={f"{path}/alike": path})
     job.restore()
 
@@ -273,12 +273,55 @@ def test_what_a_rank_left_out_is_compared_before_it_counts(
         else:
             with pytest.raises(SaveFailed, match=f"taken to be alike on all .* and not: {path}"):
                 persisted(job[late], step)
-    other.session.prove(Epoch(1, 3), 1.0, True, {})  # whatever it asks, it finds its agent again
+    other.session.prove(Epoch(1, 3), 0.0, 0, {})  # whatever it asks, it finds its agent again
     wait_for(lambda: other.session.snapshot.unlike == (f"{path}/alike",))
     assert first.session.snapshot.unlike == ()
     assert first.session.new_problems() == other.session.new_problems() == []
     for rank in job:
         rank.client.close()
+
+
+def test_a_first_rank_speaks_when_its_structure_is_new_or_it_is_wanted(
+    start: Callable[..., Node], root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that ranks hear what the first of their node holds and takes for alike, by path and by
+    tie, in the save of a new structure; later only if somebody asked in vain; and that one which
+    skips an epoch keeps nobody waiting."""
+    monkeypatch.setattr(witness, "WAIT_S", 3600.0)
+    node = start()
+    job = Job(root, [node.client] * 2)
+    first, other = job
+    path, apart = (slot.spec.path for slot in first.plan.slots[:2])
+    first.plan = msgspec.structs.replace(
+        first.plan, leads=True, replicated=(path,), aliases={"tied": path}
+    )
+    job.restore()
+
+    def held(step: int) -> dict[str, bytes]:
+        data = content(seed(Epoch(1, step), 0))
+        found = {
+            slot.spec.path: tensor_digest(slot.spec, data[slot.start : slot.start + slot.nbytes])
+            for slot in first.plan.slots
+        }
+        return {**found, "tied": found[path]}
+
+    def prove(step: int, wait_s: float = 0.0) -> list[str] | None:
+        return other.session.prove(Epoch(1, step), wait_s, 0, held(step))
+
+    first.save(1)
+    assert prove(1) == [path, "tied"]
+    assert apart in held(1)
+    first.save(2)
+    assert prove(2) is None
+    other.save(2)
+    first.save(3)
+    assert prove(3) == [path, "tied"]
+    other.save(3)
+    first.save(4)
+    assert prove(4) is None
+    first.session.forgo(Epoch(1, 5), "busy")
+    assert prove(5, 3600.0) is None
+    job.close()
 
 
 def test_what_strangers_and_the_past_say_changes_nothing_and_is_counted(

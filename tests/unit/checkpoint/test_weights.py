@@ -48,6 +48,7 @@ def manifest(shard: int, shards: int, *specs: TensorSpec, **fields: Any) -> Mani
         pieces=(Piece(0, -(-layout.nbytes // (1 << 20)), 0, 0),),
         replicated=fields.get("replicated", ()),
         structure="",
+        digests=fields.get("digests"),
     )
 
 
@@ -190,14 +191,44 @@ def test_a_tie_of_fewer_rows_than_ranks_is_one_tensor() -> None:
 
 
 def test_what_a_rank_keeps_beside_what_the_node_stores_has_its_name() -> None:
-    """One rank knew a tensor to be alike everywhere, the other did not: both values are there."""
+    """One rank knew a tensor to be alike everywhere, the other did not: both values are there, the
+    first one's as the job's, also under the name that all ranks tie to it."""
     w = part("w", (2,), (2,), (0,))
     ties = {"v": "w"}
     wholes, tied = gather(
         [manifest(0, 2, w, replicated=("w",), aliases=ties), manifest(1, 2, w, aliases=ties)]
     )
     assert [whole.name for whole in wholes] == ["rank-00001/w", "w"]
-    assert tied == {"rank-00000/v": "w", "rank-00001/v": "rank-00001/w"}
+    assert tied == {"v": "w", "rank-00001/v": "rank-00001/w"}
+
+
+def test_a_tie_to_what_one_rank_keeps_for_itself_is_that_ranks() -> None:
+    """The job has the tensor, and only the rank that holds it otherwise ties another name to it."""
+    w = part("w", (2,), (2,), (0,))
+    kept = manifest(1, 2, w, aliases={"v": "w"})
+    _, tied = gather([manifest(0, 2, w, replicated=("w",)), kept])
+    assert tied == {"rank-00001/v": "rank-00001/w"}
+
+
+def test_what_first_ranks_of_nodes_hold_otherwise_is_each_ones_own() -> None:
+    """Each node stores it once; only by their digests is it known to be one tensor."""
+    w = part("w", (2,), (2,), (0,))
+    digests = {"same": bytes(16), "other": b"1" * 16, "unknown": None}
+    known = {"replicated": ("w",), "aliases": {"v": "w"}}
+
+    def names(*kinds: str) -> list[str]:
+        manifests = [
+            manifest(n, len(kinds), w, **known, digests=digests[kind])
+            for n, kind in enumerate(kinds)
+        ]
+        wholes, tied = gather(manifests)
+        assert tied == {w.name.replace("w", "v"): w.name for w in wholes}
+        assert [whole.beside for whole in wholes] == [whole.name != "w" for whole in wholes]
+        return sorted(whole.name for whole in wholes)
+
+    assert names("same", "same") == ["w"]
+    assert names("same", "same", "other") == ["rank-00002/w", "w"]
+    assert names("unknown", "unknown") == ["rank-00001/w", "w"]
 
 
 def test_a_component_that_is_named_like_a_rank_is_refused() -> None:

@@ -10,7 +10,7 @@ from handfast.core import lattice, membership, messages
 from handfast.core.lattice import Epoch
 from handfast.store import arrays, objects
 from handfast.store.image import DTYPES, Slot, TensorSpec
-from handfast.store.manifest import Manifest, Piece, Stamp
+from handfast.store.manifest import Left, Manifest, Piece, Stamp
 
 WHOLE = (Path(__file__).parents[3] / "docs" / "format.md").read_text()
 TEXT = WHOLE.split("\n## The journal")[0]
@@ -40,6 +40,7 @@ def test_dtypes_are_listed_with_size_and_code() -> None:
         ("slot", Slot),
         ("tensor", TensorSpec),
         ("piece", Piece),
+        ("left", Left),
     ],
 )
 def test_fields_are_listed_in_their_order(name: str, struct: type[msgspec.Struct]) -> None:

@@ -16,6 +16,7 @@ from handfast.store.image import TensorSpec, plan
 from handfast.store.manifest import (
     CHUNK,
     MAGIC,
+    Left,
     Manifest,
     Piece,
     Stamp,
@@ -199,6 +200,11 @@ BROKEN: list[tuple[str, Callable[[], Manifest], str]] = [
     ("order", lambda: sample(pieces=sample().pieces[::-1]), "begins at chunk 3, expected 0"),
     ("again", lambda: sample(pieces=(Piece(0, 1, 0, 0), *sample().pieces)), "begins at chunk 0"),
     ("at", lambda: sample(pieces=(Piece(0, 4, 0, 5),)), "begins no block"),
+    ("left to itself", lambda: sample(left=Left(1, {"a": bytes(16)})), "1 of 4 leaves to shard 1"),
+    ("left outside", lambda: sample(left=Left(4, {"a": bytes(16)})), "leaves to shard 4"),
+    ("left and stored", lambda: sample(left=Left(2, {"model/w": bytes(16)})), "stored itself"),
+    ("left unsaid", lambda: sample(left=Left(2, {"a": b"1"})), "a digest of 1 bytes"),
+    ("digests", lambda: sample(digests=bytes(17)), "17 bytes of digests for"),
 ]
 
 

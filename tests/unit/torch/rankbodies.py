@@ -252,11 +252,11 @@ def optimizer_state_is_left_out_where_nothing_speaks_against_it(rank: int) -> No
 
     every = 3 * len(list(model.parameters()))
     assert stored() == every
-    held.shares(False, False)
+    held.shares(1, [0, 1])
     assert stored() == 0
-    held.shares(True, False)
+    held.shares(0, [0, 1])
     assert stored() == every
-    held.shares(False, False)
+    held.shares(1, [0, 1])
     hook = opt.register_step_post_hook(lambda *_: None)
     assert stored() == every
     hook.remove()

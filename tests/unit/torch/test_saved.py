@@ -9,7 +9,16 @@ from torch import nn
 from handfast.errors import FormatError, Poisoned
 from handfast.store import objects
 from handfast.store.image import plan
-from handfast.store.manifest import CHUNK, Manifest, Piece, Stamp, decode, encode, hash_chunks
+from handfast.store.manifest import (
+    CHUNK,
+    Left,
+    Manifest,
+    Piece,
+    Stamp,
+    decode,
+    encode,
+    hash_chunks,
+)
 from handfast.torch.apply import apply
 from handfast.torch.capture import capture
 from handfast.torch.compare import differences, lacking
@@ -45,7 +54,7 @@ def shard(
         pieces=(Piece(0, 1, 0, 0),),
         replicated=captured.replicated,
         structure="",
-        left=left,
+        left=Left(1 - number, left) if left else None,
         digests=b"".join(digest(slot.spec, views[slot.spec.path]) for slot in layout.slots),
     )
     return decode(encode(manifest)), views

@@ -14,7 +14,7 @@ from torch import nn
 from handfast.checkpoint.images import Loaded
 from handfast.errors import Refused
 from handfast.store import objects
-from handfast.store.manifest import CHUNK, Manifest, Piece, Stamp, hash_chunks
+from handfast.store.manifest import CHUNK, Left, Manifest, Piece, Stamp, hash_chunks
 from handfast.torch.capture import capture
 from handfast.torch.state import TorchState
 
@@ -112,7 +112,7 @@ def test_a_comparison_moves_no_random_stream() -> None:
     assert unmoved()
 
 
-def every(_: bool, digests: Mapping[str, bytes]) -> list[str]:
+def every(_: int, digests: Mapping[str, bytes]) -> list[str]:
     """A node whose first rank holds everything alike."""
     return list(digests)
 
@@ -120,7 +120,7 @@ def every(_: bool, digests: Mapping[str, bytes]) -> list[str]:
 def sharing(state: Mapping[str, object], *replicated: str) -> TorchState:
     """A state whose rank is not the first of its node."""
     found = TorchState(state, rng=False, replicated=replicated, pickle=(), verify="fsync")
-    found.shares(False, False)
+    found.shares(1, [0, 1])
     return found
 
 
@@ -135,12 +135,13 @@ def test_a_rank_keeps_its_ties_to_what_it_leaves_to_another() -> None:
 
 
 def test_only_what_was_proven_alike_is_left_to_another() -> None:
-    """What differs stays, and is not asked for again; what could not be found out is."""
-    asked: list[tuple[bool, list[str]]] = []
+    """What differs stays, and is not asked for again; what could not be found out is. Another first
+    rank is asked about all but what is known to differ."""
+    asked: list[tuple[int, list[str]]] = []
     answers: list[list[str] | None] = [None, ["b"], ["c"]]
 
-    def prove(leads: bool, digests: Mapping[str, bytes]) -> list[str] | None:
-        asked.append((leads, sorted(digests)))
+    def prove(first: int, digests: Mapping[str, bytes]) -> list[str] | None:
+        asked.append((first, sorted(digests)))
         return answers.pop(0)
 
     state: dict[str, object] = {"a": torch.ones(2), "b": torch.ones(2)}
@@ -150,6 +151,7 @@ def test_only_what_was_proven_alike_is_left_to_another() -> None:
         plan = one.capture(None, False, prove)
         assert {slot.spec.path for slot in plan.slots}.isdisjoint(plan.left)
         assert len(plan.slots) + len(plan.left) == len(state)
+        assert (plan.left_to, plan.leads) == (0, False)
         return plan.left
 
     assert left() == ()
@@ -157,26 +159,27 @@ def test_only_what_was_proven_alike_is_left_to_another() -> None:
     assert left() == ("b",)
     state["c"] = torch.zeros(2)
     assert left() == ("b", "c")
-    assert asked == [(False, ["a", "b"]), (False, ["a", "b"]), (False, ["c"])]
+    assert asked == [(0, ["a", "b"]), (0, ["a", "b"]), (0, ["c"])]
     one.keeps(["c"])
     assert left() == ("b",)
-    assert answers == []
+    one.shares(3, [2, 3])
+    answers.append(["b"])
+    assert one.capture(None, False, prove).left_to == 2
+    assert (asked[3:], answers) == ([(2, ["b"])], [])
 
 
-def test_the_first_of_a_node_stores_all_and_says_what_it_holds() -> None:
-    """And one that is alone on its node asks nobody."""
-    asked: list[bool] = []
+def test_the_first_of_a_node_stores_all_and_asks_nobody() -> None:
+    """And so does one that is alone on its node."""
 
-    def prove(leads: bool, digests: Mapping[str, bytes]) -> list[str]:
-        asked.append(leads)
-        return list(digests)
+    def prove(*_: object) -> list[str]:
+        raise AssertionError("the first rank asks")
 
     one = TorchState({"a": torch.ones(2)}, rng=False, replicated=("a",), pickle=(), verify="fsync")
     plan = one.capture(None, False, prove)
-    assert (plan.left, plan.leads, len(plan.slots), asked) == ((), False, 1, [])
-    one.shares(True, False)
+    assert (plan.left, plan.leads, len(plan.slots)) == ((), False, 1)
+    one.shares(0, [0, 1])
     plan = one.capture(None, False, prove)
-    assert (plan.left, plan.leads, len(plan.slots), asked) == ((), True, 1, [True])
+    assert (plan.left, plan.leads, len(plan.slots)) == ((), True, 1)
     assert one.capture(None, False, prove) is plan
 
 
@@ -194,7 +197,7 @@ def test_what_another_holds_otherwise_is_refused_by_name() -> None:
     other = sharing(state, "model/**")
     plan = other.capture(None, False, every)
     digests = {path: bytes(16) for path in plan.left}
-    kept = {"slots": plan.slots, "image_bytes": plan.nbytes, "left": digests}
+    kept = {"slots": plan.slots, "image_bytes": plan.nbytes, "left": Left(0, digests)}
     mine = Loaded(copy.memory, msgspec.structs.replace(copy.manifest, **kept))
     with pytest.raises(Refused, match=r"model/0\.weight.*left them to") as caught:
         held(state).compare([mine, copy], ("**",), strict=False)
