@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 import time
@@ -22,10 +23,13 @@ from handfast.store.files import Files, reading
 
 __all__ = ["Location", "NoRun", "Released", "check_held", "choose", "held", "mixed"]
 
+logger = logging.getLogger("handfast")
+
 TRIES: Final = 10
 LOOKS: Final = 200
 PAUSE_S: Final = 0.01
-FIELD: Final = re.compile(r"\{(?:rank|local_rank|host)(?:[:!][^{}]*)?\}")
+FIELD: Final = re.compile(r"(\{\{|\}\}|\{(?:rank|local_rank|host)(?:[:!][^{}]*)?\})")
+"""A field of a template, or a brace that stands twice for itself."""
 
 T = TypeVar("T")
 Look = dict[tuple[str, str], dict[int, int] | None]
@@ -125,8 +129,7 @@ class Location:
         """The directories that the paths stand for, each once, in order."""
         roots: dict[str, str] = {}
         for path in self.paths:
-            pattern = FIELD.sub("*", path)
-            found = sorted(glob.glob(pattern)) if pattern != path or glob.has_magic(path) else []
+            found = [] if os.path.lexists(path) else _found(path)
             for root in found or [path]:
                 if any(os.path.isdir(f"{root}/{part}") for part in ("domains", "certificates")):
                     roots.setdefault(os.path.realpath(root), root)
@@ -135,6 +138,19 @@ class Location:
         if not roots:
             _refuse(self.paths[0])
         return list(roots.values())
+
+
+def _found(path: str) -> list[str]:
+    """Find what a path that is not there itself may stand for: a template, a glob, or both."""
+    parts = FIELD.split(path)
+    for literal in (glob.escape, str):
+        pattern = "".join(
+            {"{{": "{", "}}": "}"}.get(part, "*") if at % 2 else literal(part)
+            for at, part in enumerate(parts)
+        )
+        if found := sorted(glob.glob(pattern)):
+            return found
+    return []
 
 
 def _refuse(path: str) -> None:
@@ -183,6 +199,13 @@ def _chosen(survey: Survey, step: int | Epoch | None) -> Epoch:
     if step is None:
         if survey.line is None or survey.line == GENESIS:
             raise _nothing(survey)
+        if survey.fallen is not None:
+            logger.warning(
+                "epoch %s is the newest that every shard has, BELOW the converged %s: see "
+                "`handfast verify`",
+                survey.line,
+                survey.fallen,
+            )
         return survey.line
     if isinstance(step, bool) or not isinstance(step, int | Epoch):
         raise ValueError(f"step={step!r}: give a step, 1200, or an epoch, handfast.Epoch(3, 1200)")

@@ -5,7 +5,8 @@ An agent releases by itself, so this is for runs that nobody trains any more. Wh
 known, retained, converged epoch of the living timeline, never within a recovery, never what is
 pinned. Beyond the protocol's rule, which trusts what was attested, every byte of that converged
 epoch is read first, and nothing goes where a restore would have to take an older one: what is kept
-must be worth keeping.
+must be worth keeping. That takes all domains; who sees only some of them must say that the others'
+word is enough (``unseen``).
 
 To act, a domain is claimed as a new incarnation. That **supersedes** an agent that is alive on
 another node, which can't be seen from here; so whoever asks must say that the run is offline.
@@ -21,6 +22,7 @@ import msgspec
 
 from handfast.agent.keeper import Keeper
 from handfast.checkpoint.location import Location
+from handfast.checkpoint.spelling import some
 from handfast.checkpoint.survey import Found, Survey
 from handfast.checkpoint.verify import verify_epochs
 from handfast.core.lattice import GENESIS, Epoch
@@ -61,24 +63,31 @@ class DomainPlan(msgspec.Struct, frozen=True):
 
 
 def plan_release(
-    survey: Survey, keep: Keep | None = None, step: int | Epoch | None = None
+    survey: Survey,
+    keep: Keep | None = None,
+    step: int | Epoch | None = None,
+    *,
+    unseen: bool = False,
 ) -> tuple[DomainPlan, ...]:
     """Say what each domain here may let go, changing nothing.
 
     Without ``keep`` every epoch of the living timeline stays, and only orphans and left-overs go;
-    with ``step``, of all that may go only that one does.
+    with ``step``, of all that may go only that one does. ``unseen`` trusts what domains that are
+    not here have attested, as an agent does.
     """
     placed = [found for found in survey.places if found is not None]
-    return tuple(_plan(survey, found, keep, step) for found in placed)
+    return tuple(_plan(survey, found, keep, step, unseen) for found in placed)
 
 
-def _plan(survey: Survey, found: Found, keep: Keep | None, step: int | Epoch | None) -> DomainPlan:
+def _plan(
+    survey: Survey, found: Found, keep: Keep | None, step: int | Epoch | None, unseen: bool
+) -> DomainPlan:
     member = found.member
     if member is None:
         return DomainPlan(found.id, found.root, found.name, None, blocked=found.problem)
     line = _line(member)
     pins = {pin.epoch for pin in found.pins}
-    blocked = _blocked(survey, found, member, line)
+    blocked = _blocked(survey, found, member, line, unseen)
     keep = keep or Keep(newest=len(member.retained) + 1)
     gone = () if blocked else _gone(member, keep, pins, step)
     leftovers = () if blocked or step is not None else _leftovers(found, pins)
@@ -104,7 +113,7 @@ def _line(member: Member) -> Epoch | None:
     return tally.line.epoch if tally.line is not None else None
 
 
-def _blocked(survey: Survey, found: Found, member: Member, line: Epoch | None) -> str:
+def _blocked(survey: Survey, found: Found, member: Member, line: Epoch | None, unseen: bool) -> str:
     if not member.open:
         return (
             f"generation {member.generation} holds no restore certificate yet: between a freeze "
@@ -114,6 +123,12 @@ def _blocked(survey: Survey, found: Found, member: Member, line: Epoch | None) -
         return f"another domain is in generation {survey.generation}: start the job first"
     if line is None or line not in found.retained or line in member.doubted:
         return "no converged epoch is known, retained and sound here"
+    if survey.missing and not unseen:
+        return (
+            f"not at the paths given: {some(survey.missing, 5)}. So nobody can tell whether their "
+            f"copies of {line} are sound. What to do: give the paths of all domains; or --unseen, "
+            "to trust what they attested, as an agent does"
+        )
     if not survey.missing and (survey.line is None or survey.line < line):
         return (
             f"a restore would take {survey.line or 'nothing'}, not the converged {line}: a copy of "
@@ -164,6 +179,8 @@ def carry_out(
     keep: Keep | None,
     step: int | Epoch | None,
     progress: Progress | None = None,
+    *,
+    unseen: bool = False,
 ) -> tuple[DomainPlan, ...]:
     """Do what was planned; gives what was done.
 
@@ -195,11 +212,16 @@ def carry_out(
             remedy="keep the older epochs: a restore needs them now",
         )
     wanted = [plan for plan in plans if plan.gone or plan.leftovers]
-    return tuple(_release(location.files, survey, plan, keep, step) for plan in wanted)
+    return tuple(_release(location.files, survey, plan, keep, step, unseen) for plan in wanted)
 
 
 def _release(
-    files: Files, survey: Survey, plan: DomainPlan, keep: Keep | None, step: int | Epoch | None
+    files: Files,
+    survey: Survey,
+    plan: DomainPlan,
+    keep: Keep | None,
+    step: int | Epoch | None,
+    unseen: bool,
 ) -> DomainPlan:
     keeper, member = Keeper.claim(files, plan.root, plan.name)
     directory = keeper.directory
@@ -209,7 +231,7 @@ def _release(
             entries=directory.manifests(),
             pins=tuple(Pin(files, "", e, None) for e in pinned(files, directory.path)),
         )  # fmt: skip
-        now = _plan(survey, found, keep, step)
+        now = _plan(survey, found, keep, step, unseen)
         if now.gone:
             keeper.commit([Released(now.gone)])
         if now.gone or now.leftovers:

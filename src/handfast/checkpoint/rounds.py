@@ -10,14 +10,17 @@ whichever came first, and the other round is told that it was overtaken.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
+import time
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from handfast.agent.host import Round
+from handfast.agent.reminder import Reminder
 from handfast.checkpoint.collective import Collective
 from handfast.checkpoint.evidence import certificates, lost
 from handfast.core.membership import (
@@ -32,7 +35,7 @@ from handfast.core.membership import (
 )
 from handfast.core.messages import Configured, Frozen, decode_record
 from handfast.core.verdict import Verdict
-from handfast.errors import Damaged, HandfastError, Refused, Superseded
+from handfast.errors import Blocked, Damaged, HandfastError, Refused, Superseded
 from handfast.store.claims import read_identity
 from handfast.store.files import (
     TEMPORARY,
@@ -47,7 +50,10 @@ from handfast.store.shelf import Shelf
 
 __all__ = ["Meeting", "Peek", "allocate_in", "domain_name", "meet", "peek", "settle", "unfit"]
 
+logger = logging.getLogger("handfast")
+
 TIER: Final = "directory"
+LOCK_PAUSE_S: Final = 0.05
 
 
 def domain_name(shard: int) -> str:
@@ -243,10 +249,13 @@ def settle(
     return formed
 
 
-def allocate_in(files: Files, root: str, nonce: str, reported: int) -> int:
+def allocate_in(
+    files: Files, root: str, nonce: str, reported: int, patience_s: float | None = None
+) -> int:
     """Allocate a round's generation from ``ROOT/round.json``, changed under a lock.
 
-    ``reported`` is the greatest generation that any member knows. Raises Superseded where a later
+    ``reported`` is the greatest generation that any member knows. Raises Blocked where another
+    process holds the lock for ``patience_s`` seconds, Superseded where a later
     round is recorded already, Damaged where the record can't be read or a directory is in the
     place of its lock, SaveFailed where it can't be written (nothing was allocated then) and OSError
     where it can't be locked.
@@ -257,7 +266,7 @@ def allocate_in(files: Files, root: str, nonce: str, reported: int) -> int:
     _check_lock(root)
     lock = os.open(_lock_of(root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _take(lock, _lock_of(root), patience_s)
         record = allocate(_read(files, path), nonce, reported)
         if record is None:
             raise Superseded(f"a later launch is recorded in {path}: this one must stop")
@@ -265,6 +274,27 @@ def allocate_in(files: Files, root: str, nonce: str, reported: int) -> int:
         return record.generation
     finally:
         os.close(lock)
+
+
+def _take(lock: int, path: str, patience_s: float | None) -> None:
+    """Lock a file, and say for what that waits; nobody holds it for longer than a write."""
+    reminder = Reminder()
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = f"another process has locked {path}"
+        else:
+            return
+        if reminder.over(patience_s):
+            raise Blocked(
+                f"the round can't be recorded: {who}. What to do: `lslocks` and `fuser` name who "
+                "holds it; a launch that hangs in the middle of this must be ended",
+                by=[path],
+            )
+        if reminder.due():
+            logger.warning("restore has waited %.0f s: %s", reminder.waited, who)
+        time.sleep(LOCK_PAUSE_S)
 
 
 def unfit(files: Files, root: str) -> str:

@@ -153,7 +153,8 @@ class Session:
     def _count(self, meeting: rounds.Meeting) -> int:
         """Rank 0 allocates the generation for all. Raises what :func:`rounds.allocate_in` does."""
         reported = max(p.generation for p in meeting.peeks)
-        return rounds.allocate_in(self._files, self.root, meeting.nonce, reported)
+        patience_s = self._line.patience_s
+        return rounds.allocate_in(self._files, self.root, meeting.nonce, reported, patience_s)
 
     def _joining(self, meeting: rounds.Meeting) -> Joining:
         rank = self.collective.place.rank

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Final
 
@@ -270,6 +270,7 @@ def troubles(survey: Survey) -> tuple[Trouble, ...]:
                 verdict = cell.verdict or Verdict.MISSING
                 problem = f"{found.root}: epoch {lost.epoch}: {lost.reason}"
                 listed.append(Trouble(domain.id, domain.shard, verdict, problem, lost.epoch))
+    listed += _forgotten(survey)
     for rift in survey.rifts:
         domain = survey.domains[rift.member]
         problem = f"{domain.id} {rift.reason}. What to do: {TOGETHER}"
@@ -279,6 +280,28 @@ def troubles(survey: Survey) -> tuple[Trouble, ...]:
         listed.append(Trouble(found.id, shard, found.verdict or Verdict.FOREIGN, _strange(found)))
     listed += [Trouble("", None, Verdict.CORRUPT, problem) for problem in survey.unfit]
     return tuple(listed)
+
+
+def _forgotten(survey: Survey) -> Iterator[Trouble]:
+    """Name who knows nothing of a converged epoch: a directory that is older than the others."""
+    epoch = survey.fallen
+    held = {
+        domain.shard
+        for domain, found in zip(survey.domains, survey.places, strict=True)
+        if found is not None and epoch in found.retained
+    }
+    for domain, found in zip(survey.domains, survey.places, strict=True):
+        if epoch is None or found is None or found.member is None or domain.shard in held:
+            continue
+        if epoch not in {lost.epoch for lost in found.member.lost}:
+            taken = f"takes {survey.line}" if survey.line else "finds nothing"
+            problem = (
+                f"{found.root}/domains/{found.name}: it knows nothing of {epoch}, and another "
+                "domain's certificate proves that it had it: an older copy of the directory was "
+                "put back, or a part of it is gone. What to do: put the newest copy back; as it "
+                f"is, a restore {taken}, and what came later is lost"
+            )
+            yield Trouble(domain.id, domain.shard, Verdict.MISSING, problem, epoch)
 
 
 def _absent(domain: Domain) -> str:

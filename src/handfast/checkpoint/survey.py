@@ -255,6 +255,15 @@ class Survey:
         """Say whether an epoch lies on the living timeline; if not, it is an orphan."""
         return recover.eligible(epoch, self.timeline)
 
+    @property
+    def fallen(self) -> Epoch | None:
+        """Give the converged epoch if a restore would take an older one, or none, though all of
+        the domains are here: a copy of that is lost, or a journal has forgotten it.
+        """
+        if self.absent or self.rifts or self.converged is None or self.roster is None:
+            return None
+        return self.converged if (self.line or GENESIS) < self.converged else None
+
     def _converged(self) -> Epoch | None:
         known = {e for f in self.places if f is not None for e in f.certified}
         return max((e for e in known if e != GENESIS and self.eligible(e)), default=None)

@@ -67,6 +67,7 @@ OFFLINE = (
 )
 @click.option("--yes", is_flag=True, help="Do it; otherwise it is only shown.")
 @click.option("--offline", is_flag=True, help="No job trains this run, on any node.")
+@click.option("--unseen", is_flag=True, help="Trust what domains that are not here attested.")
 @as_json
 def release(
     run: tuple[str, ...],
@@ -77,6 +78,7 @@ def release(
     unpin: str | None,
     yes: bool,
     offline: bool,
+    unseen: bool,
     as_json: bool,
 ) -> None:
     """Let epochs go: orphans and left-overs, and by --keep-newest or --step what is superseded.
@@ -94,10 +96,10 @@ def release(
         if yes and not offline:
             raise ValueError(OFFLINE)
         keep = _keep(keep_newest, keep_every, step)
-        plans = plan_release(opened.location.survey(), keep, step)
+        plans = plan_release(opened.location.survey(), keep, step, unseen=unseen)
         if yes:
             with showing("read what is kept") as progress:
-                plans = carry_out(opened.location, plans, keep, step, progress)
+                plans = carry_out(opened.location, plans, keep, step, progress, unseen=unseen)
         if as_json:
             answer({"done": yes, "domains": plans})
         else:

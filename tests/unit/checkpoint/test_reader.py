@@ -16,7 +16,7 @@ from small_jobs import FILES, Job, flip, meanwhile, trained
 
 import handfast
 from handfast.checkpoint import location
-from handfast.checkpoint.location import Location, NoRun
+from handfast.checkpoint.location import Location, NoRun, choose
 from handfast.checkpoint.reader import Run, open_run
 from handfast.checkpoint.status import Mark, troubles
 from handfast.core import events
@@ -65,6 +65,23 @@ def test_a_run_that_ended_is_shown_as_it_is(tmp_path: Path) -> None:
     assert run.epochs(Verdict.TORN) == ()
 
 
+def test_a_path_that_is_there_is_no_glob(tmp_path: Path) -> None:
+    """Two runs of a sweep, `layers=2` and `layers=[2]`: the second was read as the first; and a
+    template's brace stands twice for itself."""
+    for name in ("layers=2", "layers=[2]", "x[1]/0", "{a}/run"):
+        trained(tmp_path / name, 1)
+    there = {name: str(tmp_path / name) for name in ("layers=2", "layers=[2]")}
+    for path in there.values():
+        assert Location([path], FILES).survey().found[0].root == path
+    for path, found in {
+        "x[1]/{rank}": "x[1]/0",
+        "{{a}}/run": "{a}/run",
+        "l*[2]": "layers=2",
+    }.items():
+        survey = Location([str(tmp_path / path)], FILES).survey()
+        assert [item.root for item in survey.found] == [str(tmp_path / found)]
+
+
 def test_looking_changes_nothing(tmp_path: Path) -> None:
     """Status, verify and inspect write nothing, so a snapshot or a read-only mount will do."""
     trained(tmp_path)
@@ -74,6 +91,41 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     run.inspect()
     assert run.verify(everything=True).sound
     assert tree(tmp_path) == before
+
+
+def test_a_directory_that_was_put_back_older_than_the_others_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One rank's disk was restored from a backup: the others' journals prove what it had, and all
+    was called sound while a restore would take an older epoch."""
+    job = Job(tmp_path, 2, split=True, keep=Keep(newest=9))
+    assert job.start() == GENESIS
+    job.save(1)
+    job.save(2)
+    job.stop()
+    shutil.copytree(tmp_path / "disk1", tmp_path / "backup")
+    assert job.start() == Epoch(1, 2)
+    job.save(3)
+    job.stop()
+    shutil.rmtree(tmp_path / "disk1")
+    shutil.copytree(tmp_path / "backup", tmp_path / "disk1")
+    run = handfast.open(tmp_path / "disk0", tmp_path / "disk1")
+    status = run.status()
+    assert (status.line, status.converged) == (Epoch(1, 2), Epoch(2, 3))
+    assert not status.sound
+    (trouble,) = status.troubles
+    assert (trouble.domain, trouble.verdict, trouble.epoch) == (
+        job.configuration.domains[1].id, Verdict.MISSING, Epoch(2, 3),
+    )  # fmt: skip
+    assert "it knows nothing of 2/3" in trouble.problem
+    assert "a restore takes 1/2" in trouble.problem
+    assert not run.verify().sound
+    assert choose(run.location.survey(), None) == Epoch(1, 2)
+    assert "1/2 is the newest that every shard has, BELOW the converged 2/3" in caplog.text
+    assert job.start() == Epoch(1, 2)  # what came after it is an abandoned timeline from now on
+    job.save(3)
+    job.stop()
+    assert run.status().sound
 
 
 @pytest.mark.parametrize("seed", range(12))

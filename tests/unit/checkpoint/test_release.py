@@ -65,6 +65,24 @@ def test_only_the_newest_are_kept_where_that_is_asked_for(tmp_path: Path) -> Non
     assert handfast.open(tmp_path).latest() == Epoch(2, 5)
 
 
+def test_who_sees_only_some_domains_releases_nothing_unless_told_to_trust(tmp_path: Path) -> None:
+    """On node-local disks each node sees its own: the epoch that is kept may be damaged elsewhere,
+    and the older ones be all that is left of the run."""
+    job = trained(tmp_path, 2, split=True)
+    here = Location([str(tmp_path / "disk0")], FILES)
+    keep = Keep(newest=1)
+    (blocked,) = plan(here.survey(), keep)
+    assert (blocked.gone, blocked.leftovers) == ((), ())
+    assert blocked.blocked.startswith("not at the paths given: rank-00001-")
+    assert "give the paths of all domains; or --unseen" in blocked.blocked
+    assert carry_out(here, [blocked], keep, None) == ()
+    plans = plan(here.survey(), keep, unseen=True)
+    (done,) = carry_out(here, plans, keep, None, unseen=True)
+    assert done.gone == (Epoch(1, 2), Epoch(1, 3))
+    assert job.start() == Epoch(1, 4)
+    job.stop()
+
+
 def test_a_release_is_journaled_before_a_file_goes(tmp_path: Path) -> None:
     """An operator's crash in the middle leaves no epoch that the journal retains without files."""
     trained(tmp_path, 1)
@@ -197,16 +215,6 @@ def test_nothing_goes_where_another_rank_has_lost_what_it_attested(
         assert domain.blocked
     assert released(tmp_path, Keep(newest=1)) == []
     assert len(list(job.path(0).rglob("*.safetensors"))) == 3
-
-
-def test_a_node_may_release_by_itself(tmp_path: Path) -> None:
-    """Disks of other nodes are out of reach; the proof of convergence is in each journal."""
-    job = trained(tmp_path, 2, split=True)
-    home = tmp_path / "disk0"
-    (done,) = released(home, Keep(newest=1))
-    assert done.gone == (Epoch(1, 2), Epoch(1, 3))
-    assert job.start() == Epoch(1, 4)
-    job.stop()
 
 
 def test_a_domain_that_breaks_after_the_plan_stops_the_release(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
 import shutil
@@ -19,13 +20,14 @@ import xxhash
 from agentkit import HASTY
 from hostkit import Gathering
 
+from handfast.agent import reminder
 from handfast.agent.host import Opened
 from handfast.checkpoint.refusal import Hand, lay, read
 from handfast.checkpoint.rounds import Meeting, Peek, allocate_in, domain_name, meet, peek, settle
 from handfast.core.membership import Configuration, Domain, Formation, RoundRecord
 from handfast.core.messages import Configured, Frozen, Report, encode
 from handfast.core.verdict import Verdict
-from handfast.errors import Damaged, HandfastError, Refused, Superseded
+from handfast.errors import Blocked, Damaged, HandfastError, Refused, Superseded
 from handfast.store.claims import IdentityFile, domain_path, identify
 from handfast.store.directory import claim
 from handfast.testing.faults import Crash, Fault, FaultyFiles
@@ -476,6 +478,25 @@ def test_who_waits_for_the_lock_gets_it_when_its_holder_dies(root: str) -> None:
     holder.stdout.close()
     waiting.join(30)
     assert found == [2]
+
+
+def test_a_lock_that_nobody_gives_back_is_named(
+    root: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A launch that is frozen while it holds it, or a file server that has forgotten whose it is:
+    restore() said nothing, for ever."""
+    allocate_in(HASTY, root, "a", 0)
+    lock = os.open(f"{root}/round.lock", os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr(reminder, "REMIND_S", 0.0)
+        with pytest.raises(Blocked, match=r"another process has locked .*round\.lock") as caught:
+            allocate_in(HASTY, root, "b", 0, patience_s=0.2)
+    finally:
+        os.close(lock)
+    assert caught.value.by == (f"{root}/round.lock",)
+    assert "restore has waited" in caplog.text
+    assert allocate_in(HASTY, root, "b", 0, patience_s=0.2) == 2
 
 
 HOLD = """
