@@ -20,7 +20,7 @@ from handfast.errors import Damaged, HandfastError, Refused
 from handfast.store.claims import lengths_now
 from handfast.store.files import Files, reading
 
-__all__ = ["Location", "NoRun", "Released", "check_held", "choose", "held", "mixed"]
+__all__ = ["Location", "NoRun", "Released", "away", "check_held", "choose", "held", "mixed"]
 
 TRIES: Final = 10
 LOOKS: Final = 200
@@ -222,7 +222,24 @@ def _nothing(survey: Survey) -> Refused:
     if survey.line == GENESIS:
         what, remedy = "nothing was saved in this run yet", "wait for its first epoch to converge"
     elif survey.absent:
-        what, remedy = "not all of its domains are here", "give the paths of all of them"
+        return away(survey)
     else:
         what, remedy = "no epoch is left that every shard has", "see `handfast verify --all`"
-    return Refused(what, verdict=Verdict.MISSING, shards=survey.absent, remedy=remedy)
+    return Refused(what, verdict=Verdict.MISSING, remedy=remedy)
+
+
+def away(survey: Survey) -> Refused:
+    """Say which domains take no part: those that can't be read, and why, or those not given."""
+    unread = [f for f in survey.places if f is not None and f.member is None]
+    if not unread:
+        return Refused(
+            "not all of its domains are here",
+            verdict=Verdict.MISSING,
+            shards=survey.missing,
+            remedy="give the paths of all of them",
+        )
+    return Refused(
+        "not all of its domains can be read",
+        verdict=unread[0].verdict or Verdict.CORRUPT,
+        shards=[f"{found.id}: {found.problem}" for found in unread],
+    )

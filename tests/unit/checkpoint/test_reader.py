@@ -334,6 +334,24 @@ def test_damage_within_a_journal_is_loud(tmp_path: Path) -> None:
     assert "damaged at byte" in finding.problem
 
 
+@pytest.mark.parametrize("step", [None, 4])
+@pytest.mark.parametrize("name", ["*/journal", "domain.json"])
+def test_a_domain_that_can_not_be_read_is_not_called_missing(
+    tmp_path: Path, name: str, step: int | None
+) -> None:
+    """Its directory is here: what is wrong with it is said, and what to do, by whoever needs it."""
+    job = trained(tmp_path)
+    path = job.find(1, name)
+    flip(path, 100)
+    with pytest.raises(Refused, match="not all of its domains can be read") as refused:
+        handfast.open(tmp_path).export(tmp_path / "out", step)
+    assert refused.value.verdict == "corrupt"
+    (problem,) = refused.value.shards
+    assert str(path) in problem
+    assert "What to do: " in problem
+    assert "give the paths" not in str(refused.value)
+
+
 def test_a_journal_cut_at_every_byte_gives_an_earlier_line(tmp_path: Path) -> None:
     """A crash may cut the last bytes: what is left is a state that the run was in, or is refused
     where not even the journal's own beginning is left.
