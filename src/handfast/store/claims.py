@@ -38,7 +38,7 @@ from handfast.store.files import (
     write_file,
     writing,
 )
-from handfast.store.journal import Journal, scan
+from handfast.store.journal import LOST, Journal, scan
 
 __all__ = [
     "Claim",
@@ -54,6 +54,7 @@ __all__ = [
 FORMAT: Final = 1
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=-]{0,199}")
 NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+_LOST: Final = f"What to do: {LOST}"
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -125,10 +126,7 @@ def identify(files: Files, root: str, name: str, *, run: str, shard: int) -> Ide
         make_directory(files, path)
         known = files.exists(f"{path}/domain.json")
         if not known and incarnations(files, path) and not files.exists(f"{path}/domain.json"):
-            raise Damaged(
-                f"{path}/domain.json: missing, though incarnations are there. What to do: put "
-                "the file back from a copy, or move the directory away and declare it lost"
-            )
+            raise Damaged(f"{path}/domain.json: missing, though incarnations are there. {_LOST}")
     if not known:
         _create_identity(files, path, name, run, shard)
     with writing("sync the domain's directory", path):
@@ -176,9 +174,9 @@ def read_identity(files: Files, root: str, name: str) -> Identity:
             )
         found = msgspec.json.decode(envelope.identity, type=Identity)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Damaged(f"{path}: not the identity of a domain: {error}. {LOST}") from error
+        raise Damaged(f"{path}: not the identity of a domain: {error}. {_LOST}") from error
     if not sound:
-        raise Damaged(f"{path}: the identity differs from its own digest. {LOST}")
+        raise Damaged(f"{path}: the identity differs from its own digest. {_LOST}")
     if found.name != name:
         raise Refused(
             f"{path} is the identity of the domain {found.name}",
@@ -187,9 +185,6 @@ def read_identity(files: Files, root: str, name: str) -> Identity:
             remedy="give the directory its old name back",
         )
     return found
-
-
-LOST: Final = "What to do: put the file back from a copy, or declare the domain lost"
 
 
 def incarnations(files: Files, path: str) -> list[int]:
@@ -302,19 +297,19 @@ def _check_unused(files: Files, path: str, number: int) -> None:
     """Raise Damaged if an incarnation without a seal has manifests: it sealed before it wrote."""
     here = f"{path}/{number}"
     if files.exists(f"{here}/manifests") and files.listdir(f"{here}/manifests"):
-        raise Damaged(f"{here}/journal: missing or cut, though manifests are there. {LOST}")
+        raise Damaged(f"{here}/journal: missing or cut, though manifests are there. {_LOST}")
 
 
 def _seal(journal: str, record: bytes, identity: Identity, number: int) -> Seal:
     try:
         seal = msgspec.msgpack.decode(record, type=Seal)
     except msgspec.MsgspecError as error:
-        raise FormatError(f"{journal}: its first record is no seal: {error}. {LOST}") from error
+        raise FormatError(f"{journal}: its first record is no seal: {error}. {_LOST}") from error
     if not seal.fits(identity, number):
         raise Refused(
             f"{journal} is the journal of incarnation {seal.incarnation} of {seal.domain}",
             verdict=Verdict.FOREIGN,
             shards=(identity.id,),
-            remedy="put the right journal back from a copy, or declare the domain lost",
+            remedy=LOST,
         )
     return seal

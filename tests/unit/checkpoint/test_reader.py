@@ -7,12 +7,14 @@ import itertools
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 import xxhash
-from small_jobs import FILES, Job, flip, meanwhile, trained
+from safetensors.numpy import load_file
+from small_jobs import FILES, Job, flip, meanwhile, trained, values
 
 import handfast
 from handfast.checkpoint import location
@@ -350,6 +352,47 @@ def test_a_domain_that_can_not_be_read_is_not_called_missing(
     assert str(path) in problem
     assert "What to do: " in problem
     assert "give the paths" not in str(refused.value)
+
+
+HARMS: dict[str, Callable[[Job], object]] = {
+    "a record": lambda job: flip(job.find(1, "2/journal"), 200),
+    "the journal": lambda job: job.find(1, "2/journal").write_bytes(b""),
+    "another's journal": lambda job: shutil.copy(
+        job.find(0, "2/journal"), job.find(1, "2/journal")
+    ),
+    "the identity": lambda job: flip(job.path(1) / "domain.json", 100),
+    "no identity": lambda job: (job.path(1) / "domain.json").write_bytes(b"{}"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_what_is_said_of_a_lost_record_can_be_done(
+    tmp_path: Path, harm: Callable[[Job], object]
+) -> None:
+    """A copy of the directory, older than the damage, or a fresh path; to move it away is no way
+    out. What another rank stored can be read without handfast.
+    """
+    job = trained(tmp_path / "run")
+    copied = Path(shutil.copytree(job.path(1), tmp_path / "copy"))
+    job.start()
+    job.save(5, 6)
+    job.stop()
+    harm(job)
+    run = handfast.open(tmp_path / "run")
+    (trouble,) = run.status().troubles
+    assert "back from a copy; without a copy the run is lost: begin anew" in trouble.problem
+    job.path(1).rename(tmp_path / "away")
+    (trouble,) = run.status().troubles
+    assert trouble.verdict == "missing"
+    with pytest.raises(Refused, match="not all of its domains are here"):
+        run.export(tmp_path / "out", 4)
+    kept = load_file(job.find(0, "2/chunks/2-6.safetensors"))
+    assert kept["model/b"].tobytes() == values(6, 0, 5)
+    copied.rename(job.path(1))
+    assert run.status().sound
+    assert job.start() == run.latest() == Epoch(1, 4)
+    job.stop()
+    trained(tmp_path / "fresh")
 
 
 def test_a_journal_cut_at_every_byte_gives_an_earlier_line(tmp_path: Path) -> None:
