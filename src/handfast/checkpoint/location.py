@@ -17,7 +17,7 @@ from handfast.checkpoint.survey import TOGETHER, Survey, read_domain
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, HandfastError, Refused
-from handfast.store.claims import lengths_now
+from handfast.store.claims import domains_below, lengths_now
 from handfast.store.files import Files, reading
 
 __all__ = ["Location", "NoRun", "Released", "away", "check_held", "choose", "held", "mixed"]
@@ -148,7 +148,7 @@ def _refuse(path: str) -> None:
 def _domains(files: Files, root: str) -> Iterator[str]:
     """Name the domains below a root that were identified, or must have been."""
     with reading(root):
-        for name in files.listdir(f"{root}/domains") if files.exists(f"{root}/domains") else ():
+        for name in domains_below(files, root):
             home = f"{root}/domains/{name}"
             begun = files.exists(f"{home}/domain.json") or files.exists(f"{home}/1")
             if os.path.isdir(home) and begun:

@@ -33,7 +33,7 @@ from handfast.core.membership import (
 from handfast.core.messages import Configured, Frozen, decode_record
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, HandfastError, Refused, Superseded
-from handfast.store.claims import read_identity
+from handfast.store.claims import domains_below, read_identity
 from handfast.store.files import (
     TEMPORARY,
     Files,
@@ -126,8 +126,7 @@ def _look(files: Files, root: str, node: str, name: str) -> Peek | None:
 
 def _look_beside(files: Files, root: str, node: str) -> Peek:
     """Look whose domains are here instead: disks that changed places are no first start."""
-    home = f"{root}/domains"
-    names = files.listdir(home) if files.exists(home) else []
+    names = domains_below(files, root)
     found = [peek for name in names if (peek := _look(files, root, node, name)) is not None]
     others = tuple(peek.domain for peek in found)
     begun = next((peek for peek in found if peek.known), None)

@@ -44,6 +44,7 @@ __all__ = [
     "Claim",
     "Identity",
     "domain_path",
+    "domains_below",
     "identify",
     "incarnations",
     "lengths_now",
@@ -110,6 +111,14 @@ def domain_path(root: str, name: str) -> str:
             "not beginning with a sign"
         )
     return f"{root}/domains/{name}"
+
+
+def domains_below(files: Files, root: str) -> list[str]:
+    """The names in a root's `domains/`, sorted, without those that no domain can have: a file
+    manager's `rank-00000 copy`, say. They are left alone. Raises OSError.
+    """
+    home = f"{root}/domains"
+    return [n for n in files.listdir(home) if NAME.fullmatch(n)] if files.exists(home) else []
 
 
 def identify(files: Files, root: str, name: str, *, run: str, shard: int) -> Identity:
@@ -182,7 +191,8 @@ def read_identity(files: Files, root: str, name: str) -> Identity:
             f"{path} is the identity of the domain {found.name}",
             verdict=Verdict.FOREIGN,
             shards=(found.id,),
-            remedy="give the directory its old name back",
+            remedy="give the directory that name back; if it is a copy, and the domain itself is "
+            "beside it, move the copy out of domains/",
         )
     return found
 

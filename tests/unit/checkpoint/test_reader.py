@@ -781,3 +781,32 @@ def test_names_that_are_no_domains_are_left_alone(tmp_path: Path) -> None:
     os.mkdir(tmp_path / "domains" / "rank-00007")
     (tmp_path / "domains" / "notes.txt").touch()
     assert handfast.open(tmp_path).status().sound
+
+
+@pytest.mark.parametrize(
+    "name", ["rank-00000 copy", "rank-00000~", ".rank-00000.swp", os.fsdecode(b"rank-\xff")]
+)
+def test_a_copy_under_a_name_that_no_domain_can_have_is_left_alone(
+    tmp_path: Path, name: str
+) -> None:
+    """What a file manager or an editor leaves beside a domain: the format says to ignore it."""
+    job = trained(tmp_path)
+    shutil.copytree(job.path(0), tmp_path / "domains" / name)
+    run = handfast.open(tmp_path)
+    assert run.verify(everything=True).sound
+    assert run.export(tmp_path / "out").epoch == run.latest() == Epoch(1, 4)
+
+
+def test_a_copy_beside_its_domain_is_named_and_can_be_moved_away(tmp_path: Path) -> None:
+    """Its old name is taken; so it belongs out of domains/, and the domain itself is sound."""
+    job = trained(tmp_path)
+    copied = tmp_path / "domains" / "rank-00000.bak"
+    shutil.copytree(job.path(0), copied)
+    run = handfast.open(tmp_path)
+    (trouble,) = run.status().troubles
+    assert trouble.verdict == "foreign"
+    assert str(copied) in trouble.problem
+    assert "move the copy out of domains/" in trouble.problem
+    assert run.latest() == Epoch(1, 4)
+    copied.rename(tmp_path / "rank-00000.bak")
+    assert run.status().sound

@@ -98,6 +98,14 @@ def test_a_look_finds_who_is_there_and_how_far_it_was(root: str) -> None:
     assert tree(root) == before
 
 
+def test_a_look_beside_leaves_alone_what_can_t_be_a_domain(root: str) -> None:
+    """Shows that a copy by hand, where the rank's own domain is not, ends no look."""
+    founded(root)
+    shutil.copytree(f"{root}/domains/{domain_name(0)}", f"{root}/domains/rank-00000 copy")
+    found = peek(HASTY, root, "node1", 1)
+    assert (found.problem, found.domain, len(found.others)) == ("", "", 1)
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
