@@ -620,6 +620,34 @@ def test_a_live_agent_is_seen_and_left_to_do_its_work(
     assert handfast("status", path, "--json").json["line"]["step"] == 7
 
 
+def test_an_agent_of_the_original_is_none_of_a_copy_s(
+    launch: Callable[..., Job], tmp_path: Path
+) -> None:
+    """A copy has the domains' names, too, and lies idle while the original trains: its status is
+    its own, and it may be released. By a link to it, the original is the original.
+    """
+    path, copied = tmp_path / "run", tmp_path / "copy"
+    (one,) = launch()
+    one.do(deeds.resume, str(path))
+    one.do(deeds.train, 2)
+    one.do(deeds.close)
+    eventually(lambda: handfast("status", path, "--json").json["agents"] == [])
+    shutil.copytree(path, copied)
+    (one,) = launch()
+    one.do(deeds.resume, str(path))
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "domains").symlink_to(path / "domains")
+    for mine in (path, tmp_path / "linked"):
+        assert [a["pid"] for a in handfast("status", mine, "--json").json["agents"]]
+    shown = handfast("status", copied, "--json").json
+    assert (shown["agents"], shown["phase"]) == ([], "converged")
+    args = ("release", copied, "--keep-newest", 1, "--yes", "--offline")
+    assert handfast(*args).code == 0
+    assert handfast("release", path, *args[2:]).code == 3
+    one.do(deeds.train, 3)
+    one.do(deeds.close)
+
+
 def test_an_agent_that_does_not_answer_counts_as_alive(
     copy: Path, tmp_path: Path, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

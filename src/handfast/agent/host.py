@@ -426,9 +426,15 @@ class Agent:
         return {}
 
     async def _status(self, _: Trainer, __: dict[str, Any], ___: list[int]) -> dict[str, Any]:
-        shown = [encode_snapshot(host.snapshot()) for host in self._hosts.values()]
+        hosts = self._hosts.values()
         counters: Mapping[str, int] = self._links.counters if self._links else {}
-        return {"agent": self._label, "pid": os.getpid(), "domains": shown, "links": dict(counters)}
+        return {
+            "agent": self._label,
+            "pid": os.getpid(),
+            "domains": [encode_snapshot(host.snapshot()) for host in hosts],
+            "paths": [host.keeper.directory.path for host in hosts],
+            "links": dict(counters),
+        }
 
     async def _close(self, trainer: Trainer, _: dict[str, Any], __: list[int]) -> dict[str, Any]:
         """A trainer is done: once all are, and all is settled, so is this agent."""

@@ -101,8 +101,9 @@ class Location:
 
     def agents(self, survey: Survey) -> tuple[AgentView, ...]:
         """Ask the live agents of this node that serve this run."""
-        names = [domain.id for domain in survey.domains]
-        return ask([*self.paths, *self._roots()], names)
+        placed = zip(survey.domains, survey.places, strict=True)
+        homes = {d.id: f"{f.root}/domains/{f.name}" if f is not None else "" for d, f in placed}
+        return ask([*self.paths, *self._roots()], homes)
 
     def steadily(self, work: Callable[[Survey], T], tries: int = TRIES) -> T:
         """Do work on a fresh survey, again if what it read was released meanwhile.
