@@ -396,6 +396,26 @@ def test_a_reader_that_has_seen_enough_is_no_error(saved: Saved) -> None:
     os.close(write)
 
 
+@pytest.mark.parametrize("where", ["> /dev/full", ">&-"])
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["people", "scripts"])
+@pytest.mark.parametrize("what", ["a run", "nothing"])
+def test_an_answer_that_can_not_be_written_is_no_damage(
+    saved: Saved, what: str, more: list[str], where: str
+) -> None:
+    """A full disk, or no output at all: one line says so, and scripts hear that nothing was told.
+
+    An error for people goes elsewhere, and is told.
+    """
+    told = what == "nothing" and not more
+    args = ["status", str(saved.path if what == "a run" else saved.path / "no"), *more]
+    shell = ["sh", "-c", f'"$@" {where}', "sh"]
+    done = subprocess.run([*shell, *MAIN, *args], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert "What to do: " in line
+    assert ("the answer can't be written to the standard output" in line) is not told
+
+
 def test_version_and_help() -> None:
     """What it is, and which."""
     assert handfast("--version").out.startswith("handfast ")

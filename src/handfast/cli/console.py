@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from rich.progress import Progress as Bars
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, HandfastError, Refused
+from handfast.store.files import describe
 from handfast.store.port import Progress
 
 __all__ = ["answer", "answering", "as_json", "epoch_of", "out", "paths", "showing", "step"]
@@ -63,7 +65,29 @@ step = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON value, for scripts.")
 
 
-class _Pipe(Console):
+class _Unheard(Exception):
+    """The standard output can't be written; this is no error of what was to be told."""
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Keep errors of the standard output apart from all others, but for a closed pipe's."""
+    try:
+        if sys.stdout is None:  # so Python has it where a command is started with it closed
+            raise OSError(errno.EBADF, "it is closed")
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _Unheard(describe(error)) from error
+
+
+class _Out(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does."""
+        with _telling():
+            super().print(*objects, **options)
+
     def on_broken_pipe(self) -> None:
         """Leave it to :func:`answering`: rich would end with 1, which means damage here."""
         raise BrokenPipeError
@@ -71,7 +95,9 @@ class _Pipe(Console):
 
 def out() -> Console:
     """The console of this command; made late, so that tests and pipes see their own stream."""
-    return _Pipe(highlight=False, width=None if sys.stdout.isatty() else WIDTH, soft_wrap=True)
+    with _telling():
+        width = None if sys.stdout.isatty() else WIDTH
+    return _Out(highlight=False, width=width, soft_wrap=True)
 
 
 def plain(value: object) -> Any:
@@ -89,22 +115,42 @@ def plain(value: object) -> Any:
 
 def answer(value: object, **more: object) -> None:
     """Write the one JSON value of a command."""
-    print(json.dumps(plain(value) | plain(more), indent=2), flush=True)
+    with _telling():
+        print(json.dumps(plain(value) | plain(more), indent=2), flush=True)
 
 
 @contextmanager
 def answering(as_json: bool) -> Iterator[None]:
     """Turn errors of the body into a message that says what to do, and an exit code."""
     try:
+        with _failing(as_json):
+            yield
+    except BrokenPipeError:  # whoever read this, `head` say, has seen enough
+        _hush()
+        raise click.exceptions.Exit(PIPE) from None
+    except _Unheard as error:
+        _hush()
+        what = f"the answer can't be written to the standard output: {error}. What to do: "
+        _fail(what + "send it where there is room for it", as_json=False, code=NO_LOOK)
+
+
+def _hush() -> None:
+    """Let the flush at Python's end succeed, whatever is still to be written."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _failing(as_json: bool) -> Iterator[None]:
+    try:
         yield
+    except (_Unheard, BrokenPipeError):
+        raise
     except (Damaged, Refused) as error:
         verdict = error.verdict if isinstance(error, Refused) else Verdict.CORRUPT
         _fail(str(error), as_json, DAMAGED, verdict)
     except ValueError as error:
         _fail(str(error), as_json, USAGE)
-    except BrokenPipeError:  # whoever read this, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
-        raise click.exceptions.Exit(PIPE) from None
     except (HandfastError, OSError) as error:
         _fail(str(error), as_json, NO_LOOK)
     except KeyboardInterrupt:
