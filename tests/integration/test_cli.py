@@ -281,6 +281,8 @@ def test_no_run_is_could_not_look_and_says_what_to_do(command: str, tmp_path: Pa
     "args",
     [
         ("verify", "RUN", "--step", "newest"),
+        ("verify", "RUN", "--step", "1" * 5000),
+        ("export", "RUN", "OUT", "--to", "safetensors", "--step", "1/" + "1" * 5000),
         ("verify", "RUN", "--step", "1", "--all"),
         ("release", "RUN", "--keep-every", "2"),
         ("release", "RUN", "--keep-newest", "1", "--yes"),
@@ -292,7 +294,7 @@ def test_no_run_is_could_not_look_and_says_what_to_do(command: str, tmp_path: Pa
         ("status",),
         ("tidy",),
     ],
-    ids=" ".join,
+    ids=lambda args: " ".join(args)[:60],
 )
 def test_wrong_usage_is_2(args: tuple[str, ...], saved: Saved, tmp_path: Path) -> None:
     """And nothing was done."""

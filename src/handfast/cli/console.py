@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import reprlib
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -46,12 +47,11 @@ def epoch_of(_: click.Context, __: click.Parameter, text: str | None) -> int | E
     """Read a step, or a whole epoch; anything else is wrong usage (exit code 2)."""
     if text is None:
         return None
-    if re.fullmatch(r"\d+", text):
-        return int(text)
-    parts = re.fullmatch(r"(\d+)/(\d+)", text)
+    parts = re.fullmatch(r"(?:([0-9]{1,19})/)?([0-9]{1,19})", text)  # 63 bits are 19 digits
     if parts is None:
-        raise click.BadParameter(f"{text!r} is neither a step (1200) nor an epoch (3/1200)")
-    return Epoch(int(parts[1]), int(parts[2]))
+        what = f"{reprlib.repr(text)} is neither a step (1200) nor an epoch (3/1200)"
+        raise click.BadParameter(what)
+    return Epoch(int(parts[1]), int(parts[2])) if parts[1] else int(parts[2])
 
 
 paths = click.argument("run", nargs=-1, required=True, metavar="RUN...")
