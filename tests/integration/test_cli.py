@@ -398,6 +398,40 @@ def test_a_reader_that_has_seen_enough_is_no_error(saved: Saved) -> None:
     os.close(write)
 
 
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_what_may_not_be_entered_says_what_to_do(copy: Path, command: str) -> None:
+    """As a user who may not: root may look anywhere."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    (chunks,) = copy.glob("domains/*/*/chunks")
+    chunks.chmod(0o444)
+    for parent in copy.parents:
+        if parent.stat().st_mode & 0o001 == 0 and parent.is_relative_to("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    os.seteuid(65534)
+    try:
+        done = handfast(command, copy)
+    finally:
+        os.seteuid(0)
+    assert done.code == 3
+    assert f"{chunks}/1-" in done.err
+    assert "What to do: make it readable for this user, and each directory above it" in done.err
+
+
+def test_a_system_that_won_t_look_gives_a_reason_and_a_remedy(saved: Saved, copy: Path) -> None:
+    """A link to itself in a file's place, and a name that no file system takes."""
+    (identity,) = copy.glob("domains/*/domain.json")
+    identity.unlink()
+    identity.symlink_to(identity)
+    done = handfast("status", copy)
+    assert done.code == 3
+    assert f"{identity}: can't be read" in done.err
+    assert "What to do: the path's links lead in a circle" in done.err
+    done = handfast("export", saved.path, "a" * 5000, "--to", "safetensors")
+    assert done.code == 3
+    assert "File name too long (ENAMETOOLONG). What to do: choose a shorter path" in done.err
+
+
 @pytest.mark.parametrize("where", ["> /dev/full", ">&-"])
 @pytest.mark.parametrize("more", [[], ["--json"]], ids=["people", "scripts"])
 @pytest.mark.parametrize("what", ["a run", "nothing"])

@@ -29,7 +29,7 @@ from rich.progress import Progress as Bars
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, HandfastError, Refused
-from handfast.store.files import describe
+from handfast.store.files import describe, remedy
 from handfast.store.port import Progress
 
 __all__ = ["answer", "answering", "as_json", "epoch_of", "out", "paths", "showing", "step"]
@@ -151,8 +151,11 @@ def _failing(as_json: bool) -> Iterator[None]:
         _fail(str(error), as_json, DAMAGED, verdict)
     except ValueError as error:
         _fail(str(error), as_json, USAGE)
-    except (HandfastError, OSError) as error:
+    except HandfastError as error:
         _fail(str(error), as_json, NO_LOOK)
+    except OSError as error:
+        what = f"{error.filename or 'the system'}: {describe(error)}"
+        _fail(f"{what}. What to do: {remedy(error)}", as_json, NO_LOOK)
     except KeyboardInterrupt:
         raise click.exceptions.Exit(INTERRUPTED) from None
     except (click.exceptions.Exit, click.ClickException):
