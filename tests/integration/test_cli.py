@@ -324,6 +324,27 @@ def test_a_bug_of_ours_is_not_taken_for_damage(
     assert "ZeroDivisionError" in done.err
 
 
+def test_paths_that_are_no_text_are_read_and_written(copy: Path) -> None:
+    """A directory with a name of an old encoding: its bytes are spelled out where they are shown,
+    and kept where they count.
+    """
+    run = copy.rename(copy.with_name(os.fsdecode(b"run\xff")))
+    out = run.with_name(os.fsdecode(b"out\xff"))
+    for args in (("status",), ("verify", "--all"), ("inspect",), ("release", "--keep-newest", 1)):
+        for more in ((), ("--json",)):
+            done = handfast(*args, run, *more)
+            assert (done.code, done.err) == (0, ""), done
+    for kind in ("safetensors", "torch"):
+        done = handfast("export", run, out, "--to", kind, "--component", "model")
+        assert done.code == 0
+        assert "out\\udcff" in done.out
+        out.unlink()
+    next(run.rglob("1-3.manifest")).unlink()
+    done = handfast("status", run)
+    assert done.code == 1
+    assert "run\\udcff: epoch 1/3: its manifest is missing" in done.out
+
+
 def test_the_commands_need_no_framework(saved: Saved) -> None:
     """A machine without torch can look, verify, and export to safetensors."""
     code = (

@@ -44,8 +44,9 @@ FIRST_S: Final = 5.0  # for whoever started the agent to find it, however short 
 
 
 def node_label() -> str:
-    """Name this node: ``HANDFAST_NODE``, else the host's name."""
-    return os.environ.get("HANDFAST_NODE") or socket.gethostname()
+    """Name this node: ``HANDFAST_NODE``, else the host's name; bytes of no text as ``\\udcff``."""
+    name = os.environ.get("HANDFAST_NODE") or socket.gethostname()
+    return name.encode(errors="backslashreplace").decode()
 
 
 class Opened(msgspec.Struct, frozen=True):

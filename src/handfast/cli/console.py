@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -94,9 +95,14 @@ class _Out(Console):
 
 
 def out() -> Console:
-    """The console of this command; made late, so that tests and pipes see their own stream."""
+    """The console of this command; made late, so that tests and pipes see their own stream.
+
+    What the stream has no sign for is spelled out: a byte of a path that is no text, say.
+    """
     with _telling():
         width = None if sys.stdout.isatty() else WIDTH
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     return _Out(highlight=False, width=width, soft_wrap=True)
 
 
