@@ -163,14 +163,18 @@ def _refuse(peeks: Sequence[Peek]) -> None:
             remedy="see `handfast verify`; put the named file back from a copy if there is one",
         )
     runs = sorted({p.run for p in peeks if p.run})
+    began = [p for p in peeks if p.known]
     if len(runs) > 1:
+        saved = began or any(p.certified for p in peeks)
         raise Refused(
             f"the ranks' directories belong to {len(runs)} runs",
             verdict=Verdict.FOREIGN,
             shards=[f"rank {r}: run {p.run or 'none'} in {p.root}" for r, p in enumerate(peeks)],
-            remedy="give every rank the directory that it had",
+            remedy="give every rank the directory that it had"
+            if saved
+            else "nothing was saved in them (two launches at the same moment leave such): begin "
+            "anew on a fresh path, or remove their domains/",
         )
-    began = [p for p in peeks if p.known]
     if began and len(peeks) != began[0].shards:
         _refuse_world(began[0].shards, len(peeks))
     if began and not all(p.domain for p in peeks):

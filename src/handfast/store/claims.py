@@ -55,6 +55,11 @@ __all__ = [
 FORMAT: Final = 1
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=-]{0,199}")
 NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+RACED: Final = (
+    "another launch has founded that run here since this one looked, perhaps at the same moment; "
+    "one job may train a run: once the other has ended start this one again, or give this one a "
+    "directory of its own"
+)
 _LOST: Final = f"What to do: {LOST}"
 
 
@@ -147,7 +152,7 @@ def identify(files: Files, root: str, name: str, *, run: str, shard: int) -> Ide
             f"of run {run}",
             verdict=Verdict.FOREIGN,
             shards=(found.id,),
-            remedy="give this run a directory of its own, or start it with the shards it had",
+            remedy=RACED if found.run != run else "start this run with the shards it had",
         )
     return found
 

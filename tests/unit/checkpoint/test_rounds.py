@@ -242,6 +242,36 @@ def test_directories_of_two_runs_are_refused(root: str) -> None:
     assert said.shards == (f"rank 0: run run-1 in {root}", f"rank 1: run run-2 in {root}b")
 
 
+def test_who_founds_a_run_too_late_is_told_so_and_may_start_again(root: str) -> None:
+    """Shows what two first launches at one moment hear: both have looked before either founds."""
+    met = at_once([peek(HASTY, root, "node0", 0)]) + at_once([peek(HASTY, root, "node0", 0)])
+    first, late = (m.run for m in met if isinstance(m, Meeting))
+    identify(HASTY, root, domain_name(0), run=first, shard=0)
+    with pytest.raises(Refused, match="another launch has founded that run here since") as caught:
+        identify(HASTY, root, domain_name(0), run=late, shard=0)
+    assert "start this one again" in caught.value.remedy
+    (again,) = at_once([peek(HASTY, root, "node0", 0)])
+    assert isinstance(again, Meeting)
+    assert again.run == first
+    identify(HASTY, root, domain_name(0), run=again.run, shard=0)
+
+
+def test_two_launches_that_each_founded_half_a_run_leave_nothing_of_worth(root: str) -> None:
+    """Shows that what is left of them is refused, and that what the refusal says can be done."""
+    for rank, run in enumerate(("run-1", "run-2")):
+        identify(HASTY, root, domain_name(rank), run=run, shard=rank)
+    said = refusal([peek(HASTY, root, "node0", n) for n in range(2)])
+    assert said.verdict is Verdict.FOREIGN
+    assert "nothing was saved in them" in said.remedy
+    assert "remove their domains/" in said.remedy
+    certified(root, "rank-00000-0123456789abcdef")
+    assert "domains/" not in refusal([peek(HASTY, root, "node0", n) for n in range(2)]).remedy
+    shutil.rmtree(f"{root}/certificates")
+    shutil.rmtree(f"{root}/domains")
+    met = at_once([peek(HASTY, root, "node0", n) for n in range(2)])
+    assert all(isinstance(each, Meeting) for each in met)
+
+
 def test_an_empty_directory_in_a_known_run_is_missing_and_not_a_first_start(root: str) -> None:
     """Shows that a lost disk is never filled in silence."""
     founded(root, 2)
