@@ -173,6 +173,29 @@ def test_a_path_that_can_t_be_one_is_refused_by_what_is_wrong(
     assert agents() == []
 
 
+def test_a_directory_whose_name_is_no_text_is_refused_also_where_it_is_not_named(
+    run: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A path is told to agents, and to other ranks: as text."""
+    home = tmp_path / os.fsdecode(b"home\xff")
+    home.mkdir()
+    monkeypatch.chdir(home)
+    with pytest.raises(ValueError, match=r"path='run' is '/.*udcff/run': rename that directory"):
+        Checkpointer("run", Training().state())
+    assert agents() == []
+
+
+def test_a_node_whose_name_is_no_text_trains_as_any_other(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes are spelled out, wherever the node is named."""
+    monkeypatch.setenv("HANDFAST_NODE", os.fsdecode(b"node\xff"))
+    with Checkpointer(run, Training().state()) as ckpt:
+        ckpt.restore()
+        (agent,) = handfast.open(run).status().agents
+    assert agent.label == "node\\udcff"
+
+
 def test_braces_in_the_current_directory_are_no_template(
     run: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -281,6 +281,8 @@ def test_no_run_is_could_not_look_and_says_what_to_do(command: str, tmp_path: Pa
     "args",
     [
         ("verify", "RUN", "--step", "newest"),
+        ("verify", "RUN", "--step", "1" * 5000),
+        ("export", "RUN", "OUT", "--to", "safetensors", "--step", "1/" + "1" * 5000),
         ("verify", "RUN", "--step", "1", "--all"),
         ("release", "RUN", "--keep-every", "2"),
         ("release", "RUN", "--keep-newest", "1", "--yes"),
@@ -292,7 +294,7 @@ def test_no_run_is_could_not_look_and_says_what_to_do(command: str, tmp_path: Pa
         ("status",),
         ("tidy",),
     ],
-    ids=" ".join,
+    ids=lambda args: " ".join(args)[:60],
 )
 def test_wrong_usage_is_2(args: tuple[str, ...], saved: Saved, tmp_path: Path) -> None:
     """And nothing was done."""
@@ -320,6 +322,27 @@ def test_a_bug_of_ours_is_not_taken_for_damage(
     done = handfast("status", saved.path)
     assert done.code == 3
     assert "ZeroDivisionError" in done.err
+
+
+def test_paths_that_are_no_text_are_read_and_written(copy: Path) -> None:
+    """A directory with a name of an old encoding: its bytes are spelled out where they are shown,
+    and kept where they count.
+    """
+    run = copy.rename(copy.with_name(os.fsdecode(b"run\xff")))
+    out = run.with_name(os.fsdecode(b"out\xff"))
+    for args in (("status",), ("verify", "--all"), ("inspect",), ("release", "--keep-newest", 1)):
+        for more in ((), ("--json",)):
+            done = handfast(*args, run, *more)
+            assert (done.code, done.err) == (0, ""), done
+    for kind in ("safetensors", "torch"):
+        done = handfast("export", run, out, "--to", kind, "--component", "model")
+        assert done.code == 0
+        assert "out\\udcff" in done.out
+        out.unlink()
+    next(run.rglob("1-3.manifest")).unlink()
+    done = handfast("status", run)
+    assert done.code == 1
+    assert "run\\udcff: epoch 1/3: its manifest is missing" in done.out
 
 
 def test_the_commands_need_no_framework(saved: Saved) -> None:
@@ -396,6 +419,60 @@ def test_a_reader_that_has_seen_enough_is_no_error(saved: Saved) -> None:
         done = subprocess.run(argv, stdout=write, stderr=subprocess.PIPE, check=False)
         assert (done.returncode, done.stderr) == (141, b"")
     os.close(write)
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_what_may_not_be_entered_says_what_to_do(copy: Path, command: str) -> None:
+    """As a user who may not: root may look anywhere."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    (chunks,) = copy.glob("domains/*/*/chunks")
+    chunks.chmod(0o444)
+    for parent in copy.parents:
+        if parent.stat().st_mode & 0o001 == 0 and parent.is_relative_to("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    os.seteuid(65534)
+    try:
+        done = handfast(command, copy)
+    finally:
+        os.seteuid(0)
+    assert done.code == 3
+    assert f"{chunks}/1-" in done.err
+    assert "What to do: make it readable for this user, and each directory above it" in done.err
+
+
+def test_a_system_that_won_t_look_gives_a_reason_and_a_remedy(saved: Saved, copy: Path) -> None:
+    """A link to itself in a file's place, and a name that no file system takes."""
+    (identity,) = copy.glob("domains/*/domain.json")
+    identity.unlink()
+    identity.symlink_to(identity)
+    done = handfast("status", copy)
+    assert done.code == 3
+    assert f"{identity}: can't be read" in done.err
+    assert "What to do: the path's links lead in a circle" in done.err
+    done = handfast("export", saved.path, "a" * 5000, "--to", "safetensors")
+    assert done.code == 3
+    assert "File name too long (ENAMETOOLONG). What to do: choose a shorter path" in done.err
+
+
+@pytest.mark.parametrize("where", ["> /dev/full", ">&-"])
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["people", "scripts"])
+@pytest.mark.parametrize("what", ["a run", "nothing"])
+def test_an_answer_that_can_not_be_written_is_no_damage(
+    saved: Saved, what: str, more: list[str], where: str
+) -> None:
+    """A full disk, or no output at all: one line says so, and scripts hear that nothing was told.
+
+    An error for people goes elsewhere, and is told.
+    """
+    told = what == "nothing" and not more
+    args = ["status", str(saved.path if what == "a run" else saved.path / "no"), *more]
+    shell = ["sh", "-c", f'"$@" {where}', "sh"]
+    done = subprocess.run([*shell, *MAIN, *args], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert "What to do: " in line
+    assert ("the answer can't be written to the standard output" in line) is not told
 
 
 def test_version_and_help() -> None:
@@ -620,6 +697,34 @@ def test_a_live_agent_is_seen_and_left_to_do_its_work(
     one.do(deeds.train, 7)
     one.do(deeds.close)
     assert handfast("status", path, "--json").json["line"]["step"] == 7
+
+
+def test_an_agent_of_the_original_is_none_of_a_copy_s(
+    launch: Callable[..., Job], tmp_path: Path
+) -> None:
+    """A copy has the domains' names, too, and lies idle while the original trains: its status is
+    its own, and it may be released. By a link to it, the original is the original.
+    """
+    path, copied = tmp_path / "run", tmp_path / "copy"
+    (one,) = launch()
+    one.do(deeds.resume, str(path))
+    one.do(deeds.train, 2)
+    one.do(deeds.close)
+    eventually(lambda: handfast("status", path, "--json").json["agents"] == [])
+    shutil.copytree(path, copied)
+    (one,) = launch()
+    one.do(deeds.resume, str(path))
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "domains").symlink_to(path / "domains")
+    for mine in (path, tmp_path / "linked"):
+        assert [a["pid"] for a in handfast("status", mine, "--json").json["agents"]]
+    shown = handfast("status", copied, "--json").json
+    assert (shown["agents"], shown["phase"]) == ([], "converged")
+    args = ("release", copied, "--keep-newest", 1, "--yes", "--offline")
+    assert handfast(*args).code == 0
+    assert handfast("release", path, *args[2:]).code == 3
+    one.do(deeds.train, 3)
+    one.do(deeds.close)
 
 
 def test_an_agent_that_does_not_answer_counts_as_alive(

@@ -44,8 +44,9 @@ FIRST_S: Final = 5.0  # for whoever started the agent to find it, however short 
 
 
 def node_label() -> str:
-    """Name this node: ``HANDFAST_NODE``, else the host's name."""
-    return os.environ.get("HANDFAST_NODE") or socket.gethostname()
+    """Name this node: ``HANDFAST_NODE``, else the host's name; bytes of no text as ``\\udcff``."""
+    name = os.environ.get("HANDFAST_NODE") or socket.gethostname()
+    return name.encode(errors="backslashreplace").decode()
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -426,9 +427,15 @@ class Agent:
         return {}
 
     async def _status(self, _: Trainer, __: dict[str, Any], ___: list[int]) -> dict[str, Any]:
-        shown = [encode_snapshot(host.snapshot()) for host in self._hosts.values()]
+        hosts = self._hosts.values()
         counters: Mapping[str, int] = self._links.counters if self._links else {}
-        return {"agent": self._label, "pid": os.getpid(), "domains": shown, "links": dict(counters)}
+        return {
+            "agent": self._label,
+            "pid": os.getpid(),
+            "domains": [encode_snapshot(host.snapshot()) for host in hosts],
+            "paths": [host.keeper.directory.path for host in hosts],
+            "links": dict(counters),
+        }
 
     async def _close(self, trainer: Trainer, _: dict[str, Any], __: list[int]) -> dict[str, Any]:
         """A trainer is done: once all are, and all is settled, so is this agent."""

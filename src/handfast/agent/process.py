@@ -86,7 +86,8 @@ def meeting_place(key: str) -> str:
     It lies in XDG_RUNTIME_DIR where that is ours and short enough, else in ``/tmp/handfast-<uid>``.
     Raises Untrusted if another user made it or may write to it.
     """
-    name = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    text = key.encode(errors="backslashreplace")  # a reader's path may have bytes of no text
+    name = hashlib.blake2b(text, digest_size=8).hexdigest()
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     base = os.path.join(runtime, "handfast")
     if not (_ours(runtime) and len(_socket_in(os.path.join(base, name))) < _PATH_LIMIT):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -21,7 +21,7 @@ PATIENCE_S = 5.0
 
 
 class AgentView(msgspec.Struct, frozen=True):
-    """One live agent, and what it knows of the run's domains that it hosts.
+    """One live agent, and what it knows of the run's domains that it hosts, in these ``paths``.
 
     ``problem`` is not empty where it is there and could not be asked; it counts as alive then.
     """
@@ -29,6 +29,7 @@ class AgentView(msgspec.Struct, frozen=True):
     label: str
     pid: int
     domains: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
     generation: int = 0
     phase: str = ""
     blocked_by: tuple[str, ...] = ()
@@ -36,14 +37,15 @@ class AgentView(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
-def ask(paths: Iterable[str], domains: Iterable[str]) -> tuple[AgentView, ...]:
+def ask(paths: Iterable[str], domains: Mapping[str, str]) -> tuple[AgentView, ...]:
     """Ask the agents of this user on this node that serve one of the paths or host a domain.
 
+    ``domains`` are the directories of domains by their ids; empty for one that is not here. A copy
+    of a run has the same ids, and is not what the agent of the original serves.
     An agent is found by the path and the node's label that its trainer was given, whatever they
     are: all meeting places are visited. One that does not answer counts only where it is found by
     one of these paths, else it is some other run's. Agents of other nodes are out of reach.
     """
-    ours = set(domains)
     try:
         mine = {meeting_place(f"{path}\n{node_label()}") for path in paths}
         bases = {os.path.dirname(place) for place in mine}
@@ -54,8 +56,24 @@ def ask(paths: Iterable[str], domains: Iterable[str]) -> tuple[AgentView, ...]:
     return tuple(
         view
         for place, view in views
-        if view is not None and (place in mine or not ours.isdisjoint(view.domains))
+        if view is not None and (place in mine or _hosts(view, domains))
     )
+
+
+def _hosts(view: AgentView, domains: Mapping[str, str]) -> bool:
+    served = zip(view.domains, view.paths, strict=True)
+    return any(d in domains and not _apart(path, domains[d]) for d, path in served)
+
+
+def _apart(one: str, other: str) -> bool:
+    """Say whether two paths lead to two directories, as far as can be seen from here.
+
+    An agent's own can't where it was moved, or is in the agent's container alone.
+    """
+    try:
+        return not os.path.samefile(one, other)
+    except OSError:
+        return False
 
 
 def _ask(place: str) -> AgentView | None:
@@ -65,7 +83,7 @@ def _ask(place: str) -> AgentView | None:
             pid = client.agent_pid
             reply = client.call("status", timeout=PATIENCE_S)
         snapshots = [decode_snapshot(data) for data in reply["domains"]]
-        return _view(reply["agent"], pid, snapshots)
+        return _view(reply["agent"], pid, snapshots, reply["paths"])
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         return None
     except AgentStuck as error:
@@ -76,7 +94,7 @@ def _ask(place: str) -> AgentView | None:
         return AgentView(label, pid, problem=f"it can't be asked: {error}")
 
 
-def _view(label: str, pid: int, snapshots: list[Snapshot]) -> AgentView:
+def _view(label: str, pid: int, snapshots: list[Snapshot], paths: list[str]) -> AgentView:
     if not snapshots:
         return AgentView(label, pid)
     generation = max(snapshot.generation for snapshot in snapshots)
@@ -85,7 +103,8 @@ def _view(label: str, pid: int, snapshots: list[Snapshot]) -> AgentView:
     return AgentView(
         label=label,
         pid=pid,
-        domains=tuple(sorted(s.domain for s in snapshots)),
+        domains=tuple(snapshot.domain for snapshot in snapshots),
+        paths=tuple(paths),
         generation=generation,
         phase=newest[0].lattice.phase,
         blocked_by=tuple(sorted(by)),

@@ -58,7 +58,7 @@ def export(
             f"no format {format!r}; there are {known} ('torch' comes with `import handfast.torch`)"
         )
     _check_new(location.files, path)
-    purpose = f"export to {path}"
+    purpose = f"export to {path}".encode(errors="backslashreplace").decode()
     with reading_weights(
         location, step, component=component, only=only, purpose=purpose, progress=progress
     ) as weights:

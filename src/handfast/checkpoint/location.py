@@ -18,10 +18,10 @@ from handfast.checkpoint.survey import TOGETHER, Survey, read_domain
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, HandfastError, Refused
-from handfast.store.claims import lengths_now
+from handfast.store.claims import domains_below, lengths_now
 from handfast.store.files import Files, reading
 
-__all__ = ["Location", "NoRun", "Released", "check_held", "choose", "held", "mixed"]
+__all__ = ["Location", "NoRun", "Released", "away", "check_held", "choose", "held", "mixed"]
 
 logger = logging.getLogger("handfast")
 
@@ -105,8 +105,9 @@ class Location:
 
     def agents(self, survey: Survey) -> tuple[AgentView, ...]:
         """Ask the live agents of this node that serve this run."""
-        names = [domain.id for domain in survey.domains]
-        return ask([*self.paths, *self._roots()], names)
+        placed = zip(survey.domains, survey.places, strict=True)
+        homes = {d.id: f"{f.root}/domains/{f.name}" if f is not None else "" for d, f in placed}
+        return ask([*self.paths, *self._roots()], homes)
 
     def steadily(self, work: Callable[[Survey], T], tries: int = TRIES) -> T:
         """Do work on a fresh survey, again if what it read was released meanwhile.
@@ -164,7 +165,7 @@ def _refuse(path: str) -> None:
 def _domains(files: Files, root: str) -> Iterator[str]:
     """Name the domains below a root that were identified, or must have been."""
     with reading(root):
-        for name in files.listdir(f"{root}/domains") if files.exists(f"{root}/domains") else ():
+        for name in domains_below(files, root):
             home = f"{root}/domains/{name}"
             begun = files.exists(f"{home}/domain.json") or files.exists(f"{home}/1")
             if os.path.isdir(home) and begun:
@@ -245,7 +246,24 @@ def _nothing(survey: Survey) -> Refused:
     if survey.line == GENESIS:
         what, remedy = "nothing was saved in this run yet", "wait for its first epoch to converge"
     elif survey.absent:
-        what, remedy = "not all of its domains are here", "give the paths of all of them"
+        return away(survey)
     else:
         what, remedy = "no epoch is left that every shard has", "see `handfast verify --all`"
-    return Refused(what, verdict=Verdict.MISSING, shards=survey.absent, remedy=remedy)
+    return Refused(what, verdict=Verdict.MISSING, remedy=remedy)
+
+
+def away(survey: Survey) -> Refused:
+    """Say which domains take no part: those that can't be read, and why, or those not given."""
+    unread = [f for f in survey.places if f is not None and f.member is None]
+    if not unread:
+        return Refused(
+            "not all of its domains are here",
+            verdict=Verdict.MISSING,
+            shards=survey.missing,
+            remedy="give the paths of all of them",
+        )
+    return Refused(
+        "not all of its domains can be read",
+        verdict=unread[0].verdict or Verdict.CORRUPT,
+        shards=[f"{found.id}: {found.problem}" for found in unread],
+    )

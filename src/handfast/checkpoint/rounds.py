@@ -36,7 +36,7 @@ from handfast.core.membership import (
 from handfast.core.messages import Configured, Frozen, decode_record
 from handfast.core.verdict import Verdict
 from handfast.errors import Blocked, Damaged, HandfastError, Refused, Superseded
-from handfast.store.claims import read_identity
+from handfast.store.claims import domains_below, read_identity
 from handfast.store.files import (
     TEMPORARY,
     Files,
@@ -132,8 +132,7 @@ def _look(files: Files, root: str, node: str, name: str) -> Peek | None:
 
 def _look_beside(files: Files, root: str, node: str) -> Peek:
     """Look whose domains are here instead: disks that changed places are no first start."""
-    home = f"{root}/domains"
-    names = files.listdir(home) if files.exists(home) else []
+    names = domains_below(files, root)
     found = [peek for name in names if (peek := _look(files, root, node, name)) is not None]
     others = tuple(peek.domain for peek in found)
     begun = next((peek for peek in found if peek.known), None)
@@ -170,14 +169,18 @@ def _refuse(peeks: Sequence[Peek]) -> None:
             remedy="see `handfast verify`; put the named file back from a copy if there is one",
         )
     runs = sorted({p.run for p in peeks if p.run})
+    began = [p for p in peeks if p.known]
     if len(runs) > 1:
+        saved = began or any(p.certified for p in peeks)
         raise Refused(
             f"the ranks' directories belong to {len(runs)} runs",
             verdict=Verdict.FOREIGN,
             shards=[f"rank {r}: run {p.run or 'none'} in {p.root}" for r, p in enumerate(peeks)],
-            remedy="give every rank the directory that it had",
+            remedy="give every rank the directory that it had"
+            if saved
+            else "nothing was saved in them (two launches at the same moment leave such): begin "
+            "anew on a fresh path, or remove their domains/",
         )
-    began = [p for p in peeks if p.known]
     if began and len(peeks) != began[0].shards:
         _refuse_world(began[0].shards, len(peeks))
     if began and not all(p.domain for p in peeks):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from enum import StrEnum
 from typing import Final
 
@@ -15,6 +16,7 @@ from handfast.core.lattice import GENESIS, Epoch, Skew, skew
 from handfast.core.membership import Domain
 from handfast.core.messages import Skipped
 from handfast.core.verdict import Verdict
+from handfast.store.files import reading
 
 __all__ = ["Cell", "DomainRow", "EpochRow", "Mark", "PinRow", "Status", "Trouble", "rows",
     "status", "troubles"]  # fmt: skip
@@ -381,8 +383,7 @@ def _disk_bytes(path: str) -> int:
     total = 0
     for home, _, names in os.walk(path):
         for name in names:
-            try:
-                total += os.lstat(os.path.join(home, name)).st_blocks * 512
-            except FileNotFoundError:
-                continue
+            file = os.path.join(home, name)
+            with reading(file), suppress(FileNotFoundError):
+                total += os.lstat(file).st_blocks * 512
     return total

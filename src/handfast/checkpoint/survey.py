@@ -37,6 +37,7 @@ from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, FormatError, Refused
 from handfast.store.claims import Identity, incarnations
 from handfast.store.files import Files, reading
+from handfast.store.journal import LOST
 from handfast.store.pins import Pin, pins
 from handfast.store.port import Entry
 from handfast.store.shelf import Shelf
@@ -165,8 +166,7 @@ def _booted(shelf: Shelf, records: tuple[Record, ...]) -> Member:
         return boot(shelf.identity.id, 0, records)
     except (ValueError, LookupError, converge.Conflict) as error:
         raise Damaged(
-            f"{shelf.path}: its journal contradicts itself: {error}. What to do: put the "
-            "journal back from a copy, or declare the domain lost"
+            f"{shelf.path}: its journal contradicts itself: {error}. What to do: {LOST}"
         ) from error
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from handfast.checkpoint.location import Location, Released, choose, mixed
+from handfast.checkpoint.location import Location, Released, away, choose, mixed
 from handfast.checkpoint.spelling import some
 from handfast.checkpoint.status import rows
 from handfast.checkpoint.survey import Found, Survey, read_domain
@@ -409,6 +409,8 @@ def _copies(survey: Survey, epoch: Epoch, verdict: Verdict | None) -> list[Found
             copies.setdefault(domain.shard, found)
     shards = survey.roster.configuration.shards if survey.roster is not None else 0
     lacking = [d.id for d in survey.domains if d.shard not in copies]
+    if not set(lacking).isdisjoint(survey.absent):
+        raise away(survey)
     if lacking:
         going = "is being released" if verdict is None else "is not whole"
         yet = " as yet" if verdict is Verdict.AHEAD else ""

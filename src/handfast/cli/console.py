@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
+import reprlib
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -27,6 +30,7 @@ from rich.progress import Progress as Bars
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, HandfastError, Refused
+from handfast.store.files import describe, remedy
 from handfast.store.port import Progress
 
 __all__ = ["answer", "answering", "as_json", "epoch_of", "out", "paths", "showing", "step"]
@@ -44,12 +48,11 @@ def epoch_of(_: click.Context, __: click.Parameter, text: str | None) -> int | E
     """Read a step, or a whole epoch; anything else is wrong usage (exit code 2)."""
     if text is None:
         return None
-    if re.fullmatch(r"\d+", text):
-        return int(text)
-    parts = re.fullmatch(r"(\d+)/(\d+)", text)
+    parts = re.fullmatch(r"(?:([0-9]{1,19})/)?([0-9]{1,19})", text)  # 63 bits are 19 digits
     if parts is None:
-        raise click.BadParameter(f"{text!r} is neither a step (1200) nor an epoch (3/1200)")
-    return Epoch(int(parts[1]), int(parts[2]))
+        what = f"{reprlib.repr(text)} is neither a step (1200) nor an epoch (3/1200)"
+        raise click.BadParameter(what)
+    return Epoch(int(parts[1]), int(parts[2])) if parts[1] else int(parts[2])
 
 
 paths = click.argument("run", nargs=-1, required=True, metavar="RUN...")
@@ -63,15 +66,44 @@ step = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON value, for scripts.")
 
 
-class _Pipe(Console):
+class _Unheard(Exception):
+    """The standard output can't be written; this is no error of what was to be told."""
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Keep errors of the standard output apart from all others, but for a closed pipe's."""
+    try:
+        if sys.stdout is None:  # so Python has it where a command is started with it closed
+            raise OSError(errno.EBADF, "it is closed")
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _Unheard(describe(error)) from error
+
+
+class _Out(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does."""
+        with _telling():
+            super().print(*objects, **options)
+
     def on_broken_pipe(self) -> None:
         """Leave it to :func:`answering`: rich would end with 1, which means damage here."""
         raise BrokenPipeError
 
 
 def out() -> Console:
-    """The console of this command; made late, so that tests and pipes see their own stream."""
-    return _Pipe(highlight=False, width=None if sys.stdout.isatty() else WIDTH, soft_wrap=True)
+    """The console of this command; made late, so that tests and pipes see their own stream.
+
+    What the stream has no sign for is spelled out: a byte of a path that is no text, say.
+    """
+    with _telling():
+        width = None if sys.stdout.isatty() else WIDTH
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return _Out(highlight=False, width=width, soft_wrap=True)
 
 
 def plain(value: object) -> Any:
@@ -89,24 +121,47 @@ def plain(value: object) -> Any:
 
 def answer(value: object, **more: object) -> None:
     """Write the one JSON value of a command."""
-    print(json.dumps(plain(value) | plain(more), indent=2), flush=True)
+    with _telling():
+        print(json.dumps(plain(value) | plain(more), indent=2), flush=True)
 
 
 @contextmanager
 def answering(as_json: bool) -> Iterator[None]:
     """Turn errors of the body into a message that says what to do, and an exit code."""
     try:
+        with _failing(as_json):
+            yield
+    except BrokenPipeError:  # whoever read this, `head` say, has seen enough
+        _hush()
+        raise click.exceptions.Exit(PIPE) from None
+    except _Unheard as error:
+        _hush()
+        what = f"the answer can't be written to the standard output: {error}. What to do: "
+        _fail(what + "send it where there is room for it", as_json=False, code=NO_LOOK)
+
+
+def _hush() -> None:
+    """Let the flush at Python's end succeed, whatever is still to be written."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _failing(as_json: bool) -> Iterator[None]:
+    try:
         yield
+    except (_Unheard, BrokenPipeError):
+        raise
     except (Damaged, Refused) as error:
         verdict = error.verdict if isinstance(error, Refused) else Verdict.CORRUPT
         _fail(str(error), as_json, DAMAGED, verdict)
     except ValueError as error:
         _fail(str(error), as_json, USAGE)
-    except BrokenPipeError:  # whoever read this, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
-        raise click.exceptions.Exit(PIPE) from None
-    except (HandfastError, OSError) as error:
+    except HandfastError as error:
         _fail(str(error), as_json, NO_LOOK)
+    except OSError as error:
+        what = f"{error.filename or 'the system'}: {describe(error)}"
+        _fail(f"{what}. What to do: {remedy(error)}", as_json, NO_LOOK)
     except KeyboardInterrupt:
         raise click.exceptions.Exit(INTERRUPTED) from None
     except (click.exceptions.Exit, click.ClickException):

@@ -38,12 +38,13 @@ from handfast.store.files import (
     write_file,
     writing,
 )
-from handfast.store.journal import Journal, scan
+from handfast.store.journal import LOST, Journal, scan
 
 __all__ = [
     "Claim",
     "Identity",
     "domain_path",
+    "domains_below",
     "identify",
     "incarnations",
     "lengths_now",
@@ -54,6 +55,12 @@ __all__ = [
 FORMAT: Final = 1
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=-]{0,199}")
 NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+RACED: Final = (
+    "another launch has founded that run here since this one looked, perhaps at the same moment; "
+    "one job may train a run: once the other has ended start this one again, or give this one a "
+    "directory of its own"
+)
+_LOST: Final = f"What to do: {LOST}"
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -111,6 +118,14 @@ def domain_path(root: str, name: str) -> str:
     return f"{root}/domains/{name}"
 
 
+def domains_below(files: Files, root: str) -> list[str]:
+    """The names in a root's `domains/`, sorted, without those that no domain can have: a file
+    manager's `rank-00000 copy`, say. They are left alone. Raises OSError.
+    """
+    home = f"{root}/domains"
+    return [n for n in files.listdir(home) if NAME.fullmatch(n)] if files.exists(home) else []
+
+
 def identify(files: Files, root: str, name: str, *, run: str, shard: int) -> Identity:
     """The domain's identity, made durable before anybody is told of it; never overwritten.
 
@@ -125,10 +140,7 @@ def identify(files: Files, root: str, name: str, *, run: str, shard: int) -> Ide
         make_directory(files, path)
         known = files.exists(f"{path}/domain.json")
         if not known and incarnations(files, path) and not files.exists(f"{path}/domain.json"):
-            raise Damaged(
-                f"{path}/domain.json: missing, though incarnations are there. What to do: put "
-                "the file back from a copy, or move the directory away and declare it lost"
-            )
+            raise Damaged(f"{path}/domain.json: missing, though incarnations are there. {_LOST}")
     if not known:
         _create_identity(files, path, name, run, shard)
     with writing("sync the domain's directory", path):
@@ -140,7 +152,7 @@ def identify(files: Files, root: str, name: str, *, run: str, shard: int) -> Ide
             f"of run {run}",
             verdict=Verdict.FOREIGN,
             shards=(found.id,),
-            remedy="give this run a directory of its own, or start it with the shards it had",
+            remedy=RACED if found.run != run else "start this run with the shards it had",
         )
     return found
 
@@ -176,20 +188,18 @@ def read_identity(files: Files, root: str, name: str) -> Identity:
             )
         found = msgspec.json.decode(envelope.identity, type=Identity)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Damaged(f"{path}: not the identity of a domain: {error}. {LOST}") from error
+        raise Damaged(f"{path}: not the identity of a domain: {error}. {_LOST}") from error
     if not sound:
-        raise Damaged(f"{path}: the identity differs from its own digest. {LOST}")
+        raise Damaged(f"{path}: the identity differs from its own digest. {_LOST}")
     if found.name != name:
         raise Refused(
             f"{path} is the identity of the domain {found.name}",
             verdict=Verdict.FOREIGN,
             shards=(found.id,),
-            remedy="give the directory its old name back",
+            remedy="give the directory that name back; if it is a copy, and the domain itself is "
+            "beside it, move the copy out of domains/",
         )
     return found
-
-
-LOST: Final = "What to do: put the file back from a copy, or declare the domain lost"
 
 
 def incarnations(files: Files, path: str) -> list[int]:
@@ -302,19 +312,19 @@ def _check_unused(files: Files, path: str, number: int) -> None:
     """Raise Damaged if an incarnation without a seal has manifests: it sealed before it wrote."""
     here = f"{path}/{number}"
     if files.exists(f"{here}/manifests") and files.listdir(f"{here}/manifests"):
-        raise Damaged(f"{here}/journal: missing or cut, though manifests are there. {LOST}")
+        raise Damaged(f"{here}/journal: missing or cut, though manifests are there. {_LOST}")
 
 
 def _seal(journal: str, record: bytes, identity: Identity, number: int) -> Seal:
     try:
         seal = msgspec.msgpack.decode(record, type=Seal)
     except msgspec.MsgspecError as error:
-        raise FormatError(f"{journal}: its first record is no seal: {error}. {LOST}") from error
+        raise FormatError(f"{journal}: its first record is no seal: {error}. {_LOST}") from error
     if not seal.fits(identity, number):
         raise Refused(
             f"{journal} is the journal of incarnation {seal.incarnation} of {seal.domain}",
             verdict=Verdict.FOREIGN,
             shards=(identity.id,),
-            remedy="put the right journal back from a copy, or declare the domain lost",
+            remedy=LOST,
         )
     return seal

@@ -27,7 +27,11 @@ BROKEN = (
     "the device or its file system reports errors: look at the kernel's log and replace it; what "
     "was being written is given up, and is never synced a second time"
 )
-DENIED = "make the directory writable for this user"
+DENIED = (
+    "make it writable for this user, and each directory above it one that this user may enter "
+    "(chmod u+x)"
+)
+OTHER = "mend what the system reports there, and try again"
 REMEDIES = {
     errno.ENOSPC: FULL,
     errno.EDQUOT: FULL,
@@ -38,6 +42,10 @@ REMEDIES = {
     errno.EPERM: DENIED,
     errno.ENOENT: "somebody took the file away: whoever has claimed this domain since, or an "
     "operator; look for a later incarnation before saving again",
+    errno.EISDIR: "a directory is in the place of a file: move it away",
+    errno.ELOOP: "the path's links lead in a circle: put back what they should lead to",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EAGAIN: "the system is out of something for a moment: try again",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.EOPNOTSUPP: "this file system lacks hard links: use a local or POSIX file system",
 }
@@ -183,8 +191,8 @@ def writing(step: str, path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = REMEDIES.get(error.errno or 0, "see the error's number")
-        raise SaveFailed(f"{step}: {path}: {describe(error)}. What to do: {remedy}") from error
+        what = f"{step}: {path}: {describe(error)}. What to do: {remedy(error)}"
+        raise SaveFailed(what) from error
 
 
 @contextlib.contextmanager
@@ -198,15 +206,20 @@ def reading(path: str) -> Iterator[None]:
                 f"{path}: can't be read: {describe(error)}. What to do: restore this domain "
                 "from another epoch or another copy"
             ) from error
-        remedy = REMEDIES.get(error.errno or 0, "see the error's number").replace("writ", "read")
+        to_do = remedy(error).replace("writ", "read")
         raise HandfastError(
-            f"{path}: can't be read: {describe(error)}. What to do: {remedy}"
+            f"{path}: can't be read: {describe(error)}. What to do: {to_do}"
         ) from error
 
 
 def describe(error: OSError) -> str:
     """The error's text and its symbolic name: `No space left on device (ENOSPC)`."""
     return f"{error.strerror} ({errno.errorcode.get(error.errno or 0, error.errno)})"
+
+
+def remedy(error: OSError) -> str:
+    """What can be done about an error of the system, for somebody who wanted to write."""
+    return REMEDIES.get(error.errno or 0, OTHER)
 
 
 @contextlib.contextmanager

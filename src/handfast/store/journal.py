@@ -25,7 +25,12 @@ import msgspec
 from handfast.errors import Damaged, FormatError, SaveFailed
 from handfast.store.files import Files, closing, read_file, write_all, writing
 
-__all__ = ["HEADER", "RECORD_MAX", "Journal", "Scan", "scan"]
+__all__ = ["HEADER", "LOST", "RECORD_MAX", "Journal", "Scan", "scan"]
+
+LOST: Final = (
+    "put the file, or the domain's whole directory, back from a copy; without a copy the run is "
+    "lost: begin anew, on a fresh path"
+)
 
 MAGIC: Final = b"HFJRNL"
 VERSION: Final = 1
@@ -203,6 +208,6 @@ def _promised(data: bytes, offset: int, seed: int) -> bool:
 
 def _damaged(path: str, offset: int, what: str) -> Damaged:
     return Damaged(
-        f"{path}: damaged at byte {offset}: {what}. What to do: this domain's record is not to "
-        "be trusted: put the file back from a copy, or declare the domain lost"
+        f"{path}: damaged at byte {offset}: {what}: this domain's record is not to be trusted. "
+        f"What to do: {LOST}"
     )

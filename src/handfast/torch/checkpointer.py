@@ -135,13 +135,19 @@ def spelled(path: str | os.PathLike[str]) -> str:
     given = os.fspath(path)
     if not given:
         raise ValueError("path='': give the run's directory ('.' is the current one)")
-    try:
-        good = b"\0" not in given.encode()
-    except (UnicodeEncodeError, AttributeError):
-        good = False
-    if not good:
+    if not _is_text(given):
         raise ValueError(f"path={given!r}: give a str in UTF-8; rename the directory if need be")
+    real = os.path.realpath(given)
+    if not _is_text(real):
+        raise ValueError(f"path={given!r} is {real!r}: rename that directory; names must be UTF-8")
     return given
+
+
+def _is_text(path: str) -> bool:
+    try:
+        return b"\0" not in path.encode()
+    except (UnicodeEncodeError, AttributeError):
+        return False
 
 
 def root_of(template: str, place: Place) -> str:

@@ -7,12 +7,14 @@ import itertools
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 import xxhash
-from small_jobs import FILES, Job, flip, meanwhile, trained
+from safetensors.numpy import load_file
+from small_jobs import FILES, Job, flip, meanwhile, trained, values
 
 import handfast
 from handfast.checkpoint import location
@@ -384,6 +386,67 @@ def test_damage_within_a_journal_is_loud(tmp_path: Path) -> None:
     (finding,) = handfast.open(tmp_path).verify().findings
     assert finding.verdict == "corrupt"
     assert "damaged at byte" in finding.problem
+
+
+@pytest.mark.parametrize("step", [None, 4])
+@pytest.mark.parametrize("name", ["*/journal", "domain.json"])
+def test_a_domain_that_can_not_be_read_is_not_called_missing(
+    tmp_path: Path, name: str, step: int | None
+) -> None:
+    """Its directory is here: what is wrong with it is said, and what to do, by whoever needs it."""
+    job = trained(tmp_path)
+    path = job.find(1, name)
+    flip(path, 100)
+    with pytest.raises(Refused, match="not all of its domains can be read") as refused:
+        handfast.open(tmp_path).export(tmp_path / "out", step)
+    assert refused.value.verdict == "corrupt"
+    (problem,) = refused.value.shards
+    assert str(path) in problem
+    assert "What to do: " in problem
+    assert "give the paths" not in str(refused.value)
+
+
+HARMS: dict[str, Callable[[Job], object]] = {
+    "a record": lambda job: flip(job.find(1, "2/journal"), 200),
+    "the journal": lambda job: job.find(1, "2/journal").write_bytes(b""),
+    "another's journal": lambda job: shutil.copy(
+        job.find(0, "2/journal"), job.find(1, "2/journal")
+    ),
+    "the identity": lambda job: flip(job.path(1) / "domain.json", 100),
+    "no identity": lambda job: (job.path(1) / "domain.json").write_bytes(b"{}"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_what_is_said_of_a_lost_record_can_be_done(
+    tmp_path: Path, harm: Callable[[Job], object]
+) -> None:
+    """A copy of the directory, older than the damage, or a fresh path; to move it away is no way
+    out. What another rank stored can be read without handfast.
+    """
+    job = trained(tmp_path / "run")
+    copied = Path(shutil.copytree(job.path(1), tmp_path / "copy"))
+    job.start()
+    job.save(5, 6)
+    job.stop()
+    harm(job)
+    run = handfast.open(tmp_path / "run")
+    (trouble,) = run.status().troubles
+    assert "back from a copy; without a copy the run is lost: begin anew" in trouble.problem
+    job.path(1).rename(tmp_path / "away")
+    (trouble,) = run.status().troubles
+    assert trouble.verdict == "missing"
+    with pytest.raises(Refused, match="not all of its domains are here"):
+        run.export(tmp_path / "out", 4)
+    kept = load_file(job.find(0, "2/chunks/2-6.safetensors"))
+    assert kept["model/b"].tobytes() == values(6, 0, 5)
+    copied.rename(job.path(1))
+    (trouble,) = run.status().troubles  # it is older than what the others prove
+    assert "a restore takes 1/4" in trouble.problem
+    assert job.start() == run.latest() == Epoch(1, 4)
+    job.stop()
+    assert run.status().sound
+    trained(tmp_path / "fresh")
 
 
 def test_a_journal_cut_at_every_byte_gives_an_earlier_line(tmp_path: Path) -> None:
@@ -772,3 +835,32 @@ def test_names_that_are_no_domains_are_left_alone(tmp_path: Path) -> None:
     os.mkdir(tmp_path / "domains" / "rank-00007")
     (tmp_path / "domains" / "notes.txt").touch()
     assert handfast.open(tmp_path).status().sound
+
+
+@pytest.mark.parametrize(
+    "name", ["rank-00000 copy", "rank-00000~", ".rank-00000.swp", os.fsdecode(b"rank-\xff")]
+)
+def test_a_copy_under_a_name_that_no_domain_can_have_is_left_alone(
+    tmp_path: Path, name: str
+) -> None:
+    """What a file manager or an editor leaves beside a domain: the format says to ignore it."""
+    job = trained(tmp_path)
+    shutil.copytree(job.path(0), tmp_path / "domains" / name)
+    run = handfast.open(tmp_path)
+    assert run.verify(everything=True).sound
+    assert run.export(tmp_path / "out").epoch == run.latest() == Epoch(1, 4)
+
+
+def test_a_copy_beside_its_domain_is_named_and_can_be_moved_away(tmp_path: Path) -> None:
+    """Its old name is taken; so it belongs out of domains/, and the domain itself is sound."""
+    job = trained(tmp_path)
+    copied = tmp_path / "domains" / "rank-00000.bak"
+    shutil.copytree(job.path(0), copied)
+    run = handfast.open(tmp_path)
+    (trouble,) = run.status().troubles
+    assert trouble.verdict == "foreign"
+    assert str(copied) in trouble.problem
+    assert "move the copy out of domains/" in trouble.problem
+    assert run.latest() == Epoch(1, 4)
+    copied.rename(tmp_path / "rank-00000.bak")
+    assert run.status().sound

@@ -100,6 +100,14 @@ def test_a_look_finds_who_is_there_and_how_far_it_was(root: str) -> None:
     assert tree(root) == before
 
 
+def test_a_look_beside_leaves_alone_what_can_t_be_a_domain(root: str) -> None:
+    """Shows that a copy by hand, where the rank's own domain is not, ends no look."""
+    founded(root)
+    shutil.copytree(f"{root}/domains/{domain_name(0)}", f"{root}/domains/rank-00000 copy")
+    found = peek(HASTY, root, "node1", 1)
+    assert (found.problem, found.domain, len(found.others)) == ("", "", 1)
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
@@ -234,6 +242,36 @@ def test_directories_of_two_runs_are_refused(root: str) -> None:
     said = refusal([peek(HASTY, root, "node0", 0), peek(HASTY, root + "b", "node1", 1)])
     assert said.verdict is Verdict.FOREIGN
     assert said.shards == (f"rank 0: run run-1 in {root}", f"rank 1: run run-2 in {root}b")
+
+
+def test_who_founds_a_run_too_late_is_told_so_and_may_start_again(root: str) -> None:
+    """Shows what two first launches at one moment hear: both have looked before either founds."""
+    met = at_once([peek(HASTY, root, "node0", 0)]) + at_once([peek(HASTY, root, "node0", 0)])
+    first, late = (m.run for m in met if isinstance(m, Meeting))
+    identify(HASTY, root, domain_name(0), run=first, shard=0)
+    with pytest.raises(Refused, match="another launch has founded that run here since") as caught:
+        identify(HASTY, root, domain_name(0), run=late, shard=0)
+    assert "start this one again" in caught.value.remedy
+    (again,) = at_once([peek(HASTY, root, "node0", 0)])
+    assert isinstance(again, Meeting)
+    assert again.run == first
+    identify(HASTY, root, domain_name(0), run=again.run, shard=0)
+
+
+def test_two_launches_that_each_founded_half_a_run_leave_nothing_of_worth(root: str) -> None:
+    """Shows that what is left of them is refused, and that what the refusal says can be done."""
+    for rank, run in enumerate(("run-1", "run-2")):
+        identify(HASTY, root, domain_name(rank), run=run, shard=rank)
+    said = refusal([peek(HASTY, root, "node0", n) for n in range(2)])
+    assert said.verdict is Verdict.FOREIGN
+    assert "nothing was saved in them" in said.remedy
+    assert "remove their domains/" in said.remedy
+    certified(root, "rank-00000-0123456789abcdef")
+    assert "domains/" not in refusal([peek(HASTY, root, "node0", n) for n in range(2)]).remedy
+    shutil.rmtree(f"{root}/certificates")
+    shutil.rmtree(f"{root}/domains")
+    met = at_once([peek(HASTY, root, "node0", n) for n in range(2)])
+    assert all(isinstance(each, Meeting) for each in met)
 
 
 def test_an_empty_directory_in_a_known_run_is_missing_and_not_a_first_start(root: str) -> None:

@@ -130,7 +130,10 @@ def test_forgotten_pages_are_read_from_the_medium(tmp_path: Path) -> None:
         (errno.EROFS, "read-write"),
         (errno.EACCES, "writable"),
         (errno.EOPNOTSUPP, "hard links"),
-        (errno.EBUSY, "error's number"),
+        (errno.EISDIR, "move it away"),
+        (errno.ELOOP, "links lead in a circle"),
+        (errno.EAGAIN, "try again"),
+        (errno.EBUSY, "mend what the system reports"),
     ],
 )
 def test_a_failed_write_says_where_why_and_what_to_do(code: int, remedy: str) -> None:
