@@ -38,6 +38,7 @@ REMEDIES = {
     errno.EPERM: DENIED,
     errno.ENOENT: "somebody took the file away: whoever has claimed this domain since, or an "
     "operator; look for a later incarnation before saving again",
+    errno.EISDIR: "it is none of handfast's files: move it away",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.EOPNOTSUPP: "this file system lacks hard links: use a local or POSIX file system",
 }
@@ -85,8 +86,12 @@ class Files(Protocol):
     def unlink(self, path: str) -> None:
         """Take a name away."""
 
-    def mkdir(self, path: str) -> None:
-        """Make a directory; FileExistsError if the name is taken."""
+    def mkdir(self, path: str, like: str = "") -> None:
+        """Make a directory; FileExistsError if the name is taken.
+
+        Where another one is named, it gets the mode of that and, if this user may give it away,
+        the owner.
+        """
 
     def listdir(self, path: str) -> list[str]:
         """The names in a directory, sorted."""
@@ -152,8 +157,13 @@ class Posix:
     def unlink(self, path: str) -> None:
         os.unlink(path)
 
-    def mkdir(self, path: str) -> None:
+    def mkdir(self, path: str, like: str = "") -> None:
         os.mkdir(path)
+        if like:
+            model = os.stat(like)
+            with contextlib.suppress(PermissionError):
+                os.chown(path, model.st_uid, model.st_gid)
+            os.chmod(path, stat.S_IMODE(model.st_mode))  # whatever this process's umask is
 
     def listdir(self, path: str) -> list[str]:
         return sorted(os.listdir(path))

@@ -80,8 +80,8 @@ def pin(files: Files, root: str, name: str, epoch: Epoch, purpose: str) -> Pin:
     try:
         with writing("pin an epoch", path):
             if not files.exists(f"{domain}/pins"):
-                with contextlib.suppress(FileExistsError):
-                    files.mkdir(f"{domain}/pins")
+                with contextlib.suppress(FileExistsError):  # the domain's owner must list it
+                    files.mkdir(f"{domain}/pins", like=domain)
             files.fsync_dir(domain)
             write_file(files, path + TEMPORARY, msgspec.json.encode(holder))
             files.rename(path + TEMPORARY, path)
@@ -103,12 +103,10 @@ def pin(files: Files, root: str, name: str, epoch: Epoch, purpose: str) -> Pin:
 
 
 def pins(files: Files, root: str, name: str) -> tuple[Pin, ...]:
-    """All pins of a domain, oldest epoch first."""
+    """All pins of a domain, oldest epoch first. Raises HandfastError where they can't be listed."""
     domain = domain_path(root, name)
-    with reading(f"{domain}/pins"):
-        names = _names(files, domain)
     found = []
-    for entry, epoch in names:
+    for entry, epoch in _names(files, domain):
         path = f"{domain}/pins/{entry}"
         try:
             holder = msgspec.json.decode(read_file(files, path), type=Holder)
@@ -119,16 +117,18 @@ def pins(files: Files, root: str, name: str) -> tuple[Pin, ...]:
 
 
 def pinned(files: Files, domain: str) -> set[Epoch]:
-    """The epochs that are pinned in a domain's directory. The name alone holds; raises OSError."""
+    """The epochs that are pinned in a domain's directory; the name alone holds.
+
+    Raises HandfastError, naming the place, where it can't be told.
+    """
     return {epoch for _, epoch in _names(files, domain)}
 
 
 def _names(files: Files, domain: str) -> list[tuple[str, Epoch]]:
-    if not files.exists(f"{domain}/pins"):
-        return []
-    found = []
-    for name in files.listdir(f"{domain}/pins"):
-        match = NAME.fullmatch(name)
-        if match:
-            found.append((name, Epoch(int(match[1]), int(match[2]))))
-    return found
+    with reading(f"{domain}/pins"):
+        there = files.listdir(f"{domain}/pins") if files.exists(f"{domain}/pins") else ()
+    return [
+        (name, Epoch(int(match[1]), int(match[2])))
+        for name in there
+        if (match := NAME.fullmatch(name))
+    ]
