@@ -13,8 +13,6 @@ another node, which can't be seen from here; so whoever asks must say that the r
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -33,7 +31,7 @@ from handfast.store.files import Files
 from handfast.store.pins import Pin, pinned
 from handfast.store.port import Progress
 
-__all__ = ["DomainPlan", "Stay", "carry_out", "free_pins", "holder_is_dead", "plan_release"]
+__all__ = ["DomainPlan", "Stay", "carry_out", "free_pins", "plan_release"]
 
 
 class Stay(msgspec.Struct, frozen=True):
@@ -221,22 +219,6 @@ def _release(
 
 
 # --- pins ---------------------------------------------------------------------------------------
-
-
-def holder_is_dead(pin: Pin) -> bool:
-    """Say whether the reader that made a pin has provably ended: same host, no such process.
-
-    A number that was given to another process counts as alive: a pin that stays costs only space.
-    """
-    if pin.holder is None or pin.holder.host != socket.gethostname():
-        return False
-    try:
-        os.kill(pin.holder.pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def free_pins(pins: Iterable[Pin]) -> int:

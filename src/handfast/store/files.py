@@ -260,6 +260,15 @@ def read_file(files: Files, path: str, limit: int | None = None) -> bytes:
         return bytes(buffer[: read_into(files, fd, memoryview(buffer), 0)])
 
 
+def told_by_kernel(path: str) -> str:
+    """What stands in a file of /proc, which has no length; empty where nothing is to be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
 def write_file(files: Files, path: str, data: bytes) -> None:
     """Make a new small file whose bytes are durable; its name is not yet."""
     with closing(files, files.create(path)) as fd:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -14,13 +16,13 @@ from small_jobs import FILES, Job, flip, trained
 
 import handfast
 from handfast.checkpoint.location import Location
-from handfast.checkpoint.release import DomainPlan, carry_out, free_pins, holder_is_dead
+from handfast.checkpoint.release import DomainPlan, carry_out, free_pins
 from handfast.checkpoint.release import plan_release as plan
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import Released, Skipped
 from handfast.core.retain import Keep
 from handfast.errors import Refused, SaveFailed, Superseded
-from handfast.store.pins import pin, pins
+from handfast.store.pins import Holder, Pin, pin, pins
 from handfast.testing.faults import FaultyFiles
 
 
@@ -69,7 +71,7 @@ def test_a_release_is_journaled_before_a_file_goes(tmp_path: Path) -> None:
     """An operator's crash in the middle leaves no epoch that the journal retains without files."""
     trained(tmp_path, 1)
     keep = Keep(newest=1)
-    files = FaultyFiles(FILES, 1, errno.EIO, kinds=("rename",))
+    files = FaultyFiles(FILES, 1, errno.EIO, kinds=("rename",), lasting=True)
     location = Location([str(tmp_path)], files)
     with pytest.raises(SaveFailed, match="Input/output error"):
         carry_out(location, plan(location.survey(), keep), keep, None)
@@ -239,20 +241,63 @@ def test_whoever_owned_the_domain_before_is_superseded(tmp_path: Path) -> None:
 # --- pins ---------------------------------------------------------------------------------------
 
 
-def test_a_reader_that_has_ended_is_known_by_its_process(tmp_path: Path) -> None:
-    """Only where that is proved: a pin of another host, or one that can't be read, counts."""
+def pins_of(root: str, *holders: object) -> list[Pin]:
+    """Pins of one epoch, made by a run's readers, with these in their files."""
+    made = [pin(FILES, root, "rank-00000", Epoch(1, 2), "eval") for _ in holders]
+    for one, holder in zip(made, holders, strict=True):
+        Path(one.path).write_bytes(msgspec.json.encode(holder))
+    found = {held.path: held for held in pins(FILES, root, "rank-00000")}
+    return [found[one.path] for one in made]
+
+
+def test_a_reader_has_ended_where_that_is_proved_and_nowhere_else(tmp_path: Path) -> None:
+    """The same host name proves nothing: a number means something within a boot and a namespace."""
     trained(tmp_path, 1)
-    root = str(tmp_path)
     ended = subprocess.Popen(["true"])
     ended.wait()
-    made = [pin(FILES, root, "rank-00000", Epoch(1, 2), "eval") for _ in range(4)]
-    host = socket.gethostname()
-    holders = [(os.getpid(), host), (ended.pid, host), (ended.pid, "elsewhere"), None]
-    for one, holder in zip(made, holders, strict=True):
-        fields = holder and {"pid": holder[0], "host": holder[1], "purpose": "eval"}
-        Path(one.path).write_bytes(msgspec.json.encode(fields))
-    found = {held.path: held for held in pins(FILES, root, "rank-00000")}
-    ordered = [found[one.path] for one in made]
-    assert [holder_is_dead(one) for one in ordered] == [False, True, False, False]
-    assert free_pins(ordered[1:2]) == 1
-    assert len(handfast.open(tmp_path).status().domains[0].pins) == 3
+    here = Holder.here("eval")
+    gone = msgspec.structs.replace(here, pid=ended.pid)
+    holders = {
+        here: False,
+        gone: True,
+        msgspec.structs.replace(here, started="7"): True,  # the number is another process's by now
+        msgspec.structs.replace(here, started=""): False,
+        msgspec.structs.replace(gone, host="another name of this one"): True,
+        msgspec.structs.replace(gone, boot="before"): None,
+        msgspec.structs.replace(gone, namespaces="pid:[7] time:[7]"): None,
+        msgspec.structs.replace(gone, boot="", namespaces="", started=""): None,
+    }
+    found = pins_of(str(tmp_path), *holders)
+    assert [one.holder for one in found] == list(holders)
+    assert [one.ended() for one in found] == list(holders.values())
+    assert free_pins(found[1:2]) == 1
+    left = len(holders) - 1
+    assert len(handfast.open(tmp_path).status().domains[0].pins) == left
+
+
+def test_pins_of_older_releases_and_broken_ones_hold(tmp_path: Path) -> None:
+    """What they say is shown as far as it can be read, and proves nothing."""
+    trained(tmp_path, 1)
+    old = {"pid": 2**22 + 1, "host": socket.gethostname(), "purpose": "eval"}
+    beyond = [{**old, "pid": pid} for pid in (2**31, 10**30, 0, -1)]
+    one, *others = pins_of(str(tmp_path), old, *beyond, None)
+    assert one.holder == Holder(2**22 + 1, socket.gethostname(), "eval")
+    assert [other.holder for other in others] == [None] * 5
+    assert [pin.ended() for pin in (one, *others)] == [None] * 6
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare"), reason="it takes root to make a namespace"
+)
+def test_a_reader_in_another_container_is_not_called_dead(tmp_path: Path) -> None:
+    """Of the same host name, where its number is nobody's: its pin stays, and it is said why."""
+    trained(tmp_path, 1)
+    held = pin(FILES, str(tmp_path), "rank-00000", Epoch(1, 2), "eval")
+    command = [sys.executable, "-m", "handfast", "release", str(tmp_path), "--unpin", "dead"]
+    inside = ["unshare", "--pid", "--fork", "--mount-proc", *command, "--yes"]
+    seen = subprocess.run(inside, check=False, capture_output=True, text=True)
+    if "unshare:" in seen.stderr:
+        pytest.skip(seen.stderr)
+    assert Path(held.path).exists()
+    assert "can't be told from here" in seen.stdout
+    assert "--unpin PIN" in seen.stdout
