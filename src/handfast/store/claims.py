@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 FORMAT: Final = 1
+IDENTITY_MAX: Final = 1 << 20  # bytes; it has some 300
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=-]{0,199}")
 NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 
@@ -164,7 +165,7 @@ def _create_identity(files: Files, path: str, name: str, run: str, shard: int) -
 def read_identity(files: Files, root: str, name: str) -> Identity:
     """The identity of a domain that was identified; FormatError, or Damaged, if there is none."""
     path = f"{domain_path(root, name)}/domain.json"
-    data = read_file(files, path)
+    data = read_file(files, path, IDENTITY_MAX)
     try:
         envelope = msgspec.json.decode(data, type=IdentityFile)
         sound = envelope.check == xxhash.xxh3_128_hexdigest(envelope.identity)

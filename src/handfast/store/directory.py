@@ -28,7 +28,7 @@ from handfast.store.image import Layout
 from handfast.store.manifest import CHUNK, Left, Manifest, Piece, Stamp
 from handfast.store.pins import pinned
 from handfast.store.port import Buffer, Progress, Verify, Written
-from handfast.store.shelf import ENDING, Shelf, named_epoch, parts
+from handfast.store.shelf import ENDING, Shelf, named_epoch, parts, read_manifest
 
 __all__ = ["Directory", "claim"]
 
@@ -392,7 +392,7 @@ class Directory(Shelf):
                     continue
                 try:
                     path = f"{where}/{name}"
-                    used.update(codec.decode(read_file(self.files, path), path).sources)
+                    used.update(codec.decode(read_manifest(self.files, path), path).sources)
                 except FormatError:
                     return None
         return used

@@ -199,7 +199,10 @@ def writing(step: str, path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Turn an OSError of the body into Damaged (the bytes are gone) or a plain HandfastError."""
+    """Turn an OSError of the body into Damaged (the bytes are gone) or a plain HandfastError.
+
+    A lack of memory becomes a plain HandfastError, too.
+    """
     try:
         yield
     except OSError as error:
@@ -211,6 +214,11 @@ def reading(path: str) -> Iterator[None]:
         remedy = REMEDIES.get(error.errno or 0, "see the error's number").replace("writ", "read")
         raise HandfastError(
             f"{path}: can't be read: {describe(error)}. What to do: {remedy}"
+        ) from error
+    except MemoryError as error:
+        raise HandfastError(
+            f"{path}: can't be read: there is no memory for it. What to do: free memory on this "
+            "node; if the file is far longer than its like, put it back from a copy"
         ) from error
 
 
@@ -253,11 +261,18 @@ def read_into(files: Files, fd: int, into: memoryview, offset: int) -> int:
 
 
 def read_file(files: Files, path: str, limit: int | None = None) -> bytes:
-    """A small file's bytes, at most `limit` of them."""
+    """A small file's bytes, at most `limit` of them. Raises HandfastError; Damaged if it is gone.
+
+    A length on a disk can go wild: where it is known how long such a file may be, say so.
+    """
     with reading(path), closing(files, files.open(path)) as fd:
-        size = files.size(fd)
-        buffer = bytearray(size if limit is None else min(size, limit))
-        return bytes(buffer[: read_into(files, fd, memoryview(buffer), 0)])
+        return read_start(files, fd, files.size(fd) if limit is None else limit)
+
+
+def read_start(files: Files, fd: int, limit: int) -> bytes:
+    """An open file's first bytes, at most `limit` of them."""
+    buffer = bytearray(min(files.size(fd), limit))
+    return bytes(buffer[: read_into(files, fd, memoryview(buffer), 0)])
 
 
 def told_by_kernel(path: str) -> str:

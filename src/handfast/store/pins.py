@@ -35,6 +35,8 @@ __all__ = ["Holder", "Pin", "pin", "pinned", "pins"]
 
 NAME: Final = re.compile(r"(0|[1-9]\d*)-(0|[1-9]\d*)-[0-9a-f]+\.json")
 
+HOLDER_MAX: Final = 1 << 20  # bytes; the purpose may have a path in it
+
 
 class Holder(msgspec.Struct, frozen=True):
     """Who holds a pin, and what for: enough to ask, or to prove that it is dead.
@@ -147,7 +149,7 @@ def pins(files: Files, root: str, name: str) -> tuple[Pin, ...]:
     for entry, epoch in _names(files, domain):
         path = f"{domain}/pins/{entry}"
         try:
-            holder = msgspec.json.decode(read_file(files, path), type=Holder)
+            holder = msgspec.json.decode(read_file(files, path, HOLDER_MAX), type=Holder)
         except (HandfastError, msgspec.MsgspecError, UnicodeDecodeError):
             holder = None
         found.append(Pin(files, path, epoch, holder))

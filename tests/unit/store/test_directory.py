@@ -377,6 +377,57 @@ def test_a_truncated_file_is_always_found(tmp_path: Path, length: int) -> None:
     home.shelf().read(Epoch(2, 3))
 
 
+WILD = 1 << 43  # bytes, of which a file system that has holes stores none
+
+
+def test_a_manifest_whose_length_went_wild_is_one_bad_epoch(tmp_path: Path) -> None:
+    """Shows that it takes no memory and no time, and that the other epochs are there as before."""
+    home = Local(tmp_path)
+    tier, _, _ = saved(home)
+    os.truncate(home.path / "2/manifests/2-2.manifest", WILD)
+    entries = tier.manifests()
+    assert [epoch for epoch, entry in entries.items() if entry.manifest] == [
+        Epoch(1, 1), Epoch(2, 3)
+    ]  # fmt: skip
+    wild = entries[Epoch(2, 2)]
+    assert wild.verdict is Verdict.CORRUPT
+    assert "2-2.manifest: more than " in wild.problem
+    tier.read(Epoch(2, 3))
+    before = chunk_files(home)
+    tier.may_clean = True
+    tier.release([Epoch(1, 1)])
+    assert chunk_files(home) == before  # what the bad one refers to is not known
+
+
+@pytest.mark.parametrize("name", ["2/journal", "domain.json"])
+def test_a_domain_whose_file_went_wild_is_damaged(tmp_path: Path, name: str) -> None:
+    """Shows that this is said, and that it is not the memory of whoever looks that finds it out."""
+    home = Local(tmp_path)
+    saved(home)
+    os.truncate(home.path / name, WILD)
+    with pytest.raises(Damaged, match=name):
+        home.shelf().records()
+
+
+def test_what_stands_behind_a_sealed_length_is_never_read(tmp_path: Path) -> None:
+    """Shows that a sealed journal that grew wild is as good as before."""
+    home = Local(tmp_path)
+    home.claim().journal.append(b"one")
+    home.claim()
+    os.truncate(home.path / "1/journal", WILD)
+    assert home.shelf().records() == (b"one",)
+
+
+def test_a_pin_whose_length_went_wild_holds_all_the_same(tmp_path: Path) -> None:
+    """Shows that what can't be read whole is not read, and frees nothing."""
+    home = Local(tmp_path)
+    tier, _, _ = saved(home)
+    held = pin(FILES, home.root, home.name, Epoch(2, 2), "export")
+    os.truncate(held.path, WILD)
+    assert [p.holder for p in pins(FILES, home.root, home.name)] == [None]
+    assert tier.release([Epoch(2, 2)]) == (Epoch(2, 2),)
+
+
 def test_a_deleted_file_is_always_found(tmp_path: Path) -> None:
     """Shows that a lost data file is named, and a lost manifest is a missing epoch."""
     home = Local(tmp_path)
