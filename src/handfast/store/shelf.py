@@ -219,6 +219,22 @@ def parts(piece: Piece, unit: int) -> Iterator[Piece]:
         yield Piece(piece.first + done, count, piece.source, piece.at + done * unit)
 
 
+def lengths(manifest: Manifest) -> dict[str, int]:
+    """How many bytes each data file has that was written with this epoch.
+
+    Files of older epochs, of which it refers to chunks, may have more than these.
+    """
+    stamp, unit, size = manifest.stamp, manifest.chunk_bytes, manifest.image_bytes
+    own = f"{stamp.incarnation}/chunks/{stamp.generation}-{stamp.step}."
+    found: dict[str, int] = {}
+    for piece in manifest.pieces:
+        source = manifest.sources[piece.source]
+        if source.startswith(own):
+            count = min((piece.first + piece.count) * unit, size) - piece.first * unit
+            found[source] = max(found.get(source, 0), piece.at + count)
+    return found
+
+
 def _meets(part: Piece, unit: int, span: range) -> bool:
     """Whether a part of chunks of `unit` bytes has a byte of this span of the image."""
     start, end = part.first * unit, (part.first + part.count) * unit
