@@ -27,7 +27,9 @@ from handfast.core.retain import Keep, releasable
 from handfast.core.state import Member
 from handfast.core.verdict import Verdict
 from handfast.errors import HandfastError, Refused
-from handfast.store.files import Files
+from handfast.store.claims import domain_path, incarnations
+from handfast.store.files import Files, reading
+from handfast.store.litter import KINDS, litter, references
 from handfast.store.pins import Pin, pinned
 from handfast.store.port import Progress
 
@@ -44,7 +46,9 @@ class Stay(msgspec.Struct, frozen=True):
 class DomainPlan(msgspec.Struct, frozen=True):
     """What one domain may let go (``gone``), what was never attested (``leftovers``), what stays.
 
-    ``line`` is the converged epoch that the domain keeps; ``blocked`` says why nothing may go.
+    ``litter`` are files, relative to the domain's directory, that no epoch needs: of saves and
+    releases that were cut short. ``line`` is the converged epoch that the domain keeps;
+    ``blocked`` says why nothing may go.
     """
 
     domain: str
@@ -53,24 +57,33 @@ class DomainPlan(msgspec.Struct, frozen=True):
     line: Epoch | None
     gone: tuple[Epoch, ...] = ()
     leftovers: tuple[Epoch, ...] = ()
+    litter: tuple[str, ...] = ()
     stays: tuple[Stay, ...] = ()
     blocked: str = ""
     nbytes: int = 0
 
+    @property
+    def anything(self) -> bool:
+        """Whether anything may go."""
+        return bool(self.gone or self.leftovers or self.litter)
+
 
 def plan_release(
-    survey: Survey, keep: Keep | None = None, step: int | Epoch | None = None
+    location: Location, keep: Keep | None = None, step: int | Epoch | None = None
 ) -> tuple[DomainPlan, ...]:
-    """Say what each domain here may let go, changing nothing.
+    """Say what each domain here may let go, changing nothing. Raises as :meth:`Location.survey`.
 
     Without ``keep`` every epoch of the living timeline stays, and only orphans and left-overs go;
     with ``step``, of all that may go only that one does.
     """
+    survey = location.survey()
     placed = [found for found in survey.places if found is not None]
-    return tuple(_plan(survey, found, keep, step) for found in placed)
+    return tuple(_plan(location.files, survey, found, keep, step) for found in placed)
 
 
-def _plan(survey: Survey, found: Found, keep: Keep | None, step: int | Epoch | None) -> DomainPlan:
+def _plan(
+    files: Files, survey: Survey, found: Found, keep: Keep | None, step: int | Epoch | None
+) -> DomainPlan:
     member = found.member
     if member is None:
         return DomainPlan(found.id, found.root, found.name, None, blocked=found.problem)
@@ -90,9 +103,11 @@ def _plan(survey: Survey, found: Found, keep: Keep | None, step: int | Epoch | N
         for epoch in (*gone, *leftovers)
         if (entry := found.entries.get(epoch)) is not None and entry.manifest is not None
     )
+    strays = () if blocked or step is not None else _litter(files, found, pins)
     return DomainPlan(
-        found.id, found.root, found.name, line, gone, leftovers, tuple(stays), blocked, nbytes
-    )
+        found.id, found.root, found.name, line, gone, leftovers, strays, tuple(stays), blocked,
+        nbytes,
+    )  # fmt: skip
 
 
 def _line(member: Member) -> Epoch | None:
@@ -146,6 +161,19 @@ def _leftovers(found: Found, pins: set[Epoch]) -> tuple[Epoch, ...]:
     return tuple(epoch for epoch in found.entries if epoch not in held | lost | pins)
 
 
+def _litter(files: Files, found: Found, pins: set[Epoch]) -> tuple[str, ...]:
+    home = domain_path(found.root, found.name)
+    strays: list[str] = []
+    with reading(home):
+        used = references(files, home, pins)
+        if used is None:
+            return ()
+        for number in incarnations(files, home):
+            for kind in KINDS if files.exists(f"{home}/{number}/manifests") else ():
+                strays += litter(files, home, number, kind, used)
+    return tuple(strays)
+
+
 def _why(survey: Survey, epoch: Epoch, line: Epoch | None, pins: set[Epoch]) -> str:
     if epoch in pins:
         return "a reader has pinned it"
@@ -192,7 +220,7 @@ def carry_out(
             shards=[f"{finding.domain}: {finding.problem}" for finding in bad],
             remedy="keep the older epochs: a restore needs them now",
         )
-    wanted = [plan for plan in plans if plan.gone or plan.leftovers]
+    wanted = [plan for plan in plans if plan.anything]
     return tuple(_release(location.files, survey, plan, keep, step) for plan in wanted)
 
 
@@ -207,10 +235,10 @@ def _release(
             entries=directory.manifests(),
             pins=tuple(Pin(files, "", e, None) for e in pinned(files, directory.path)),
         )  # fmt: skip
-        now = _plan(survey, found, keep, step)
+        now = _plan(files, survey, found, keep, step)
         if now.gone:
             keeper.commit([Released(now.gone)])
-        if now.gone or now.leftovers:
+        if now.anything:
             directory.may_clean = True  # this generation's certificate is in the journal
             directory.release((*now.gone, *now.leftovers))
         return now

@@ -94,7 +94,7 @@ def release(
         if yes and not offline:
             raise ValueError(OFFLINE)
         keep = _keep(keep_newest, keep_every, step)
-        plans = plan_release(opened.location.survey(), keep, step)
+        plans = plan_release(opened.location, keep, step)
         if yes:
             with showing("read what is kept") as progress:
                 plans = carry_out(opened.location, plans, keep, step, progress)
@@ -121,13 +121,16 @@ def _show(console: Console, plans: Sequence[DomainPlan], *, done: bool) -> None:
             table.add_row("", str(epoch), f"[bold]{goes}[/]")
         for epoch in plan.leftovers:
             table.add_row("", str(epoch), f"[bold]{goes}[/]: it was never attested")
+        if plan.litter:
+            what = "1 file" if len(plan.litter) == 1 else f"{len(plan.litter)} files"
+            table.add_row("", what, f"[bold]{goes}[/]: no epoch needs this")
         for stay in plan.stays:
             table.add_row("", str(stay.epoch), f"[dim]stays: {stay.why}[/]")
         console.print(table)
     count = sum(len(plan.gone) + len(plan.leftovers) for plan in plans)
     images = size(sum(plan.nbytes for plan in plans))
     console.print(f"{count} copies {goes}, images of {images} (deltas may share some of that)")
-    if count and not done:
+    if any(plan.anything for plan in plans) and not done:
         console.print("nothing was changed: add --yes --offline to do it")
 
 

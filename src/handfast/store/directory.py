@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from handfast.core.lattice import Epoch
-from handfast.errors import Damaged, FormatError, HandfastError, SaveFailed, Superseded
+from handfast.errors import Damaged, HandfastError, SaveFailed, Superseded
 from handfast.store import delta
 from handfast.store import manifest as codec
 from handfast.store.claims import Claim, incarnations, take
@@ -25,14 +25,14 @@ from handfast.store.files import (
     writing,
 )
 from handfast.store.image import Layout
+from handfast.store.litter import KINDS, RELEASED, litter, references
 from handfast.store.manifest import CHUNK, Left, Manifest, Piece, Stamp
 from handfast.store.pins import pinned
 from handfast.store.port import Buffer, Progress, Verify, Written
-from handfast.store.shelf import ENDING, Shelf, named_epoch, parts, read_manifest
+from handfast.store.shelf import ENDING, Shelf, named_epoch, parts
 
 __all__ = ["Directory", "claim"]
 
-RELEASED: Final = ".released"  # the end of a manifest's name that was taken away
 SAMPLE: Final = 6  # chunks that are read back besides the first and the last
 
 
@@ -331,10 +331,10 @@ class Directory(Shelf):
                 "has claimed the domain"
             )
 
-    def _mine(self) -> list[str]:
-        """The incarnations' directories in which this one may take files away."""
+    def _mine(self) -> list[int]:
+        """The incarnations in whose directories this one may take files away."""
         return [
-            str(number)
+            number
             for number in incarnations(self.files, self.path)
             if number == self.incarnation or (number < self.incarnation and self.may_clean)
             if self.files.exists(f"{self.path}/{number}/manifests")
@@ -362,40 +362,18 @@ class Directory(Shelf):
 
     def _garbage(self, troubles: list[SaveFailed]) -> list[str]:
         """Data that nothing refers to, temporary names, and released manifests, in this order."""
-        used = self._references()
+        used = references(self.files, self.path)
         if used is None:
             return []
-        found = []
-        for kind in ("chunks", "manifests"):
-            for number in self._mine():
-                names: list[str] = []
-                with _noting(troubles, f"{self.path}/{number}/{kind}"):
-                    names = self.files.listdir(f"{self.path}/{number}/{kind}")
-                found += [
-                    path
-                    for name in names
-                    if kind == "chunks" or name.endswith((TEMPORARY, RELEASED))
-                    if (path := f"{number}/{kind}/{name}") not in used
-                ]
-        return found
-
-    def _references(self) -> set[str] | None:
-        """Every file that a manifest or the write in progress needs; None if one can't be read."""
-        used: set[str] = set()
         if self._attempt is not None:
             used.update(path.removeprefix(f"{self.path}/") for path in self._attempt.names())
             used.update(self._attempt.parent.sources if self._attempt.parent else ())
-        for number in incarnations(self.files, self.path):
-            where = f"{self.path}/{number}/manifests"
-            for name in self.files.listdir(where) if self.files.exists(where) else ():
-                if named_epoch(name) is None:
-                    continue
-                try:
-                    path = f"{where}/{name}"
-                    used.update(codec.decode(read_manifest(self.files, path), path).sources)
-                except FormatError:
-                    return None
-        return used
+        found: list[str] = []
+        for kind in KINDS:
+            for number in self._mine():
+                with _noting(troubles, f"{self.path}/{number}/{kind}"):
+                    found += litter(self.files, self.path, number, kind, used)
+        return found
 
 
 @contextlib.contextmanager

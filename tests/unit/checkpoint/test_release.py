@@ -34,7 +34,7 @@ def located(path: Path) -> Location:
 def released(path: Path, keep: Keep | None = None, step: int | None = None) -> list[DomainPlan]:
     """Plan and carry out."""
     location = located(path)
-    return list(carry_out(location, plan(location.survey(), keep, step), keep, step))
+    return list(carry_out(location, plan(location, keep, step), keep, step))
 
 
 def held(path: Path) -> list[list[Epoch]]:
@@ -45,7 +45,7 @@ def held(path: Path) -> list[list[Epoch]]:
 def test_without_being_told_so_nothing_of_the_timeline_goes(tmp_path: Path) -> None:
     """The training's own keep= is not known here: its archive must not be guessed away."""
     trained(tmp_path)
-    for domain in plan(located(tmp_path).survey()):
+    for domain in plan(located(tmp_path)):
         assert (domain.gone, domain.leftovers, domain.blocked) == ((), (), "")
         assert [stay.why for stay in domain.stays] == ["it is kept"] * 2 + [
             "it is the converged line"
@@ -74,11 +74,11 @@ def test_a_release_is_journaled_before_a_file_goes(tmp_path: Path) -> None:
     files = FaultyFiles(FILES, 1, errno.EIO, kinds=("rename",), lasting=True)
     location = Location([str(tmp_path)], files)
     with pytest.raises(SaveFailed, match="Input/output error"):
-        carry_out(location, plan(location.survey(), keep), keep, None)
+        carry_out(location, plan(location, keep), keep, None)
     run = handfast.open(tmp_path)
     assert held(tmp_path) == [[Epoch(1, 4)]]
     assert run.status().sound
-    (left,) = plan(located(tmp_path).survey())
+    (left,) = plan(located(tmp_path))
     assert left.leftovers == (Epoch(1, 2), Epoch(1, 3))
     assert released(tmp_path)[0].leftovers == left.leftovers
     assert len(list(tmp_path.rglob("*.manifest"))) == 1
@@ -104,7 +104,7 @@ def test_orphans_go_when_the_new_timeline_has_converged_above_them(tmp_path: Pat
     job = trained(tmp_path)
     job.start(want=2)
     job.stop()
-    (domain, *_) = plan(located(tmp_path).survey())
+    (domain, *_) = plan(located(tmp_path))
     assert {stay.epoch: stay.why for stay in domain.stays} == {
         Epoch(1, 2): "it is the converged line",
         Epoch(1, 3): "it is above the converged line",
@@ -118,7 +118,7 @@ def test_nothing_goes_between_a_freeze_and_its_certificate(tmp_path: Path, lost:
     job = trained(tmp_path)
     job.start(only=[0, 1])
     job.stop()
-    plans = plan(located(tmp_path).survey(), Keep(newest=1))
+    plans = plan(located(tmp_path), Keep(newest=1))
     place = 0 if lost == "freeze" else 2
     why = "no restore certificate yet" if lost == "freeze" else "in generation 2: start the job"
     assert plans[place].gone == ()
@@ -153,7 +153,7 @@ def test_a_pinned_epoch_stays_until_its_reader_is_done(tmp_path: Path) -> None:
     """An evaluation that takes a week is not told a date."""
     trained(tmp_path, 2)
     with pin(FILES, str(tmp_path), "rank-00001", Epoch(1, 2), "evaluation"):
-        one, two = plan(located(tmp_path).survey(), Keep(newest=1))
+        one, two = plan(located(tmp_path), Keep(newest=1))
         assert one.gone == (Epoch(1, 2), Epoch(1, 3))
         assert two.gone == (Epoch(1, 3),)
         assert two.stays[0].why == "a reader has pinned it"
@@ -174,6 +174,36 @@ def test_what_was_never_attested_is_a_left_over(tmp_path: Path) -> None:
     assert next(row.epoch for row in handfast.open(tmp_path).epochs()) == Epoch(1, 4)
 
 
+def test_what_was_cut_short_is_swept_where_nobody_trains(tmp_path: Path) -> None:
+    """Half a save, data without a manifest, half a release; a save that was never cut stays."""
+    job = trained(tmp_path, 2)
+    chunks = job.find(0, "1/chunks")
+    cut = [chunks / "1-5.safetensors.tmp", chunks / "1-5.r1.safetensors"]
+    cut.append(job.find(0, "1/manifests") / "1-1.manifest.released")
+    for file in cut:
+        file.write_bytes(b"half")
+    one, two = plan(located(tmp_path))
+    assert sorted(one.litter) == sorted(str(file.relative_to(job.path(0))) for file in cut)
+    assert (one.gone, one.leftovers, two.anything) == ((), (), False)
+    (only,) = plan(located(tmp_path), Keep(newest=1), 2)[:1]
+    assert only.litter == ()  # of all that may go, only that step
+    (done,) = released(tmp_path)
+    assert done.litter == one.litter
+    assert not any(file.exists() for file in cut)
+    assert handfast.open(tmp_path).verify(everything=True).sound
+    assert released(tmp_path) == []
+    assert held(tmp_path) == [[Epoch(1, 2), Epoch(1, 3), Epoch(1, 4)]] * 2
+
+
+def test_a_pinned_manifest_that_a_release_had_taken_is_no_litter(tmp_path: Path) -> None:
+    """Whoever sweeps gives it back to its reader."""
+    job = trained(tmp_path, 1)
+    with pin(FILES, str(tmp_path), "rank-00000", Epoch(1, 2), "evaluation"):
+        file = job.find(0, "1/manifests/1-2.manifest")
+        file.rename(f"{file}.released")
+        assert plan(located(tmp_path))[0].litter == ()
+
+
 def test_the_first_state_is_no_epoch_to_be_listed(tmp_path: Path) -> None:
     """It has no files; a journal that was cut before it was let go makes no difference."""
     job = Job(tmp_path, 1)
@@ -183,7 +213,7 @@ def test_the_first_state_is_no_epoch_to_be_listed(tmp_path: Path) -> None:
     journal = job.find(0, "*/journal")
     journal.write_bytes(journal.read_bytes()[:-1])
     assert GENESIS in located(tmp_path).survey().places[0].retained
-    (domain,) = plan(located(tmp_path).survey(), Keep(newest=1))
+    (domain,) = plan(located(tmp_path), Keep(newest=1))
     assert (domain.gone, [stay.epoch for stay in domain.stays]) == ((), [Epoch(1, 1)])
 
 
@@ -194,7 +224,7 @@ def test_nothing_goes_where_another_rank_has_lost_what_it_attested(
     """Each rank's own rule would let go the only epoch that all still have in common."""
     job = trained(tmp_path, 2)
     flip(job.find(1, what), 200 if what == "*/journal" else 60)
-    for domain in plan(located(tmp_path).survey(), Keep(newest=1)):
+    for domain in plan(located(tmp_path), Keep(newest=1)):
         assert domain.gone == ()
         assert domain.blocked
     assert released(tmp_path, Keep(newest=1)) == []
@@ -215,7 +245,7 @@ def test_a_domain_that_breaks_after_the_plan_stops_the_release(tmp_path: Path) -
     """What was planned is looked at again before it is done."""
     job = trained(tmp_path, 2)
     location = located(tmp_path)
-    plans = plan(location.survey(), Keep(newest=1))
+    plans = plan(location, Keep(newest=1))
     flip(job.find(1, "*/journal"), 200)
     with pytest.raises(Refused, match="nothing is released"):
         carry_out(location, plans, Keep(newest=1), None)
