@@ -13,7 +13,10 @@ another node, which can't be seen from here; so whoever asks must say that the r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
 
 import msgspec
 
@@ -26,14 +29,16 @@ from handfast.core.messages import Released
 from handfast.core.retain import Keep, releasable
 from handfast.core.state import Member
 from handfast.core.verdict import Verdict
-from handfast.errors import HandfastError, Refused
+from handfast.errors import HandfastError, Refused, SaveFailed
 from handfast.store.claims import domain_path, incarnations
-from handfast.store.files import Files, reading
+from handfast.store.files import Files, describe, reading
 from handfast.store.litter import KINDS, litter, references
 from handfast.store.pins import Pin, pinned
 from handfast.store.port import Progress
 
 __all__ = ["DomainPlan", "Stay", "carry_out", "free_pins", "plan_release"]
+
+ROOM: Final = "64 KiB"  # a journal, and the directories of an incarnation
 
 
 class Stay(msgspec.Struct, frozen=True):
@@ -227,7 +232,8 @@ def carry_out(
 def _release(
     files: Files, survey: Survey, plan: DomainPlan, keep: Keep | None, step: int | Epoch | None
 ) -> DomainPlan:
-    keeper, member = Keeper.claim(files, plan.root, plan.name)
+    with _needing_room(plan):
+        keeper, member = Keeper.claim(files, plan.root, plan.name)
     directory = keeper.directory
     try:
         found = Found(
@@ -237,13 +243,35 @@ def _release(
         )  # fmt: skip
         now = _plan(files, survey, found, keep, step)
         if now.gone:
-            keeper.commit([Released(now.gone)])
+            with _needing_room(now):
+                keeper.commit([Released(now.gone)])
         if now.anything:
             directory.may_clean = True  # this generation's certificate is in the journal
             directory.release((*now.gone, *now.leftovers))
         return now
     finally:
         directory.close()
+
+
+@contextmanager
+def _needing_room(plan: DomainPlan) -> Iterator[None]:
+    """Where the disk is full, say what a release needs: to free space is what it was asked for."""
+    try:
+        yield
+    except SaveFailed as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        home = domain_path(plan.root, plan.name)
+        ours = "nothing may be deleted by hand"
+        if plan.litter:
+            ours = f"only this may be deleted by hand: {', '.join(plan.litter)}"
+        raise SaveFailed(
+            f"{home}: the disk is full: {describe(cause)}. A release is recorded before anything "
+            f"goes, and nothing went, for there is no room for the record. What to do: free {ROOM} "
+            f"on that file system, of other things than this run (below {home} {ours}, and that "
+            "while no job trains it), and try again"
+        ) from error
 
 
 # --- pins ---------------------------------------------------------------------------------------

@@ -93,6 +93,9 @@ class Files(Protocol):
         the owner.
         """
 
+    def rmdir(self, path: str) -> None:
+        """Take an empty directory away."""
+
     def listdir(self, path: str) -> list[str]:
         """The names in a directory, sorted."""
 
@@ -164,6 +167,9 @@ class Posix:
             with contextlib.suppress(PermissionError):
                 os.chown(path, model.st_uid, model.st_gid)
             os.chmod(path, stat.S_IMODE(model.st_mode))  # whatever this process's umask is
+
+    def rmdir(self, path: str) -> None:
+        os.rmdir(path)
 
     def listdir(self, path: str) -> list[str]:
         return sorted(os.listdir(path))

@@ -84,6 +84,26 @@ def test_a_release_is_journaled_before_a_file_goes(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.manifest"))) == 1
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_full_disk_is_told_what_the_release_needs(tmp_path: Path, cut: bool) -> None:
+    """Not to free space, which it was to do; and a try leaves nothing that takes more of it."""
+    job = trained(tmp_path, 1)
+    half = job.find(0, "1/chunks") / "1-5.safetensors.tmp"
+    if cut:
+        half.write_bytes(b"half")
+    before = sorted(job.path(0).rglob("*"))
+    files = FaultyFiles(FILES, 1, errno.ENOSPC, kinds=("pwrite",), path="/2/journal")
+    location = Location([str(tmp_path)], files)
+    plans, allowed = plan(location, Keep(newest=1)), "nothing may be deleted by hand"
+    if cut:
+        allowed = "only this may be deleted by hand: 1/chunks/1-5.safetensors.tmp"
+    with pytest.raises(SaveFailed, match=rf"ENOSPC.*free 64 KiB.*{allowed}"):
+        carry_out(location, plans, Keep(newest=1), None)
+    assert sorted(job.path(0).rglob("*")) == before
+    released(tmp_path, Keep(newest=1))
+    assert held(tmp_path) == [[Epoch(1, 4)]]
+
+
 def test_one_step_can_be_released(tmp_path: Path) -> None:
     """Of all that may go only that one does; above and at the line nothing may."""
     trained(tmp_path)

@@ -166,6 +166,24 @@ def test_claims_that_start_at_once_get_numbers_of_their_own(tmp_path: Path) -> N
     assert [each.incarnation for each in found if each.current()] == [8]
 
 
+@pytest.mark.parametrize("kind", ["fsync_dir", "mkdir", "create", "pwrite", "fdatasync"])
+def test_a_claim_that_failed_leaves_nothing_unless_it_could_be_read(
+    tmp_path: Path, kind: str
+) -> None:
+    """Shows that tries on a full disk do not pile up, and that a journal with a header, which a
+    successor may have sealed, stays."""
+    home = Local(tmp_path)
+    home.claim().journal.append(b"one")
+    before = sorted(home.path.rglob("*"))
+    files = FaultyFiles(FILES, 2 if kind == "mkdir" else 1, errno.ENOSPC, kinds=(kind,))
+    with pytest.raises(SaveFailed, match="ENOSPC"):
+        claim(files, home.root, home.name)
+    assert (sorted(home.path.rglob("*")) == before) == (kind != "fdatasync")
+    after = home.claim()
+    assert after.incarnation == (3 if kind == "fdatasync" else 2)
+    assert after.history == (b"one",)
+
+
 def test_a_flipped_byte_in_a_sealed_journal_is_always_found(tmp_path: Path) -> None:
     """Shows that a successor's seal leaves no tail in which damage could hide."""
     home = Local(tmp_path)
