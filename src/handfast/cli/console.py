@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,8 +36,8 @@ __all__ = ["answer", "answering", "as_json", "epoch_of", "out", "paths", "showin
 DAMAGED: Final = 1
 USAGE: Final = 2
 NO_LOOK: Final = 3
-INTERRUPTED: Final = 130
 PIPE: Final = 141
+BY_SIGNAL: Final = 128  # and the signal's number, as shells count
 RUNS: Final = "RUN: the run's directory; several, globs and '{rank}' templates are joined."
 WIDTH: Final = 200  # columns of a table that goes to a file or a pipe
 
@@ -92,11 +94,42 @@ def answer(value: object, **more: object) -> None:
     print(json.dumps(plain(value) | plain(more), indent=2), flush=True)
 
 
+class Ended(KeyboardInterrupt):
+    """The process was told to end by a signal, whose number is the first argument."""
+
+
+@contextmanager
+def ending_well() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the body as Ctrl-C does, so that what it began is taken back.
+
+    One that is ignored (`nohup`) stays ignored. Once told is enough: what comes later does not
+    disturb the clearing up.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    ours = [number for number, how in before.items() if how is not signal.SIG_IGN]
+
+    def end(number: int, _: object) -> None:
+        for each in ours:
+            signal.signal(each, signal.SIG_IGN)
+        raise Ended(number)
+
+    if threading.current_thread() is not threading.main_thread():  # it has no signals
+        ours = []
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
 @contextmanager
 def answering(as_json: bool) -> Iterator[None]:
     """Turn errors of the body into a message that says what to do, and an exit code."""
     try:
-        yield
+        with ending_well():
+            yield
     except (Damaged, Refused) as error:
         verdict = error.verdict if isinstance(error, Refused) else Verdict.CORRUPT
         _fail(str(error), as_json, DAMAGED, verdict)
@@ -107,8 +140,9 @@ def answering(as_json: bool) -> Iterator[None]:
         raise click.exceptions.Exit(PIPE) from None
     except (HandfastError, OSError) as error:
         _fail(str(error), as_json, NO_LOOK)
-    except KeyboardInterrupt:
-        raise click.exceptions.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt as told:
+        number = told.args[0] if isinstance(told, Ended) else signal.SIGINT
+        raise click.exceptions.Exit(BY_SIGNAL + number) from None
     except (click.exceptions.Exit, click.ClickException):
         raise
     except Exception as error:  # a bug of ours must not pass for damage, which is exit code 1
