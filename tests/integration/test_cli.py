@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +30,14 @@ from handfast.agent.host import node_label
 from handfast.agent.process import meeting_place
 from handfast.checkpoint import agents as ask_agents
 from handfast.checkpoint import location
+from handfast.checkpoint.reader import open_run
+from handfast.cli import export as exporting
 from handfast.cli.main import app
 from handfast.core.lattice import Epoch
 from handfast.errors import Damaged, FormatError, Refused
 from handfast.store.files import Posix
 from handfast.store.pins import pin
+from handfast.testing.faults import FaultyFiles
 from handfast.torch import Checkpointer, load
 
 MAIN = [sys.executable, "-m", "handfast"]
@@ -672,6 +676,43 @@ def test_pins_are_listed_and_freed(copy: Path) -> None:
     found = handfast("release", copy, "--unpin", pin_name, "--yes", "--json").json
     assert found["freed"] == 1
     assert "no reader holds a pin" in handfast("release", copy, "--pins").out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_an_export_that_is_told_to_end_leaves_nothing(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """No half-written file and no pin, however it is told; and the code says how."""
+    seen: list[int] = []
+
+    def told() -> None:
+        seen.append(len(list(copy.glob("domains/*/pins/*.json"))))
+        seen.append(len(list(tmp_path.glob("out.*.tmp"))))
+        os.kill(os.getpid(), number)
+
+    busy = FaultyFiles(Posix(), 1, told, kinds=("pwrite",), path=str(tmp_path / "out"))
+    monkeypatch.setattr(exporting, "open_run", partial(open_run, files=busy))
+    before = signal.getsignal(number)
+    done = handfast("export", copy, tmp_path / "out", "--to", "safetensors", "--component", "model")
+    assert done.code == 128 + number
+    assert seen == [1, 1]
+    assert not list(copy.glob("domains/*/pins/*"))
+    assert not list(tmp_path.glob("out*"))
+    assert signal.getsignal(number) is before
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    """A command under nohup ends with its work, not with its terminal."""
+    code = (
+        "import os, signal\n"
+        "from handfast.cli.console import answering\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "with answering(False):\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    print('goes on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "goes on\n"
 
 
 # --- beside a live training ---------------------------------------------------------------------

@@ -26,7 +26,6 @@ from handfast.store.files import (
     Files,
     discard,
     make_directory,
-    reading,
     write_file,
     writing,
 )
@@ -246,20 +245,21 @@ class Keeper:
         found = self.directory.manifests()
         entry = found.get(base)
         self.parent = entry.manifest if entry and base in held else None
-        self._held = self.directory.release(epoch for epoch in found if epoch not in held)
+        self._held = ()
+        self.release(tuple(epoch for epoch in found if epoch not in held))
 
     def release(self, epochs: tuple[Epoch, ...]) -> None:
-        """Remove what the journal says is released, and what a reader held until now.
+        """Remove what the journal says is released, and what stayed of that until now.
 
-        What a reader has pinned stays, and is tried again with the next release.
+        What a reader has pinned stays, and all of it where this raises (see
+        :meth:`Directory.release`); that is tried again with the next release.
         """
-        going = {*epochs, *self._held} - {GENESIS}
-        self._held = self.directory.release(going)
+        self._held = tuple({*epochs, *self._held} - {GENESIS})
+        self._held = self.directory.release(self._held)
 
     def pinned(self) -> tuple[Epoch, ...]:
         """List the epochs that readers hold here. Raises HandfastError where it can't be told."""
-        with reading(f"{self.directory.path}/pins"):
-            return tuple(sorted(pinned(self.files, self.directory.path)))
+        return tuple(sorted(pinned(self.files, self.directory.path)))
 
     def publish(self, name: str, certificate: Certificate) -> None:
         """Show a certificate to people and scripts, as ``ROOT/certificates/<domain>.json``.

@@ -14,9 +14,10 @@ another node, which can't be seen from here; so whoever asks must say that the r
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Iterable, Sequence
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
 
 import msgspec
 
@@ -30,12 +31,16 @@ from handfast.core.messages import Released
 from handfast.core.retain import Keep, releasable
 from handfast.core.state import Member
 from handfast.core.verdict import Verdict
-from handfast.errors import HandfastError, Refused
-from handfast.store.files import Files
+from handfast.errors import HandfastError, Refused, SaveFailed
+from handfast.store.claims import domain_path, incarnations
+from handfast.store.files import Files, describe, reading
+from handfast.store.litter import KINDS, litter, references
 from handfast.store.pins import Pin, pinned
 from handfast.store.port import Progress
 
-__all__ = ["DomainPlan", "Stay", "carry_out", "free_pins", "holder_is_dead", "plan_release"]
+__all__ = ["DomainPlan", "Stay", "carry_out", "free_pins", "plan_release"]
+
+ROOM: Final = "64 KiB"  # a journal, and the directories of an incarnation
 
 
 class Stay(msgspec.Struct, frozen=True):
@@ -48,7 +53,9 @@ class Stay(msgspec.Struct, frozen=True):
 class DomainPlan(msgspec.Struct, frozen=True):
     """What one domain may let go (``gone``), what was never attested (``leftovers``), what stays.
 
-    ``line`` is the converged epoch that the domain keeps; ``blocked`` says why nothing may go.
+    ``litter`` are files, relative to the domain's directory, that no epoch needs: of saves and
+    releases that were cut short. ``line`` is the converged epoch that the domain keeps;
+    ``blocked`` says why nothing may go.
     """
 
     domain: str
@@ -57,30 +64,42 @@ class DomainPlan(msgspec.Struct, frozen=True):
     line: Epoch | None
     gone: tuple[Epoch, ...] = ()
     leftovers: tuple[Epoch, ...] = ()
+    litter: tuple[str, ...] = ()
     stays: tuple[Stay, ...] = ()
     blocked: str = ""
     nbytes: int = 0
 
+    @property
+    def anything(self) -> bool:
+        """Whether anything may go."""
+        return bool(self.gone or self.leftovers or self.litter)
+
 
 def plan_release(
-    survey: Survey,
+    location: Location,
     keep: Keep | None = None,
     step: int | Epoch | None = None,
     *,
     unseen: bool = False,
 ) -> tuple[DomainPlan, ...]:
-    """Say what each domain here may let go, changing nothing.
+    """Say what each domain here may let go, changing nothing. Raises as :meth:`Location.survey`.
 
     Without ``keep`` every epoch of the living timeline stays, and only orphans and left-overs go;
     with ``step``, of all that may go only that one does. ``unseen`` trusts what domains that are
     not here have attested, as an agent does.
     """
+    survey = location.survey()
     placed = [found for found in survey.places if found is not None]
-    return tuple(_plan(survey, found, keep, step, unseen) for found in placed)
+    return tuple(_plan(location.files, survey, found, keep, step, unseen) for found in placed)
 
 
 def _plan(
-    survey: Survey, found: Found, keep: Keep | None, step: int | Epoch | None, unseen: bool
+    files: Files,
+    survey: Survey,
+    found: Found,
+    keep: Keep | None,
+    step: int | Epoch | None,
+    unseen: bool,
 ) -> DomainPlan:
     member = found.member
     if member is None:
@@ -101,9 +120,11 @@ def _plan(
         for epoch in (*gone, *leftovers)
         if (entry := found.entries.get(epoch)) is not None and entry.manifest is not None
     )
+    strays = () if blocked or step is not None else _litter(files, found, pins)
     return DomainPlan(
-        found.id, found.root, found.name, line, gone, leftovers, tuple(stays), blocked, nbytes
-    )
+        found.id, found.root, found.name, line, gone, leftovers, strays, tuple(stays), blocked,
+        nbytes,
+    )  # fmt: skip
 
 
 def _line(member: Member) -> Epoch | None:
@@ -163,6 +184,19 @@ def _leftovers(found: Found, pins: set[Epoch]) -> tuple[Epoch, ...]:
     return tuple(epoch for epoch in found.entries if epoch not in held | lost | pins)
 
 
+def _litter(files: Files, found: Found, pins: set[Epoch]) -> tuple[str, ...]:
+    home = domain_path(found.root, found.name)
+    strays: list[str] = []
+    with reading(home):
+        used = references(files, home, pins)
+        if used is None:
+            return ()
+        for number in incarnations(files, home):
+            for kind in KINDS if files.exists(f"{home}/{number}/manifests") else ():
+                strays += litter(files, home, number, kind, used)
+    return tuple(strays)
+
+
 def _why(survey: Survey, epoch: Epoch, line: Epoch | None, pins: set[Epoch]) -> str:
     if epoch in pins:
         return "a reader has pinned it"
@@ -211,7 +245,7 @@ def carry_out(
             shards=[f"{finding.domain}: {finding.problem}" for finding in bad],
             remedy="keep the older epochs: a restore needs them now",
         )
-    wanted = [plan for plan in plans if plan.gone or plan.leftovers]
+    wanted = [plan for plan in plans if plan.anything]
     return tuple(_release(location.files, survey, plan, keep, step, unseen) for plan in wanted)
 
 
@@ -223,7 +257,8 @@ def _release(
     step: int | Epoch | None,
     unseen: bool,
 ) -> DomainPlan:
-    keeper, member = Keeper.claim(files, plan.root, plan.name)
+    with _needing_room(plan):
+        keeper, member = Keeper.claim(files, plan.root, plan.name)
     directory = keeper.directory
     try:
         found = Found(
@@ -231,10 +266,11 @@ def _release(
             entries=directory.manifests(),
             pins=tuple(Pin(files, "", e, None) for e in pinned(files, directory.path)),
         )  # fmt: skip
-        now = _plan(survey, found, keep, step, unseen)
+        now = _plan(files, survey, found, keep, step, unseen)
         if now.gone:
-            keeper.commit([Released(now.gone)])
-        if now.gone or now.leftovers:
+            with _needing_room(now):
+                keeper.commit([Released(now.gone)])
+        if now.anything:
             directory.may_clean = True  # this generation's certificate is in the journal
             directory.release((*now.gone, *now.leftovers))
         return now
@@ -242,23 +278,28 @@ def _release(
         directory.close()
 
 
-# --- pins ---------------------------------------------------------------------------------------
-
-
-def holder_is_dead(pin: Pin) -> bool:
-    """Say whether the reader that made a pin has provably ended: same host, no such process.
-
-    A number that was given to another process counts as alive: a pin that stays costs only space.
-    """
-    if pin.holder is None or pin.holder.host != socket.gethostname():
-        return False
+@contextmanager
+def _needing_room(plan: DomainPlan) -> Iterator[None]:
+    """Where the disk is full, say what a release needs: to free space is what it was asked for."""
     try:
-        os.kill(pin.holder.pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
+        yield
+    except SaveFailed as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        home = domain_path(plan.root, plan.name)
+        ours = "nothing may be deleted by hand"
+        if plan.litter:
+            ours = f"only this may be deleted by hand: {', '.join(plan.litter)}"
+        raise SaveFailed(
+            f"{home}: the disk is full: {describe(cause)}. A release is recorded before anything "
+            f"goes, and nothing went, for there is no room for the record. What to do: free {ROOM} "
+            f"on that file system, of other things than this run (below {home} {ours}, and that "
+            "while no job trains it), and try again"
+        ) from error
+
+
+# --- pins ---------------------------------------------------------------------------------------
 
 
 def free_pins(pins: Iterable[Pin]) -> int:

@@ -54,6 +54,7 @@ logger = logging.getLogger("handfast")
 
 TIER: Final = "directory"
 LOCK_PAUSE_S: Final = 0.05
+RECORD_MAX: Final = 1 << 20  # bytes of a round's record; it has some 3000
 
 
 def domain_name(shard: int) -> str:
@@ -330,7 +331,7 @@ def _read(files: Files, path: str) -> RoundRecord | None:
     if not files.exists(path):
         return None
     try:
-        return msgspec.json.decode(read_file(files, path), type=RoundRecord)
+        return msgspec.json.decode(read_file(files, path, RECORD_MAX), type=RoundRecord)
     except (Damaged, msgspec.MsgspecError, UnicodeDecodeError) as error:
         why = "it can't be read" if isinstance(error, Damaged) else error
         raise Damaged(

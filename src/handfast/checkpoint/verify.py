@@ -25,7 +25,7 @@ from handfast.errors import Damaged
 from handfast.store.files import Files, closing, read_into, reading
 from handfast.store.manifest import HASH_BYTES, Manifest, Piece, chunk_hash
 from handfast.store.port import Progress
-from handfast.store.shelf import parts, read_chunks
+from handfast.store.shelf import lengths, parts, read_chunks
 
 __all__ = ["Finding", "Verification", "verify_epochs", "verify_line"]
 
@@ -33,6 +33,7 @@ __all__ = ["Finding", "Verification", "verify_epochs", "verify_line"]
 class Finding(msgspec.Struct, frozen=True):
     """One thing that is wrong. ``chunk`` and ``offset`` are -1 where it is not within a data file.
 
+    ``chunk`` alone is -1 where bytes that no restore reads stand behind the end, at ``offset``.
     ``offset`` counts the bytes of the file ``path``; ``epoch`` is None for a whole domain.
     """
 
@@ -82,21 +83,21 @@ class _Reader:
         self._total += sum(_image_bytes(found, epoch) for found in self.survey.places)
 
     def copy(self, place: int, epoch: Epoch) -> bool:
-        """Read one domain's copy; true where every byte is right."""
+        """Read one domain's copy; true where every byte is right that a restore reads."""
         check_held(self.survey, epoch)
         found = self.survey.places[place]
         entry = found.entries.get(epoch) if found is not None else None
         if found is None or entry is None or entry.manifest is None:
             return False
         shard = self.survey.domains[place].shard
-        bad = [
+        wrong = [
             Finding(found.id, shard, verdict, problem, epoch, path, chunk, offset)
             for verdict, problem, path, chunk, offset in self._damage(found, entry.manifest)
         ]
-        if bad and epoch not in read_domain(self.files, found.root, found.name).retained:
+        if wrong and epoch not in read_domain(self.files, found.root, found.name).retained:
             raise Released(f"epoch {epoch} was released by {found.id} while it was read")
-        self.findings += bad
-        return not bad
+        self.findings += wrong
+        return all(finding.chunk < 0 for finding in wrong)
 
     def _damage(
         self, found: Found, manifest: Manifest
@@ -105,6 +106,7 @@ class _Reader:
         buffer = memoryview(bytearray(min(manifest.image_bytes, 16 * unit)))
         with ExitStack() as stack:
             opened: dict[int, int] = {}
+            ends = lengths(manifest)
             for piece in manifest.pieces:
                 path = f"{home}/{manifest.sources[piece.source]}"
                 try:
@@ -113,12 +115,27 @@ class _Reader:
                             fd = stack.enter_context(closing(self.files, self.files.open(path)))
                         self.files.forget(fd)  # what counts is what the medium holds
                         opened[piece.source] = fd
+                        yield from self._longer(fd, path, ends.get(manifest.sources[piece.source]))
                     fd = opened[piece.source]
                 except Damaged as error:
                     yield Verdict.MISSING, str(error), path, piece.first, piece.at
                     continue
                 for part in parts(piece, unit):
                     yield from self._part(manifest, path, fd, part, buffer)
+
+    def _longer(
+        self, fd: int, path: str, end: int | None
+    ) -> Iterator[tuple[Verdict, str, str, int, int]]:
+        """Say where a file goes on behind its end; that it ends too early its chunks say."""
+        with reading(path):
+            size = self.files.size(fd)
+        if end is not None and size > end:
+            problem = (
+                f"{path}: {size} bytes long, {size - end} more than were written. What to do: a "
+                f"restore does not read these, but other programs may refuse the file: cut them "
+                f"off (truncate -s {end})"
+            )
+            yield Verdict.CORRUPT, problem, path, -1, end
 
     def _part(
         self, manifest: Manifest, path: str, fd: int, part: Piece, buffer: memoryview

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
@@ -231,12 +231,14 @@ class Weights:
         tensors: Sequence[Whole],
         tied: dict[str, str],
         shelves: Sequence[tuple[Found, Shelf]],
+        unpinned: Collection[str],
         progress: Progress | None,
     ) -> None:
         self.epoch = epoch
         self.tensors = tuple(tensors)
         self.tied = tied
         self._shelves = shelves
+        self._unpinned = unpinned
         self._progress = progress
 
     def blocks(self) -> Iterator[tuple[Whole, Block, memoryview]]:
@@ -305,13 +307,19 @@ class Weights:
             now = read_domain(shelf.files, found.root, found.name)
             if now.member is None or self.epoch in now.retained:
                 raise
-            raise Refused(
-                f"epoch {self.epoch} was released while it was read, for it could not be pinned",
-                verdict=Verdict.MISSING,
-                shards=(found.id,),
-                remedy="do it again, with an epoch that is kept longer or a run that is writable",
-            ) from None
+            raise self._released(found.id) from None
         return view
+
+    def _released(self, domain: str) -> Refused:
+        why, way = "its pin was taken away meanwhile", "or see who freed the pin"
+        if domain in self._unpinned:
+            why, way = "it could not be pinned", "or a run that is writable"
+        return Refused(
+            f"epoch {self.epoch} was released while it was read, for {why}",
+            verdict=Verdict.MISSING,
+            shards=(domain,),
+            remedy=f"do it again, with an epoch that is kept longer, {way}",
+        )
 
 
 def _further(progress: Progress, done: int, total: int, at: int, _: int) -> None:
@@ -347,7 +355,7 @@ def reading_weights(
     have two values for one place of a tensor, ValueError for a component that is not in it.
     """
     with ExitStack() as held:
-        epoch, places = location.steadily(
+        epoch, places, unpinned = location.steadily(
             lambda survey: _hold(location, survey, step, purpose, held)
         )
         shelves = [(found, Shelf(location.files, found.root, found.name)) for found in places]
@@ -375,20 +383,24 @@ def reading_weights(
             there = some(sorted(keys.values()), 5)
             raise ValueError(f"only={tuple(only)}: no tensor has such a name; there are {there}")
         ties = {other: first for first, *rest in called.values() for other in rest}
-        weights = Weights(epoch, tensors, ties, shelves, progress)
+        weights = Weights(epoch, tensors, ties, shelves, unpinned, progress)
         weights.check_twins()
         yield weights
 
 
 def _hold(
     location: Location, survey: Survey, step: int | Epoch | None, purpose: str, held: ExitStack
-) -> tuple[Epoch, list[Found]]:
-    """Choose the epoch, and one copy of each shard, and pin those; all or none."""
+) -> tuple[Epoch, list[Found], set[str]]:
+    """Choose the epoch, and one copy of each shard, and pin those; also gives what could not be.
+
+    Where one of them has gone, none stays pinned: raises Released.
+    """
     epoch = choose(survey, step)
     verdict = next(row.verdict for row in rows(survey) if row.epoch == epoch)
     if verdict is Verdict.MIXED:
         raise mixed(survey)
     places = _copies(survey, epoch, verdict)
+    unpinned = set()
     with ExitStack() as stack:
         for found in places:
             try:
@@ -396,9 +408,10 @@ def _hold(
             except Refused as gone:
                 raise Released(str(gone)) from gone
             except SaveFailed as error:
+                unpinned.add(found.id)
                 logger.warning("epoch %s is read without a pin: %s", epoch, error)
         held.push(stack.pop_all())
-    return epoch, places
+    return epoch, places, unpinned
 
 
 def _copies(survey: Survey, epoch: Epoch, verdict: Verdict | None) -> list[Found]:

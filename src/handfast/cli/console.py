@@ -8,7 +8,9 @@ import json
 import os
 import re
 import reprlib
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,8 +40,8 @@ __all__ = ["answer", "answering", "as_json", "epoch_of", "out", "paths", "showin
 DAMAGED: Final = 1
 USAGE: Final = 2
 NO_LOOK: Final = 3
-INTERRUPTED: Final = 130
 PIPE: Final = 141
+BY_SIGNAL: Final = 128  # and the signal's number, as shells count
 RUNS: Final = "RUN: the run's directory; several, globs and '{rank}' templates are joined."
 WIDTH: Final = 200  # columns of a table that goes to a file or a pipe
 
@@ -125,11 +127,41 @@ def answer(value: object, **more: object) -> None:
         print(json.dumps(plain(value) | plain(more), indent=2), flush=True)
 
 
+class Ended(KeyboardInterrupt):
+    """The process was told to end by a signal, whose number is the first argument."""
+
+
+@contextmanager
+def ending_well() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the body as Ctrl-C does, so that what it began is taken back.
+
+    One that is ignored (`nohup`) stays ignored. Once told is enough: what comes later does not
+    disturb the clearing up.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    ours = [number for number, how in before.items() if how is not signal.SIG_IGN]
+
+    def end(number: int, _: object) -> None:
+        for each in ours:
+            signal.signal(each, signal.SIG_IGN)
+        raise Ended(number)
+
+    if threading.current_thread() is not threading.main_thread():  # it has no signals
+        ours = []
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
 @contextmanager
 def answering(as_json: bool) -> Iterator[None]:
     """Turn errors of the body into a message that says what to do, and an exit code."""
     try:
-        with _failing(as_json):
+        with _failing(as_json), ending_well():
             yield
     except BrokenPipeError:  # whoever read this, `head` say, has seen enough
         _hush()
@@ -162,8 +194,9 @@ def _failing(as_json: bool) -> Iterator[None]:
     except OSError as error:
         what = f"{error.filename or 'the system'}: {describe(error)}"
         _fail(f"{what}. What to do: {remedy(error)}", as_json, NO_LOOK)
-    except KeyboardInterrupt:
-        raise click.exceptions.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt as told:
+        number = told.args[0] if isinstance(told, Ended) else signal.SIGINT
+        raise click.exceptions.Exit(BY_SIGNAL + number) from None
     except (click.exceptions.Exit, click.ClickException):
         raise
     except Exception as error:  # a bug of ours must not pass for damage, which is exit code 1

@@ -12,13 +12,7 @@ from rich.table import Table
 
 from handfast import open as open_run
 from handfast.checkpoint.reader import Run
-from handfast.checkpoint.release import (
-    DomainPlan,
-    carry_out,
-    free_pins,
-    holder_is_dead,
-    plan_release,
-)
+from handfast.checkpoint.release import DomainPlan, carry_out, free_pins, plan_release
 from handfast.checkpoint.spelling import size
 from handfast.cli.console import (
     RUNS,
@@ -37,6 +31,12 @@ from handfast.store.pins import Pin
 __all__ = ["release"]
 
 DEAD = "dead"
+FATES = {True: ", which has ended", False: "", None: ", maybe ended"}
+UNTOLD = (
+    "whether a reader that maybe ended has can't be told from here: it was on another host, in "
+    "another container or before a reboot, or its pin can't be read or is of an older handfast. "
+    "Its pin stays. What to do: once you know that nobody reads, free it by its name: --unpin PIN"
+)
 OFFLINE = (
     "--yes needs --offline: to release, each domain is claimed, and that supersedes an agent that "
     "is alive on another node, which can't be seen from here. If no job trains this run anywhere, "
@@ -63,7 +63,7 @@ OFFLINE = (
 )
 @click.option("--pins", is_flag=True, help="List the pins of readers.")
 @click.option(
-    "--unpin", metavar="PIN", help="Free this pin, or 'dead': all whose reader has ended."
+    "--unpin", metavar="PIN", help="Free this pin, or 'dead': all whose reader has provably ended."
 )
 @click.option("--yes", is_flag=True, help="Do it; otherwise it is only shown.")
 @click.option("--offline", is_flag=True, help="No job trains this run, on any node.")
@@ -96,7 +96,7 @@ def release(
         if yes and not offline:
             raise ValueError(OFFLINE)
         keep = _keep(keep_newest, keep_every, step)
-        plans = plan_release(opened.location.survey(), keep, step, unseen=unseen)
+        plans = plan_release(opened.location, keep, step, unseen=unseen)
         if yes:
             with showing("read what is kept") as progress:
                 plans = carry_out(opened.location, plans, keep, step, progress, unseen=unseen)
@@ -123,13 +123,16 @@ def _show(console: Console, plans: Sequence[DomainPlan], *, done: bool) -> None:
             table.add_row("", str(epoch), f"[bold]{goes}[/]")
         for epoch in plan.leftovers:
             table.add_row("", str(epoch), f"[bold]{goes}[/]: it was never attested")
+        if plan.litter:
+            what = "1 file" if len(plan.litter) == 1 else f"{len(plan.litter)} files"
+            table.add_row("", what, f"[bold]{goes}[/]: no epoch needs this")
         for stay in plan.stays:
             table.add_row("", str(stay.epoch), f"[dim]stays: {stay.why}[/]")
         console.print(table)
     count = sum(len(plan.gone) + len(plan.leftovers) for plan in plans)
     images = size(sum(plan.nbytes for plan in plans))
     console.print(f"{count} copies {goes}, images of {images} (deltas may share some of that)")
-    if count and not done:
+    if any(plan.anything for plan in plans) and not done:
         console.print("nothing was changed: add --yes --offline to do it")
 
 
@@ -152,19 +155,20 @@ def _pins(opened: Run, unpin: str | None, yes: bool, as_json: bool) -> None:
         what = ("freed" if yes else "would be freed") if pin in meant else ""
         fields = _fields(pin)
         reader = f"process {fields['pid']} on {fields['host']}" if pin.holder else "unknown"
-        ended = ", which has ended" if fields["ended"] else ""
         table.add_row(
-            str(pin.epoch), escape(reader + ended), escape(str(fields["purpose"])),
+            str(pin.epoch), escape(reader + FATES[pin.ended()]), escape(str(fields["purpose"])),
             os.path.basename(pin.path), what,
         )  # fmt: skip
     console.print(table if held else "no reader holds a pin")
+    if unpin in (None, DEAD) and any(pin.ended() is None for pin in held):
+        console.print(UNTOLD)
     if meant and not yes:
         console.print("nothing was changed: add --yes to do it")
 
 
 def _is_meant(pin: Pin, unpin: str | None) -> bool:
     if unpin == DEAD:
-        return holder_is_dead(pin)
+        return pin.ended() is True
     return unpin is not None and os.path.basename(pin.path) == os.path.basename(unpin)
 
 
@@ -176,5 +180,5 @@ def _fields(pin: Pin) -> dict[str, object]:
         "pid": holder.pid if holder else 0,
         "host": holder.host if holder else "",
         "purpose": holder.purpose if holder else "",
-        "ended": holder_is_dead(pin),
+        "ended": pin.ended(),
     }

@@ -14,6 +14,11 @@ seal is the first record of its own journal, and durable before anything is buil
 
 The seal of the latest incarnation that has one binds. An earlier claim whose seal it did not
 see can't have acted: it would have found itself superseded.
+
+**Why a claim that failed may take its directory away.** Only as long as its journal is not
+there, or shorter than its header. Then whoever has read it since has sealed it at length 0, which
+is what stands for a journal that was not there; and an owner that saw it has at most stopped for
+nothing. Nobody else can have its number until it is gone, so what is taken away is its own.
 """
 
 import contextlib
@@ -38,7 +43,7 @@ from handfast.store.files import (
     write_file,
     writing,
 )
-from handfast.store.journal import LOST, Journal, scan
+from handfast.store.journal import HEADER, LOST, Journal, scan
 
 __all__ = [
     "Claim",
@@ -53,6 +58,7 @@ __all__ = [
 ]
 
 FORMAT: Final = 1
+IDENTITY_MAX: Final = 1 << 20  # bytes; it has some 300
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=-]{0,199}")
 NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 RACED: Final = (
@@ -176,7 +182,7 @@ def _create_identity(files: Files, path: str, name: str, run: str, shard: int) -
 def read_identity(files: Files, root: str, name: str) -> Identity:
     """The identity of a domain that was identified; FormatError, or Damaged, if there is none."""
     path = f"{domain_path(root, name)}/domain.json"
-    data = read_file(files, path)
+    data = read_file(files, path, IDENTITY_MAX)
     try:
         envelope = msgspec.json.decode(data, type=IdentityFile)
         sound = envelope.check == xxhash.xxh3_128_hexdigest(envelope.identity)
@@ -213,8 +219,9 @@ def take(files: Files, root: str, name: str) -> Claim:
     Order, all of it *must*: mkdir of the next number (exclusive) and sync of the domain's
     directory; then the predecessors' journals are settled and read; then the own journal is
     created, its first record seals them, both are synced, and so is the incarnation's directory.
-    A failure at any step leaves an incarnation that never acted; the next claim takes another.
-    Raises SaveFailed for a failed call, Damaged or FormatError for what can't be read.
+    A failure at any step leaves an incarnation that never acted, or nothing where it has not come
+    to a journal (on a full disk, say); the next claim takes another. Raises SaveFailed for a
+    failed call, Damaged or FormatError for what can't be read.
     """
     path = domain_path(root, name)
     identity = read_identity(files, root, name)
@@ -226,12 +233,17 @@ def take(files: Files, root: str, name: str) -> Claim:
                 break
             except FileExistsError:  # another process claims at the same time
                 number += 1
-        files.fsync_dir(path)
-        here = f"{path}/{number}"
-        files.mkdir(f"{here}/chunks")
-        files.mkdir(f"{here}/manifests")
-        lengths, history = recall(files, path, identity, below=number, settle=True)
-    journal = Journal.create(files, f"{here}/journal")
+    here = f"{path}/{number}"
+    try:
+        with writing("claim the domain", path):
+            files.fsync_dir(path)
+            files.mkdir(f"{here}/chunks")
+            files.mkdir(f"{here}/manifests")
+            lengths, history = recall(files, path, identity, below=number, settle=True)
+        journal = Journal.create(files, f"{here}/journal")
+    except Exception:
+        _withdraw(files, here)
+        raise
     try:
         journal.append(msgspec.msgpack.encode(Seal(identity.id, number, lengths)))
         journal.sync()
@@ -242,6 +254,20 @@ def take(files: Files, root: str, name: str) -> Claim:
             journal.close()
         raise
     return Claim(path, identity, number, journal, history)
+
+
+def _withdraw(files: Files, here: str) -> None:
+    """Take a claim's directory away, if nobody can have read a journal in it."""
+    journal = f"{here}/journal"
+    with contextlib.suppress(OSError):
+        if files.exists(journal):
+            with closing(files, files.open(journal)) as fd:
+                if files.size(fd) >= HEADER:
+                    return
+            files.unlink(journal)
+        for part in (f"{here}/manifests", f"{here}/chunks", here):
+            if files.exists(part):
+                files.rmdir(part)
 
 
 def lengths_now(files: Files, path: str) -> dict[int, int]:

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from handfast.core.lattice import Epoch
-from handfast.errors import Damaged, FormatError, HandfastError, SaveFailed, Superseded
+from handfast.errors import Damaged, HandfastError, SaveFailed, Superseded
 from handfast.store import delta
 from handfast.store import manifest as codec
 from handfast.store.claims import Claim, incarnations, take
@@ -25,6 +25,7 @@ from handfast.store.files import (
     writing,
 )
 from handfast.store.image import Layout
+from handfast.store.litter import KINDS, RELEASED, litter, references
 from handfast.store.manifest import CHUNK, Left, Manifest, Piece, Stamp
 from handfast.store.pins import pinned
 from handfast.store.port import Buffer, Progress, Verify, Written
@@ -32,7 +33,6 @@ from handfast.store.shelf import ENDING, Shelf, named_epoch, parts
 
 __all__ = ["Directory", "claim"]
 
-RELEASED: Final = ".released"  # the end of a manifest's name that was taken away
 SAMPLE: Final = 6  # chunks that are read back besides the first and the last
 
 
@@ -299,24 +299,29 @@ class Directory(Shelf):
         what was garbage before its claim is garbage for ever); pins are looked at after the
         renames (and before them, so that a pin that stands never sees its manifest vanish).
         *Should*: names that were renamed away go last. A failure or a crash at any step leaves
-        work for the next call, which also sweeps what failed writes left. If a manifest that
-        stays can't be read, its references are not known: no data go until it is released itself.
+        work for the next call, which also sweeps what failed writes left. What can't be taken
+        away by itself keeps nothing else from going. If a manifest that stays can't be read, its
+        references are not known: no data go until it is released itself.
 
         Manifests of predecessors stay unless `may_clean` is set. Returns the epochs among
         `epochs` that stay because a reader has pinned them. Raises Superseded if a later
-        incarnation is claimed, SaveFailed if a call fails.
+        incarnation is claimed, HandfastError naming the place if the pins can't be looked at, and
+        SaveFailed if another call fails: the first that did, once all else is done.
         """
         wanted = set(epochs)
+        troubles: list[SaveFailed] = []
         with self._lock:
             self._check_current()
             with writing("release epochs", self.path):
-                kept = self._take_away(wanted)
-                garbage = self._garbage()
+                kept = self._take_away(wanted, troubles)
+                garbage = self._garbage(troubles)
             self._check_current()
-            with writing("release epochs", self.path):
-                for path in garbage:
-                    with contextlib.suppress(FileNotFoundError):
-                        self.files.unlink(f"{self.path}/{path}")
+            for path in garbage:
+                whole = f"{self.path}/{path}"
+                with _noting(troubles, whole), contextlib.suppress(FileNotFoundError):
+                    self.files.unlink(whole)
+        if troubles:
+            raise troubles[0]
         return tuple(sorted(kept))
 
     def _check_current(self) -> None:
@@ -326,23 +331,24 @@ class Directory(Shelf):
                 "has claimed the domain"
             )
 
-    def _mine(self) -> list[str]:
-        """The incarnations' directories in which this one may take files away."""
+    def _mine(self) -> list[int]:
+        """The incarnations in whose directories this one may take files away."""
         return [
-            str(number)
+            number
             for number in incarnations(self.files, self.path)
             if number == self.incarnation or (number < self.incarnation and self.may_clean)
             if self.files.exists(f"{self.path}/{number}/manifests")
         ]
 
-    def _take_away(self, wanted: set[Epoch]) -> set[Epoch]:
+    def _take_away(self, wanted: set[Epoch], troubles: list[SaveFailed]) -> set[Epoch]:
         """Rename manifests away, durably, and back where a pin turned up."""
         standing = pinned(self.files, self.path)
         for number in self._mine():
             where = f"{self.path}/{number}/manifests"
             for name in self.files.listdir(where):
                 if named_epoch(name) in wanted - standing:
-                    self.files.rename(f"{where}/{name}", f"{where}/{name}{RELEASED}")
+                    with _noting(troubles, f"{where}/{name}"):  # one that stays keeps its data
+                        self.files.rename(f"{where}/{name}", f"{where}/{name}{RELEASED}")
         standing = pinned(self.files, self.path)
         for number in self._mine():
             where = f"{self.path}/{number}/manifests"
@@ -354,37 +360,30 @@ class Directory(Shelf):
                 self.files.fsync_dir(where)
         return wanted & standing
 
-    def _garbage(self) -> list[str]:
+    def _garbage(self, troubles: list[SaveFailed]) -> list[str]:
         """Data that nothing refers to, temporary names, and released manifests, in this order."""
-        used = self._references()
+        used = references(self.files, self.path)
         if used is None:
             return []
-        return [
-            path
-            for kind in ("chunks", "manifests")
-            for number in self._mine()
-            for name in self.files.listdir(f"{self.path}/{number}/{kind}")
-            if kind == "chunks" or name.endswith((TEMPORARY, RELEASED))
-            if (path := f"{number}/{kind}/{name}") not in used
-        ]
-
-    def _references(self) -> set[str] | None:
-        """Every file that a manifest or the write in progress needs; None if one can't be read."""
-        used: set[str] = set()
         if self._attempt is not None:
             used.update(path.removeprefix(f"{self.path}/") for path in self._attempt.names())
             used.update(self._attempt.parent.sources if self._attempt.parent else ())
-        for number in incarnations(self.files, self.path):
-            where = f"{self.path}/{number}/manifests"
-            for name in self.files.listdir(where) if self.files.exists(where) else ():
-                if named_epoch(name) is None:
-                    continue
-                try:
-                    path = f"{where}/{name}"
-                    used.update(codec.decode(read_file(self.files, path), path).sources)
-                except FormatError:
-                    return None
-        return used
+        found: list[str] = []
+        for kind in KINDS:
+            for number in self._mine():
+                with _noting(troubles, f"{self.path}/{number}/{kind}"):
+                    found += litter(self.files, self.path, number, kind, used)
+        return found
+
+
+@contextlib.contextmanager
+def _noting(troubles: list[SaveFailed], path: str) -> Iterator[None]:
+    """Note that something can't be taken away, and go on."""
+    try:
+        with writing("release epochs", path):
+            yield
+    except SaveFailed as error:
+        troubles.append(error)
 
 
 def _all(manifest: Manifest) -> Iterator[Piece]:

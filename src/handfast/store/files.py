@@ -93,8 +93,15 @@ class Files(Protocol):
     def unlink(self, path: str) -> None:
         """Take a name away."""
 
-    def mkdir(self, path: str) -> None:
-        """Make a directory; FileExistsError if the name is taken."""
+    def mkdir(self, path: str, like: str = "") -> None:
+        """Make a directory; FileExistsError if the name is taken.
+
+        Where another one is named, it gets the mode of that and, if this user may give it away,
+        the owner.
+        """
+
+    def rmdir(self, path: str) -> None:
+        """Take an empty directory away."""
 
     def listdir(self, path: str) -> list[str]:
         """The names in a directory, sorted."""
@@ -160,8 +167,16 @@ class Posix:
     def unlink(self, path: str) -> None:
         os.unlink(path)
 
-    def mkdir(self, path: str) -> None:
+    def mkdir(self, path: str, like: str = "") -> None:
         os.mkdir(path)
+        if like:
+            model = os.stat(like)
+            with contextlib.suppress(PermissionError):
+                os.chown(path, model.st_uid, model.st_gid)
+            os.chmod(path, stat.S_IMODE(model.st_mode))  # whatever this process's umask is
+
+    def rmdir(self, path: str) -> None:
+        os.rmdir(path)
 
     def listdir(self, path: str) -> list[str]:
         return sorted(os.listdir(path))
@@ -197,7 +212,10 @@ def writing(step: str, path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Turn an OSError of the body into Damaged (the bytes are gone) or a plain HandfastError."""
+    """Turn an OSError of the body into Damaged (the bytes are gone) or a plain HandfastError.
+
+    A lack of memory becomes a plain HandfastError, too.
+    """
     try:
         yield
     except OSError as error:
@@ -209,6 +227,11 @@ def reading(path: str) -> Iterator[None]:
         to_do = remedy(error).replace("writ", "read")
         raise HandfastError(
             f"{path}: can't be read: {describe(error)}. What to do: {to_do}"
+        ) from error
+    except MemoryError as error:
+        raise HandfastError(
+            f"{path}: can't be read: there is no memory for it. What to do: free memory on this "
+            "node; if the file is far longer than its like, put it back from a copy"
         ) from error
 
 
@@ -256,11 +279,27 @@ def read_into(files: Files, fd: int, into: memoryview, offset: int) -> int:
 
 
 def read_file(files: Files, path: str, limit: int | None = None) -> bytes:
-    """A small file's bytes, at most `limit` of them."""
+    """A small file's bytes, at most `limit` of them. Raises HandfastError; Damaged if it is gone.
+
+    A length on a disk can go wild: where it is known how long such a file may be, say so.
+    """
     with reading(path), closing(files, files.open(path)) as fd:
-        size = files.size(fd)
-        buffer = bytearray(size if limit is None else min(size, limit))
-        return bytes(buffer[: read_into(files, fd, memoryview(buffer), 0)])
+        return read_start(files, fd, files.size(fd) if limit is None else limit)
+
+
+def read_start(files: Files, fd: int, limit: int) -> bytes:
+    """An open file's first bytes, at most `limit` of them."""
+    buffer = bytearray(min(files.size(fd), limit))
+    return bytes(buffer[: read_into(files, fd, memoryview(buffer), 0)])
+
+
+def told_by_kernel(path: str) -> str:
+    """What stands in a file of /proc, which has no length; empty where nothing is to be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def write_file(files: Files, path: str, data: bytes) -> None:

@@ -23,7 +23,7 @@ from typing import Final
 import msgspec
 
 from handfast.errors import Damaged, FormatError, SaveFailed
-from handfast.store.files import Files, closing, read_file, write_all, writing
+from handfast.store.files import Files, closing, read_into, reading, write_all, writing
 
 __all__ = ["HEADER", "LOST", "RECORD_MAX", "Journal", "Scan", "scan"]
 
@@ -37,6 +37,7 @@ VERSION: Final = 1
 HEADER: Final = 16  # bytes before the first frame
 MARKER: Final = b"\xf1HF\x0a"
 RECORD_MAX: Final = 16 << 20  # bytes in a record; a longer length is damage, not a record
+TORN_MAX: Final = 64 << 20  # bytes that no sync has promised; a longer tail is damage, not torn
 
 HEAD = struct.Struct("<6sHI")
 GUARDED = struct.Struct("<QQI")  # sequence, synced, length: what the checksum covers first
@@ -90,11 +91,16 @@ class Journal:
         return cls(files, path, fd, seed)
 
     def append(self, payload: bytes) -> None:
-        """Add one record. Nothing is promised of it before `sync`; SaveFailed is final."""
+        """Add one record. Nothing is promised of it before `sync`; SaveFailed is final.
+
+        Where so much is not synced that it could not pass for a torn tail, that is synced first.
+        """
         if len(payload) > RECORD_MAX:
             raise ValueError(f"a record of {len(payload)} bytes; at most {RECORD_MAX} are allowed")
         guarded = GUARDED.pack(self._sequence, self._synced, len(payload)) + payload
         frame = MARKER + CHECK.pack(zlib.crc32(guarded, self._seed)) + guarded
+        if self.length + len(frame) - self._synced >= TORN_MAX:
+            self.sync()
         with self._step("append to the journal"):
             write_all(self._files, self._fd, frame, self.length)
         self.length += len(frame)
@@ -139,32 +145,56 @@ def scan(files: Files, path: str, limit: int | None = None, most: int | None = N
     Without `limit`, a tail that no sync had promised is cut off (`torn`), and damage before it
     raises Damaged with the file and the offset. With `limit`, a length at which a successor
     sealed this journal, every byte before it was once read back whole, so anything wrong there
-    is Damaged, and whatever stands behind it is void. `most` is the length that an unsealed journal
-    had at the moment that is looked at: what was appended since is not read.
+    is Damaged, and whatever stands behind it is void. A tail of TORN_MAX bytes is no torn one, and
+    Damaged, too; not much more than that is held of it. `most` is the length that an unsealed
+    journal had at the moment that is looked at: what was appended since is not read.
     """
     if limit == 0:  # sealed before it was created: whatever is there now came too late
         return Scan((), 0, torn=False)
-    data = read_file(files, path, most if limit is None else limit)
+    with reading(path), closing(files, files.open(path)) as fd:
+        return _scan(path, _pieces(files, fd, most if limit is None else limit), limit)
+
+
+def _scan(path: str, pieces: Iterator[bytearray], limit: int | None) -> Scan:
+    data = bytearray()
+    records: list[bytes] = []
+    offset = seed = 0
+    for piece in pieces:
+        data += piece
+        if len(data) < HEADER or (limit is None and data == bytes(HEADER)):
+            continue  # its creator died before the header was durable
+        if not offset:
+            offset, seed = HEADER, _check_header(path, data)
+        while (found := _frame(data, offset, seed)) is not None:
+            sequence, _, payload = found
+            if sequence != len(records):
+                what = f"record {sequence} stands where {len(records)} belongs"
+                raise _damaged(path, offset, what)
+            records.append(payload)
+            offset += FRAME + len(payload)
+        if len(data) - offset >= TORN_MAX:
+            what = f"{TORN_MAX} bytes or more that are no record: no crash leaves so many"
+            raise _damaged(path, offset, what)
     if limit is not None and len(data) < limit:
         raise _damaged(path, len(data), f"the file ends here, though it was sealed at {limit}")
-    if limit is None and (len(data) < HEADER or data == bytes(HEADER)):
-        return Scan((), 0, torn=bool(data))  # its creator died before the header was durable
-    seed = _check_header(path, data)
-    records: list[bytes] = []
-    offset = HEADER
-    while (found := _frame(data, offset, seed)) is not None:
-        sequence, _, payload = found
-        if sequence != len(records):
-            raise _damaged(path, offset, f"record {sequence} stands where {len(records)} belongs")
-        records.append(payload)
-        offset += FRAME + len(payload)
     torn = offset < len(data)
     if torn and (limit is not None or _promised(data, offset, seed)):
         raise _damaged(path, offset, f"record {len(records)} can't be read, though it was durable")
     return Scan(tuple(records), offset, torn)
 
 
-def _check_header(path: str, data: bytes) -> int:
+def _pieces(files: Files, fd: int, limit: int | None) -> Iterator[bytearray]:
+    """A file's bytes, up to a limit; so many at a time that a length gone wild takes no memory."""
+    left = files.size(fd) if limit is None else min(files.size(fd), limit)
+    at = 0
+    while left > 0:
+        piece = bytearray(min(left, TORN_MAX))
+        got = read_into(files, fd, memoryview(piece), at)
+        yield piece[:got]
+        at, left = at + got, left - len(piece) if got == len(piece) else 0
+
+
+def _check_header(path: str, data: bytearray) -> int:
     """The seed of the frames' checksums."""
     magic, version, _ = HEAD.unpack_from(data)
     (check,) = CHECK.unpack_from(data, HEAD.size)
@@ -180,7 +210,7 @@ def _check_header(path: str, data: bytes) -> int:
     return int(check)
 
 
-def _frame(data: bytes, offset: int, seed: int) -> tuple[int, int, bytes] | None:
+def _frame(data: bytearray, offset: int, seed: int) -> tuple[int, int, bytes] | None:
     """The sequence, synced length and payload of a sound frame at this offset, else None."""
     start = offset + FRAME
     if not data.startswith(MARKER, offset) or start > len(data):
@@ -192,10 +222,10 @@ def _frame(data: bytes, offset: int, seed: int) -> tuple[int, int, bytes] | None
         return None
     if zlib.crc32(memoryview(data)[offset + PREFIX : end], seed) != check:
         return None
-    return sequence, synced, data[start:end]
+    return sequence, synced, bytes(data[start:end])
 
 
-def _promised(data: bytes, offset: int, seed: int) -> bool:
+def _promised(data: bytearray, offset: int, seed: int) -> bool:
     """Whether a later record proves that the bytes at this offset were durable once."""
     at = data.find(MARKER, offset + 1)
     while at >= 0:

@@ -17,6 +17,7 @@ from handfast.store.image import BLOCK, Natural, Slot, TensorSpec, check_spec, t
 __all__ = [
     "CHUNK",
     "HASH_BYTES",
+    "HEAD",
     "MAGIC",
     "VERSION",
     "Left",
@@ -29,6 +30,7 @@ __all__ = [
     "digest",
     "encode",
     "hash_chunks",
+    "promised",
     "tensor_digest",
 ]
 
@@ -38,7 +40,8 @@ CHUNK = 1 << 20
 """Bytes that one hash covers, and the unit in which unchanged data is referenced."""
 HASH_BYTES = 16
 
-_HEAD = len(MAGIC) + 4 + 8  # magic, version, body length
+HEAD = len(MAGIC) + 4 + 8
+"""Bytes before the body: magic, version, body length."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -215,6 +218,16 @@ def decode(data: bytes, where: str = "") -> Manifest:
     return manifest
 
 
+def promised(head: bytes) -> int:
+    """How many bytes a manifest with these first :data:`HEAD` bytes has; not one is more of it.
+
+    Where these are no manifest's, what is read so far is enough to refuse it.
+    """
+    if len(head) < HEAD or not head.startswith(MAGIC):
+        return len(head)
+    return HEAD + int.from_bytes(head[12:20], "little") + HASH_BYTES
+
+
 def _unframe(data: memoryview, where: str) -> tuple[int, memoryview]:
     """Take the frame off: (format version, body). The frame is the same in every version."""
     remedy = "Restore from another copy of this shard"
@@ -224,22 +237,23 @@ def _unframe(data: memoryview, where: str) -> tuple[int, memoryview]:
             f"{where}: begins with {found!r}, not with {MAGIC!r}: no handfast manifest, or one "
             f"that was overwritten. {remedy}, or look at the path"
         )
-    if len(data) < _HEAD:
+    if len(data) < HEAD:
         raise Damaged(f"{where}: cut at byte {len(data)}, inside the head. {remedy}")
     major = int.from_bytes(data[8:12], "little")
     length = int.from_bytes(data[12:20], "little")
-    end = _HEAD + length
+    end = HEAD + length
     if len(data) != end + HASH_BYTES:
+        longer = len(data) > end + HASH_BYTES  # who read it may have read no further
         raise Damaged(
-            f"{where}: {len(data)} bytes long where its head (byte 12) says {end + HASH_BYTES}: "
-            f"cut, or damaged. {remedy}"
+            f"{where}: {'more than ' if longer else ''}{min(len(data), end + HASH_BYTES)} bytes "
+            f"long where its head (byte 12) says {end + HASH_BYTES}: cut, or damaged. {remedy}"
         )
     if chunk_hash(data[:end]) != data[end:]:
         raise Damaged(
             f"{where}: bytes 0 to {end} do not have the digest that stands at byte {end}: "
             f"damaged. {remedy}"
         )
-    return major, data[_HEAD:end]
+    return major, data[HEAD:end]
 
 
 def _other_version(major: int, body: memoryview, where: str) -> FormatError:

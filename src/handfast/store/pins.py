@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import socket
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
 import msgspec
 
@@ -25,6 +25,7 @@ from handfast.store.files import (
     discard,
     read_file,
     reading,
+    told_by_kernel,
     write_file,
     writing,
 )
@@ -34,13 +35,29 @@ __all__ = ["Holder", "Pin", "pin", "pinned", "pins"]
 
 NAME: Final = re.compile(r"(0|[1-9]\d*)-(0|[1-9]\d*)-[0-9a-f]+\.json")
 
+HOLDER_MAX: Final = 1 << 20  # bytes; the purpose may have a path in it
+
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who holds a pin, and what for: enough to ask, or to prove that it is dead."""
+    """Who holds a pin, and what for: enough to ask, or to prove that it is dead.
 
-    pid: int
+    `boot` is the kernel's name for its boot, `namespaces` are those in which the process has its
+    number and its start, and `started` is that start in clock ticks. Where one of them is empty
+    (it could not be found out, or an older release made the pin), nothing can be proved.
+    """
+
+    pid: Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
     host: str
     purpose: str
+    boot: str = ""
+    namespaces: str = ""
+    started: str = ""
+
+    @classmethod
+    def here(cls, purpose: str) -> Self:
+        """This process."""
+        boot, namespaces = _within()
+        return cls(os.getpid(), socket.gethostname(), purpose, boot, namespaces, _start_of("self"))
 
 
 class Pin:
@@ -59,6 +76,29 @@ class Pin:
                 self._files.unlink(self.path)
             self._files.fsync_dir(os.path.dirname(self.path))
 
+    def ended(self) -> bool | None:
+        """Whether its reader has provably ended; None where that can't be told from here.
+
+        A process has its number and its start within one boot of one kernel, and there within
+        namespaces. Seen from others, the number is another process's or nobody's while the reader
+        lives; and containers of several machines may have one host name.
+        """
+        holder = self.holder
+        if holder is None or not (holder.boot and holder.namespaces):
+            return None
+        if (holder.boot, holder.namespaces) != _within():
+            return None
+        try:
+            os.kill(holder.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass  # there is one, of another user
+        if os.readlink("/proc/self") != str(os.getpid()):
+            return False  # this /proc counts otherwise; the number is taken, maybe by the reader
+        started = _start_of(str(holder.pid))
+        return bool(started and holder.started) and started != holder.started
+
     def __enter__(self) -> Self:
         return self
 
@@ -74,14 +114,14 @@ def pin(files: Files, root: str, name: str, epoch: Epoch, purpose: str) -> Pin:
     SaveFailed if the pin can't be made durable; both leave no pin.
     """
     domain = domain_path(root, name)
-    holder = Holder(os.getpid(), socket.gethostname(), purpose)
+    holder = Holder.here(purpose)
     path = f"{domain}/pins/{epoch.generation}-{epoch.step}-{os.urandom(8).hex()}.json"
     made = Pin(files, path, epoch, holder)
     try:
         with writing("pin an epoch", path):
             if not files.exists(f"{domain}/pins"):
-                with contextlib.suppress(FileExistsError):
-                    files.mkdir(f"{domain}/pins")
+                with contextlib.suppress(FileExistsError):  # the domain's owner must list it
+                    files.mkdir(f"{domain}/pins", like=domain)
             files.fsync_dir(domain)
             write_file(files, path + TEMPORARY, msgspec.json.encode(holder))
             files.rename(path + TEMPORARY, path)
@@ -103,15 +143,13 @@ def pin(files: Files, root: str, name: str, epoch: Epoch, purpose: str) -> Pin:
 
 
 def pins(files: Files, root: str, name: str) -> tuple[Pin, ...]:
-    """All pins of a domain, oldest epoch first."""
+    """All pins of a domain, oldest epoch first. Raises HandfastError where they can't be listed."""
     domain = domain_path(root, name)
-    with reading(f"{domain}/pins"):
-        names = _names(files, domain)
     found = []
-    for entry, epoch in names:
+    for entry, epoch in _names(files, domain):
         path = f"{domain}/pins/{entry}"
         try:
-            holder = msgspec.json.decode(read_file(files, path), type=Holder)
+            holder = msgspec.json.decode(read_file(files, path, HOLDER_MAX), type=Holder)
         except (HandfastError, msgspec.MsgspecError, UnicodeDecodeError):
             holder = None
         found.append(Pin(files, path, epoch, holder))
@@ -119,16 +157,31 @@ def pins(files: Files, root: str, name: str) -> tuple[Pin, ...]:
 
 
 def pinned(files: Files, domain: str) -> set[Epoch]:
-    """The epochs that are pinned in a domain's directory. The name alone holds; raises OSError."""
+    """The epochs that are pinned in a domain's directory; the name alone holds.
+
+    Raises HandfastError, naming the place, where it can't be told.
+    """
     return {epoch for _, epoch in _names(files, domain)}
 
 
 def _names(files: Files, domain: str) -> list[tuple[str, Epoch]]:
-    if not files.exists(f"{domain}/pins"):
-        return []
-    found = []
-    for name in files.listdir(f"{domain}/pins"):
-        match = NAME.fullmatch(name)
-        if match:
-            found.append((name, Epoch(int(match[1]), int(match[2]))))
-    return found
+    with reading(f"{domain}/pins"):
+        there = files.listdir(f"{domain}/pins") if files.exists(f"{domain}/pins") else ()
+    return [
+        (name, Epoch(int(match[1]), int(match[2])))
+        for name in there
+        if (match := NAME.fullmatch(name))
+    ]
+
+
+def _within() -> tuple[str, str]:
+    """The boot of the kernel, and the namespaces in which processes have numbers and starts."""
+    there = (f"/proc/self/ns/{kind}" for kind in ("pid", "time"))  # old kernels lack the second
+    namespaces = " ".join(os.readlink(path) for path in there if os.path.lexists(path))
+    return told_by_kernel("/proc/sys/kernel/random/boot_id"), namespaces
+
+
+def _start_of(process: str) -> str:
+    """When a process was started, in ticks since the boot; empty where it can't be told."""
+    fields = told_by_kernel(f"/proc/{process}/stat").rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 else ""  # the 22nd; the name, which ends in ), is the 2nd

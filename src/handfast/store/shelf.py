@@ -18,11 +18,20 @@ from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, FormatError, Refused
 from handfast.store import manifest as codec
 from handfast.store.claims import Identity, domain_path, incarnations, read_identity, recall
-from handfast.store.files import Files, closing, read_file, read_into, reading
+from handfast.store.files import Files, closing, read_into, read_start, reading
 from handfast.store.manifest import HASH_BYTES, Manifest, Piece
 from handfast.store.port import Buffer, Entry, Progress
 
-__all__ = ["ENDING", "PART", "Shelf", "find", "named_epoch", "parts", "read_chunks"]
+__all__ = [
+    "ENDING",
+    "PART",
+    "Shelf",
+    "find",
+    "named_epoch",
+    "parts",
+    "read_chunks",
+    "read_manifest",
+]
 
 ENDING: Final = ".manifest"
 NAME = re.compile(r"(0|[1-9]\d*)-(0|[1-9]\d*)(?:\.r([1-9]\d*))?\.manifest")
@@ -143,7 +152,7 @@ class Shelf:
     def _entry(self, path: str, epoch: Epoch) -> Entry | None:
         """What one manifest's file holds; None if it was released since it was listed."""
         try:
-            data = read_file(self.files, path)
+            data = read_manifest(self.files, path)
             manifest = codec.decode(data, path)
         except FormatError as error:
             if isinstance(error.__cause__, FileNotFoundError):
@@ -165,6 +174,16 @@ class Shelf:
                 )
                 return Entry(path, epoch, verdict=verdict, problem=problem)
         return Entry(path, epoch, manifest, codec.digest(data))
+
+
+def read_manifest(files: Files, path: str) -> bytes:
+    """A manifest's bytes, to be decoded; of a file that is longer than its head says, one more.
+
+    So a length that went wild takes no memory. Raises Damaged where the file is gone, a plain
+    HandfastError where it can't be looked at.
+    """
+    with reading(path), closing(files, files.open(path)) as fd:
+        return read_start(files, fd, codec.promised(read_start(files, fd, codec.HEAD)) + 1)
 
 
 def _incarnation(path: str) -> int:
@@ -198,6 +217,22 @@ def parts(piece: Piece, unit: int) -> Iterator[Piece]:
     for done in range(0, piece.count, PART):
         count = min(PART, piece.count - done)
         yield Piece(piece.first + done, count, piece.source, piece.at + done * unit)
+
+
+def lengths(manifest: Manifest) -> dict[str, int]:
+    """How many bytes each data file has that was written with this epoch.
+
+    Files of older epochs, of which it refers to chunks, may have more than these.
+    """
+    stamp, unit, size = manifest.stamp, manifest.chunk_bytes, manifest.image_bytes
+    own = f"{stamp.incarnation}/chunks/{stamp.generation}-{stamp.step}."
+    found: dict[str, int] = {}
+    for piece in manifest.pieces:
+        source = manifest.sources[piece.source]
+        if source.startswith(own):
+            count = min((piece.first + piece.count) * unit, size) - piece.first * unit
+            found[source] = max(found.get(source, 0), piece.at + count)
+    return found
 
 
 def _meets(part: Piece, unit: int, span: range) -> bool:

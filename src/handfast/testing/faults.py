@@ -179,8 +179,11 @@ class FaultyFiles:
     def unlink(self, path: str) -> None:
         self._do("unlink", path, lambda: self.inner.unlink(path))
 
-    def mkdir(self, path: str) -> None:
-        self._do("mkdir", path, lambda: self.inner.mkdir(path))
+    def mkdir(self, path: str, like: str = "") -> None:
+        self._do("mkdir", path, lambda: self.inner.mkdir(path, like))
+
+    def rmdir(self, path: str) -> None:
+        self._do("rmdir", path, lambda: self.inner.rmdir(path))
 
     def listdir(self, path: str) -> list[str]:
         return self._do("listdir", path, lambda: self.inner.listdir(path))

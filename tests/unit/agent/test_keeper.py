@@ -388,6 +388,37 @@ def test_a_release_keeps_what_a_reader_holds(root: str) -> None:
     alone.close()
 
 
+def test_a_release_that_failed_is_made_up_for_by_the_next(root: str) -> None:
+    """Shows that an epoch that the journal has let go is not forgotten by an error of a moment,
+    which names the place that is at fault."""
+    alone = saved(root, ONE, TWO)
+    pin(HASTY, root, "rank0", ONE, "evaluation").release()
+    alone.keeper.directory.files = FaultyFiles(
+        HASTY, 1, errno.EACCES, kinds=("listdir",), path="/pins"
+    )
+    with pytest.raises(HandfastError, match=r"rank0/pins: can't be read: .*EACCES"):
+        alone.keeper.release((ONE,))
+    assert sorted(alone.keeper.directory.manifests()) == [ONE, TWO]
+    alone.keeper.release(())
+    assert sorted(alone.keeper.directory.manifests()) == [TWO]
+    alone.close()
+
+
+def test_what_is_left_over_goes_later_where_a_new_generation_could_not_sweep_it(root: str) -> None:
+    first = saved(root, ONE, TWO)
+    first.take(events.Captured(THREE))
+    first.write(THREE)
+    first.close()
+    second = Alone(root)
+    second.open(2, TWO, keep=Keep(newest=9))
+    second.keeper.directory.files = FaultyFiles(HASTY, 1, errno.EIO, kinds=("rename",))
+    with pytest.raises(SaveFailed, match=r"1-3\.manifest: .*EIO"):
+        second.keeper.resume(second.member, TWO)
+    second.keeper.release(())
+    assert sorted(second.keeper.directory.manifests()) == [ONE, TWO]
+    second.close()
+
+
 def test_pins_that_can_t_be_listed_are_an_error_that_names_the_place(root: str) -> None:
     alone = saved(root, ONE)
     pin(HASTY, root, "rank0", ONE, "evaluation")

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import xxhash
 from safetensors.numpy import load_file
-from small_jobs import FILES, Job, flip, meanwhile, trained, values
+from small_jobs import FILES, Job, flip, meanwhile, spec, trained, values
 
 import handfast
 from handfast.checkpoint import location
@@ -510,6 +510,32 @@ def test_each_damaged_chunk_is_named_with_its_file_and_offset(tmp_path: Path) ->
     assert result.line == Epoch(1, 3)
     assert job.start() == Epoch(1, 3)
     job.stop()
+
+
+@pytest.mark.parametrize("deltas", [False, True])
+def test_a_data_file_that_goes_on_behind_its_end_is_found(tmp_path: Path, deltas: bool) -> None:
+    """What a restore takes is right to the last byte, but the file is not what was written."""
+    job = Job(tmp_path, 2, deltas=deltas)
+    frozen = (8 << 18,)
+    job.own[1] = {spec("own/frozen", frozen, frozen, (0,)): bytes(8 << 20)}
+    job.start()
+    job.save(3, 4)
+    job.stop()
+    assert handfast.open(tmp_path).verify(everything=True).sound
+    file = job.find(1, "1/chunks/1-4.*")
+    assert (file.suffix == ".delta") == deltas
+    end = file.stat().st_size
+    with file.open("ab") as opened:
+        opened.write(b"more")
+    result = handfast.open(tmp_path).verify()
+    (found,) = result.findings
+    assert (found.path, found.chunk, found.offset) == (str(file), -1, end)
+    assert f"{end + 4} bytes long, 4 more than were written" in found.problem
+    assert result.line == Epoch(1, 4)
+    assert job.start() == Epoch(1, 4)
+    job.stop()
+    os.truncate(file, end)
+    assert handfast.open(tmp_path).verify().sound
 
 
 def test_bytes_of_another_epoch_are_called_a_mixture(tmp_path: Path) -> None:

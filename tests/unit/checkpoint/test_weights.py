@@ -482,3 +482,20 @@ def test_a_read_only_run_is_exported_without_a_pin(
         open_run(tmp_path / "run", files=busy).export(tmp_path / "more")
     assert sorted(os.listdir(tmp_path)) == ["out", "run"]
     job.stop()
+
+
+def test_an_epoch_whose_pin_was_taken_away_is_said_to_be(tmp_path: Path) -> None:
+    """Not that it could not be pinned: whoever freed the pin is to be asked."""
+    job = Job(tmp_path / "run", 2, keep=Keep(newest=1))
+    job.start()
+    job.save(1, 2)
+
+    def free() -> None:
+        for file in (tmp_path / "run").glob("domains/*/pins/*"):
+            file.unlink()
+        job.save(3, 4, 5)
+
+    busy = meanwhile("rank-00001/1/chunks/1-2", free)
+    with pytest.raises(Refused, match="released while it was read, for its pin was taken away"):
+        open_run(tmp_path / "run", files=busy).export(tmp_path / "out")
+    job.stop()

@@ -1,6 +1,7 @@
 """Shows that a directory keeps epochs whole, finds every damage, and shares no file by mistake."""
 
 import contextlib
+import errno
 import itertools
 import os
 import random
@@ -16,7 +17,14 @@ from safetensors import safe_open
 
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
-from handfast.errors import Damaged, FormatError, HandfastError, Refused, Superseded
+from handfast.errors import (
+    Damaged,
+    FormatError,
+    HandfastError,
+    Refused,
+    SaveFailed,
+    Superseded,
+)
 from handfast.store.claims import Identity, identify, lengths_now, read_identity
 from handfast.store.delta import SOURCES_MAX
 from handfast.store.directory import Directory, claim
@@ -26,6 +34,7 @@ from handfast.store.manifest import Manifest
 from handfast.store.pins import pin, pins
 from handfast.store.port import Tier
 from handfast.store.shelf import Shelf
+from handfast.testing.faults import FaultyFiles
 from handfast.testing.stores import DirectorySuite, Home, picture, save
 
 MEBI = 1 << 20
@@ -155,6 +164,24 @@ def test_claims_that_start_at_once_get_numbers_of_their_own(tmp_path: Path) -> N
         thread.join()
     assert sorted(each.incarnation for each in found) == list(range(1, 9))
     assert [each.incarnation for each in found if each.current()] == [8]
+
+
+@pytest.mark.parametrize("kind", ["fsync_dir", "mkdir", "create", "pwrite", "fdatasync"])
+def test_a_claim_that_failed_leaves_nothing_unless_it_could_be_read(
+    tmp_path: Path, kind: str
+) -> None:
+    """Shows that tries on a full disk do not pile up, and that a journal with a header, which a
+    successor may have sealed, stays."""
+    home = Local(tmp_path)
+    home.claim().journal.append(b"one")
+    before = sorted(home.path.rglob("*"))
+    files = FaultyFiles(FILES, 2 if kind == "mkdir" else 1, errno.ENOSPC, kinds=(kind,))
+    with pytest.raises(SaveFailed, match="ENOSPC"):
+        claim(files, home.root, home.name)
+    assert (sorted(home.path.rglob("*")) == before) == (kind != "fdatasync")
+    after = home.claim()
+    assert after.incarnation == (3 if kind == "fdatasync" else 2)
+    assert after.history == (b"one",)
 
 
 def test_a_flipped_byte_in_a_sealed_journal_is_always_found(tmp_path: Path) -> None:
@@ -366,6 +393,57 @@ def test_a_truncated_file_is_always_found(tmp_path: Path, length: int) -> None:
         assert str(file) in str(error)
         file.write_bytes(data)
     home.shelf().read(Epoch(2, 3))
+
+
+WILD = 1 << 43  # bytes, of which a file system that has holes stores none
+
+
+def test_a_manifest_whose_length_went_wild_is_one_bad_epoch(tmp_path: Path) -> None:
+    """Shows that it takes no memory and no time, and that the other epochs are there as before."""
+    home = Local(tmp_path)
+    tier, _, _ = saved(home)
+    os.truncate(home.path / "2/manifests/2-2.manifest", WILD)
+    entries = tier.manifests()
+    assert [epoch for epoch, entry in entries.items() if entry.manifest] == [
+        Epoch(1, 1), Epoch(2, 3)
+    ]  # fmt: skip
+    wild = entries[Epoch(2, 2)]
+    assert wild.verdict is Verdict.CORRUPT
+    assert "2-2.manifest: more than " in wild.problem
+    tier.read(Epoch(2, 3))
+    before = chunk_files(home)
+    tier.may_clean = True
+    tier.release([Epoch(1, 1)])
+    assert chunk_files(home) == before  # what the bad one refers to is not known
+
+
+@pytest.mark.parametrize("name", ["2/journal", "domain.json"])
+def test_a_domain_whose_file_went_wild_is_damaged(tmp_path: Path, name: str) -> None:
+    """Shows that this is said, and that it is not the memory of whoever looks that finds it out."""
+    home = Local(tmp_path)
+    saved(home)
+    os.truncate(home.path / name, WILD)
+    with pytest.raises(Damaged, match=name):
+        home.shelf().records()
+
+
+def test_what_stands_behind_a_sealed_length_is_never_read(tmp_path: Path) -> None:
+    """Shows that a sealed journal that grew wild is as good as before."""
+    home = Local(tmp_path)
+    home.claim().journal.append(b"one")
+    home.claim()
+    os.truncate(home.path / "1/journal", WILD)
+    assert home.shelf().records() == (b"one",)
+
+
+def test_a_pin_whose_length_went_wild_holds_all_the_same(tmp_path: Path) -> None:
+    """Shows that what can't be read whole is not read, and frees nothing."""
+    home = Local(tmp_path)
+    tier, _, _ = saved(home)
+    held = pin(FILES, home.root, home.name, Epoch(2, 2), "export")
+    os.truncate(held.path, WILD)
+    assert [p.holder for p in pins(FILES, home.root, home.name)] == [None]
+    assert tier.release([Epoch(2, 2)]) == (Epoch(2, 2),)
 
 
 def test_a_deleted_file_is_always_found(tmp_path: Path) -> None:
@@ -628,6 +706,40 @@ def test_what_failed_writes_left_is_swept(tmp_path: Path) -> None:
     assert not any(file.exists() for file in left)
 
 
+def test_what_can_not_be_removed_keeps_nothing_else_from_going(tmp_path: Path) -> None:
+    """Shows that somebody's folder among the chunks is named, stays, and costs no space besides."""
+    home = Local(tmp_path)
+    tier, image, _ = saved(home)
+    tier.may_clean = True
+    (home.path / "1/chunks/0-old").mkdir()
+    with pytest.raises(SaveFailed, match=r"1/chunks/0-old: .*EISDIR.*What to do: .*move it away"):
+        tier.release([Epoch(1, 1), Epoch(2, 2)])
+    assert chunk_files(home) == [
+        "1/chunks/0-old", "1/chunks/1-1.safetensors", "2/chunks/2-3.delta"
+    ]  # fmt: skip
+    assert not list(home.path.glob("*/manifests/*.released"))
+    into = bytearray(len(image))
+    tier.read(Epoch(2, 3), into)
+    assert into == image
+    (home.path / "1/chunks/0-old").rmdir()
+    tier.release([])
+
+
+@pytest.mark.parametrize("path", ["1-1.manifest.released", "2-2.manifest.released"])
+def test_a_manifest_that_will_not_go_keeps_its_data_and_no_other(tmp_path: Path, path: str) -> None:
+    """Shows that of several epochs those that can be released are."""
+    home = Local(tmp_path)
+    tier, _, _ = saved(home)
+    tier.may_clean = True
+    tier.files = FaultyFiles(FILES, 1, errno.EPERM, kinds=("rename",), path=path)
+    with pytest.raises(SaveFailed, match="EPERM"):
+        tier.release([Epoch(1, 1), Epoch(2, 2)])
+    left = Epoch(1, 1) if path.startswith("1-1") else Epoch(2, 2)
+    assert list(tier.manifests()) == [left, Epoch(2, 3)]
+    tier.read(left)
+    tier.read(Epoch(2, 3))
+
+
 def test_a_write_in_progress_is_not_swept(tmp_path: Path) -> None:
     """Shows that a release from another thread takes neither the new file nor its parent's."""
     home = Local(tmp_path)
@@ -671,6 +783,23 @@ def test_a_pinned_epoch_stays_until_the_pin_goes(tmp_path: Path) -> None:
     assert pins(FILES, home.root, home.name) == ()
     assert tier.release([Epoch(2, 2)]) == ()
     assert Epoch(2, 2) not in tier.manifests()
+
+
+def test_pins_are_open_to_whoever_owns_the_domain(tmp_path: Path) -> None:
+    """Shows that a careful root who reads a user's run does not stop its releases: pins/ has the
+    mode of the domain's directory, and its owner where that may be given."""
+    home = Local(tmp_path)
+    saved(home)
+    home.path.chmod(0o750)
+    if os.geteuid() == 0:
+        os.chown(home.path, 65534, 65533)
+    before = os.umask(0o077)
+    try:
+        pin(FILES, home.root, home.name, Epoch(2, 2), "export")
+    finally:
+        os.umask(before)
+    made, model = (home.path / "pins").stat(), home.path.stat()
+    assert (made.st_mode, made.st_uid, made.st_gid) == (model.st_mode, model.st_uid, model.st_gid)
 
 
 def test_a_missing_epoch_can_not_be_pinned(tmp_path: Path) -> None:

@@ -152,6 +152,27 @@ def test_a_failed_read_tells_lost_bytes_from_a_busy_system() -> None:
         assert isinstance(found.value, Damaged) == (kind is Damaged)
 
 
+def test_a_lack_of_memory_names_the_file(tmp_path: Path) -> None:
+    """Shows that a file of a length that went wild is no bare MemoryError."""
+    path = tmp_path / "file"
+    path.touch()
+    os.truncate(path, 1 << 43)
+    with pytest.raises(
+        HandfastError, match=r"file: can't be read: .* no memory.*What to do"
+    ) as found:
+        read_file(NoMemory(), str(path))
+    assert not isinstance(found.value, Damaged)
+
+
+class NoMemory(Posix):
+    """A node on which a large file finds no room: also one that would lend it on credit."""
+
+    def size(self, fd: int) -> int:
+        if super().size(fd) > 1 << 40:
+            raise MemoryError
+        return super().size(fd)
+
+
 def test_an_error_of_close_masks_no_other(tmp_path: Path) -> None:
     """Shows that the first error is the one that is told, and close's own is not lost."""
     path = str(tmp_path / "file")

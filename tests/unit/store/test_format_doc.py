@@ -11,6 +11,7 @@ from handfast.core.lattice import Epoch
 from handfast.store import arrays, objects
 from handfast.store.image import DTYPES, Slot, TensorSpec
 from handfast.store.manifest import Left, Manifest, Piece, Stamp
+from handfast.store.pins import Holder
 
 WHOLE = (Path(__file__).parents[3] / "docs" / "format.md").read_text()
 TEXT = WHOLE.split("\n## The journal")[0]
@@ -97,3 +98,9 @@ def test_records_and_their_parts_are_listed_field_by_field() -> None:
 
 def _kinds(row: list[str]) -> list[str]:
     return row[1].split(", ") if "," in row[0] else [row[1]]
+
+
+def test_the_fields_of_a_pin_are_listed() -> None:
+    """Also those that older pins lack."""
+    (listed,) = re.findall(r"\*\*Pins\.\*\*.*?`\{(.*?)\}`", WHOLE, re.DOTALL)
+    assert tuple(re.findall(r'"(\w+)"', listed)) == Holder.__struct_fields__

@@ -1,6 +1,7 @@
 """Shows that a journal loses nothing that was synced, invents nothing, and hides no damage."""
 
 import errno
+import os
 import zlib
 from pathlib import Path
 
@@ -10,8 +11,17 @@ from hypothesis import strategies as st
 
 from handfast.errors import Damaged, FormatError, SaveFailed
 from handfast.store.files import Posix
-from handfast.store.journal import FRAME, HEADER, MARKER, RECORD_MAX, Journal, scan
-from handfast.testing.faults import Fault, FaultyFiles
+from handfast.store.journal import (
+    FRAME,
+    HEADER,
+    MARKER,
+    RECORD_MAX,
+    TORN_MAX,
+    Journal,
+    Scan,
+    scan,
+)
+from handfast.testing.faults import Fault, FaultyFiles, Hasty
 
 FILES = Posix()
 
@@ -299,3 +309,24 @@ def test_every_call_of_a_journal_may_fail(tmp_path: Path, fault: Fault) -> None:
             assert k > 3
             return
     pytest.fail("the loop never came to a run without a fault")
+
+
+def test_a_long_journal_is_read_in_pieces_and_a_long_tail_is_no_torn_one(path: Path) -> None:
+    """Shows that the bound on what a crash may leave is kept by the writer, and held by the reader,
+    wherever records cross the border of a piece."""
+    files = FaultyFiles(Hasty())
+    journal = Journal.create(files, str(path))
+    records = tuple(bytes([n]) * (RECORD_MAX - n) for n in range(6))
+    for record in records:
+        journal.append(record)
+    assert [call.kind for call in files.calls].count("fdatasync") == 2  # the header's, and one more
+    journal.close()
+    whole = scan(FILES, str(path))
+    assert whole.records == records
+    assert not whole.torn
+    assert scan(FILES, str(path), whole.length).records == records
+    os.truncate(path, whole.length + TORN_MAX - 1)
+    assert scan(FILES, str(path)) == Scan(records, whole.length, torn=True)
+    os.truncate(path, whole.length + TORN_MAX)
+    with pytest.raises(Damaged, match=f"damaged at byte {whole.length}: .*no crash leaves"):
+        scan(FILES, str(path))
