@@ -15,6 +15,7 @@ another node, which can't be seen from here; so whoever asks must say that the r
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -223,8 +224,9 @@ def carry_out(
     synced, and only then are files removed. Domains are independent: where one fails, those before
     it have released and those after it have not.
 
-    Raises HandfastError where an agent of this node is alive, Refused where a converged line is
-    damaged, SaveFailed or Superseded where a domain can't be written or was claimed meanwhile.
+    Raises HandfastError where an agent of this node is alive, or root acts on a user's run, Refused
+    where a converged line is damaged, SaveFailed or Superseded where a domain can't be written or
+    was claimed meanwhile.
     """
     survey = location.survey()
     for agent in location.agents(survey):
@@ -246,7 +248,21 @@ def carry_out(
             remedy="keep the older epochs: a restore needs them now",
         )
     wanted = [plan for plan in plans if plan.anything]
+    _check_owner(wanted)
     return tuple(_release(location.files, survey, plan, keep, step, unseen) for plan in wanted)
+
+
+def _check_owner(plans: Iterable[DomainPlan]) -> None:
+    """What root writes into a user's run may keep that user out, by the umask of the moment."""
+    for plan in plans:
+        home = domain_path(plan.root, plan.name)
+        with reading(home):
+            owner = os.stat(home).st_uid
+        if os.geteuid() == 0 != owner:
+            raise HandfastError(
+                f"{home} belongs to user {owner}, whom files of root's in it may lock out. What to "
+                f"do: release as that user (sudo -u '#{owner}' handfast release ...)"
+            )
 
 
 def _release(

@@ -21,7 +21,7 @@ from handfast.checkpoint.release import plan_release as plan
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import Released, Skipped
 from handfast.core.retain import Keep
-from handfast.errors import Refused, SaveFailed, Superseded
+from handfast.errors import HandfastError, Refused, SaveFailed, Superseded
 from handfast.store.pins import Holder, Pin, pin, pins
 from handfast.testing.faults import FaultyFiles
 
@@ -83,6 +83,17 @@ def test_who_sees_only_some_domains_releases_nothing_unless_told_to_trust(tmp_pa
     assert done.gone == (Epoch(1, 2), Epoch(1, 3))
     assert job.start() == Epoch(1, 4)
     job.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_root_does_not_write_into_a_users_run(tmp_path: Path) -> None:
+    """Under a umask of 077 the user could train no more on it."""
+    job = trained(tmp_path, 1)
+    os.chown(job.path(0), 65534, 65534)
+    with pytest.raises(HandfastError, match=r"belongs to user 65534.*release as that user"):
+        released(tmp_path, Keep(newest=1))
+    assert held(tmp_path) == [[Epoch(1, 2), Epoch(1, 3), Epoch(1, 4)]]
+    assert not (job.path(0) / "2").exists()
 
 
 def test_a_release_is_journaled_before_a_file_goes(tmp_path: Path) -> None:
