@@ -24,7 +24,14 @@ from handfast.torch.alike import Replica, find_replicas, steps_alike
 from handfast.torch.names import clean, loaded, matches
 from handfast.torch.rng import read_generator, read_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED
-from handfast.torch.tensors import all_tensors, is_dtensor, local, spec_of, whole_everywhere
+from handfast.torch.tensors import (
+    all_tensors,
+    any_dtensor,
+    is_dtensor,
+    local,
+    spec_of,
+    whole_everywhere,
+)
 from handfast.torch.tree import Kind, Node, assemble, nodes, split
 
 __all__ = ["Captured", "capture", "walk"]
@@ -265,22 +272,26 @@ def _class_name(scheduler: object) -> str:
 def _captured(
     found: Walk, objects: dict[str, object], alike: Alike, previous: Captured | None
 ) -> Captured:
-    dtensor = loaded("torch.distributed.tensor", "DTensor")
     parts, sharded = found.tensors, []
-    if any(issubclass(kind, dtensor) for kind in set(map(type, found.tensors))):
+    if any_dtensor(found.tensors):
+        dtensor = loaded("torch.distributed.tensor", "DTensor")
         parts = [local(t) if isinstance(t, dtensor) else t for t in found.tensors]
         sharded = [t._spec for t in found.tensors if isinstance(t, dtensor)]
     try:
         pointers = list(map(Tensor.data_ptr, parts))
         shapes = [part.shape for part in parts]
+        strides = list(map(Tensor.stride, parts))
     except (RuntimeError, NotImplementedError, ValueError):
         list(map(spec_of, found.paths, found.tensors))  # names the one without memory or shape
         raise
-    fingerprint = (
+    fingerprint = (  # all that specs, ties and refusals depend on: what is not here goes stale
         found.paths,
+        list(map(type, found.tensors)),
         shapes,
+        strides,
         [part.dtype for part in parts],
         sharded,
+        pointers.count(0),  # empty ones, and those on the meta device
         _shared(pointers, parts),
         alike,
         found.names.replicas,

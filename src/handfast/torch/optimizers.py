@@ -31,6 +31,7 @@ from handfast.torch.tensors import (
     HOST,
     Place,
     all_tensors,
+    any_dtensor,
     copy_into,
     dims_of,
     is_dtensor,
@@ -78,7 +79,8 @@ def signature(optimizer: Optimizer) -> object:
     groups = [list(map(id, group["params"])) for group in optimizer.param_groups]
     entries, values = _flat(optimizer)
     plain = () if all_tensors(values) else [isinstance(value, Tensor) for value in values]
-    return groups, list(map(id, optimizer.state)), list(map(tuple, entries)), plain
+    placed = list(map(dims_of, values)) if any_dtensor(values) else ()
+    return groups, list(map(id, optimizer.state)), list(map(tuple, entries)), plain, placed
 
 
 def _flat(optimizer: Optimizer) -> tuple[list[dict[object, Any]], list[Any]]:

@@ -19,6 +19,7 @@ __all__ = [
     "HOST",
     "Place",
     "all_tensors",
+    "any_dtensor",
     "block",
     "copy_into",
     "digest",
@@ -42,6 +43,12 @@ def is_dtensor(value: object) -> bool:
 def all_tensors(values: Iterable[object]) -> bool:
     """Whether all are tensors; asked of types, since ten thousand may be of one type."""
     return all(issubclass(kind, Tensor) for kind in set(map(type, values)))
+
+
+def any_dtensor(values: Iterable[object]) -> bool:
+    """Whether there is a DTensor among them; asked of types, too."""
+    dtensor = loaded("torch.distributed.tensor", "DTensor")
+    return any(issubclass(kind, dtensor) for kind in set(map(type, values)))
 
 
 def local(tensor: Any) -> Tensor:

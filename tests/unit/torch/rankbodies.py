@@ -510,6 +510,27 @@ def a_tensor_that_each_rank_holds_whole_is_known(rank: int) -> None:
     assert refused({"box": {"t": pending}}, "no single block")
 
 
+def shards_that_are_cut_otherwise_between_saves_are_seen(rank: int) -> None:
+    """Of two tensors of one shape the other is a DTensor now; a moment is sharded otherwise now."""
+    mesh = init_device_mesh("cpu", (2,))
+    plain = [torch.rand(4, 4) for _ in range(2)]
+    cut = [DTensor.from_local(t, mesh, [Replicate()], run_check=False) for t in plain]
+    first = capture({"a": plain[0], "b": cut[1]})
+    again = capture({"a": cut[0], "b": plain[1]}, previous=first)
+    assert (first.replicated, again.replicated) == (("b",), ("a",))
+
+    weight = nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(0)]))
+    opt = torch.optim.SGD([weight], momentum=0.9)
+    weight.grad = torch.ones_like(weight)
+    opt.step()
+    first = capture({"opt": opt})
+    moment = opt.state[weight]["momentum_buffer"]
+    opt.state[weight]["momentum_buffer"] = moment.redistribute(mesh, [Replicate()])
+    again, fresh = capture({"opt": opt}, previous=first), capture({"opt": opt})
+    assert again.specs == fresh.specs
+    assert again.objects["opt"] == fresh.objects["opt"] != first.objects["opt"]
+
+
 class Factored(torch.optim.SGD):
     """Keeps state that is not sharded as its parameter is: a whole DTensor, and a plain tensor."""
 

@@ -37,6 +37,7 @@ from handfast.torch.tensors import block
         bodies.fsdp1_is_refused_with_its_successor,
         bodies.other_placements_are_refused_dry,
         bodies.a_tensor_that_each_rank_holds_whole_is_known,
+        bodies.shards_that_are_cut_otherwise_between_saves_are_seen,
         bodies.state_that_is_sharded_otherwise_comes_back_as_it_was,
         bodies.a_users_average_of_shards_comes_back,
         bodies.shards_that_are_not_there_yet_are_made_as_shards,
