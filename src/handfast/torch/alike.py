@@ -21,6 +21,7 @@ from handfast.torch.names import clean
 __all__ = [
     "STATE_KEYS",
     "Replica",
+    "ddp_ids",
     "ddp_modules",
     "find_replicas",
     "steps_alike",
@@ -74,6 +75,21 @@ def ddp_modules(root: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in root.named_modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
             yield clean(root, name), module
+
+
+def ddp_ids(root: nn.Module) -> list[int]:
+    """Which DDP modules there are now: a third of what ``modules()`` takes, for it is asked at each
+    save, since one that is wrapped anew changes neither names nor tensors.
+    """
+    found: list[int] = []
+    left: list[nn.Module | None] = [root]
+    while left:
+        module = left.pop()
+        if module is not None:
+            if isinstance(module, nn.parallel.DistributedDataParallel):
+                found.append(id(module))
+            left.extend(module._modules.values())
+    return found
 
 
 def find_replicas(root: nn.Module) -> list[Replica]:

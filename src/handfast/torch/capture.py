@@ -20,7 +20,7 @@ from handfast.errors import Unstorable
 from handfast.store.image import TensorSpec
 from handfast.store.objects import child
 from handfast.torch import optimizers
-from handfast.torch.alike import Replica, find_replicas, steps_alike
+from handfast.torch.alike import Replica, ddp_ids, find_replicas, steps_alike
 from handfast.torch.names import clean, loaded, matches
 from handfast.torch.rng import read_generator, read_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED
@@ -104,7 +104,7 @@ def walk(
     modules = [(n, n.value.state_dict(keep_vars=True)) for n in found if n.kind is Kind.MODULE]
     opts = [node for node in found if node.kind is Kind.OPTIMIZER]
     signature = (
-        [(list(entries), list(map(id, entries.values()))) for _, entries in modules],
+        [(list(e), list(map(id, e.values())), ddp_ids(node.value)) for node, e in modules],
         [(node.path, optimizers.signature(node.value)) for node in opts],
     )
     if names is None or names.signature != signature:

@@ -140,6 +140,32 @@ def ddp_buffers_of_an_accumulation_are_each_ranks_own(rank: int) -> None:
     assert other.require_forward_param_sync
 
 
+def ddp_that_is_wrapped_anew_is_seen(rank: int) -> None:
+    """Around the same module, at the root or inside: what is told is told of the new one.
+
+    A wrapper of the user's that calls its child ``module`` as DDP does gives way to DDP, too.
+    """
+
+    class Wrapper(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+    inner = Running(0)
+    for around in (lambda m: m, nn.Sequential):
+        first = capture({"model": around(DistributedDataParallel(inner))})
+        anew = DistributedDataParallel(inner)
+        with torch.no_grad():
+            anew.eval()(torch.ones(1, 4))  # the next forward pass of this one broadcasts nothing
+        state = {"model": around(anew)}
+        again, fresh = capture(state, previous=first), capture(state)
+        assert again.objects["model"] == fresh.objects["model"] != first.objects["model"]
+        assert again.replicated == fresh.replicated != first.replicated
+        bare = capture({"model": around(Wrapper(inner))})
+        assert not bare.replicated
+        assert capture(state, previous=bare).replicated == fresh.replicated
+
+
 def ddp_that_lets_its_ranks_differ_is_not_known(rank: int) -> None:
     """Local SGD and compressed gradients with what they leave behind: each rank stores its own."""
     model = DistributedDataParallel(net(rank))

@@ -23,6 +23,7 @@ from handfast.torch.tensors import block
         bodies.ddp_is_known_to_be_replicated,
         bodies.ddp_over_a_part_of_the_job_is_not_known,
         bodies.ddp_buffers_of_an_accumulation_are_each_ranks_own,
+        bodies.ddp_that_is_wrapped_anew_is_seen,
         bodies.ddp_that_lets_its_ranks_differ_is_not_known,
         bodies.state_that_ranks_share_out_is_not_known,
         bodies.optimizer_state_is_left_out_where_nothing_speaks_against_it,
