@@ -48,18 +48,20 @@ class Unstorable(HandfastError):
 class Refused(HandfastError):
     """A restore or a read that would not be right. Nothing was changed.
 
-    ``verdict`` says what was found, ``shards`` names where, ``remedy`` what can be done.
+    ``verdict`` says what was found, ``shards`` names where, ``remedy`` what can be done. It is None
+    where nothing stored was judged: a rank could start no agent, say, or its disk is full.
     """
 
     def __init__(
-        self, message: str, *, verdict: Verdict, shards: Sequence[str] = (), remedy: str = ""
+        self, message: str, *, verdict: Verdict | None, shards: Sequence[str] = (), remedy: str = ""
     ) -> None:
         self.verdict = verdict
         self.shards = tuple(shards)
         self.remedy = remedy
         where = f" [{', '.join(self.shards)}]" if self.shards else ""
         tail = f". What to do: {remedy}" if remedy else ""
-        super().__init__(f"{verdict}: {message}{where}{tail}")
+        found = f"{verdict}: " if verdict else ""
+        super().__init__(f"{found}{message}{where}{tail}")
 
 
 class Blocked(HandfastError):
