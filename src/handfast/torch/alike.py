@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from handfast.torch.marks import mark_consumed
 from handfast.torch.names import clean
 
 __all__ = [
@@ -152,9 +151,5 @@ def _is_torchs_own(optimizer: Optimizer) -> bool:
     step: Any = optimizer.step
     if hasattr(step, "_wrapped_by_lr_sched"):  # a scheduler counts the steps
         step = step.__wrapped__
-    hooks = (
-        *optimizer._optimizer_step_pre_hooks.values(),
-        *optimizer._optimizer_step_post_hooks.values(),
-    )
-    unchanged = getattr(step, "__func__", step) is kind.step
-    return unchanged and all(hook is mark_consumed for hook in hooks)
+    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return not hooked and getattr(step, "__func__", step) is kind.step

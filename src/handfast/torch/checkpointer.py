@@ -19,7 +19,6 @@ from handfast.store import objects
 from handfast.store.files import Posix
 from handfast.store.port import Verify
 from handfast.torch.capture import capture
-from handfast.torch.gradients import watch_gradients
 from handfast.torch.group import Group
 from handfast.torch.prime import prime
 from handfast.torch.state import TorchState
@@ -104,7 +103,7 @@ class Checkpointer(checkpointer.Checkpointer):
             patience_s=patience_s,
         )
         self._live = state
-        self._unwatch = watch_gradients(state)
+        self._unwatch = held.watch()
 
     def prime(self, fn: Callable[[], object]) -> None:
         """Run one throwaway forward and backward before :meth:`restore`, and take it back.

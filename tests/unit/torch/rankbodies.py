@@ -25,7 +25,7 @@ from handfast.errors import Blocked, Poisoned, Refused, Unstorable
 from handfast.torch.apply import apply, look
 from handfast.torch.capture import capture
 from handfast.torch.compare import homeless, refuse_homeless
-from handfast.torch.gradients import unclean_gradients, watch_gradients
+from handfast.torch.gradients import Watch, unclean_gradients
 from handfast.torch.group import Group
 from handfast.torch.state import TorchState
 from handfast.torch.tensors import local
@@ -310,7 +310,7 @@ def scheduled(params: list[torch.Tensor]) -> dict[str, Any]:
 
 def watched(params: list[torch.Tensor]) -> dict[str, Any]:
     opt = torch.optim.AdamW(params)
-    watch_gradients({"opt": opt})
+    Watch({"opt": opt})
     return {"opt": opt}
 
 
@@ -369,7 +369,7 @@ def zeros_that_outlive_steps_are_put_back(rank: int) -> None:
 
 def resume_zeros(*pairs: tuple[nn.Module, torch.optim.Optimizer]) -> None:
     (model, opt), (other, live) = pairs
-    end = watch_gradients({"opt": opt})
+    end = Watch({"opt": opt}).end
 
     def go(model: nn.Module, opt: torch.optim.Optimizer) -> None:
         torch.manual_seed(dist.get_rank())
@@ -397,7 +397,7 @@ def ddp_accumulation_is_seen(rank: int) -> None:
         model = DistributedDataParallel(net(rank), gradient_as_bucket_view=views)
         opt = torch.optim.SGD(model.parameters(), lr=0.1)
         state = {"model": model, "opt": opt}
-        watch_gradients(state)
+        Watch(state)
         for to_none in (True, False):
             for _ in range(2):
                 with model.no_sync():
@@ -479,7 +479,7 @@ def fsdp_accumulation_is_seen(rank: int) -> None:
     """Reduced gradients in place, and unsharded ones that wait for their reduction."""
     model, opt = sharded(0)
     state = {"model": model, "opt": opt}
-    watch_gradients(state)
+    Watch(state)
     for to_none in (True, False):
         for _ in range(3):
             model.set_requires_gradient_sync(False)
