@@ -179,7 +179,8 @@ def _refuse_fsdp1(node: Node) -> None:
             raise Unstorable(
                 child(node.path, name),
                 "torch.distributed.fsdp.FullyShardedDataParallel",
-                "reading it takes a blocking collective: shard the model with fully_shard()",
+                "reading it takes a blocking collective",
+                "shard the model with fully_shard()",
             )
 
 
@@ -230,8 +231,8 @@ def _refuse_parts(paths: Sequence[str], tensors: Sequence[Tensor]) -> None:
             raise Unstorable(
                 path,
                 "torch.distributed.tensor.DTensor",
-                "this rank has only a part of it, and extra= comes back as plain values: put it "
-                "into a dict of the state, or pass its full_tensor()",
+                "this rank has only a part of it, and extra= comes back as plain values",
+                "put it into a dict of the state, or pass its full_tensor()",
             )
 
 

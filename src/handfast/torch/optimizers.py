@@ -123,7 +123,8 @@ def name_optimizer(path: str, optimizer: Optimizer, owners: Owners) -> Names:
                 f"{path}/state",
                 type(parameter).__qualname__,
                 f"it has state for a parameter of shape {tuple(parameter.shape)} that is in none "
-                "of its param_groups: drop that state",
+                "of its param_groups",
+                "drop that state",
             )
         tensors = {key: value for key, value in entry.items() if isinstance(value, Tensor)}
         host = tuple(key for key, value in tensors.items() if _stays_on_host(value, parameter))

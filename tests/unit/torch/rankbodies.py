@@ -19,6 +19,7 @@ from torch.distributed.tensor import (
     init_device_mesh,
 )
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 from handfast.errors import Blocked, Poisoned, Refused, Unstorable
@@ -534,6 +535,27 @@ def a_tensor_that_each_rank_holds_whole_is_known(rank: int) -> None:
     pending = DTensor.from_local(whole, mesh, [Partial()])
     assert refused({"box": {"t": pending}}, "box/t: ")
     assert refused({"box": {"t": pending}}, "no single block")
+
+
+def a_tensor_that_is_cut_twice_along_one_dimension_is_refused(rank: int) -> None:
+    """FSDP2 with tensor parallel: what is said to do can be done, and pickle= is no way out."""
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
+
+    def model(**options: Any) -> nn.Module:
+        made = nn.Sequential(nn.Linear(4, 4, bias=False))
+        parallelize_module(made, mesh["tp"], {"0": ColwiseParallel()})
+        fully_shard(made, mesh=mesh["dp"], **options)
+        return made
+
+    with pytest.raises(Unstorable, match=r"model/0\.weight: .*along another one") as caught:
+        capture({"model": model()})
+    assert "pickle" not in str(caught.value)
+    saved = model(shard_placement_fn=lambda _: Shard(1))
+    (spec,) = capture({"model": saved}).specs
+    assert (spec.shape, spec.offset) == ((2, 4), (2 * rank, 0))
+    live = model(shard_placement_fn=lambda _: Shard(1))
+    Snapshot({"model": saved}).restore({"model": live})
+    assert same_bytes(local(live[0].weight), local(saved[0].weight))
 
 
 def shards_that_are_cut_otherwise_between_saves_are_seen(rank: int) -> None:

@@ -39,6 +39,7 @@ from handfast.torch.tensors import block
         bodies.other_placements_are_refused_dry,
         bodies.a_tensor_that_each_rank_holds_whole_is_known,
         bodies.shards_that_are_cut_otherwise_between_saves_are_seen,
+        bodies.a_tensor_that_is_cut_twice_along_one_dimension_is_refused,
         bodies.state_that_is_sharded_otherwise_comes_back_as_it_was,
         bodies.a_users_average_of_shards_comes_back,
         bodies.shards_that_are_not_there_yet_are_made_as_shards,
