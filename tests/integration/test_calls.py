@@ -200,6 +200,8 @@ def test_a_save_in_the_middle_of_an_accumulation_may_hold_it(run: str) -> None:
         training.optimizer.zero_grad()
         training.loss().backward()
         assert ckpt.save(2, grads=True)
+        with pytest.raises(ValueError, match=r"2 is not above 2: .*count micro-steps"):
+            ckpt.save(2, grads=True)
         expected = rest(training)
     other = Training()
     with begun(run, other) as ckpt:

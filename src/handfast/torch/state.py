@@ -116,7 +116,7 @@ class TorchState:
             self._forget()
             logger.warning(
                 "%s seemed to be alike on all ranks, and is not: each rank stores its own from "
-                "now on, and the epoch in which that was found does not converge",
+                "now on, and no epoch converges in which it was still left to another",
                 some(fresh, 3),
             )
 
