@@ -32,34 +32,42 @@ class Damaged(FormatError):
 class Unstorable(HandfastError):
     """An object in the state that can't be stored.
 
-    ``path`` is where it stands in the state, ``type_name`` its type's qualified name.
+    ``path`` is where it stands in the state, ``type_name`` its type's qualified name. Without a
+    ``remedy`` the ways out are those of any object.
     """
 
-    def __init__(self, path: str, type_name: str, why: str) -> None:
+    def __init__(self, path: str, type_name: str, why: str, remedy: str = "") -> None:
         self.path = path
         self.type_name = type_name
-        super().__init__(
-            f"{path or 'the state'}: {type_name} can't be stored: {why}. Ways out: give the object "
-            f"a state_dict() of plain values, handfast.register({type_name.rpartition('.')[2]}, "
-            f"encode, decode), or pickle=({path!r},) if you trust whoever can write the run"
-        )
+        way = f"What to do: {remedy}" if remedy else _ways_out(path, type_name)
+        super().__init__(f"{path or 'the state'}: {type_name} can't be stored: {why}. {way}")
+
+
+def _ways_out(path: str, type_name: str) -> str:
+    return (
+        "Ways out: give the object a state_dict() of plain values, "
+        f"handfast.register({type_name.rpartition('.')[2]}, encode, decode), or "
+        f"pickle=({path!r},) if you trust whoever can write the run"
+    )
 
 
 class Refused(HandfastError):
     """A restore or a read that would not be right. Nothing was changed.
 
-    ``verdict`` says what was found, ``shards`` names where, ``remedy`` what can be done.
+    ``verdict`` says what was found, ``shards`` names where, ``remedy`` what can be done. It is None
+    where nothing stored was judged: a rank could start no agent, say, or its disk is full.
     """
 
     def __init__(
-        self, message: str, *, verdict: Verdict, shards: Sequence[str] = (), remedy: str = ""
+        self, message: str, *, verdict: Verdict | None, shards: Sequence[str] = (), remedy: str = ""
     ) -> None:
         self.verdict = verdict
         self.shards = tuple(shards)
         self.remedy = remedy
         where = f" [{', '.join(self.shards)}]" if self.shards else ""
         tail = f". What to do: {remedy}" if remedy else ""
-        super().__init__(f"{verdict}: {message}{where}{tail}")
+        found = f"{verdict}: " if verdict else ""
+        super().__init__(f"{found}{message}{where}{tail}")
 
 
 class Blocked(HandfastError):

@@ -223,6 +223,8 @@ def test_a_save_in_the_middle_of_an_accumulation_may_hold_it(run: str) -> None:
         training.optimizer.zero_grad()
         training.loss().backward()
         assert ckpt.save(2, grads=True)
+        with pytest.raises(ValueError, match=r"2 is not above 2: .*count micro-steps"):
+            ckpt.save(2, grads=True)
         expected = rest(training)
     other = Training()
     with begun(run, other) as ckpt:
@@ -264,6 +266,26 @@ def test_a_save_in_the_middle_of_an_accumulation_is_refused(run: str) -> None:
 
 
 # --- handles and lattice ----------------------------------------------------------------------
+
+
+def test_an_optimizer_and_a_scaler_that_come_later_are_saved_after_their_step(run: str) -> None:
+    """A stage of the training begins with new ones, and the first save is after its first step."""
+    training = Training(full=True)
+    state = training.state()
+    with begun_with(run, state) as ckpt:
+        training.step()
+        ckpt.save(1)
+        training.optimizer = torch.optim.AdamW(training.model.parameters(), lr=1e-4)
+        training.scheduler = torch.optim.lr_scheduler.StepLR(training.optimizer, 3, 0.9)
+        training.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        state |= training.state()
+        training.step()
+        ckpt.save(2)
+        training.optimizer.zero_grad()
+        (training.scaler.scale(training.loss()) * float("inf")).backward()
+        training.scaler.step(training.optimizer)  # which it leaves out
+        training.scaler.update()
+        assert ckpt.save(3).converged(30.0)
 
 
 def test_the_lattice_shows_each_phase_without_asking_anybody(

@@ -103,6 +103,25 @@ def test_a_disk_that_stays_full_for_long_is_recovered_from(disk: Disk, launch: L
     assert two.do(deeds.resume, path, model=MODEL) == 34
 
 
+def test_a_start_on_a_full_disk_is_no_word_on_what_is_stored(disk: Disk, launch: Launch) -> None:
+    """The round can't be recorded. It was called MISSING, which stands for a run that is lost."""
+    path = str(disk.path / "run")
+    job = launch(2)
+    job.all(deeds.resume, path, model=MODEL)
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    job.kill()
+    disk.fill()
+    job = launch(2)
+    for error in job.each_raises(deeds.resume, path, model=MODEL):
+        assert isinstance(error, Refused)
+        assert error.verdict is None
+        assert str(error).startswith("a rank can't take part [rank 0: ")
+        assert "ENOSPC" in str(error)
+    disk.empty()
+    assert job.all(deeds.restore) == [1, 1]
+
+
 def test_a_last_save_that_failed_ends_no_training_that_wants_only_warnings(
     disk: Disk, launch: Launch
 ) -> None:

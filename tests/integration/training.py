@@ -85,6 +85,7 @@ class Training:
         optimizer: str = "AdamW",
         seed: int = 1,
         dtype: torch.dtype = torch.float32,
+        static: bool = False,
     ) -> None:
         torch.manual_seed(seed)
         layers: list[nn.Module] = [nn.Linear(WIDTH, width)]
@@ -100,7 +101,7 @@ class Training:
                     fully_shard(layer)
             fully_shard(self.model)
         elif kind == "ddp":
-            self.model = nn.parallel.DistributedDataParallel(self.model)
+            self.model = nn.parallel.DistributedDataParallel(self.model, static_graph=static)
         groups: Any = self.model.parameters()
         if optimizer == "groups":
             named = list(self.model.parameters())

@@ -202,7 +202,7 @@ def revive(answer: Failure) -> HandfastError:
     Exception.__init__(error, answer.message)
     for name, value in answer.detail.items():
         setattr(error, name, tuple(value) if isinstance(value, list) else value)
-    if "verdict" in answer.detail:
+    if answer.detail.get("verdict") is not None:
         vars(error)["verdict"] = Verdict(answer.detail["verdict"])
     return error
 

@@ -111,7 +111,8 @@ class Client:
 
         Descriptors that come back are the field ``fds``, and the caller's to close. Raises what the
         agent raised; AgentGone if it ended before its reply; TimeoutError after ``timeout``
-        seconds, which ends the waiting, not what the agent does.
+        seconds, which ends the waiting, not what the agent does. A field ``wait_s`` is for how many
+        seconds the agent may wait for others: so long nobody takes it for stopped.
         """
         if os.getpid() != self._owner:
             raise RuntimeError(
@@ -129,7 +130,7 @@ class Client:
             self._waiting[call.id] = inbox
         try:
             self._send(frame, passed, deadline)
-            answer = self._await(inbox, name, deadline)
+            answer = self._await(inbox, name, deadline, fields.get("wait_s", 0.0))
         except (queue.Empty, TimeoutError):
             raise TimeoutError(
                 f"no reply to {name!r} within {timeout:g} s from agent process {self.agent_pid}"
@@ -152,17 +153,25 @@ class Client:
         return _result(name, *answer)
 
     def _await(
-        self, inbox: "queue.SimpleQueue[_Answer | None]", name: str, deadline: float | None
+        self,
+        inbox: "queue.SimpleQueue[_Answer | None]",
+        name: str,
+        deadline: float | None,
+        wait_s: float,
     ) -> _Answer | None:
-        """Wait for the answer, and say every ten seconds who is waited for."""
-        reminder = Reminder()
+        """Wait for the answer, and say every ten seconds who is waited for.
+
+        Not in the ``wait_s`` seconds for which the agent is asked to wait for others itself.
+        """
+        reminder, pause = Reminder(), wait_s + REMIND_S
         while True:
             left = _left(deadline)
             try:
-                return inbox.get(timeout=REMIND_S if left is None else min(left, REMIND_S))
+                return inbox.get(timeout=pause if left is None else min(left, pause))
             except queue.Empty:
                 if _left(deadline) == 0:
                     raise
+                pause = REMIND_S
                 logger.warning(
                     "agent process %d has not answered %r for %.0f s: is it stopped?",
                     self.agent_pid,

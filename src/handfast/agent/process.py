@@ -138,7 +138,7 @@ def connect_or_start(
         client = _connect(place, log_path, deadline, patience_s)
         if client is not None:  # another process was faster
             return client
-        pid = _launch([*argv, place], log_path)
+        pid = _launch(argv, place, log_path)
         return _await_agent(pid, place, log_path, deadline)
 
 
@@ -309,15 +309,18 @@ def _await_agent(pid: int, place: str, log_path: str, deadline: float) -> Client
             dead = bool(poll.poll(_PAUSE_S * 1000))
 
 
-def _launch(argv: Sequence[str], log_path: str) -> int:
-    """Start ``argv`` on its own: new session, no parent, no descriptors but log and /dev/null."""
+def _launch(argv: Sequence[str], place: str, log_path: str) -> int:
+    """Start ``argv`` on its own: new session, no parent, no descriptors but log and /dev/null.
+
+    Gives its process id. Raises AgentGone where the launcher could not be started, or ended early.
+    """
     with contextlib.suppress(FileNotFoundError):
         if os.stat(log_path).st_size > _LOG_LIMIT:
             os.replace(log_path, f"{log_path}.1")
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
         launched = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _LAUNCHER, *argv],
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER, *argv, place],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -325,11 +328,22 @@ def _launch(argv: Sequence[str], log_path: str) -> int:
             env=_environment(),
             close_fds=True,
             start_new_session=True,
-            check=True,
+            check=False,
         )
+        code = launched.returncode
+        if code == 0:
+            return int(launched.stdout)
+        why = f"signal {-code} ended it" if code < 0 else f"it said:\n{_tail(log_path)}\n"
+    except OSError as error:
+        why = str(error)
     finally:
         os.close(log)
-    return int(launched.stdout)
+    raise AgentGone(
+        f"the launcher of the agent failed: {why}. What to do: see whether this node has memory "
+        "and processes left, and who kills processes on it, and try again",
+        socket=_socket_in(place),
+        log=log_path,
+    )
 
 
 def _environment() -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from handfast.core.lattice import Epoch
 
-__all__ = ["First", "Witness"]
+__all__ = ["WAIT_S", "First", "Witness"]
 
 WAIT_S: Final = 10.0  # ranks that train together save at almost the same time
 EPOCHS: Final = 64

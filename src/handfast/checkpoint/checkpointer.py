@@ -304,7 +304,7 @@ class Checkpointer:
         Returns once the state is copied: nothing that the training does afterwards is seen in the
         epoch. ``force`` saves whatever the schedule says; ``extra`` is a plain value that goes
         along; ``grads`` saves the gradients, too, so that a save in the middle of an accumulation
-        misses nothing.
+        misses nothing: count micro-steps there, for ``step`` must rise with each save.
 
         Raises ValueError for a step that is not above the last one; what went wrong with earlier
         saves, by the policy ``on_error``; Blocked under ``busy="raise"``; Poisoned after a restore
@@ -364,7 +364,7 @@ class Checkpointer:
             what = f"{base}, which was restored" if last is None else last
             raise ValueError(
                 f"step {step} is not above {what}: within one generation steps only rise; to go "
-                "back, call restore(step=...)"
+                "back, call restore(step=...); amid an accumulation (grads=True) count micro-steps"
             )
 
     def _take(self, epoch: Epoch, extra: object, grads: bool) -> Save:

@@ -78,16 +78,17 @@ class Connection:
     def open(self, joining: Joining) -> Opened:
         """Open this rank's domain for a round that is still to be agreed on.
 
-        An agent that is just ending, or is killed, is replaced. Raises what the agent raised,
-        AgentGone where none can be kept alive, and Blocked where one does not answer.
+        An agent that is just ending, is killed, or could not be started, is replaced. Raises what
+        the agent raised, AgentGone where none can be kept alive, and Blocked where one does not
+        answer.
         """
         self._joining, self._round = joining, None
         for attempt in range(REVIVALS):
-            if self._client is None or self._client.ended:
-                if self._client is not None:
-                    self._client.close()
-                self._client = self._dial()
             try:
+                if self._client is None or self._client.ended:
+                    if self._client is not None:
+                        self._client.close()
+                    self._client = self._dial()
                 opened = self._open(joining, port=0)
                 self._unjoined = False
                 return opened

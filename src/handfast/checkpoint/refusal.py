@@ -24,6 +24,7 @@ logger = logging.getLogger("handfast")
 class Hand(msgspec.Struct, frozen=True):
     """What each rank lays on the table once its domain is open, or could not be opened.
 
+    A ``problem`` has a ``verdict`` if it is one of what is stored, and none if a disk is full, say.
     ``by`` names who kept it from answering; ``generation`` is rank 0's to say. ``known`` names a
     configuration that rank 0 lays down for all: each names every domain, and each rank has one.
     """
@@ -32,7 +33,7 @@ class Hand(msgspec.Struct, frozen=True):
     generation: int = 0
     want: int | None = None
     problem: str = ""
-    verdict: Verdict = Verdict.MISSING
+    verdict: Verdict | None = None
     by: tuple[str, ...] = ()
     known: str = ""
 
@@ -66,12 +67,12 @@ def agree(said: Sequence[Hand]) -> tuple[list[Opened], int, int | None]:
     """
     opened = [hand.opened for hand in said if hand.opened is not None]
     if len(opened) < len(said):
-        first = next(hand for hand in said if hand.problem)
+        failed = [hand for hand in said if hand.problem]
         if by := [f"rank {rank}: {name}" for rank, hand in enumerate(said) for name in hand.by]:
-            raise Blocked(f"a rank can't take part: {first.problem}", by=by)
+            raise Blocked(f"a rank can't take part: {failed[0].problem}", by=by)
         raise Refused(
             "a rank can't take part",
-            verdict=first.verdict,
+            verdict=next((hand.verdict for hand in failed if hand.verdict), None),
             shards=[f"rank {r}: {hand.problem}" for r, hand in enumerate(said) if hand.problem],
             remedy="mend what these ranks say, and start again",
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from handfast.agent import witness
 from handfast.agent.host import Round
 from handfast.agent.keeper import Plan
 from handfast.agent.local import Client
@@ -365,8 +366,8 @@ class Session:
     ) -> list[str] | None:
         """Ask which paths the first rank of this node holds alike; None where it is not heard."""
         said: dict[str, Any] = {"paths": list(digests), "digests": list(digests.values())}
-        told = msgspec.structs.astuple(epoch)
-        reply = self._line.call("prove", epoch=told, wait_s=wait_s, first=first, **said)
+        said |= {"epoch": msgspec.structs.astuple(epoch), "wait_s": min(wait_s, witness.WAIT_S)}
+        reply = self._line.call("prove", first=first, **said)
         return reply["same"] if reply["heard"] else None
 
     def stage(

@@ -63,6 +63,17 @@ class Block(NamedTuple):
         return image[self.slot.start : self.slot.start + self.slot.nbytes]
 
 
+Shared = Mapping[str, bytes | None]
+"""What a rank took to be alike on all ranks, by path: the digests, where they were taken."""
+
+
+class Held(NamedTuple):
+    """A tensor of one shard, by the path that it is stored under."""
+
+    shard: int
+    path: str
+
+
 class Whole(msgspec.Struct, frozen=True):
     """A whole tensor: its name, dtype and global shape, and the blocks that tile it.
 
@@ -97,44 +108,68 @@ def gather(manifests: Sequence[Manifest]) -> tuple[list[Whole], dict[str, str]]:
         if all(_is_empty_part(block.slot.spec) for block in found[alias]):
             del found[alias]
     wholes = []
+    of_job: dict[str, Held | None] = {}
     for path, blocks in found.items():
         if any(b.slot.spec.shape != b.slot.spec.global_shape for b in blocks):
             wholes.append(_tiled(path, blocks))
             continue
-        of_job = next((block for block in blocks if path in shared[block.shard]), None)
-        if of_job is None and len(blocks) == 1 and path not in ties:
-            of_job = blocks[0]
-        alike = shared[of_job.shard].get(path) if of_job is not None else None
-        own = [
-            block
-            for block in blocks
-            if block is not of_job and (alike is None or shared[block.shard].get(path) != alike)
-        ]
-        wholes += [_whole(path, [of_job])] if of_job is not None else []
-        wholes += [_whole(_of_rank(b.shard, path), [b], of_job is not None) for b in own]
+        of_job[path] = _of_job(path, blocks, ties.get(path, {}), shared)
+        wholes += _named(path, blocks, of_job[path], shared)
     names = {whole.name for whole in wholes}
     if len(names) < len(wholes):
         raise FormatError("two tensors would have one name: a component is named like a rank")
     tied: dict[str, str] = {}
     for alias, paths in ties.items():
-        tied |= _tied(alias, paths, names, alike=alias not in found)
+        tied |= _tied(alias, paths, names, alias not in found, of_job.get(alias))
     return sorted(wholes, key=lambda whole: whole.name), tied
 
 
-def _shared(manifest: Manifest) -> dict[str, bytes | None]:
-    """What a rank took to be alike on all ranks, and not only on those of its node: digests."""
+def _shared(manifest: Manifest) -> Shared:
+    """What a rank took to be alike on all ranks, and not only on those of its node."""
     held = manifest.held()
     return {path: held.get(path) for path in manifest.replicated}
+
+
+def _of_job(
+    path: str,
+    blocks: Sequence[Block],
+    ties: Mapping[int, str],
+    shared: Mapping[int, Shared],
+) -> Held | None:
+    """Who holds what is the job's under a path: of the ranks that take it to be alike the lowest.
+
+    Also where that one has it tied to what it stores; but a tie alone says nothing of its path, so
+    one of those that store it must take it to be alike. Else it is the only one that holds it.
+    """
+    if not any(path in shared[block.shard] for block in blocks):
+        return Held(blocks[0].shard, path) if len(blocks) == 1 and not ties else None
+    held = [*(Held(block.shard, path) for block in blocks), *(Held(*tie) for tie in ties.items())]
+    return min(one for one in held if one.path in shared[one.shard])
+
+
+def _named(
+    path: str, blocks: Sequence[Block], of_job: Held | None, shared: Mapping[int, Shared]
+) -> Iterator[Whole]:
+    """The job's tensor, and under the names of ranks what they don't hold as the job does."""
+    alike = shared[of_job.shard].get(of_job.path) if of_job is not None else None
+    for block in blocks:
+        if Held(block.shard, path) == of_job:
+            yield _whole(path, [block])
+        elif alike is None or shared[block.shard].get(path) != alike:
+            yield _whole(_of_rank(block.shard, path), [block], of_job is not None)
 
 
 def _is_empty_part(spec: TensorSpec) -> bool:
     return 0 in spec.shape and 0 not in spec.global_shape
 
 
-def _tied(alias: str, paths: dict[int, str], names: set[str], *, alike: bool) -> dict[str, str]:
+def _tied(
+    alias: str, paths: dict[int, str], names: set[str], alike: bool, of_job: Held | None
+) -> dict[str, str]:
     """What a path that some shards tie is called; each rank's where it is not ``alike`` on all.
 
-    Ranks that hold the job's tensor otherwise have ties of their own beside the job's.
+    It is the job's as the rank has it that holds what is ``of_job``, if that one ties it. Ranks
+    that hold the job's tensor otherwise have ties of their own beside the job's.
     """
     kept = {}
     for shard, path in paths.items():
@@ -142,11 +177,13 @@ def _tied(alias: str, paths: dict[int, str], names: set[str], *, alike: bool) ->
         if own in names or path in names:
             kept[shard] = own if own in names else path
     everywhere = set(paths.values())
-    of_job = {}
-    if alike and len(everywhere) == 1 and not everywhere.isdisjoint(kept.values()):
-        of_job = {alias: everywhere.pop()}
-    return of_job | {
-        _of_rank(shard, alias): name for shard, name in kept.items() if name not in of_job.values()
+    found = {}
+    if of_job is not None and of_job.shard in kept:
+        found = {alias: kept[of_job.shard]}
+    elif alike and len(everywhere) == 1 and not everywhere.isdisjoint(kept.values()):
+        found = {alias: everywhere.pop()}
+    return found | {
+        _of_rank(shard, alias): name for shard, name in kept.items() if name not in found.values()
     }
 
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from handfast.torch.marks import mark_consumed
 from handfast.torch.names import clean
 
 __all__ = [
     "STATE_KEYS",
     "Replica",
+    "ddp_ids",
     "ddp_modules",
     "find_replicas",
     "steps_alike",
@@ -74,6 +74,21 @@ def ddp_modules(root: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in root.named_modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
             yield clean(root, name), module
+
+
+def ddp_ids(root: nn.Module) -> list[int]:
+    """Which DDP modules there are now: a third of what ``modules()`` takes, for it is asked at each
+    save, since one that is wrapped anew changes neither names nor tensors.
+    """
+    found: list[int] = []
+    left: list[nn.Module | None] = [root]
+    while left:
+        module = left.pop()
+        if module is not None:
+            if isinstance(module, nn.parallel.DistributedDataParallel):
+                found.append(id(module))
+            left.extend(module._modules.values())
+    return found
 
 
 def find_replicas(root: nn.Module) -> list[Replica]:
@@ -136,9 +151,5 @@ def _is_torchs_own(optimizer: Optimizer) -> bool:
     step: Any = optimizer.step
     if hasattr(step, "_wrapped_by_lr_sched"):  # a scheduler counts the steps
         step = step.__wrapped__
-    hooks = (
-        *optimizer._optimizer_step_pre_hooks.values(),
-        *optimizer._optimizer_step_post_hooks.values(),
-    )
-    unchanged = getattr(step, "__func__", step) is kind.step
-    return unchanged and all(hook is mark_consumed for hook in hooks)
+    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return not hooked and getattr(step, "__func__", step) is kind.step

@@ -199,6 +199,8 @@ class _Restore(NamedTuple):
 
     def thing(self, node: Node) -> None:
         """Restore by ``load_state_dict``, on a tree that is its own to keep."""
+        if node.kind is Kind.SCALER and not self.trees[node.path]:
+            return  # it was disabled, and an enabled one takes no state of such a one
         places = self.source.places
         tree = self.source.tree(self.trees[node.path], lambda path: places.get(path, HOST))
         if self.keep_live and isinstance(tree, dict):

@@ -20,11 +20,18 @@ from handfast.errors import Unstorable
 from handfast.store.image import TensorSpec
 from handfast.store.objects import child
 from handfast.torch import optimizers
-from handfast.torch.alike import Replica, find_replicas, steps_alike
+from handfast.torch.alike import Replica, ddp_ids, find_replicas, steps_alike
 from handfast.torch.names import clean, loaded, matches
 from handfast.torch.rng import read_generator, read_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED
-from handfast.torch.tensors import all_tensors, is_dtensor, local, spec_of, whole_everywhere
+from handfast.torch.tensors import (
+    all_tensors,
+    any_dtensor,
+    is_dtensor,
+    local,
+    spec_of,
+    whole_everywhere,
+)
 from handfast.torch.tree import Kind, Node, assemble, nodes, split
 
 __all__ = ["Captured", "capture", "walk"]
@@ -97,7 +104,7 @@ def walk(
     modules = [(n, n.value.state_dict(keep_vars=True)) for n in found if n.kind is Kind.MODULE]
     opts = [node for node in found if node.kind is Kind.OPTIMIZER]
     signature = (
-        [(list(entries), list(map(id, entries.values()))) for _, entries in modules],
+        [(list(e), list(map(id, e.values())), ddp_ids(node.value)) for node, e in modules],
         [(node.path, optimizers.signature(node.value)) for node in opts],
     )
     if names is None or names.signature != signature:
@@ -172,7 +179,8 @@ def _refuse_fsdp1(node: Node) -> None:
             raise Unstorable(
                 child(node.path, name),
                 "torch.distributed.fsdp.FullyShardedDataParallel",
-                "reading it takes a blocking collective: shard the model with fully_shard()",
+                "reading it takes a blocking collective",
+                "shard the model with fully_shard()",
             )
 
 
@@ -223,8 +231,8 @@ def _refuse_parts(paths: Sequence[str], tensors: Sequence[Tensor]) -> None:
             raise Unstorable(
                 path,
                 "torch.distributed.tensor.DTensor",
-                "this rank has only a part of it, and extra= comes back as plain values: put it "
-                "into a dict of the state, or pass its full_tensor()",
+                "this rank has only a part of it, and extra= comes back as plain values",
+                "put it into a dict of the state, or pass its full_tensor()",
             )
 
 
@@ -265,22 +273,26 @@ def _class_name(scheduler: object) -> str:
 def _captured(
     found: Walk, objects: dict[str, object], alike: Alike, previous: Captured | None
 ) -> Captured:
-    dtensor = loaded("torch.distributed.tensor", "DTensor")
     parts, sharded = found.tensors, []
-    if any(issubclass(kind, dtensor) for kind in set(map(type, found.tensors))):
+    if any_dtensor(found.tensors):
+        dtensor = loaded("torch.distributed.tensor", "DTensor")
         parts = [local(t) if isinstance(t, dtensor) else t for t in found.tensors]
         sharded = [t._spec for t in found.tensors if isinstance(t, dtensor)]
     try:
         pointers = list(map(Tensor.data_ptr, parts))
         shapes = [part.shape for part in parts]
+        strides = list(map(Tensor.stride, parts))
     except (RuntimeError, NotImplementedError, ValueError):
         list(map(spec_of, found.paths, found.tensors))  # names the one without memory or shape
         raise
-    fingerprint = (
+    fingerprint = (  # all that specs, ties and refusals depend on: what is not here goes stale
         found.paths,
+        list(map(type, found.tensors)),
         shapes,
+        strides,
         [part.dtype for part in parts],
         sharded,
+        pointers.count(0),  # empty ones, and those on the meta device
         _shared(pointers, parts),
         alike,
         found.names.replicas,

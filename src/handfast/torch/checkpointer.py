@@ -19,7 +19,6 @@ from handfast.store import objects
 from handfast.store.files import Posix
 from handfast.store.port import Verify
 from handfast.torch.capture import capture
-from handfast.torch.gradients import watch_gradients
 from handfast.torch.group import Group
 from handfast.torch.prime import prime
 from handfast.torch.state import TorchState
@@ -104,7 +103,7 @@ class Checkpointer(checkpointer.Checkpointer):
             patience_s=patience_s,
         )
         self._live = state
-        self._unwatch = watch_gradients(state)
+        self._unwatch = held.watch()
 
     def prime(self, fn: Callable[[], object]) -> None:
         """Run one throwaway forward and backward before :meth:`restore`, and take it back.
@@ -112,9 +111,11 @@ class Checkpointer(checkpointer.Checkpointer):
         DDP needs it to resume bit for bit (see :mod:`handfast.torch.prime`). Every rank calls it,
         on every start, with an ``fn`` that does one forward and backward on a batch of the right
         shape, ``ckpt.prime(lambda: loss_fn(model(torch.zeros_like(batch))).backward())``, and steps
-        no optimizer, scheduler or loader. Parameters, buffers and random streams are put back, so
-        that it leaves no trace in them but the order in which gradients are reduced from then on;
-        what ``fn`` does to other attributes of modules, a plain counter say, stays.
+        no optimizer, scheduler or loader. It is run twice where a DDP module of the state has
+        ``static_graph=True``, whose order is settled one iteration later. Parameters, buffers
+        and random streams are put back, so that it leaves no trace in them but the order in which
+        gradients are reduced from then on; what ``fn`` does to other attributes of modules, a plain
+        counter say, stays.
 
         Raises what ``fn`` raises, and ValueError where ``fn`` stepped a fresh optimizer, or left no
         gradient.

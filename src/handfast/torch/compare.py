@@ -48,10 +48,12 @@ def differences(
     """Everything that a restore of ``saved`` into ``live`` would get wrong, by path.
 
     Compared are the live things and their kinds; the tensors of modules and plain ones, by path,
-    dtype, local and global shape, offset and ties; optimizers by the names in their groups. Their
-    state is not: it is made as it was saved. With ``strict=False`` what only one side has is none.
+    dtype, local and global shape, offset and ties; optimizers by the names in their groups; scalers
+    by whether they are enabled. Their state is not: it is made as it was saved. With
+    ``strict=False`` what only one side has is none.
     """
-    found = [*_things(live, saved), *_tensors(live, saved), *_optimizers(live, saved)]
+    found = [*_things(live, saved), *_tensors(live, saved)]
+    found += [*_optimizers(live, saved), *_scalers(live, saved)]
     return sorted(
         difference
         for difference in found
@@ -328,6 +330,15 @@ def _optimizers(live: Captured, saved: Saved) -> Iterator[Difference]:
             for name in sorted(set(old["params"]) ^ set(new["params"])):
                 sides = (name, ABSENT) if name in old["params"] else (ABSENT, name)
                 yield Difference(where, "parameter", *sides)
+
+
+def _scalers(live: Captured, saved: Saved) -> Iterator[Difference]:
+    """Scalers that only one side has enabled: another one has no state, and takes none."""
+    here: Any = live.objects[KINDS]
+    for path, now, was in _paired(live.objects, saved.objects, "", here):
+        if here[path] == saved.kinds.get(path) == Kind.SCALER and bool(now) != bool(was):
+            sides = (str(tree.get("scale")) if tree else ABSENT for tree in (was, now))
+            yield Difference(path, "enabled scaler's scale", *sides)
 
 
 def _paired(

@@ -9,19 +9,21 @@ What is seen: accumulation by autograd, into new and into old gradients; all in-
 that count versions, clipping and ``zero_grad`` among them; a step that ``GradScaler.step`` skipped;
 FSDP2's unsharded gradients under ``set_requires_gradient_sync(False)``.
 
-What is not: gradients of parameters that no optimizer in the state has; changes behind autograd's
+What is not: a skipped step of a scaler that came into the state since the last save (that save is
+refused); gradients of parameters that no optimizer in the state has; changes behind autograd's
 back (``grad.data``, collectives and kernels that do not count versions, the replay of a captured
 CUDA graph) to a gradient that carries a mark; optimizers inside of the user's own objects; and
 gradients that lie in buffers of another library. A gradient that one optimizer's backward left to
 another's parameters (a GAN's two losses) is pending: ``zero_grad()`` before the save.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from handfast.torch.capture import Walk
 from handfast.torch.marks import MARK, Mark, gradients, mark_consumed, version_of
@@ -30,33 +32,44 @@ from handfast.torch.saved import GRADS, Source
 from handfast.torch.tensors import local, place_of
 from handfast.torch.tree import Node, nodes
 
-__all__ = ["restore_gradients", "unclean_gradients", "watch_gradients"]
+__all__ = ["Watch", "restore_gradients", "unclean_gradients"]
 
 
-def watch_gradients(state: Mapping[str, object]) -> Callable[[], None]:
-    """Watch the optimizers and scalers of a state; gives a function that ends it.
+class Watch:
+    """Marks what steps consume, until it has ended.
 
-    Scalers are watched by a ``step`` of their own, because a skipped step calls nothing else.
+    Of every optimizer of the process: one that comes into the state later may have stepped before
+    anybody could look. The scalers of the state are watched by a ``step`` of their own, because a
+    skipped step calls nothing else; those that have come since from the next :meth:`look` on.
     """
-    undo: list[Callable[[], None]] = []
-    for node in nodes(state):
-        if isinstance(node.value, Optimizer):
-            undo.append(node.value.register_step_post_hook(mark_consumed).remove)
-        elif isinstance(node.value, torch.amp.GradScaler):
-            undo.append(_Step(node.value).end)
 
-    def end() -> None:
-        while undo:
-            undo.pop()()
+    def __init__(self, state: Mapping[str, object]) -> None:
+        self._state = state
+        self._steps: list[_Step] = []
+        self._hook = register_optimizer_step_post_hook(mark_consumed)
+        self.look()
 
-    return end
+    def look(self) -> None:
+        """Watch the scalers that the state has now, and no other."""
+        live = [n.value for n in nodes(self._state) if isinstance(n.value, torch.amp.GradScaler)]
+        for gone in [step for step in self._steps if step.scaler not in live]:
+            self._steps.remove(gone)
+            gone.end()
+        known = [step.scaler for step in self._steps]
+        self._steps += [_Step(scaler) for scaler in live if scaler not in known]
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        self._hook.remove()
+        while self._steps:
+            self._steps.pop().end()
 
 
 class _Step:
     """A scaler's ``step`` that marks what was consumed, until it has ended."""
 
     def __init__(self, scaler: Any) -> None:
-        self._scaler = scaler
+        self.scaler = scaler
         self._before = vars(scaler).get("step")  # of another watch, or of the user
         self._step = scaler.step
         self._ended = False
@@ -71,7 +84,7 @@ class _Step:
     def end(self) -> None:
         """Take it away, or leave it without effect below one that is still in use."""
         self._ended = True
-        own = vars(self._scaler)
+        own = vars(self.scaler)
         while isinstance(top := own.get("step"), _Step) and top._ended:
             if top._before is None:
                 del own["step"]
@@ -86,7 +99,7 @@ def unclean_gradients(state: Mapping[str, object], *, stored: bool = False) -> t
     With ``stored`` gradients are saved, and only those count that can't be: of parameters that no
     module has, and what FSDP2 has not reduced yet. Names are those of the first module in the state
     that has the parameter. Costs a look at each parameter, and a pass over the values of those
-    gradients that changed. Without :func:`watch_gradients` before, each gradient that is not zero
+    gradients that changed. Without a :class:`Watch` before, each gradient that is not zero
     counts as changed.
     """
     found = nodes(state)

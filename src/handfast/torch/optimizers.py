@@ -31,6 +31,7 @@ from handfast.torch.tensors import (
     HOST,
     Place,
     all_tensors,
+    any_dtensor,
     copy_into,
     dims_of,
     is_dtensor,
@@ -78,7 +79,8 @@ def signature(optimizer: Optimizer) -> object:
     groups = [list(map(id, group["params"])) for group in optimizer.param_groups]
     entries, values = _flat(optimizer)
     plain = () if all_tensors(values) else [isinstance(value, Tensor) for value in values]
-    return groups, list(map(id, optimizer.state)), list(map(tuple, entries)), plain
+    placed = list(map(dims_of, values)) if any_dtensor(values) else ()
+    return groups, list(map(id, optimizer.state)), list(map(tuple, entries)), plain, placed
 
 
 def _flat(optimizer: Optimizer) -> tuple[list[dict[object, Any]], list[Any]]:
@@ -121,7 +123,8 @@ def name_optimizer(path: str, optimizer: Optimizer, owners: Owners) -> Names:
                 f"{path}/state",
                 type(parameter).__qualname__,
                 f"it has state for a parameter of shape {tuple(parameter.shape)} that is in none "
-                "of its param_groups: drop that state",
+                "of its param_groups",
+                "drop that state",
             )
         tensors = {key: value for key, value in entry.items() if isinstance(value, Tensor)}
         host = tuple(key for key, value in tensors.items() if _stays_on_host(value, parameter))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress, islice
 from typing import Final
@@ -24,7 +24,7 @@ from handfast.store.port import Verify
 from handfast.torch import apply as restore
 from handfast.torch import compare
 from handfast.torch.capture import Captured, capture
-from handfast.torch.gradients import unclean_gradients
+from handfast.torch.gradients import Watch, unclean_gradients
 from handfast.torch.rng import unmoved_streams
 from handfast.torch.saved import GRADS, RNG, Saved, read_manifests, taken
 from handfast.torch.stage import map_image, stage
@@ -89,6 +89,12 @@ class TorchState:
         self._mine: tuple[bool, ...] = ()
         self._layout: Layout | None = None
         self._plan: Plan | None = None
+        self._watch: Watch | None = None
+
+    def watch(self) -> Callable[[], None]:
+        """Watch what steps consume from now on, for :meth:`pending`; gives what ends it."""
+        self._watch = Watch(self._state)
+        return self._watch.end
 
     def shares(self, rank: int, node: Sequence[int]) -> None:
         """See the port."""
@@ -110,7 +116,7 @@ class TorchState:
             self._forget()
             logger.warning(
                 "%s seemed to be alike on all ranks, and is not: each rank stores its own from "
-                "now on, and the epoch in which that was found does not converge",
+                "now on, and no epoch converges in which it was still left to another",
                 some(fresh, 3),
             )
 
@@ -199,6 +205,8 @@ class TorchState:
 
     def pending(self, grads: bool) -> Sequence[str]:
         """See the port."""
+        if self._watch is not None:
+            self._watch.look()
         return unclean_gradients(self._state, stored=grads)
 
     def compare(self, copies: Sequence[Loaded], only: Sequence[str], strict: bool) -> None:

@@ -3,7 +3,7 @@
 import ctypes
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ __all__ = [
     "HOST",
     "Place",
     "all_tensors",
+    "any_dtensor",
     "block",
     "copy_into",
     "digest",
@@ -34,6 +35,12 @@ __all__ = [
 ]
 
 
+TWICE: Final = (
+    "FSDP2 and tensor parallel cut it along one dimension, which is not done yet: let "
+    "fully_shard(shard_placement_fn=) cut it along another one, or use one of the two"
+)
+
+
 def is_dtensor(value: object) -> bool:
     """Whether the value is a DTensor, without importing what would define it."""
     return isinstance(value, loaded("torch.distributed.tensor", "DTensor"))
@@ -42,6 +49,12 @@ def is_dtensor(value: object) -> bool:
 def all_tensors(values: Iterable[object]) -> bool:
     """Whether all are tensors; asked of types, since ten thousand may be of one type."""
     return all(issubclass(kind, Tensor) for kind in set(map(type, values)))
+
+
+def any_dtensor(values: Iterable[object]) -> bool:
+    """Whether there is a DTensor among them; asked of types, too."""
+    dtensor = loaded("torch.distributed.tensor", "DTensor")
+    return any(issubclass(kind, dtensor) for kind in set(map(type, values)))
 
 
 def local(tensor: Any) -> Tensor:
@@ -85,9 +98,8 @@ def block(
 
 def spec_of(path: str, tensor: Any) -> TensorSpec:
     """What the image says of a tensor. Raises Unstorable for one that no image can hold."""
-    why = _why_not(tensor)
-    if why:
-        raise Unstorable(path, _type_name(tensor), why)
+    if unfit := _why_not(tensor):
+        raise Unstorable(path, _type_name(tensor), *unfit)
     if is_dtensor(tensor):
         part = local(tensor)
         whole = tuple(tensor.shape)
@@ -97,6 +109,7 @@ def spec_of(path: str, tensor: Any) -> TensorSpec:
                 path,
                 _type_name(tensor),
                 f"its local part has shape {tuple(part.shape)} where its placements say {shape}",
+                "make it with distribute_tensor(), or from_local() of equal chunks",
             )
     else:
         part = tensor
@@ -109,40 +122,39 @@ def _type_name(tensor: object) -> str:
     return f"{type(tensor).__module__}.{type(tensor).__qualname__}"
 
 
-def _why_not(tensor: Any) -> str:
-    """Why a tensor can't be stored; empty if it can."""
+def _why_not(tensor: Any) -> tuple[str, str] | None:
+    """Why a tensor can't be stored, and what to do; None if it can."""
     if is_lazy(tensor):
-        return "it has no shape before the first forward: run one before the first save"
+        return "it has no shape before the first forward", "run one before the first save"
     if tensor.is_nested:
-        return "it is a nested tensor: store the list that its unbind() gives"
+        return "it is a nested tensor", "store the list that its unbind() gives"
     if tensor.device.type == "meta":
-        return "it is on the meta device and has no values: materialize it first"
+        return "it is on the meta device and has no values", "materialize it first"
     if tensor.layout != torch.strided:
-        return f"its layout is {tensor.layout}: store .to_dense(), or its indices and values"
+        return f"its layout is {tensor.layout}", "store .to_dense(), or its indices and values"
     if is_dtensor(tensor):
         return _why_not(local(tensor))
     if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        return "it is a tensor subclass whose bytes are not all of it: store its parts"
+        return "it is a tensor subclass whose bytes are not all of it", "store its parts"
     if tensor.dtype not in DTYPE_NAMES:
-        return f"images know no {tensor.dtype}: store its parts, such as int_repr() and scales"
-    return ""
+        return f"images know no {tensor.dtype}", "store its parts, such as int_repr() and scales"
+    return None
 
 
 def _block_of(path: str, tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     dims: list[int | None] = []
     for placement in tensor.placements:
-        if type(placement).__name__ not in ("Shard", "Replicate"):
-            raise Unstorable(
-                path,
-                _type_name(tensor),
-                f"the placement {placement} makes no single block of it: redistribute it to "
-                "Shard or Replicate",
-            )
+        kind = type(placement).__name__
+        if kind not in ("Shard", "Replicate"):
+            remedy = TWICE if kind == "_StridedShard" else "redistribute it to Shard or Replicate"
+            why = f"the placement {placement} makes no single block of it"
+            raise Unstorable(path, _type_name(tensor), why, remedy)
         dims.append(placement.dim if placement.is_shard() else None)
     mesh = tensor.device_mesh
     at = mesh.get_coordinate()
     if at is None:
-        raise Unstorable(path, _type_name(tensor), "this rank is not in its device mesh")
+        why, remedy = "this rank is not in its device mesh", "leave it out on this rank"
+        raise Unstorable(path, _type_name(tensor), why, remedy)
     return block(tensor.shape, mesh.shape, at, dims)
 
 

@@ -29,7 +29,7 @@ from agentkit import open_fds, settled_fds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handfast.agent import frames, server
+from handfast.agent import frames, local, server
 from handfast.agent.frames import MAX_FDS, CallFailed, Untrusted, image_size, make_image
 from handfast.agent.local import AgentGone, AgentStuck, Client
 from handfast.agent.server import Server, Trainer
@@ -292,6 +292,18 @@ def test_calls_begin_in_the_order_in_which_they_were_made(agent: Agent, client: 
             client.call("wait", timeout=0, number=number)
     client.call("echo")
     assert [fields["number"] for name, fields in agent.begun[:-1]] == list(range(100))
+
+
+def test_an_agent_that_is_asked_to_wait_is_not_taken_for_stopped(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Shows that it is named once it has had the time that it was given, and not before."""
+    monkeypatch.setattr(local, "REMIND_S", 0.01)
+    for wait_s, named in ((0.0, True), (30.0, False), (0.05, True)):
+        caplog.clear()
+        with pytest.raises(TimeoutError):
+            client.call("wait", timeout=0.2, wait_s=wait_s)
+        assert ("is it stopped?" in caplog.text) == named
 
 
 def test_a_timeout_ends_the_waiting_and_the_late_reply_is_thrown_away(client: Client) -> None:

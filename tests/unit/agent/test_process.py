@@ -392,6 +392,31 @@ def test_a_program_that_is_not_there_is_reported(node: Node) -> None:
         connect_or_start("run@node", str(node.log), argv=["/no/such/program"])
 
 
+@pytest.mark.parametrize(
+    ("launcher", "said"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "signal 9 ended it"),
+        ("raise OSError('no process left')", r"it said:\n[\s\S]*no process left\s"),
+    ],
+)
+def test_a_launcher_that_dies_is_reported(
+    node: Node, launcher: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lives for some ten milliseconds, and a node that runs out of memory kills as it likes."""
+    monkeypatch.setattr(process, "_LAUNCHER", launcher)
+    with pytest.raises(AgentGone, match=f"launcher of the agent failed: {said}.*What to do: see"):
+        node.start()
+
+
+def test_a_launcher_that_can_not_be_started_is_reported(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that can't fork for want of memory or of processes gets an OSError, too."""
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(AgentGone, match=r"/no/such/python.*What to do: see"):
+        connect_or_start("run@node", str(node.log), argv=["true"])
+
+
 def test_an_agent_that_does_not_listen_in_time_is_reported(node: Node) -> None:
     with pytest.raises(AgentGone, match="did not listen in time"):
         node.start("late", wait_s=0.05)

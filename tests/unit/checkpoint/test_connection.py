@@ -10,6 +10,7 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import select
 import shutil
 import signal
@@ -25,6 +26,7 @@ import pytest
 from agentkit import HASTY, wait_for
 from hostkit import PATIENCE_S, Job, Node, Rank
 
+from handfast.agent import process
 from handfast.agent.keeper import Keeper
 from handfast.agent.local import AgentGone, Client
 from handfast.agent.process import connect_or_start
@@ -32,7 +34,7 @@ from handfast.checkpoint.connection import Connection
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import Staged, decode_record
 from handfast.core.retain import Keep
-from handfast.errors import Blocked, SaveFailed, Superseded
+from handfast.errors import Blocked, Refused, SaveFailed, Superseded
 from handfast.store.claims import domain_path, incarnations
 from handfast.store.shelf import Shelf
 from handfast.testing.faults import FaultyFiles
@@ -320,6 +322,47 @@ def test_a_rank_whose_agent_can_t_be_replaced_is_told_where_to_look(
     agents.program = good
     assert job.save(2) == TWO
     job.close()
+
+
+@pytest.mark.parametrize("where", ["launcher", "agent"])
+def test_an_agent_that_could_not_be_started_is_started_again(
+    where: str, agents: Agents, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that one failure is none, at the start and at a save; where each start fails, a save
+    says so, and at the next round every rank is refused, without a verdict on what is stored."""
+    trap = tmp_path / "trap"
+    spring = f"import os; os.path.exists({str(trap)!r}) and (os.unlink({str(trap)!r}), os._exit(7))"
+    if where == "launcher":
+        monkeypatch.setattr(process, "_LAUNCHER", f"{spring}\n{process._LAUNCHER}")
+    else:
+        run = (
+            "import runpy; runpy.run_module('handfast.agent', run_name='__main__', alter_sys=True)"
+        )
+        agents.program = [sys.executable, "-c", f"{spring}\n{run}"]
+    trap.touch()
+    job = Job(root, [agents.connect("node0")] * 2)
+    job.restore()
+    job.save(1)
+    agents.signal("node0")
+    trap.touch()
+    assert job.save(2) == TWO
+    assert not trap.exists()
+    agents.signal("node0")
+    agents.program = ["/bin/sh", "-c", "echo no luck; exit 7"]
+    with pytest.raises(AgentGone, match="no luck"):
+        job[0].save(3)
+    for error in job.all(refused):
+        assert error.verdict is None
+        assert re.search(r"^a rank can't take part \[rank 0: .*no luck", str(error), re.DOTALL)
+        assert "missing" not in str(error)
+    job.close()
+
+
+def refused(rank: Rank) -> Refused:
+    """The error that a rank's restore ends with."""
+    with pytest.raises(Refused) as caught:
+        rank.restore()
+    return caught.value
 
 
 def test_who_is_waited_for_is_named(agents: Agents, root: str) -> None:

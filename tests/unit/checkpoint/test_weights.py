@@ -210,6 +210,29 @@ def test_a_tie_to_what_one_rank_keeps_for_itself_is_that_ranks() -> None:
     assert tied == {"rank-00001/v": "rank-00001/w"}
 
 
+def test_what_the_lowest_rank_ties_is_the_jobs_under_both_names() -> None:
+    """The others hold it under a path of its own, and otherwise: theirs came out as the job's."""
+    x, y = (part(name, (2,), (2,), (0,)) for name in "xy")
+    tie = {"aliases": {"y": "x"}, "replicated": ("x",)}
+    both, same, other = {"replicated": ("x", "y")}, b"\0" * 16, b"1" * 16
+    first = manifest(0, 3, x, **tie, digests=same)
+    apart = manifest(1, 3, x, y, **both, digests=same + other)
+    like_first = manifest(2, 3, x, y, **both, digests=same + same)
+    wholes, tied = gather([first, apart, like_first])
+    assert [(whole.name, whole.beside) for whole in wholes] == [
+        ("rank-00001/y", True),
+        ("x", False),
+    ]
+    assert tied == {"y": "x"}
+    first = manifest(0, 2, x, **both, digests=same)
+    wholes, tied = gather([first, manifest(1, 2, x, **tie, digests=other)])
+    assert [whole.name for whole in wholes] == ["rank-00001/x", "x"]
+    assert tied == {"rank-00001/y": "rank-00001/x"}
+    wholes, tied = gather([manifest(0, 2, x, y, **both), manifest(1, 2, x, **tie)])
+    assert [whole.name for whole in wholes] == ["rank-00001/x", "x", "y"]
+    assert tied == {"rank-00001/y": "rank-00001/x"}
+
+
 def test_what_first_ranks_of_nodes_hold_otherwise_is_each_ones_own() -> None:
     """Each node stores it once; only by their digests is it known to be one tensor."""
     w = part("w", (2,), (2,), (0,))

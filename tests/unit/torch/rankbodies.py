@@ -19,13 +19,14 @@ from torch.distributed.tensor import (
     init_device_mesh,
 )
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 from handfast.errors import Blocked, Poisoned, Refused, Unstorable
 from handfast.torch.apply import apply, look
 from handfast.torch.capture import capture
 from handfast.torch.compare import homeless, refuse_homeless
-from handfast.torch.gradients import unclean_gradients, watch_gradients
+from handfast.torch.gradients import Watch, unclean_gradients
 from handfast.torch.group import Group
 from handfast.torch.state import TorchState
 from handfast.torch.tensors import local
@@ -138,6 +139,32 @@ def ddp_buffers_of_an_accumulation_are_each_ranks_own(rank: int) -> None:
     pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
     assert all(same_bytes(one, two) for one, two in pairs)
     assert other.require_forward_param_sync
+
+
+def ddp_that_is_wrapped_anew_is_seen(rank: int) -> None:
+    """Around the same module, at the root or inside: what is told is told of the new one.
+
+    A wrapper of the user's that calls its child ``module`` as DDP does gives way to DDP, too.
+    """
+
+    class Wrapper(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+    inner = Running(0)
+    for around in (lambda m: m, nn.Sequential):
+        first = capture({"model": around(DistributedDataParallel(inner))})
+        anew = DistributedDataParallel(inner)
+        with torch.no_grad():
+            anew.eval()(torch.ones(1, 4))  # the next forward pass of this one broadcasts nothing
+        state = {"model": around(anew)}
+        again, fresh = capture(state, previous=first), capture(state)
+        assert again.objects["model"] == fresh.objects["model"] != first.objects["model"]
+        assert again.replicated == fresh.replicated != first.replicated
+        bare = capture({"model": around(Wrapper(inner))})
+        assert not bare.replicated
+        assert capture(state, previous=bare).replicated == fresh.replicated
 
 
 def ddp_that_lets_its_ranks_differ_is_not_known(rank: int) -> None:
@@ -284,7 +311,7 @@ def scheduled(params: list[torch.Tensor]) -> dict[str, Any]:
 
 def watched(params: list[torch.Tensor]) -> dict[str, Any]:
     opt = torch.optim.AdamW(params)
-    watch_gradients({"opt": opt})
+    Watch({"opt": opt})
     return {"opt": opt}
 
 
@@ -343,7 +370,7 @@ def zeros_that_outlive_steps_are_put_back(rank: int) -> None:
 
 def resume_zeros(*pairs: tuple[nn.Module, torch.optim.Optimizer]) -> None:
     (model, opt), (other, live) = pairs
-    end = watch_gradients({"opt": opt})
+    end = Watch({"opt": opt}).end
 
     def go(model: nn.Module, opt: torch.optim.Optimizer) -> None:
         torch.manual_seed(dist.get_rank())
@@ -371,7 +398,7 @@ def ddp_accumulation_is_seen(rank: int) -> None:
         model = DistributedDataParallel(net(rank), gradient_as_bucket_view=views)
         opt = torch.optim.SGD(model.parameters(), lr=0.1)
         state = {"model": model, "opt": opt}
-        watch_gradients(state)
+        Watch(state)
         for to_none in (True, False):
             for _ in range(2):
                 with model.no_sync():
@@ -453,7 +480,7 @@ def fsdp_accumulation_is_seen(rank: int) -> None:
     """Reduced gradients in place, and unsharded ones that wait for their reduction."""
     model, opt = sharded(0)
     state = {"model": model, "opt": opt}
-    watch_gradients(state)
+    Watch(state)
     for to_none in (True, False):
         for _ in range(3):
             model.set_requires_gradient_sync(False)
@@ -508,6 +535,48 @@ def a_tensor_that_each_rank_holds_whole_is_known(rank: int) -> None:
     pending = DTensor.from_local(whole, mesh, [Partial()])
     assert refused({"box": {"t": pending}}, "box/t: ")
     assert refused({"box": {"t": pending}}, "no single block")
+
+
+def a_tensor_that_is_cut_twice_along_one_dimension_is_refused(rank: int) -> None:
+    """FSDP2 with tensor parallel: what is said to do can be done, and pickle= is no way out."""
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
+
+    def model(**options: Any) -> nn.Module:
+        made = nn.Sequential(nn.Linear(4, 4, bias=False))
+        parallelize_module(made, mesh["tp"], {"0": ColwiseParallel()})
+        fully_shard(made, mesh=mesh["dp"], **options)
+        return made
+
+    with pytest.raises(Unstorable, match=r"model/0\.weight: .*along another one") as caught:
+        capture({"model": model()})
+    assert "pickle" not in str(caught.value)
+    saved = model(shard_placement_fn=lambda _: Shard(1))
+    (spec,) = capture({"model": saved}).specs
+    assert (spec.shape, spec.offset) == ((2, 4), (2 * rank, 0))
+    live = model(shard_placement_fn=lambda _: Shard(1))
+    Snapshot({"model": saved}).restore({"model": live})
+    assert same_bytes(local(live[0].weight), local(saved[0].weight))
+
+
+def shards_that_are_cut_otherwise_between_saves_are_seen(rank: int) -> None:
+    """Of two tensors of one shape the other is a DTensor now; a moment is sharded otherwise now."""
+    mesh = init_device_mesh("cpu", (2,))
+    plain = [torch.rand(4, 4) for _ in range(2)]
+    cut = [DTensor.from_local(t, mesh, [Replicate()], run_check=False) for t in plain]
+    first = capture({"a": plain[0], "b": cut[1]})
+    again = capture({"a": cut[0], "b": plain[1]}, previous=first)
+    assert (first.replicated, again.replicated) == (("b",), ("a",))
+
+    weight = nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(0)]))
+    opt = torch.optim.SGD([weight], momentum=0.9)
+    weight.grad = torch.ones_like(weight)
+    opt.step()
+    first = capture({"opt": opt})
+    moment = opt.state[weight]["momentum_buffer"]
+    opt.state[weight]["momentum_buffer"] = moment.redistribute(mesh, [Replicate()])
+    again, fresh = capture({"opt": opt}, previous=first), capture({"opt": opt})
+    assert again.specs == fresh.specs
+    assert again.objects["opt"] == fresh.objects["opt"] != first.objects["opt"]
 
 
 class Factored(torch.optim.SGD):

@@ -192,12 +192,14 @@ def test_a_second_capture_keeps_the_plan_while_the_structure_stays() -> None:
     [
         lambda m: setattr(m[0].weight, "data", torch.ones(4, 5)),
         lambda m: setattr(m[0].weight, "data", torch.ones(4, 4, dtype=torch.bfloat16)),
+        lambda m: setattr(m[0].weight, "data", torch.ones(4, 4).t()),
+        lambda m: setattr(m[0].weight, "data", torch.ones(1, 4).expand(4, 4)),
         lambda m: setattr(m[0], "weight", m[2].weight),
         lambda m: m.append(nn.Linear(2, 1)),
         lambda m: m[0].register_buffer("extra", torch.ones(1)),
         lambda m: setattr(m[0], "bias", None),
     ],
-    ids=["shape", "dtype", "tie", "layer", "buffer", "gone"],
+    ids=["shape", "dtype", "stride", "repeats", "tie", "layer", "buffer", "gone"],
 )
 def test_a_changed_structure_is_seen(change: Any) -> None:
     """A stale plan would put values under another tensor's name."""
@@ -220,6 +222,16 @@ def test_a_tie_that_comes_or_goes_under_the_same_parameters_is_seen() -> None:
     model[1].weight.data = model[0].weight.data.t()
     turned = capture({"model": model}, previous=tied)
     assert (turned.aliases, len(turned.specs)) == ({}, 2)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")  # a prototype
+@pytest.mark.parametrize("name", ["meta", "masked"])
+def test_what_became_unstorable_is_seen(name: str) -> None:
+    """A model may be moved to the meta device between two saves, or a tensor be replaced."""
+    make, why = UNSTORABLE[name]
+    first = capture({"t": torch.ones(2)})
+    with pytest.raises(Unstorable, match=why):
+        capture({"t": make()}, previous=first)
 
 
 def test_renamed_tensors_of_the_same_shapes_are_seen() -> None:

@@ -8,10 +8,18 @@ import pytest
 import torch
 from statekit import Snapshot, same_bytes
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
-from handfast.torch.gradients import unclean_gradients, watch_gradients
+from handfast.torch.gradients import Watch, unclean_gradients
 
 NAMES = ("model/weight", "model/bias")
+
+
+@pytest.fixture(autouse=True)
+def no_watch_outlives_its_test() -> Iterator[None]:
+    """Each watches every optimizer of the process."""
+    yield
+    _global_optimizer_post_hooks.clear()
 
 
 @pytest.fixture(params=["sgd", "foreach", "fused", "loop", "maximize", "amsgrad", "nesterov"])
@@ -33,7 +41,7 @@ def state(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
             model.parameters(), momentum=0.9 * heavy, nesterov=heavy, weight_decay=0.1
         )
     state = {"model": model, "opt": opt}
-    end = watch_gradients(state)
+    end = Watch(state).end
     yield state
     end()
 
@@ -118,7 +126,7 @@ def test_a_step_that_the_scaler_skipped_is_clean() -> None:
     ):
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
         state = {"model": model, "opt": opt, "scaler": scaler}
-        end = watch_gradients(state)
+        end = Watch(state).end
         for scale, skipped in ((1.0, False), (float("inf"), True), (1.0, False)):
             opt.zero_grad()
             before, weight = scaler.get_scale(), model.weight.detach().clone()
@@ -139,7 +147,7 @@ def test_each_of_several_optimizers_counts_for_itself() -> None:
     one, two = nn.Linear(4, 4), nn.Linear(4, 2)
     opts = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (one, two)]
     state = {"one": one, "two": two, "opts": opts}
-    watch_gradients(state)
+    Watch(state)
     backward(nn.Sequential(one, two))
     opts[0].step()
     opts[0].zero_grad()
@@ -153,7 +161,7 @@ def test_a_step_with_a_closure_is_a_step() -> None:
     model = nn.Linear(4, 2)
     opt = torch.optim.LBFGS(model.parameters(), max_iter=3)
     state = {"model": model, "opt": opt}
-    watch_gradients(state)
+    Watch(state)
 
     def closure() -> Tensor:
         opt.zero_grad()
@@ -171,7 +179,7 @@ def test_sparse_gradients() -> None:
     """Embeddings with sparse gradients have no dense values to look at."""
     model = nn.Embedding(5, 2, sparse=True)
     state = {"model": model, "opt": torch.optim.SparseAdam(model.parameters())}
-    watch_gradients(state)
+    Watch(state)
     for _ in range(3):
         state["opt"].zero_grad()
         assert unclean_gradients(state) == ()
@@ -256,7 +264,7 @@ def test_layers_that_a_batch_leaves_out_go_on_as_without_a_break(
 
     (model, opt), (other, live) = pair(0), pair(1)
     state, fresh = {"model": model, "opt": opt}, {"model": other, "opt": live}
-    end = watch_gradients(state)
+    end = Watch(state).end
     for used in ((0, 1), (1,), (0,)):
         go(after, model, opt)
         go(before, model, opt, *used)
@@ -304,15 +312,53 @@ def test_a_gradient_that_no_name_leads_to_is_not_stored() -> None:
 
 def test_after_the_watch_ended_nothing_is_marked() -> None:
     """A closed Checkpointer leaves no hooks in the user's training."""
+    before = dict(_global_optimizer_post_hooks)
     model = nn.Linear(4, 2)
     opt = torch.optim.SGD(model.parameters())
-    end: Callable[[], None] = watch_gradients({"model": model, "opt": opt})
+    end: Callable[[], None] = Watch({"model": model, "opt": opt}).end
     end()
     end()
-    assert not opt._optimizer_step_post_hooks
+    assert before == _global_optimizer_post_hooks
     backward(model)
     opt.step()
     assert unclean_gradients({"model": model, "opt": opt}) == NAMES
+
+
+def test_an_optimizer_that_comes_later_is_watched_from_its_first_step() -> None:
+    """A stage of the training begins with an optimizer of its own, and saves after its step."""
+    model = nn.Linear(4, 2)
+    state: dict[str, Any] = {"model": model, "opt": torch.optim.SGD(model.parameters())}
+    end = Watch(state).end
+    state["opt"] = torch.optim.AdamW(model.parameters())
+    backward(model)
+    assert unclean_gradients(state) == NAMES
+    state["opt"].step()
+    assert unclean_gradients(state) == ()
+    backward(model)
+    assert unclean_gradients(state) == NAMES
+    end()
+
+
+def test_a_scaler_that_comes_later_is_watched_once_it_was_seen() -> None:
+    """From the first save on that finds it in the state; the one that it replaced is left alone."""
+    model = nn.Linear(4, 2)
+    opt = torch.optim.SGD(model.parameters())
+    former, scaler = (torch.amp.GradScaler("cpu", init_scale=4.0) for _ in range(2))
+    state = {"model": model, "opt": opt, "scaler": former}
+    watch = Watch(state)
+    state["scaler"] = scaler
+    watch.look()
+    assert "step" not in vars(former)
+    for _ in range(2):
+        opt.zero_grad()
+        scaler.scale(model(torch.full((3, 4), float("inf"))).sum()).backward()
+        assert unclean_gradients(state) == NAMES
+        scaler.step(opt)
+        scaler.update()
+        assert unclean_gradients(state) == ()
+        watch.look()
+    watch.end()
+    assert "step" not in vars(scaler)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
@@ -322,7 +368,7 @@ def test_watches_that_share_a_scaler_end_in_any_order(order: tuple[int, ...]) ->
     opt = torch.optim.SGD(model.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     state = {"model": model, "opt": opt, "scaler": scaler}
-    ends = [watch_gradients(state) for _ in order]
+    ends = [Watch(state).end for _ in order]
     for number in order:
         opt.zero_grad()
         scaler.scale(model(torch.full((3, 4), float("inf"))).sum()).backward()
@@ -343,7 +389,7 @@ def test_a_step_that_the_user_has_put_in_place_stays() -> None:
     opt = torch.optim.SGD(nn.Linear(1, 1).parameters())
     calls: list[str] = []
     scaler.step = lambda _: calls.append("below")
-    end = watch_gradients({"scaler": scaler})
+    end = Watch({"scaler": scaler}).end
     inner = scaler.step
     scaler.step = lambda given: (calls.append("above"), inner(given))
     end()
@@ -357,7 +403,7 @@ def test_a_compiled_step_leaves_its_mark() -> None:
     model = nn.Linear(4, 2)
     opt = torch.optim.AdamW(model.parameters())
     state = {"model": model, "opt": opt}
-    watch_gradients(state)
+    Watch(state)
     step = torch.compile(opt.step, backend="eager")
     for _ in range(3):
         opt.zero_grad()

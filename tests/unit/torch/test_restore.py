@@ -570,6 +570,16 @@ DIFFERENCES: dict[str, tuple[Any, Any, list[str]]] = {
             )
         ],
     ),
+    "scaler on": (  # load_state_dict() would raise half-way, once the tensors are other ones
+        {"s": torch.amp.GradScaler("cpu", enabled=False)},
+        {"s": torch.amp.GradScaler("cpu", init_scale=8.0)},
+        ["s: enabled scaler's scale: saved nothing, live 8.0"],
+    ),
+    "scaler off": (  # which would take nothing, without a word
+        {"s": torch.amp.GradScaler("cpu", init_scale=8.0)},
+        {"s": torch.amp.GradScaler("cpu", enabled=False)},
+        ["s: enabled scaler's scale: saved 8.0, live nothing"],
+    ),
     "tie gone": (
         {"m": tied(tie=True)},
         {"m": tied(tie=False)},
@@ -672,6 +682,18 @@ def test_not_strict_leaves_what_only_one_side_has() -> None:
     assert live["new"][0] == 1
     assert set(map(id, fresh.state)) == {id(other[0].weight), id(other[0].bias)}
     assert saved.differences({"m": layers(4, 3)}, strict=False)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_not_strict_leaves_a_scaler_that_only_one_side_has_enabled(on: bool) -> None:
+    """An enabled one goes on with its own scale; one that is disabled has none."""
+    saved = {"s": torch.amp.GradScaler("cpu", enabled=not on), "t": torch.ones(1)}
+    live = {"s": torch.amp.GradScaler("cpu", init_scale=8.0, enabled=on), "t": torch.zeros(1)}
+    snapshot = Snapshot(saved)
+    assert snapshot.differences(live, strict=False) == []
+    apply(live, snapshot.saved, snapshot.views)
+    assert live["t"].tolist() == [1.0]
+    assert live["s"].get_scale() == (8.0 if on else 1.0)
 
 
 def test_a_component_may_be_called_anything() -> None:
