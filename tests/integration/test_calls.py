@@ -67,7 +67,7 @@ def memories() -> int:
 @pytest.mark.parametrize("images", [1, 2])
 def test_a_training_costs_its_state_once_an_image_and_a_restore_once(images: int, run: str) -> None:
     """Shared by trainer and agent: saves take no more than was asked for, nor does a restore."""
-    size = 1 << 20
+    size = 4 << 20
     state = {"model": torch.zeros(size // 4)}
     most = images * size * 1.02  # names and random streams are in an image, too
     with begun_with(run, state, images=images) as ckpt:

@@ -15,7 +15,8 @@ from typing import Final
 import msgspec
 
 from handfast.checkpoint.location import Location
-from handfast.checkpoint.weights import Weights, Whole, reading_weights, runs
+from handfast.checkpoint.weights import Weights, reading_weights
+from handfast.checkpoint.whole import Whole, runs
 from handfast.core.lattice import Epoch
 from handfast.errors import HandfastError
 from handfast.store.files import TEMPORARY, Files, closing, discard, write_all, writing

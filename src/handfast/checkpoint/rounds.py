@@ -35,11 +35,12 @@ from handfast.core.membership import (
 )
 from handfast.core.messages import Configured, Frozen, decode_record
 from handfast.core.verdict import Verdict
-from handfast.errors import Blocked, Damaged, HandfastError, Refused, Superseded
+from handfast.errors import Blocked, Damaged, HandfastError, Refused, SaveFailed, Superseded
 from handfast.store.claims import domains_below, read_identity
 from handfast.store.files import (
     TEMPORARY,
     Files,
+    describe,
     discard,
     make_directory,
     read_file,
@@ -266,7 +267,13 @@ def allocate_in(
     """
     path = _record_of(root)
     with writing("make the run's directory", root):
-        make_directory(files, root)
+        try:
+            make_directory(files, root)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise SaveFailed(
+                f"{root}: the run's directory can't be made: {describe(error)}. What to do: look "
+                "at the path, or make the directory above it"
+            ) from error
     _check_lock(root)
     lock = os.open(_lock_of(root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from handfast.checkpoint.export import FORMATS, new_file
 from handfast.checkpoint.reader import open_run
-from handfast.checkpoint.weights import Block, Weights, Whole
+from handfast.checkpoint.weights import Weights
+from handfast.checkpoint.whole import Block, Whole
 from handfast.core.lattice import Epoch
 from handfast.errors import FormatError
 from handfast.store.files import Files, writing

@@ -27,7 +27,7 @@ from handfast.checkpoint.rounds import Meeting, Peek, allocate_in, domain_name, 
 from handfast.core.membership import Configuration, Domain, Formation, RoundRecord
 from handfast.core.messages import Configured, Frozen, Report, encode
 from handfast.core.verdict import Verdict
-from handfast.errors import Blocked, Damaged, HandfastError, Refused, Superseded
+from handfast.errors import Blocked, Damaged, HandfastError, Refused, SaveFailed, Superseded
 from handfast.store.claims import IdentityFile, domain_path, identify
 from handfast.store.directory import claim
 from handfast.testing.faults import Crash, Fault, FaultyFiles
@@ -543,6 +543,13 @@ fcntl.flock(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX)
 print("held", flush=True)
 time.sleep(600)
 """
+
+
+def test_a_directory_that_can_t_be_made_is_no_file_that_somebody_took_away() -> None:
+    """Not below /proc, and not below a file."""
+    for root in ("/proc/runs/gpt", f"{__file__}/run"):
+        with pytest.raises(SaveFailed, match=r"the run's directory can't be made: .* look at the"):
+            allocate_in(HASTY, root, "a", 0)
 
 
 def test_a_record_that_can_t_be_locked_is_an_error_that_names_it(root: str) -> None:

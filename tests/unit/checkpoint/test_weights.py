@@ -22,7 +22,7 @@ from handfast.checkpoint.export import FORMATS
 from handfast.checkpoint.location import Location
 from handfast.checkpoint.reader import Run, open_run
 from handfast.checkpoint.survey import Survey
-from handfast.checkpoint.weights import gather, runs
+from handfast.checkpoint.whole import gather, runs
 from handfast.core.lattice import Epoch
 from handfast.core.retain import Keep
 from handfast.errors import Damaged, FormatError, HandfastError, Refused, SaveFailed
