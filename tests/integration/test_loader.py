@@ -12,20 +12,24 @@ from trainers import Job
 Launch = Callable[..., Job]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("workers", "sampler"),
+    [(0, ""), (2, ""), (0, "distributed"), (2, "distributed"), (0, "seeded")],
+)
 def test_a_loader_goes_on_behind_the_last_batch_consumed(
-    workers: int, launch: Launch, tmp_path: Path
+    workers: int, sampler: str, launch: Launch, tmp_path: Path
 ) -> None:
-    """In the middle of the data, and where they begin anew: batches, masks, losses are the same."""
+    """In the middle of the data, where they begin anew, and in the middle once more: batches, masks
+    and losses are the same, also where the sampler hears of its epoch only behind the restore."""
     (straight,) = launch()
     other = str(tmp_path / "other")
-    _, expected = straight.do(loading.over_a_loader, other, workers, 1, 9)
+    _, expected = straight.do(loading.over_a_loader, other, workers, 1, 9, sampler)
     straight.kill()
-    for at in (3, 5):  # in the data, and where they end
+    for at in (3, 5, 7):  # in the data, where they end, and in them again
         path = str(tmp_path / f"run{at}")
         (first,) = launch()
-        assert first.do(loading.over_a_loader, path, workers, 1, at) == (0, expected[:at])
+        assert first.do(loading.over_a_loader, path, workers, 1, at, sampler) == (0, expected[:at])
         first.kill()
         (second,) = launch()
-        assert second.do(loading.over_a_loader, path, workers, 2, 9) == (at, expected[at:])
+        assert second.do(loading.over_a_loader, path, workers, 2, 9, sampler) == (at, expected[at:])
         second.kill()

@@ -23,7 +23,7 @@ from handfast.torch.alike import ddp_modules
 from handfast.torch.capture import Walk, walk
 from handfast.torch.gradients import restore_gradients
 from handfast.torch.names import matches
-from handfast.torch.rng import write_generator, write_streams
+from handfast.torch.rng import unmoved_streams, write_generator, write_streams
 from handfast.torch.saved import EXTRA, RNG, UNSYNCED, Saved, Source
 from handfast.torch.tensors import HOST, copy_into, dims_of, is_dtensor, local, place_of
 from handfast.torch.tree import Kind, Node, entries, kind_of
@@ -221,11 +221,39 @@ class _Restore(NamedTuple):
             return
         wanted = self.trees[node.path]
         found = _unlike(wanted, node.value.state_dict(), node.path, self.source)
+        if found is None and node.kind is Kind.LOADER:
+            _begin_late(node.value, self.source.tree(wanted))
         if found is None:
             return
         if node.kind is Kind.LOADER:
             raise HandfastError(f"{found} reads back as another value than the one it was given")
         _LOG.warning("handfast: restore: %s reads back as another value than was loaded", found)
+
+
+def _begin_late(loader: Any, tree: object) -> None:
+    """Let an iterator that reading the state has made be made anew when it is asked for.
+
+    Only then is the sampler told of its epoch (``set_epoch``, a seed). The run that is continued
+    made its own before the save: what torchdata draws for this one must move no stream.
+    """
+    if not getattr(loader, "_initial_iter_for_state_dict", False):
+        return
+    vars(loader).pop("_get_iterator", None)  # of an earlier restore
+    make = loader._get_iterator
+    owners = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
+    generators = {id(g): g for o in owners if (g := getattr(o, "generator", None)) is not None}
+
+    def once() -> object:
+        del loader._get_iterator
+        before = [(generator, generator.get_state()) for generator in generators.values()]
+        with unmoved_streams():
+            made = make()
+        for generator, position in before:
+            generator.set_state(position)
+        return made
+
+    loader.load_state_dict(tree)
+    loader._get_iterator = once
 
 
 def _iterated(loader: Any) -> bool:
