@@ -22,39 +22,52 @@ SAMPLERS: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
+LATE = 4
+"""The step from which a second loader gives the batches, if there is one."""
+
+
 class Training:
     """A model with dropout over shuffled items: each step hangs on every random stream."""
 
-    def __init__(self, workers: int, seed: int, sampler: str = "") -> None:
+    def __init__(
+        self, workers: int, seed: int, sampler: str = "", later: str | None = None
+    ) -> None:
         from torchdata.stateful_dataloader import StatefulDataLoader
 
         torch.manual_seed(seed)
         self.model = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.5), nn.Linear(8, 1))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-2)
         items = torch.arange(ITEMS, dtype=torch.float32)
-        self.sampler = SAMPLERS[sampler](items)
-        shuffle = self.sampler is None
-        self.loader = StatefulDataLoader(
-            items, BATCH, shuffle=shuffle, sampler=self.sampler, num_workers=workers
-        )
+        self.loaders = [
+            StatefulDataLoader(
+                items, BATCH, shuffle=not name, sampler=SAMPLERS[name](items), num_workers=workers
+            )
+            for name in (sampler, later)
+            if name is not None
+        ]
         self.at = 0
         self._batches = self._endless()
 
     def state(self) -> dict[str, object]:
         """One epoch."""
-        return {"model": self.model, "optimizer": self.optimizer, "loader": self.loader}
+        return {"model": self.model, "optimizer": self.optimizer, "loaders": self.loaders}
 
     def _endless(self) -> Iterator[torch.Tensor]:
         while True:
-            self._tell(self.at * BATCH // ITEMS)
-            yield from self.loader
+            late = len(self.loaders) > 1 and self.at >= LATE
+            loader = self.loaders[late]
+            self._tell(loader.sampler, (self.at - late * LATE) * BATCH // ITEMS)
+            for batch in loader:
+                yield batch
+                if self.at == LATE and len(self.loaders) > 1:
+                    break  # and goes over to the other one
 
-    def _tell(self, epoch: int) -> None:
+    def _tell(self, sampler: object, epoch: int) -> None:
         """What an ordinary loop does before it iterates."""
-        if isinstance(self.sampler, DistributedSampler):
-            self.sampler.set_epoch(epoch)
-        elif isinstance(self.sampler, SubsetRandomSampler):
-            self.sampler.generator.manual_seed(7 + epoch)
+        if isinstance(sampler, DistributedSampler):
+            sampler.set_epoch(epoch)
+        elif isinstance(sampler, SubsetRandomSampler):
+            sampler.generator.manual_seed(7 + epoch)
 
     def step(self) -> tuple[list[float], float]:
         """Take a step; gives the items that it saw, and the loss."""
@@ -69,16 +82,23 @@ class Training:
     def end(self) -> None:
         """Let the workers go: killed with their trainer, they would find out only after a while."""
         self._batches.close()
-        self.loader._iterator = None
+        for loader in self.loaders:
+            loader._iterator = None
         gc.collect()
 
 
 def over_a_loader(
-    desk: Desk, path: str, workers: int, seed: int, until: int, sampler: str = ""
+    desk: Desk,
+    path: str,
+    workers: int,
+    seed: int,
+    until: int,
+    sampler: str = "",
+    later: str | None = None,
 ) -> tuple[int, list[tuple[list[float], float]]]:
     """Restore, train until a step, and save there; gives where it began, and each step."""
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata calls it
-    training = Training(workers, seed, sampler)
+    training = Training(workers, seed, sampler, later)
     desk.checkpointer = Checkpointer(path, training.state(), every=until)
     start = training.at = desk.checkpointer.restore()
     seen = [training.step() for _ in range(start, until)]

@@ -293,6 +293,7 @@ def test_no_run_is_could_not_look_and_says_what_to_do(command: str, tmp_path: Pa
         ("release", "RUN", "--unpin", "1-1-00.json"),
         ("export", "RUN", "OUT", "--to", "safetensors", "--only", "modle/**"),
         ("export", "RUN", "--to", "torch"),
+        ("export", "RUN", "OUT"),
         ("export", "RUN", "OUT", "--to", "gguf"),
         ("export", "RUN", "OUT", "--to", "safetensors", "--component", "modle"),
         ("status",),
@@ -534,7 +535,7 @@ def test_an_export_to_safetensors_is_loadable_without_us(saved: Saved, tmp_path:
     assert "extra/z (complex128)" in done.err
     assert os.listdir(tmp_path) == []
     path = tmp_path / "model.safetensors"
-    args = ("--to", "safetensors", "--component", "model", "--json")
+    args = ("--component", "model", "--json")  # the format is what the file is called
     found = handfast("export", saved.path, path, *args).json
     assert (found["epoch"]["step"], found["tied"]) == (3, 1)
     model = Tied()
@@ -544,6 +545,24 @@ def test_an_export_to_safetensors_is_loadable_without_us(saved: Saved, tmp_path:
     handfast("export", saved.path, odd, "--to", "safetensors", "--component", "odd")
     found = load_file(odd)
     assert all(same(found[name.replace("/", "~1")], v) for name, v in saved.odd.items())
+
+
+def test_an_export_to_torch_is_known_by_its_name(saved: Saved, tmp_path: Path) -> None:
+    """A file that torch.load reads, weights_only."""
+    path = tmp_path / "model.pt"
+    assert handfast("export", saved.path, path, "--component", "model").code == 0
+    assert torch.load(path).keys() == saved.model.keys()
+
+
+def test_a_run_without_an_epoch_is_shown_as_empty(tmp_path: Path) -> None:
+    """Whoever refused a first start leaves one; nothing in it is complete."""
+    with Checkpointer(tmp_path, {"model": torch.nn.Linear(1, 1)}) as ckpt, pytest.raises(Refused):
+        ckpt.restore(require=True)
+    done = handfast("status", tmp_path)
+    assert done.code == 0
+    assert "nothing was saved yet" in done.out
+    assert "empty" in done.out
+    assert "complete" not in done.out
 
 
 def test_an_export_over_a_file_is_refused(saved: Saved, tmp_path: Path) -> None:

@@ -225,16 +225,18 @@ def test_every_rank_raises_for_a_failure_of_one(disk: Disk, launch: Launch, tmp_
 # --- two jobs, stale jobs, branches -------------------------------------------------------------
 
 
+@pytest.mark.parametrize("patience_s", [None, 3.0])
 def test_a_second_job_on_a_run_is_refused_and_the_first_is_not_disturbed(
-    launch: Launch, tmp_path: Path
+    patience_s: float | None, launch: Launch, tmp_path: Path
 ) -> None:
-    """Two trainings that write into one run are how its epochs come to be mixed."""
+    """Two trainings that write into one run are how its epochs come to be mixed. Who has less
+    patience than an agent has with a trainer that ends hears the same."""
     path = str(tmp_path / "run")
     (one,) = launch()
     one.do(deeds.resume, path)
     one.do(deeds.train, 1)
     (two,) = launch()
-    two.do(deeds.begin, path)
+    two.do(deeds.begin, path, patience_s=patience_s)
     two.tell(deeds.restore)
     error = raised_by(two)
     assert isinstance(error, Refused)

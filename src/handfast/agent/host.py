@@ -227,7 +227,7 @@ class Agent:
         """Give a trainer its domain: claimed, booted, and reachable for this round."""
         root, name, run = fields["root"], fields["name"], fields["run"]
         seat = self._seats.setdefault((root, name), Seat(root, name))
-        await self._take_seat(seat, trainer)
+        await self._take_seat(seat, trainer, fields.get("within_s", HANDOVER_S))
         # in a task of the agent's own: a claim must not be left half-way by a trainer that dies
         host = await asyncio.shield(asyncio.create_task(self._claim(seat, run, fields["shard"])))
         await self._meet(run, fields["nonce"], fields["secret"], fields["bind"], fields["port"])
@@ -273,8 +273,8 @@ class Agent:
                 self._hosts[identity.id] = seat.host
             return seat.host
 
-    async def _take_seat(self, seat: Seat, trainer: Trainer) -> None:
-        deadline = time.monotonic() + self._handover_s
+    async def _take_seat(self, seat: Seat, trainer: Trainer, within_s: float) -> None:
+        deadline = time.monotonic() + min(self._handover_s, within_s)
         while seat.trainer is not None and seat.trainer is not trainer:
             if time.monotonic() > deadline:
                 raise _taken(seat.name, seat.trainer.pid, trainer.pid)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -225,7 +226,8 @@ class Connection:
                 self._changed.notify_all()
 
     def _open(self, joining: Joining, port: int) -> Opened:
-        reply = self.ask("open", port=port, **msgspec.structs.asdict(joining))
+        within_s = math.inf if self.patience_s is None else self.patience_s / 2
+        reply = self.ask("open", port=port, within_s=within_s, **msgspec.structs.asdict(joining))
         self._opened = msgspec.msgpack.decode(reply["opened"], type=Opened)
         return self._opened
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 from enum import StrEnum
+from typing import Final
 
 import click
 from rich.markup import escape
@@ -24,13 +26,15 @@ class Format(StrEnum):
     TORCH = "torch"
 
 
+FORMATS: Final = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch"}
+
+
 @click.command(epilog=RUNS)
 @click.argument("paths", nargs=-1, required=True, metavar="RUN... DEST")
 @click.option(
     "--to",
     type=click.Choice([kind.value for kind in Format]),
-    required=True,
-    help="The format of the file.",
+    help="The format of the file; by default what its name ends in: .safetensors, .pt, .pth.",
 )
 @step
 @click.option(
@@ -40,7 +44,7 @@ class Format(StrEnum):
 @as_json
 def export(
     paths: tuple[str, ...],
-    to: str,
+    to: str | None,
     step: int | Epoch | None,
     component: str,
     only: tuple[str, ...],
@@ -54,6 +58,12 @@ def export(
     if len(paths) < 2:
         raise click.UsageError("give the run's directory, and then the file to write")
     *run, dest = paths
+    to = to or FORMATS.get(os.path.splitext(dest)[1])
+    if to is None:
+        raise click.UsageError(
+            f"{dest}: its name says no format ({', '.join(FORMATS)} do): add --to safetensors or "
+            "--to torch"
+        )
     with answering(as_json):
         if to == Format.TORCH:
             _import_torch()

@@ -126,7 +126,7 @@ def _grid(console: Console, found: Status, most: int) -> None:
         cells = [SIGNS[row.cells[domain.id].mark] for row in shown]
         table.add_row(
             escape(name),
-            Text(domain.verdict, STYLES.get(domain.verdict, "bold red")),
+            _standing(domain.verdict, found),
             *(Text(sign[plain], sign[2]) for sign in cells),
         )
     verdicts = [_verdict(row) for row in shown]
@@ -143,6 +143,12 @@ def _head(row: EpochRow, line: Epoch | None) -> Text:
     if row.orphan:
         return Text(str(row.epoch), "dim strike")
     return Text(str(row.epoch), "bold green reverse" if row.epoch == line else "bold")
+
+
+def _standing(verdict: Verdict, found: Status) -> Text:
+    if verdict is Verdict.COMPLETE and not found.epochs:
+        return Text("empty", "dim")  # nothing was saved, so nothing is behind
+    return Text(verdict, STYLES.get(verdict, "bold red"))
 
 
 def _verdict(row: EpochRow) -> Text:

@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,12 @@ from torch.optim import Optimizer
 from handfast.errors import HandfastError, Poisoned, Unstorable
 from handfast.store import objects
 from handfast.store.objects import TensorRef, child
-from handfast.torch import optimizers
+from handfast.torch import loaders, optimizers
 from handfast.torch.alike import ddp_modules
-from handfast.torch.capture import Walk, walk
+from handfast.torch.capture import Walk, state_of, walk
 from handfast.torch.gradients import restore_gradients
 from handfast.torch.names import matches
-from handfast.torch.rng import unmoved_streams, write_generator, write_streams
+from handfast.torch.rng import write_generator, write_streams
 from handfast.torch.saved import EXTRA, RNG, UNSYNCED, Saved, Source
 from handfast.torch.tensors import HOST, copy_into, dims_of, is_dtensor, local, place_of
 from handfast.torch.tree import Kind, Node, entries, kind_of
@@ -34,6 +34,8 @@ _LOG = logging.getLogger("handfast")
 
 _BY_STATE_DICT = (Kind.SCHEDULER, Kind.SCALER, Kind.LOADER, Kind.OBJECT)
 """The kinds that are restored by their own ``load_state_dict``, in the order of the restore."""
+
+OTHERWISE: Final = "reads back as another value"
 
 
 @torch.inference_mode(False)  # what is made here must serve steps outside of that mode, too
@@ -204,62 +206,35 @@ class _Restore(NamedTuple):
         places = self.source.places
         tree = self.source.tree(self.trees[node.path], lambda path: places.get(path, HOST))
         if self.keep_live and isinstance(tree, dict):
-            now = node.value.state_dict()
+            now = state_of(node)
             kept = [k for k in tree if k in now and matches(child(node.path, k), self.keep_live)]
             tree |= {key: now[key] for key in kept}
-        if node.kind is Kind.LOADER and _iterated(node.value):
+        if node.kind is not Kind.LOADER:
+            node.value.load_state_dict(tree)
+            return
+        if loaders.iterated(node.value):
             _LOG.warning(
                 "handfast: restore: %s has an iterator that was made before: it goes on where it "
                 "is, and repeats or skips data. What to do: call iter(loader) after restore()",
                 node.path,
             )
-        node.value.load_state_dict(tree)
+        loaders.load(node.value, tree)
 
     def read_back(self, node: Node) -> None:
         """Ask for the state that was just loaded: a loader elsewhere repeats or skips data."""
         if any(matches(pattern, (node.path,)) for pattern in self.keep_live):
             return
         wanted = self.trees[node.path]
-        found = _unlike(wanted, node.value.state_dict(), node.path, self.source)
-        if found is None and node.kind is Kind.LOADER:
-            _begin_late(node.value, self.source.tree(wanted))
-        if found is None:
+        if node.kind is Kind.LOADER and loaders.not_begun(wanted):
             return
-        if node.kind is Kind.LOADER:
-            raise HandfastError(f"{found} reads back as another value than the one it was given")
-        _LOG.warning("handfast: restore: %s reads back as another value than was loaded", found)
-
-
-def _begin_late(loader: Any, tree: object) -> None:
-    """Let an iterator that reading the state has made be made anew when it is asked for.
-
-    Only then is the sampler told of its epoch (``set_epoch``, a seed). The run that is continued
-    made its own before the save: what torchdata draws for this one must move no stream.
-    """
-    if not getattr(loader, "_initial_iter_for_state_dict", False):
-        return
-    vars(loader).pop("_get_iterator", None)  # of an earlier restore
-    make = loader._get_iterator
-    owners = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
-    generators = {id(g): g for o in owners if (g := getattr(o, "generator", None)) is not None}
-
-    def once() -> object:
-        del loader._get_iterator
-        before = [(generator, generator.get_state()) for generator in generators.values()]
-        with unmoved_streams():
-            made = make()
-        for generator, position in before:
-            generator.set_state(position)
-        return made
-
-    loader.load_state_dict(tree)
-    loader._get_iterator = once
-
-
-def _iterated(loader: Any) -> bool:
-    """Whether somebody was given an iterator: torchdata's state_dict() makes one of its own."""
-    given = getattr(loader, "_iterator", None) is not None
-    return given and not getattr(loader, "_initial_iter_for_state_dict", False)
+        found = _unlike(wanted, node.value.state_dict(), node.path, self.source)
+        if node.kind is not Kind.LOADER:
+            if found is not None:
+                _LOG.warning("handfast: restore: %s %s than was loaded", found, OTHERWISE)
+        elif found is not None:
+            raise HandfastError(f"{found} {OTHERWISE} than the one it was given")
+        else:
+            loaders.may_begin(node.value, self.source.tree(wanted), node.path)
 
 
 def _told_of_loads(module: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from handfast.errors import Unstorable
 from handfast.store.image import TensorSpec
 from handfast.store.objects import child
-from handfast.torch import optimizers
+from handfast.torch import loaders, optimizers
 from handfast.torch.alike import Replica, ddp_ids, find_replicas, steps_alike
 from handfast.torch.names import clean, loaded, matches
 from handfast.torch.rng import read_generator, read_streams
@@ -34,7 +34,7 @@ from handfast.torch.tensors import (
 )
 from handfast.torch.tree import Kind, Node, assemble, nodes, split
 
-__all__ = ["Captured", "capture", "walk"]
+__all__ = ["Captured", "capture", "state_of", "walk"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,11 +121,16 @@ def walk(
         if node.kind is Kind.TENSOR:
             _add(result, node, *_split(node.value, node.path))
         elif node.kind not in (Kind.MODULE, Kind.OPTIMIZER, Kind.GENERATOR, *without):
-            _add(result, node, *_split(node.value.state_dict(), node.path))
+            _add(result, node, *_split(state_of(node), node.path))
     for node in found:
         if node.kind is Kind.GENERATOR:
             result.trees[node.path] = read_generator(node.value)
     return result
+
+
+def state_of(node: Node) -> Any:
+    """The state of a thing that knows its own."""
+    return loaders.read(node.value) if node.kind is Kind.LOADER else node.value.state_dict()
 
 
 def _add(

@@ -20,6 +20,7 @@ from handfast.store.files import Posix
 from handfast.store.port import Verify
 from handfast.torch.capture import capture
 from handfast.torch.group import Group
+from handfast.torch.loaders import warn_of_orders
 from handfast.torch.prime import prime
 from handfast.torch.state import TorchState
 
@@ -79,12 +80,16 @@ class Checkpointer(checkpointer.Checkpointer):
             raise ValueError("state: give a dict of what makes up one epoch, {'model': model, ...}")
         found = capture(state, rng=rng, replicated=replicated)
         objects.encode(found.objects, pickle=pickle)  # what can't be stored is said now
+        warn_of_orders(state)
         run = spelled(path)
         collective = Group(group, run, patience_s) if _distributed() else Solo()
+        root = os.path.realpath(root_of(run, collective.place))
+        if os.path.isfile(root):
+            raise ValueError(f"path={root!r} is a file: give the directory that the run is to have")
         template = os.path.realpath(run)  # one run has one agent a node, by any name
         session = Session(
             collective,
-            os.path.realpath(root_of(run, collective.place)),
+            root,
             Posix(),
             connect=lambda: _connect(template, patience_s),
         )
