@@ -507,7 +507,7 @@ def doors() -> set[str]:
     commands = {entry.partition(":")[0] for entry in scripts.values()}
     commands |= {f"handfast.cli.{name}" for name in COMMANDS} | {"handfast.__main__"}
     shipped = {f"handfast.testing.{path.stem}" for path in suites}
-    return {*commands, *shipped, "handfast.core.invariants"}
+    return {*commands, *shipped, "handfast.laws.invariants"}
 
 
 def unused(package: dict[str, str], doors: set[str]) -> list[str]:

@@ -8,7 +8,10 @@ from world import SHAPES, World
 
 from handfast.core import events as ev
 from handfast.core import messages as ms
-from handfast.core.invariants import (
+from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.member import boot
+from handfast.core.retain import Keep
+from handfast.laws.invariants import (
     ALWAYS,
     EVENTUALLY,
     STANDSTILL,
@@ -17,9 +20,6 @@ from handfast.core.invariants import (
     Written,
     breaches,
 )
-from handfast.core.lattice import GENESIS, Epoch
-from handfast.core.member import boot
-from handfast.core.retain import Keep
 
 E1, E2, E3 = Epoch(1, 10), Epoch(1, 20), Epoch(2, 30)
 

@@ -18,7 +18,6 @@ from world import SHAPES, Breach, World, storm
 
 from handfast.core import converge, events, fold, gossip, member, recover
 from handfast.core import view as lattice_of_a_member
-from handfast.core.invariants import l2_heals_in_diameter, s13_no_interaction_across_epochs
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import Roster, bits
 from handfast.core.messages import (
@@ -32,7 +31,8 @@ from handfast.core.messages import (
     decode_message,
 )
 from handfast.core.retain import Keep
-from handfast.core.truth import Truth
+from handfast.laws.invariants import l2_heals_in_diameter, s13_no_interaction_across_epochs
+from handfast.laws.truth import Truth
 
 Patch = pytest.MonkeyPatch
 replace = msgspec.structs.replace

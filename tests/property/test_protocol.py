@@ -1,7 +1,7 @@
 """Show that the protocol keeps its promises: scenes that once went wrong, storms, and laws.
 
 Each scene drives the real member through `world.World`, which holds every law of
-`handfast.core.invariants` against the truth after every step.
+`handfast.laws.invariants` against the truth after every step.
 """
 
 import itertools
@@ -18,11 +18,11 @@ from world import KEEP, SHAPES, World, durable, shape, storm
 
 from handfast.core import events as ev
 from handfast.core import member as door
-from handfast.core.invariants import SOMETIMES
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.member import boot, step
 from handfast.core.messages import Configured, decode_message
 from handfast.core.retain import Keep
+from handfast.laws.invariants import SOMETIMES
 
 SHAPE = {"spare": shape(1, dir=(2, 1))}
 

@@ -7,7 +7,7 @@ between two of them, before the applies. Agents come back as new incarnations fr
 Jobs are started anew, at will overlapping, by one or two engines' stores. Copies rot and vanish,
 persisting fails, ranks decline or never answer, readers pin, and a member may be fenced.
 
-After every call of `step` all laws of `handfast.core.invariants` are held against the truth.
+After every call of `step` all laws of `handfast.laws.invariants` are held against the truth.
 """
 
 import random
@@ -19,16 +19,6 @@ import msgspec
 from handfast.core import events as ev
 from handfast.core import member as door
 from handfast.core.converge import Ballot, Tally
-from handfast.core.invariants import (
-    ALWAYS,
-    EVENTUALLY,
-    STANDSTILL,
-    Truth,
-    Turn,
-    Written,
-    breaches,
-    reached,
-)
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import (
     Change,
@@ -53,6 +43,16 @@ from handfast.core.messages import (
 )
 from handfast.core.retain import Keep
 from handfast.core.state import Member, Peer
+from handfast.laws.invariants import (
+    ALWAYS,
+    EVENTUALLY,
+    STANDSTILL,
+    Truth,
+    Turn,
+    Written,
+    breaches,
+    reached,
+)
 
 HEARING = tuple(
     law

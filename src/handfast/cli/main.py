@@ -13,7 +13,7 @@ import click
 
 __all__ = ["COMMANDS", "app"]
 
-COMMANDS: Final = ("demo", "status", "verify", "inspect", "export", "release")
+COMMANDS: Final = ("demo", "status", "verify", "inspect", "export", "release", "prove")
 
 
 class Commands(click.Group):

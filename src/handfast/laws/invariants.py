@@ -17,8 +17,8 @@ from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import Roster
 from handfast.core.recover import Phase, eligible
 from handfast.core.state import Member
-from handfast.core.truth import Truth, Turn, Written
 from handfast.core.view import view
+from handfast.laws.truth import Truth, Turn, Written
 
 __all__ = [
     "ALWAYS",
