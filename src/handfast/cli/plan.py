@@ -1,0 +1,274 @@
+"""``handfast plan``: how often a save is torn, what waiting costs, and under which conditions."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from handfast import open as open_run
+from handfast.checkpoint.history import History, history
+from handfast.cli.console import DAMAGED, answer, answering, as_json, out
+from handfast.model.explained import Finding, Setting, explain
+from handfast.model.montecarlo import Estimate, proportion
+from handfast.model.plots import PLOTS, plot
+
+__all__ = ["plan"]
+
+UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Time(click.ParamType[float]):
+    """A length of time: 90, 90s, 30m, 12h, 2d, or never."""
+
+    name = "TIME"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Give it in seconds; anything else is wrong usage (exit code 2)."""
+        if isinstance(value, float):
+            return value
+        if value == "never":
+            return math.inf
+        parts = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)([smhd]?)", value)
+        if parts is None or not float(parts[1]):
+            self.fail(f"{value!r} is no time above zero: 90s, 30m, 12h, 2d or never", param, ctx)
+        return float(parts[1]) * UNITS[parts[2]]
+
+
+class FiniteTime(Time):
+    """A length of time that comes to an end."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Give it in seconds; anything else is wrong usage (exit code 2)."""
+        seconds = super().convert(value, param, ctx)
+        if math.isinf(seconds):
+            self.fail("this can't be 'never'", param, ctx)
+        return seconds
+
+
+def _time(seconds: float) -> str:
+    if math.isinf(seconds):
+        return "never"
+    unit = max((u for u in UNITS if u and seconds >= UNITS[u]), key=UNITS.__getitem__, default="s")
+    return f"{seconds / UNITS[unit]:.4g}{unit}"
+
+
+OPTIONS: Final = (
+    ("--domains", click.IntRange(2, 10**7), 16384, "Domains that commit on their own."),
+    ("--law", click.Choice(["uniform", "exponential"]), "uniform", "Law of one domain's commit."),
+    ("--window", FiniteTime(), 60.0, "Width of a uniform law, mean of an exponential one."),
+    ("--interval", FiniteTime(), 1800.0, "From the beginning of a save to that of the next."),
+    ("--mtbf", FiniteTime(), 180e6, "Between failures of one domain by itself."),
+    ("--host-mtbf", Time(), math.inf, "Between failures that take a host's domains at once."),
+    ("--job-mtbf", Time(), math.inf, "Between failures that take everything at once."),
+    ("--per-host", click.IntRange(1), 8, "Domains that share a host."),
+    ("--failure", click.FloatRange(0, 0.99), 0.01, "How often a domain fails to stage in a round."),
+    ("--delta", click.FloatRange(1e-15, 0.99), 1e-6, "Chance that may remain that one has not."),
+    ("--copies", click.IntRange(1, 12), 2, "Copies of a shard."),
+    ("--repair", FiniteTime(), 600.0, "Until a lost copy is made anew."),
+    ("--cost", FiniteTime(), 10.0, "How long a save holds the training up."),
+    ("--restart", FiniteTime(), 300.0, "From a failure until the training goes on."),
+    ("--levels", click.IntRange(2, 1000), 3, "Epochs that a domain may be at."),
+)  # fmt: skip
+
+
+def _settings(command: Any) -> Any:
+    for name, kind, default, words in reversed(OPTIONS):
+        shown = _time(default) if isinstance(kind, Time) else default
+        command = click.option(
+            name, type=kind, default=default, show_default=str(shown), help=words
+        )(command)
+    return command
+
+
+@click.command(epilog="TIME: 90s, 30m, 12h, 2d, never. RUN: as for the other commands; with --fit.")
+@click.argument("run", nargs=-1, metavar="[RUN]...")
+@click.option("--explain", "explained", is_flag=True, help="Conditions, and a simulation of each.")
+@click.option("--fit", is_flag=True, help="Take from RUN's journals what they tell.")
+@click.option("--hints", is_flag=True, help="With --fit: its files' times too, for what they are.")
+@click.option("--svg", type=click.Path(file_okay=False), metavar="DIR", help="Plots of P(torn).")
+@click.option("--trials", type=click.IntRange(100), default=20_000, show_default=True,
+              help="Simulated trials of each.")  # fmt: skip
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the simulations.")
+@_settings
+@as_json
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    run: tuple[str, ...],
+    explained: bool,
+    fit: bool,
+    hints: bool,
+    svg: str | None,
+    trials: int,
+    seed: int,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Say how often a crash tears a save, and what else the domains' number costs.
+
+    No figure is unconditional: --explain says what must be so for each, and plays it out.
+    """
+    if bool(run) != fit or (hints and not fit):
+        raise click.UsageError("--fit and RUN go together, and --hints goes with them")
+    with answering(as_json):
+        told = history(open_run(*run).location.survey()) if fit else None
+        if told is not None:
+            ours = {name for name in given if _is_default(ctx, name)}
+            given |= {k: v for k, v in fitted(told, given, hints).items() if k in ours}
+        setting = Setting(**given)
+        findings = list(explain(setting, seed, trials if explained else 0))
+        plots = _draw(svg, setting, seed, trials) if svg is not None else []
+        if as_json:
+            answer(_plain({"setting": setting, "fit": _told(told) if told else None,
+                           "findings": findings, "plots": plots}))  # fmt: skip
+        else:
+            _show(out(), findings, told, plots, setting)
+        if not all(finding.agrees for finding in findings):
+            raise click.exceptions.Exit(DAMAGED)
+
+
+def _is_default(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
+
+
+def fitted(told: History, given: dict[str, Any], hints: bool) -> dict[str, Any]:
+    """Give the settings that a run's journals tell, and with ``hints`` its files' times."""
+    n = len(told.domains)
+    staged, skipped = told.votes
+    found: dict[str, Any] = {}
+    if n >= 2:
+        found["domains"] = n
+        found["per_host"] = max(told.hosts.count(host) for host in told.hosts)
+    if staged + skipped:
+        found["failure"] = min(0.99, skipped / (staged + skipped))
+    if hints and told.hints.interval:
+        found["interval"] = told.hints.interval
+    if hints and told.hints.spread and n >= 2:
+        unit = Setting(**{**given, **found, "window": 1.0})
+        found["window"] = told.hints.spread / unit.commit.spread(n)
+    return found
+
+
+def _ends(told: History) -> Estimate | None:
+    ends = told.ends
+    return proportion([float(life.torn) for life in ends], len(ends)) if ends else None
+
+
+def _told(told: History) -> dict[str, Any]:
+    fields = {name: getattr(told, name) for name in told.__struct_fields__}
+    return fields | {"struck": told.struck, "torn": _ends(told)}
+
+
+def _draw(directory: str, setting: Setting, seed: int, trials: int) -> list[str]:
+    os.makedirs(directory, exist_ok=True)
+    written = []
+    for name, axis in PLOTS.items():
+        path = Path(directory, f"torn-{name}.svg")
+        path.write_text(plot(axis, setting, seed, trials), encoding="utf-8")
+        written.append(str(path))
+    return written
+
+
+def _plain(value: Any) -> Any:
+    """Spell values of ours out for JSON, which has no infinity: what never comes is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Finding):
+        return _plain(msgspec.structs.asdict(value) | {"agrees": value.agrees})
+    if isinstance(value, msgspec.Struct):
+        return _plain({name: getattr(value, name) for name in value.__struct_fields__})
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _show(
+    console: Console, findings: list[Finding], told: History | None, plots: list[str], at: Setting
+) -> None:
+    if told is not None:
+        _show_history(console, told)
+    console.print(
+        f"{at.domains:,} domains, commit times {at.law} of {_time(at.window)}, a save every "
+        f"{_time(at.interval)}, a domain fails every {_time(at.mtbf)}, a host {_time(at.host_mtbf)}, "
+        f"the job {_time(at.job_mtbf)}\n"
+    )
+    if any(finding.seen for finding in findings):
+        for finding in findings:
+            _show_finding(console, finding)
+    else:
+        table = Table.grid(padding=(0, 2))
+        for finding in findings:
+            shown = f"{'at most ' if finding.bound else ''}{finding.value:.4g}"
+            table.add_row(finding.name, shown, f"[dim]{escape(finding.note)}[/]")
+        console.print(table)
+        console.print("\nEach figure has its conditions, and a simulation: --explain")
+    for path in plots:
+        console.print(f"wrote {escape(path)}")
+
+
+def _show_finding(console: Console, finding: Finding) -> None:
+    sign = "at most" if finding.bound else "="
+    console.print(f"[bold]{escape(finding.name)}[/]")
+    lines = [f"{escape(finding.formula)}  {sign}  [bold]{finding.value:.6g}[/]"]
+    if (seen := finding.seen) is not None:
+        verdict = "agrees" if finding.agrees else "[bold red]DISAGREES[/]"
+        lines.append(
+            f"simulated {seen.mean:.6g}, true value in [{seen.low:.4g}, {seen.high:.4g}] "
+            f"({seen.trials:,} trials, by {seen.by}): {verdict}"
+        )
+    else:
+        lines.append("not simulated: it would not end")
+    lines.append(f"[dim]holds if:[/] {escape(finding.conditions)}")
+    if finding.note:
+        lines.append(f"[dim]note:[/] {escape(finding.note)}")
+    console.print(Padding("\n".join(lines), (0, 0, 1, 4)), soft_wrap=False)
+
+
+def _show_history(console: Console, told: History) -> None:
+    staged, skipped = told.votes
+    lines = [
+        f"run {told.run}: {len(told.domains)} domains on {len(set(told.hosts))} hosts, "
+        f"{len(told.lives)} generations",
+        "[bold]counted in its journals[/]",
+        f"votes: {staged:,} staged, {skipped:,} skipped; epochs are {told.steps or '?'} steps apart",
+    ]
+    if (torn := _ends(told)) is not None:
+        again = [life.again for life in told.ends if life.again is not None]
+        lines.append(
+            f"generations that ended: {len(told.ends)}, of which {sum(x.torn for x in told.ends)} "
+            f"with their newest epoch torn; so P(torn | end) is in [{torn.low:.3g}, {torn.high:.3g}]"
+        )
+        lines.append(f"updates done again after them: {', '.join(map(str, again)) or 'not known'}")
+        lines.append(
+            "agents found replaced together, by host: "
+            + "; ".join(f"{escape(hosts)}: {times}" for hosts, times in told.struck.items())
+        )
+    if told.unread:
+        lines.append(f"[bold red]not read[/]: {escape(', '.join(told.unread))}")
+    hints = told.hints
+    lines += [
+        "[bold]hinted by its files' times[/] (each host's own clock; a copy may have lost them)",
+        f"{hints.epochs} retained epochs; first manifest to last: {_known(hints.spread)}; "
+        f"one epoch to the next: {_known(hints.interval)}",
+        "[bold]not known[/]: when a generation ended, and whether by a crash or in good order "
+        "(which tears nothing); how often hosts or disks fail: a journal has no clock",
+    ]
+    console.print("\n".join(lines) + "\n")
+
+
+def _known(seconds: float | None) -> str:
+    return "not known" if seconds is None else f"{seconds:.3g} s"
