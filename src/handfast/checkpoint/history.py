@@ -12,6 +12,7 @@ lost them, and only epochs that are still retained have files.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,11 +33,12 @@ class Life(msgspec.Struct, frozen=True):
     """One generation, as the journals have it when the next one had begun, or as it stands.
 
     ``newest`` is the greatest epoch of it that any domain has STAGED, and ``missing`` are the
-    domains that had no word on that one, neither STAGED nor SKIP. ``epochs`` counts the epochs that any domain voted on, ``staged`` and ``skipped``
-    the votes. ``base`` is None where no restore certificate of it is known. ``replaced`` are the
-    domains whose agent the next generation found to be another incarnation. ``again`` counts the
-    updates past the next generation's base that some domain had voted on; None where that is not
-    of this generation, or there is no next.
+    domains that had no word on that one, neither STAGED nor SKIP. ``epochs`` counts the epochs
+    that any domain voted on, ``staged`` and ``skipped`` the votes. ``base`` is None where no
+    restore certificate of it is known. ``replaced`` are the domains whose agent the next
+    generation found to be another incarnation. ``again`` counts the updates past the next
+    generation's base that some domain had voted on; None where that base is of an older
+    generation, or there is no next.
     """
 
     generation: int
@@ -73,7 +75,8 @@ class History(msgspec.Struct, frozen=True):
 
     ``unread`` are domains of the configuration that are not here, or can't be read: no generation
     is judged without them. ``steps`` is the median distance of epochs that follow each other.
-    ``hosts`` names each domain's host.
+    ``hosts`` names each domain's host. ``lost`` counts copies that were attested, not released,
+    and are not there.
     """
 
     run: str
@@ -98,14 +101,28 @@ class History(msgspec.Struct, frozen=True):
     @property
     def struck(self) -> dict[str, int]:
         """Count, over the ends, which hosts' agents were found replaced together."""
-        host = dict(zip(self.domains, self.hosts, strict=True))
         every = sorted(set(self.hosts))
         found: Counter[str] = Counter()
-        for life in self.lives:
-            if life.ended:
-                hosts = sorted({host[domain] for domain in life.replaced})
-                found["all" if hosts == every else ", ".join(hosts) or "none"] += 1
+        for hosts in self._replaced():
+            found["all" if hosts == every else ", ".join(hosts) or "none"] += 1
         return dict(found)
+
+    @property
+    def together(self) -> tuple[float, float] | None:
+        """Give the share of ends at which all hosts' agents were found replaced, and what it would
+        be if hosts were struck independently, each as often as it was. None for a single host.
+
+        The first far above the second is what common shocks look like.
+        """
+        hosts, ends = sorted(set(self.hosts)), self._replaced()
+        if len(hosts) < 2 or not ends:
+            return None
+        single = (sum(host in end for end in ends) / len(ends) for host in hosts)
+        return sum(end == hosts for end in ends) / len(ends), math.prod(single)
+
+    def _replaced(self) -> list[list[str]]:
+        host = dict(zip(self.domains, self.hosts, strict=True))
+        return [sorted({host[d] for d in life.replaced}) for life in self.lives if life.ended]
 
 
 def history(survey: Survey) -> History:

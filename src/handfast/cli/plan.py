@@ -66,31 +66,29 @@ def _time(seconds: float) -> str:
     return f"{seconds / UNITS[unit]:.4g}{unit}"
 
 
-OPTIONS: Final = (
+OPTIONS: Final[tuple[tuple[str, click.ParamType[Any], Any, str], ...]] = (
     ("--domains", click.IntRange(2, 10**7), 16384, "Domains that commit on their own."),
     ("--law", click.Choice(["uniform", "exponential"]), "uniform", "Law of one domain's commit."),
-    ("--window", FiniteTime(), 60.0, "Width of a uniform law, mean of an exponential one."),
-    ("--interval", FiniteTime(), 1800.0, "From the beginning of a save to that of the next."),
-    ("--mtbf", FiniteTime(), 180e6, "Between failures of one domain by itself."),
-    ("--host-mtbf", Time(), math.inf, "Between failures that take a host's domains at once."),
-    ("--job-mtbf", Time(), math.inf, "Between failures that take everything at once."),
+    ("--window", FiniteTime(), "60s", "Width of a uniform law, mean of an exponential one."),
+    ("--interval", FiniteTime(), "30m", "From the beginning of a save to that of the next."),
+    ("--mtbf", FiniteTime(), "50000h", "Between failures of one domain by itself."),
+    ("--host-mtbf", Time(), "never", "Between failures that take a host's domains at once."),
+    ("--job-mtbf", Time(), "never", "Between failures that take everything at once."),
     ("--per-host", click.IntRange(1), 8, "Domains that share a host."),
     ("--failure", click.FloatRange(0, 0.99), 0.01, "How often a domain fails to stage in a round."),
     ("--delta", click.FloatRange(1e-15, 0.99), 1e-6, "Chance that may remain that one has not."),
     ("--copies", click.IntRange(1, 12), 2, "Copies of a shard."),
-    ("--repair", FiniteTime(), 600.0, "Until a lost copy is made anew."),
-    ("--cost", FiniteTime(), 10.0, "How long a save holds the training up."),
-    ("--restart", FiniteTime(), 300.0, "From a failure until the training goes on."),
+    ("--repair", FiniteTime(), "10m", "Until a lost copy is made anew."),
+    ("--cost", FiniteTime(), "10s", "How long a save holds the training up."),
+    ("--restart", FiniteTime(), "5m", "From a failure until the training goes on."),
     ("--levels", click.IntRange(2, 1000), 3, "Epochs that a domain may be at."),
-)  # fmt: skip
+)
 
 
 def _settings(command: Any) -> Any:
     for name, kind, default, words in reversed(OPTIONS):
-        shown = _time(default) if isinstance(kind, Time) else default
-        command = click.option(
-            name, type=kind, default=default, show_default=str(shown), help=words
-        )(command)
+        option = click.option(name, type=kind, default=default, show_default=True, help=words)
+        command = option(command)
     return command
 
 
@@ -108,6 +106,7 @@ def _settings(command: Any) -> Any:
 @click.pass_context
 def plan(
     ctx: click.Context,
+    /,
     run: tuple[str, ...],
     explained: bool,
     fit: bool,
@@ -165,12 +164,13 @@ def fitted(told: History, given: dict[str, Any], hints: bool) -> dict[str, Any]:
 
 def _ends(told: History) -> Estimate | None:
     ends = told.ends
-    return proportion([float(life.torn) for life in ends], len(ends)) if ends else None
+    torn = [float(life.torn) for life in ends]
+    return proportion(torn, len(ends), mistake=0.05) if ends else None
 
 
 def _told(told: History) -> dict[str, Any]:
     fields = {name: getattr(told, name) for name in told.__struct_fields__}
-    return fields | {"struck": told.struck, "torn": _ends(told)}
+    return fields | {"struck": told.struck, "together": told.together, "torn": _ends(told)}
 
 
 def _draw(directory: str, setting: Setting, seed: int, trials: int) -> list[str]:
@@ -201,10 +201,11 @@ def _show(
 ) -> None:
     if told is not None:
         _show_history(console, told)
+    fails = [_time(each) for each in (at.mtbf, at.host_mtbf, at.job_mtbf)]
     console.print(
-        f"{at.domains:,} domains, commit times {at.law} of {_time(at.window)}, a save every "
-        f"{_time(at.interval)}, a domain fails every {_time(at.mtbf)}, a host {_time(at.host_mtbf)}, "
-        f"the job {_time(at.job_mtbf)}\n"
+        f"{at.domains:,} domains; commit times {at.law}, {_time(at.window)}; a save every "
+        f"{_time(at.interval)}; mean time between failures of a domain {fails[0]}, "
+        f"of a host {fails[1]}, of the job {fails[2]}\n"
     )
     if any(finding.seen for finding in findings):
         for finding in findings:
@@ -240,34 +241,32 @@ def _show_finding(console: Console, finding: Finding) -> None:
 
 def _show_history(console: Console, told: History) -> None:
     staged, skipped = told.votes
-    lines = [
-        f"run {told.run}: {len(told.domains)} domains on {len(set(told.hosts))} hosts, "
-        f"{len(told.lives)} generations",
-        "[bold]counted in its journals[/]",
-        f"votes: {staged:,} staged, {skipped:,} skipped; epochs are {told.steps or '?'} steps apart",
-    ]
-    if (torn := _ends(told)) is not None:
-        again = [life.again for life in told.ends if life.again is not None]
-        lines.append(
-            f"generations that ended: {len(told.ends)}, of which {sum(x.torn for x in told.ends)} "
-            f"with their newest epoch torn; so P(torn | end) is in [{torn.low:.3g}, {torn.high:.3g}]"
-        )
-        lines.append(f"updates done again after them: {', '.join(map(str, again)) or 'not known'}")
-        lines.append(
-            "agents found replaced together, by host: "
-            + "; ".join(f"{escape(hosts)}: {times}" for hosts, times in told.struck.items())
-        )
+    print_ = console.print
+    print_(f"run {told.run}: {len(told.domains)} domains on {len(set(told.hosts))} hosts")
     if told.unread:
-        lines.append(f"[bold red]not read[/]: {escape(', '.join(told.unread))}")
+        print_(f"[bold red]not read[/]: {escape(', '.join(told.unread))}")
+    print_("[bold]counted in its journals[/]")
+    print_(f"  {len(told.lives)} generations; votes: {staged:,} staged, {skipped:,} skipped")
+    print_(f"  steps from one epoch to the next: {told.steps or 'not known'}")
+    if (torn := _ends(told)) is not None:
+        count = sum(life.torn for life in told.ends)
+        print_(f"  {len(told.ends)} of them ended, {count} with their newest epoch torn:")
+        print_(f"  so P(torn | end) is in [{torn.low:.3g}, {torn.high:.3g}], at 95 %")
+        again = [str(life.again) for life in told.ends if life.again is not None]
+        print_(f"  updates done again after each: {', '.join(again) or 'not known'}")
+        struck = (f"{escape(hosts)}: {times}" for hosts, times in told.struck.items())
+        print_(f"  hosts whose agents were found replaced together: {'; '.join(struck)}")
+    if told.together is not None:
+        seen, alone = told.together
+        print_(f"  all at once: {seen:.3g} of the ends; if hosts were independent, {alone:.3g}")
+    print_(f"  copies attested, not released, and not there: {told.lost}")
     hints = told.hints
-    lines += [
-        "[bold]hinted by its files' times[/] (each host's own clock; a copy may have lost them)",
-        f"{hints.epochs} retained epochs; first manifest to last: {_known(hints.spread)}; "
-        f"one epoch to the next: {_known(hints.interval)}",
-        "[bold]not known[/]: when a generation ended, and whether by a crash or in good order "
-        "(which tears nothing); how often hosts or disks fail: a journal has no clock",
-    ]
-    console.print("\n".join(lines) + "\n")
+    print_("[bold]hinted by its files' times[/] (each host's own clock; a copy may have lost them)")
+    print_(f"  {hints.epochs} retained epochs; from the first manifest to the last: ", end="")
+    print_(f"{_known(hints.spread)}; from one epoch to the next: {_known(hints.interval)}")
+    print_("[bold]not known[/]")
+    print_("  when a generation ended, and whether by a crash or in good order (which tears")
+    print_("  nothing); how often hosts and disks fail: a journal has no clock\n")
 
 
 def _known(seconds: float | None) -> str:

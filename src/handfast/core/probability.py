@@ -38,7 +38,9 @@ def atomic(levels: Sequence[Sequence[_N]]) -> _N:
     """
     if not levels or len({len(row) for row in levels}) != 1:
         raise ValueError("give one row for each domain, all with the same number of levels")
-    products = [math.prod(column[1:], start=column[0]) for column in zip(*levels, strict=True)]
+    products: list[_N] = [
+        math.prod(column[1:], start=column[0]) for column in zip(*levels, strict=True)
+    ]
     return sum(products[1:], start=products[0])
 
 
@@ -90,7 +92,7 @@ class Exponential(msgspec.Struct, frozen=True):
         return -self.mean * math.log1p(-u)
 
     def spread(self, domains: int) -> float:
-        """Give E[max T - min T] = mu H_(n-1), the harmonic number (Renyi's representation, 1953)."""
+        """Give E[max T - min T] = mu H_(n-1), a harmonic number (Renyi, 1953)."""
         return self.mean * math.fsum(1 / i for i in range(1, domains))
 
 
@@ -225,7 +227,7 @@ def young(cost: float, mtbf: float) -> float:
 
 
 def slowdown(interval: float, cost: float, restart: float, mtbf: float) -> float:
-    """Give the expected wall time for each unit of useful work: M e^(R/M) (e^((tau+delta)/M)-1)/tau.
+    """Give the expected wall time for each unit of work: M e^(R/M) (e^((tau+delta)/M) - 1) / tau.
 
     Exponential times between failures of mean M = ``mtbf``, also during saves and restarts R; a
     save holds the training up for delta = ``cost`` and counts at its end; a failure takes it back

@@ -1,0 +1,157 @@
+"""Shows what a run's journals tell of how its generations ended, and what only clocks hint at.
+
+And `handfast plan`, which takes from them what they tell and nothing else.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from small_jobs import Job, trained
+
+import handfast
+from handfast.checkpoint.history import History, history
+from handfast.cli.main import app
+from handfast.core import events
+from handfast.core.lattice import Epoch
+from handfast.core.retain import Keep
+
+
+def told(path: Path) -> History:
+    """What is read of a run."""
+    return history(handfast.open(path).location.survey())
+
+
+def plan(*arguments: object) -> Any:
+    """The JSON of `handfast plan`, which must succeed."""
+    done = CliRunner().invoke(app, ["plan", "--json", *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.output)
+
+
+def test_generations_are_told_by_how_they_ended(tmp_path: Path) -> None:
+    """The first is cut between the votes of step 4, the second is not, the third goes on."""
+    job = Job(tmp_path, 3)
+    job.start()
+    job.save(1, 2, 3)
+    job.save(4, only=[0])
+    job.start()
+    job.save(6, 8)
+    job.start()
+    job.save(9)
+    job.stop()
+    found = told(tmp_path)
+    assert [life.torn for life in found.lives] == [True, False, False]
+    assert [life.ended for life in found.lives] == [True, True, False]
+    assert [life.again for life in found.lives] == [1, 0, None]
+    assert [str(life.base) for life in found.lives] == ["0/0", "1/3", "2/8"]
+    assert found.lives[0].missing == found.domains[1:]
+    assert found.votes == (10 + 6 + 3, 0)
+    assert found.steps == 1
+    assert len(found.ends) == 2
+    assert found.struck == {"all": 2}
+    assert found.together == (1.0, 1.0)
+
+
+def test_a_domain_that_skips_is_no_tear(tmp_path: Path) -> None:
+    """It had its word: the votes tell how often one fails, which is q of the rounds."""
+    job = Job(tmp_path, 2)
+    job.start()
+    job.save(1, 2)
+    job.ranks[0].take(events.Captured(Epoch(1, 3)))
+    job.ranks[1].take(events.Forgone(Epoch(1, 3), "no room"))
+    job.deliver()
+    job.start()
+    job.stop()
+    found = told(tmp_path)
+    assert found.votes == (5, 1)
+    assert not found.lives[0].torn
+    fitted = plan("--fit", tmp_path)["setting"]
+    assert fitted["failure"] == pytest.approx(1 / 6)
+    assert fitted["domains"] == 2
+    assert fitted["window"] == 60.0  # no journal tells it
+    assert plan("--fit", tmp_path, "--failure", 0.25)["setting"]["failure"] == 0.25
+
+
+def test_times_are_hints_and_taken_only_if_asked_for(tmp_path: Path) -> None:
+    """Modification times that are set say 10 s from epoch to epoch, 1.5 s from first to last."""
+    trained(tmp_path, 3)
+    for rank, late in enumerate((0.0, 1.5, 0.5)):
+        for file in Path(tmp_path, "domains", f"rank-{rank:05d}").rglob("*.manifest"):
+            step = int(file.name.split(".")[0].split("-")[-1])
+            os.utime(file, (0, 1e9 + 10 * step + late))
+    hints = told(tmp_path).hints
+    assert hints.epochs == 3
+    assert hints.spread == pytest.approx(1.5)
+    assert hints.interval == pytest.approx(10.0)
+    setting = plan("--fit", "--hints", tmp_path)["setting"]
+    assert setting["interval"] == pytest.approx(10.0)
+    assert setting["window"] == pytest.approx(3.0)  # whose spread over three domains is the half
+
+
+def test_without_a_domain_nothing_is_judged(tmp_path: Path) -> None:
+    """A generation may look torn only because somebody's journal is not here; it is named."""
+    job = Job(tmp_path, 2, split=True, keep=Keep(newest=2))
+    job.start()
+    job.save(1, 2)
+    job.start()
+    job.stop()
+    found = told(Path(job.roots[0]))
+    assert found.unread == (found.domains[1],)
+    assert found.lives == ()
+    said = CliRunner().invoke(app, ["plan", "--fit", job.roots[0]])
+    assert said.exit_code == 0
+    assert f"not read: {found.domains[1]}" in said.output
+
+
+def test_plan_says_what_it_does_not_know(tmp_path: Path) -> None:
+    """In words, beside what was counted."""
+    trained(tmp_path, 2)
+    said = CliRunner().invoke(app, ["plan", "--fit", str(tmp_path)]).output
+    assert "a journal has no clock" in said
+    assert "8 staged, 0 skipped" in said
+    assert "2 domains; commit times uniform" in said
+
+
+def test_explaining_plays_every_formula(tmp_path: Path) -> None:
+    """Each has its conditions and a simulation that agrees; plots come with theirs."""
+    found = plan("--explain", "--domains", 64, "--law", "exponential", "--window", "10m", "--svg",
+                 tmp_path, "--trials", 2000, "--host-mtbf", "30d", "--mtbf", "500h")  # fmt: skip
+    assert len(found["findings"]) >= 12
+    for finding in found["findings"]:
+        assert finding["conditions"]
+        assert finding["agrees"], finding
+        assert finding["seen"]["trials"] == 2000
+    assert found["setting"]["job_mtbf"] is None
+    bounds = [finding for finding in found["findings"] if finding["bound"]]
+    assert [finding["name"] for finding in bounds] == ["P(torn), by the window"]
+    assert sorted(found["plots"]) == sorted(map(str, tmp_path.glob("torn-*.svg")))
+    assert len(found["plots"]) == 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--window", "5x"],
+        ["--window", "0s"],
+        ["--interval", "never"],
+        ["--domains", "1"],
+        ["--fit"],
+        ["--hints"],
+        ["some-run"],
+        ["--window", "2d", "--interval", "1m"],
+    ],
+)
+def test_what_is_given_wrongly_is_refused(wrong: list[str]) -> None:
+    """With exit code 2 and a reason; what piles up can't be planned for."""
+    done = CliRunner().invoke(app, ["plan", *wrong])
+    assert done.exit_code == 2, done.output
+    assert "rror" in done.output
+
+
+def test_a_run_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    """With exit code 3: it could not look."""
+    assert CliRunner().invoke(app, ["plan", "--fit", str(tmp_path / "none")]).exit_code == 3
