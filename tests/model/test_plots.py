@@ -1,8 +1,8 @@
-"""Shows that a plot of P(torn) can be passed on alone: it needs nothing, and names its conditions."""
+"""Shows that a plot of P(torn) can be passed on alone: it needs nothing, and says what it needs."""
 
 import math
 import re
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -18,9 +18,9 @@ AT = Setting(
 NS = "{http://www.w3.org/2000/svg}"
 
 
-def parsed(drawn: str) -> ElementTree.Element:
+def parsed(drawn: str) -> ET.Element:
     """A picture of ours, as its elements."""
-    return ElementTree.fromstring(drawn)  # noqa: S314 - we have just drawn it
+    return ET.fromstring(drawn)  # noqa: S314 - we have just drawn it
 
 
 @pytest.mark.parametrize("name", PLOTS)

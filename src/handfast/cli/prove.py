@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 import msgspec
+from rich.markup import escape
 from rich.table import Table
 
 from handfast.cli.console import DAMAGED, answer, answering, as_json, out
 from handfast.model.calibration import PaxosCommit, TwoPhase, orbit
+from handfast.model.exhibits import Exhibit, exhibits
 from handfast.model.explore import explore
 
 __all__ = ["prove"]
@@ -27,12 +31,16 @@ class Count(msgspec.Struct, frozen=True):
 @click.command()
 @click.option("--calibrate", is_flag=True, help="Count state spaces that others have counted.")
 @click.option("--paxos", is_flag=True, help="With --calibrate: Paxos Commit too; minutes.")
+@click.option("--exhibits", "shown", is_flag=True, help="Knowledge, and the optimizer's algebra.")
 @as_json
-def prove(calibrate: bool, paxos: bool, as_json: bool) -> None:
+def prove(calibrate: bool, paxos: bool, shown: bool, as_json: bool) -> None:
     """Show by searching every state what holds, and how soon a claim is torn."""
-    if not calibrate:
-        raise click.UsageError("say what to prove: --calibrate")
+    if calibrate == shown:
+        raise click.UsageError("say what to prove: --calibrate or --exhibits")
     with answering(as_json):
+        if shown:
+            _exhibit(as_json)
+            return
         counts = _calibrate(paxos)
         sound = all(count.counted == count.published for count in counts)
         if as_json:
@@ -41,6 +49,36 @@ def prove(calibrate: bool, paxos: bool, as_json: bool) -> None:
             _show(counts)
         if not sound:
             raise click.exceptions.Exit(DAMAGED)
+
+
+def _exhibit(as_json: bool) -> None:
+    found, left_out = list(exhibits()), []
+    try:
+        found.append(import_module("handfast.torch.splice").exhibit())
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "numpy"):
+            raise
+        left_out.append("a spliced AdamW state: not shown, since torch is not installed")
+    sound = all(exhibit.holds for exhibit in found)
+    if as_json:
+        answer({"exhibits": found, "left_out": left_out, "sound": sound})
+    else:
+        _hang(found, left_out)
+    if not sound:
+        raise click.exceptions.Exit(DAMAGED)
+
+
+def _hang(found: list[Exhibit], left_out: list[str]) -> None:
+    console = out()
+    for exhibit in found:
+        sign = "[green]holds[/]" if exhibit.holds else "[bold red]DOES NOT HOLD[/]"
+        console.print(f"{sign}: [bold]{escape(exhibit.claim)}[/]")
+        for name, value in exhibit.figures.items():
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            console.print(f"    {escape(name)}: {escape(shown)}")
+        console.print(f"    [dim]holds if:[/] {escape(exhibit.conditions)}\n")
+    for words in left_out:
+        console.print(words)
 
 
 def _calibrate(paxos: bool) -> list[Count]:
