@@ -188,7 +188,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Finding):
-        return _plain(msgspec.structs.asdict(value) | {"agrees": value.agrees})
+        return _plain(
+            msgspec.structs.asdict(value) | {"shown": value.shown, "agrees": value.agrees}
+        )
     if isinstance(value, msgspec.Struct):
         return _plain({name: getattr(value, name) for name in value.__struct_fields__})
     if isinstance(value, dict):
@@ -213,8 +215,7 @@ def _show(
     else:
         table = Table.grid(padding=(0, 2))
         for finding in findings:
-            shown = f"{'at most ' if finding.bound else ''}{finding.value:.4g}"
-            table.add_row(finding.name, shown, f"[dim]{escape(finding.note)}[/]")
+            table.add_row(finding.name, finding.shown, f"[dim]{escape(finding.note)}[/]")
         console.print(table)
         console.print("\nEach figure has its conditions, and a simulation: --explain")
     for path in plots:
@@ -222,9 +223,8 @@ def _show(
 
 
 def _show_finding(console: Console, finding: Finding) -> None:
-    sign = "at most" if finding.bound else "="
     console.print(f"[bold]{escape(finding.name)}[/]")
-    lines = [f"{escape(finding.formula)}  {sign}  [bold]{finding.value:.6g}[/]"]
+    lines = [f"{escape(finding.formula)}: [bold]{finding.shown}[/]"]
     if (seen := finding.seen) is not None:
         verdict = "agrees" if finding.agrees else "[bold red]DISAGREES[/]"
         lines.append(

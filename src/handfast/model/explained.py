@@ -101,6 +101,13 @@ class Finding(msgspec.Struct, frozen=True):
     bound: bool = False
 
     @property
+    def shown(self) -> str:
+        """Spell the value, near 1 by what it lacks."""
+        near = 0.999 < self.value < 1
+        spelled = f"1 - {1 - self.value:.3g}" if near else f"{self.value:.4g}"
+        return f"at most {spelled}" if self.bound else spelled
+
+    @property
     def agrees(self) -> bool:
         """Say whether the simulation leaves the formula standing."""
         if self.seen is None:

@@ -135,7 +135,6 @@ def exhibit(seed: int = 0) -> Exhibit:
     bound = moment_bound(*BETAS, STEPS)
     broken = outside(tuple(splice.m.tolist()), tuple(splice.v.tolist()), bound)
     found = min(nearest, next_, moved)
-    losses = [float(training.loss(s.theta, 0)) for s in (early, after[0], late)]
     return Exhibit(
         "a spliced AdamW state is no state of any trajectory of its training, and its next step "
         "is no step of one; its values break no bound that trajectories keep",
@@ -144,18 +143,17 @@ def exhibit(seed: int = 0) -> Exhibit:
             "parameters": splice.theta.numel(),
             "trajectories": BATCHES ** (STEPS + 1),
             "states of them": len(known),
-            "same run twice, apart": rerun,
-            "splice to the nearest state": nearest,
-            "its next state to the nearest state": next_,
-            "its next parameters to the nearest parameters": moved,
+            "the same run twice: apart by": rerun,
+            "the splice and the nearest state: apart by": nearest,
+            "its next state and the nearest: apart by": next_,
+            "its next parameters and the nearest: apart by": moved,
             "elements that break |m| <= K sqrt(v)": broken,
-            "the same with m of the early epoch, too": outside(
+            "and with m of the early epoch, v of the late one": outside(
                 tuple(early.m.tolist()), tuple(late.v.tolist()), bound
             ),
-            "loss before, after the spliced step, of the later epoch": losses,
-            "from other first parameters by the recorded gradients, apart": back,
-            "those gradients from true ones there, relative": strange,
-            "true ones from themselves": true,
+            "led there by recorded gradients from other first parameters: apart by": back,
+            "the loss's gradients on that way, from those recorded: apart by, relative": strange,
+            "on the true way": true,
         },
         "trajectories of this training: its first parameters, gradients of its loss at the "
         "parameters of the moment, its batches in any order. With free gradients and a free start "
