@@ -4,6 +4,7 @@ import math
 import re
 from xml.etree import ElementTree as ET
 
+import msgspec
 import pytest
 
 from handfast.core.probability import torn
@@ -45,5 +46,15 @@ def test_lines_go_where_the_formula_says() -> None:
     (path,) = (p for p in picture.findall(f"{NS}path[@class='bound']") if "L" in p.get("d", ""))
     heights = [float(point.split()[1]) for point in path.get("d", "")[1:].split("L")]
     for height, domains in ((heights[0], 2), (heights[-1], 1 << 17)):
-        power = math.log10(LOWEST) * (height - TOP) / (FLOOR - TOP)
+        power = LOWEST * (height - TOP) / (FLOOR - TOP)
         assert 10**power == pytest.approx(torn(AT.commit.spread(domains), 1800.0), rel=0.01)
+
+
+def test_rare_tears_are_drawn_too() -> None:
+    """A window of a tenth of a second in a day: the axis goes as far down as the curve."""
+    rare = msgspec.structs.replace(AT, window=0.1, interval=86_400.0)
+    picture = parsed(plot(PLOTS["domains"], rare, seed=1, trials=100))
+    (path,) = (p for p in picture.findall(f"{NS}path[@class='exact']") if "L" in p.get("d", ""))
+    assert path.get("d", "").count("L") > 30
+    ticks = [t.text or "" for t in picture.findall(f"{NS}text[@class='tick']")]
+    assert "1e-05 %" in ticks

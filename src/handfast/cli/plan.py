@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Final
 
@@ -240,33 +242,46 @@ def _show_finding(console: Console, finding: Finding) -> None:
 
 
 def _show_history(console: Console, told: History) -> None:
-    staged, skipped = told.votes
-    print_ = console.print
-    print_(f"run {told.run}: {len(told.domains)} domains on {len(set(told.hosts))} hosts")
+    console.print(f"run {told.run}: {len(told.domains)} domains on {len(set(told.hosts))} hosts")
     if told.unread:
-        print_(f"[bold red]not read[/]: {escape(', '.join(told.unread))}")
-    print_("[bold]counted in its journals[/]")
-    print_(f"  {len(told.lives)} generations; votes: {staged:,} staged, {skipped:,} skipped")
-    print_(f"  steps from one epoch to the next: {told.steps or 'not known'}")
+        console.print(f"[bold red]not read[/]: {escape(', '.join(told.unread))}")
+    console.print("[bold]counted in its journals[/]")
+    for line in _counted(told):
+        console.print(f"  {escape(line)}")
+    hints = told.hints
+    console.print(
+        "[bold]hinted by its files' times[/], each host's own clock; a copy may lose them"
+    )
+    console.print(
+        f"  {hints.epochs} retained epochs; first to last manifest {_known(hints.spread)}"
+    )
+    console.print(f"  from one epoch to the next {_known(hints.interval)}")
+    console.print("[bold]not known[/]")
+    console.print("  when a generation ended, and whether by a crash or in good order (which tears")
+    console.print("  nothing); how often hosts and disks fail: a journal has no clock\n")
+
+
+def _counted(told: History) -> Iterator[str]:
+    staged, skipped = told.votes
+    yield f"{len(told.lives)} generations; votes: {staged:,} staged, {skipped:,} skipped"
+    if staged + skipped:
+        votes = chain(repeat(1.0, skipped), repeat(0.0, staged))
+        q = proportion(votes, staged + skipped, mistake=0.05)
+        yield f"so q is in [{q.low:.3g}, {q.high:.3g}], at 95 %, if failures are independent"
+    yield f"steps from one epoch to the next: {told.steps or 'not known'}"
     if (torn := _ends(told)) is not None:
         count = sum(life.torn for life in told.ends)
-        print_(f"  {len(told.ends)} of them ended, {count} with their newest epoch torn:")
-        print_(f"  so P(torn | end) is in [{torn.low:.3g}, {torn.high:.3g}], at 95 %")
+        yield f"{len(told.ends)} ended after some vote, {count} with their newest epoch torn:"
+        yield f"so P(torn | end) is in [{torn.low:.3g}, {torn.high:.3g}], at 95 %"
         again = [str(life.again) for life in told.ends if life.again is not None]
-        print_(f"  updates done again after each: {', '.join(again) or 'not known'}")
-        struck = (f"{escape(hosts)}: {times}" for hosts, times in told.struck.items())
-        print_(f"  hosts whose agents were found replaced together: {'; '.join(struck)}")
+        yield f"updates staged, given up and done again, each: {', '.join(again) or 'not known'}"
+    if told.struck:
+        struck = (f"{hosts}: {times}" for hosts, times in told.struck.items())
+        yield f"hosts whose agents were found replaced together: {'; '.join(struck)}"
     if told.together is not None:
         seen, alone = told.together
-        print_(f"  all at once: {seen:.3g} of the ends; if hosts were independent, {alone:.3g}")
-    print_(f"  copies attested, not released, and not there: {told.lost}")
-    hints = told.hints
-    print_("[bold]hinted by its files' times[/] (each host's own clock; a copy may have lost them)")
-    print_(f"  {hints.epochs} retained epochs; from the first manifest to the last: ", end="")
-    print_(f"{_known(hints.spread)}; from one epoch to the next: {_known(hints.interval)}")
-    print_("[bold]not known[/]")
-    print_("  when a generation ended, and whether by a crash or in good order (which tears")
-    print_("  nothing); how often hosts and disks fail: a journal has no clock\n")
+        yield f"all at once at {seen:.3g} of the ends; if hosts were independent, {alone:.3g}"
+    yield f"copies attested, not released, and not there: {told.lost}"
 
 
 def _known(seconds: float | None) -> str:

@@ -222,17 +222,18 @@ def _commits(setting: Setting, chance: Random, trials: int) -> Iterator[Finding]
         if not setting.shocks:
             break
     rounds = rounds_needed(n, q, setting.delta)
-    enough = math.log(n / setting.delta) / math.log(1 / q) if q else 1.0
+    enough = math.log(n / setting.delta) / math.log(1 / q) if q else math.nan
     yield Finding(
-        f"all have staged within {rounds} rounds",
+        f"all have staged within {rounds} {'round' if rounds == 1 else 'rounds'}",
         "(1 - q^k)^n",
         retried(n, q, rounds),
         f"each round a domain fails with q = {q:g}, independently of others and of rounds past, "
         "and who has staged stays so",
         _share(montecarlo.play_rounds(chance, n, q, rounds), trials) if q else None,
-        f"{rounds} rounds are the fewest for delta = {setting.delta:g}; "
-        f"ln(n/delta)/ln(1/q) = {enough:.2f} would be enough. At one go: 10^"
-        f"{n * math.log1p(-q) / math.log(10):.1f}",
+        f"the fewest for delta = {setting.delta:g}; ln(n/delta)/ln(1/q) = {enough:.2f} would be "
+        f"enough. At one go: 10^{n * math.log1p(-q) / math.log(10):.1f}"
+        if q
+        else "nobody ever fails",
     )
 
 

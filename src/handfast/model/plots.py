@@ -23,7 +23,7 @@ __all__ = ["PLOTS", "plot"]
 
 WIDTH: Final = 760
 LEFT, RIGHT, TOP, FLOOR = 58.0, 742.0, 58.0, 372.0
-LOWEST: Final = 1e-3
+LOWEST: Final = -3.0  # the power of ten at which plots end below, if that shows anything
 CURVES: Final = 64  # points of a curve
 DOTS: Final = 9  # simulations of a plot
 
@@ -76,17 +76,20 @@ def plot(axis: Axis, setting: Setting, seed: int, trials: int) -> str:
     """
     low, high = axis.span(setting)
     x = Scale(math.log10(low), math.log10(high), LEFT, RIGHT)
-    y = Scale(math.log10(LOWEST), 0.0, FLOOR, TOP)
     drawn = _curves(axis)
+    steps = [low * (high / low) ** (i / CURVES) for i in range(CURVES + 1)]
+    along = [axis.at(setting, step) for step in steps]
+    lines = {cls: {axis.of(at): value(at) for at in along} for cls, _, value in drawn}
+    # two decades below the most that happens, so that rare tears are drawn, too
+    highest = max(lines["exact"].values())
+    y = Scale(min(LOWEST, math.floor(math.log10(highest)) - 1), 0.0, FLOOR, TOP)
     parts = [
         text(LEFT, 22, f"How often a crash tears the newest save, against {axis.name}", "title"),
         text(LEFT, 41, _rest(axis, setting), "soft"),
         *_grid(x, y, axis.label),
     ]
-    steps = [low * (high / low) ** (i / CURVES) for i in range(CURVES + 1)]
-    for cls, _, value in drawn:
-        points = {axis.of(at): value(at) for at in (axis.at(setting, step) for step in steps)}
-        places = ((x(math.log10(at)), p) for at, p in points.items() if p >= LOWEST)
+    for cls, points in lines.items():
+        places = ((x(math.log10(at)), p) for at, p in points.items() if p >= 10**y.low)
         shown = (f"{at:.1f} {y(math.log10(p)):.1f}" for at, p in places)
         parts.append(tag("path", d="M" + "L".join(shown), cls=cls))
     parts += _dots(axis, setting, (x, y), Random(f"{seed} {axis.name}"), trials)
@@ -141,7 +144,7 @@ def _seen(trials: int) -> str:
 
 
 def _grid(x: Scale, y: Scale, label: str) -> Iterator[str]:
-    for power in range(round(math.log10(LOWEST)), 1):
+    for power in range(round(y.low), 1):
         at = y(power)
         yield rule(LEFT, at, RIGHT, at, "grid")
         yield text(LEFT - 8, at + 4, f"{100 * 10.0**power:g} %", "tick", "end")
@@ -159,9 +162,11 @@ def _dots(
         value = 10 ** (x.low + (x.high - x.low) * (i + 0.5) / DOTS)
         at = axis.at(setting, value)
         seen = proportion(play_torn(chance, at.commit, at.domains, at.interval), trials)
-        if seen.mean >= LOWEST:
+        if seen.mean >= 10**y.low:
             place = x(math.log10(axis.of(at)))
-            low, high = (y(math.log10(max(LOWEST, edge))) for edge in (seen.low, seen.high))
+            low, high = (
+                y(max(y.low, math.log10(edge or 1e-300))) for edge in (seen.low, seen.high)
+            )
             yield rule(place, low, place, high, "seen")
             yield tag("circle", cx=place, cy=y(math.log10(seen.mean)), r=3.5, cls="seen")
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from small_jobs import Job, trained
 
 import handfast
-from handfast.checkpoint.history import History, history
+from handfast.checkpoint.history import Hints, History, Life, history
 from handfast.cli.main import app
 from handfast.core import events
 from handfast.core.lattice import Epoch
@@ -90,6 +90,19 @@ def test_times_are_hints_and_taken_only_if_asked_for(tmp_path: Path) -> None:
     setting = plan("--fit", "--hints", tmp_path)["setting"]
     assert setting["interval"] == pytest.approx(10.0)
     assert setting["window"] == pytest.approx(3.0)  # whose spread over three domains is the half
+
+
+def test_what_falls_together_is_set_against_what_would_fall_alone() -> None:
+    """Two hosts, four ends: both at two of them, one at a third; apart that would be 3/4 of 2/4."""
+    ends = [("a", "b", "c"), ("a", "c"), ("b",), ()]
+    lives = [Life(g, None, None, (), 0, 0, 0, True, who, None) for g, who in enumerate(ends, 1)]
+    lives.append(Life(5, None, None, (), 0, 0, 0, False, (), None))
+    found = History(
+        "run", ("a", "b", "c"), ("x", "x", "y"), (), tuple(lives), None, 0, Hints(0, None, None)
+    )
+    assert found.struck == {"all": 2, "x": 1, "none": 1}
+    assert found.together == (2 / 4, 3 / 4 * 2 / 4)
+    assert found.ends == ()  # none had voted on anything
 
 
 def test_without_a_domain_nothing_is_judged(tmp_path: Path) -> None:
