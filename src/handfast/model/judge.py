@@ -3,7 +3,7 @@
 A law is a function of the truth, and most laws read only a part of it. So the laws are sorted by
 what they can depend on, and a judgement is remembered under those parts alone:
 
-- of one step (``OF_A_STEP``): the step, and the journal, the disk and the pins of who took it;
+- of one step (``OF_A_STEP``): the step, and the disk of who took it;
 - of two members (``OF_A_PAIR``): what either holds of its recovery, and of its certificate;
 - all others: every journal and disk, the lines that members hold, and of the step what it
   released, what votes it told, and what it published or resumed.
@@ -15,7 +15,7 @@ none of the lists is held as one of "all others", so a new law is never overlook
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -82,10 +82,7 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Judge:
-    """The laws over the places of one model; ``rosters`` are its configurations, the latest last.
-
-    ``changed(state)`` is how many of them there are by then.
-    """
+    """The laws over the places of a model; ``rosters`` are its configurations, the latest last."""
 
     def __init__(self, ids: Sequence[str], rosters: Sequence[Roster], keep: Keep) -> None:
         self.ids = tuple(ids)
@@ -98,9 +95,6 @@ class Judge:
         self.seen: Table[Seen] = Table()
         self.judged: dict[tuple[int, ...], str] = {}
         self.paired: dict[tuple[int, int], str] = {}
-        self.laws: Callable[[Truth, tuple[invariants.Law, ...]], tuple[str, ...]] = (
-            invariants.breaches
-        )
 
     def part(self, place: Place) -> int:
         """Number what of a place the laws of all domains can read."""
@@ -129,11 +123,10 @@ class Judge:
 
     def step(self, who: int, place: Place, turn: Turn) -> str:
         """Hold the laws of one step; ``place`` is what it left. Gives a breach, or nothing."""
-        part = self.part(place)
-        truth = msgspec.structs.replace(
-            self.truth((part,), (self.ids[who],)), members=(turn.after,), turn=turn
-        )
-        return _first(self.laws(truth, OF_A_STEP))
+        name = self.ids[who]
+        sound = frozenset((name, i.epoch, i.digest) for i in place.images if i.sound)
+        truth = Truth(self.rosters, (), sound, members=(turn.after,), turn=turn)
+        return _first(invariants.breaches(truth, OF_A_STEP))
 
     def look(self, who: int, turns: Sequence[Turn], deeds: tuple[Deed, ...]) -> int:
         """Number what else of a step is to be judged together with all domains; 0: nothing."""
@@ -161,7 +154,7 @@ class Judge:
         if found is None:
             members = tuple(m for m in map(self.speakers.__getitem__, key) if m is not None)
             truth = Truth(self.rosters, (), members=members)
-            found = self.paired[key] = _first(self.laws(truth, OF_A_PAIR))
+            found = self.paired[key] = _first(invariants.breaches(truth, OF_A_PAIR))
         return found
 
     def all(self, parts: tuple[int, ...], seen: int, rosters: int) -> str:
@@ -172,7 +165,7 @@ class Judge:
             truth = self.truth(parts, self.ids, rosters)
             if seen:
                 truth = self.witness(truth, self.seen.values[seen])
-            found = self.judged[key] = _first(self.laws(truth, OF_ALL))
+            found = self.judged[key] = _first(invariants.breaches(truth, OF_ALL))
         return found
 
     def witness(self, truth: Truth, seen: Seen) -> Truth:
@@ -187,9 +180,7 @@ class Judge:
             resumed=(*truth.resumed, *resumed),
         )
 
-    def truth(
-        self, parts: Sequence[int], ids: Sequence[str], rosters: int | None = None
-    ) -> Truth:
+    def truth(self, parts: Sequence[int], ids: Sequence[str], rosters: int | None = None) -> Truth:
         """Put together what is true of places, by the numbers of their parts."""
         held = [(name, self.parts.values[part]) for name, part in zip(ids, parts, strict=True)]
         journal = [Written(name, 0, record) for name, part in held for record in part.records]
@@ -223,7 +214,5 @@ def _first(found: tuple[str, ...]) -> str:
 
 def _replace_facts(send: ev.Send, staged: tuple[ms.Staged, ...]) -> ev.Send:
     """Leave of a message what S1 reads: the votes, and the configuration that numbers them."""
-    message = ms.Message(
-        0, 0, 0, "", send.message.configuration, staged, ms.Knows()
-    )
+    message = ms.Message(0, 0, 0, "", send.message.configuration, staged, ms.Knows())
     return ev.Send(0, message)

@@ -44,13 +44,15 @@ Deed = Certificate | RestoreCertificate
 class Bounds(msgspec.Struct, frozen=True):
     """How often each thing may happen in one run; what has no bound here is free.
 
-    ``epochs`` a rank saves in one round, beyond those that were lost on the way; ``lives`` each
-    domain has. The others count over the whole run: ``crashes``; ``early`` ticks, while messages
-    are still under way; ``echoes``, messages that arrive and arrive once more; ``agains``, links
-    that come up anew and trainers that begin once more; ``rots``, copies damaged or vanished;
-    ``misreads``, sound copies that could not be read once; ``skips`` and ``failures`` to save;
-    ``declines`` by a rank; ``pins`` of readers; ``ghosts``, agents that were frozen and wake up
-    behind their successors; ``changes`` of the configuration.
+    ``epochs`` a rank saves in one round, in the last one beyond those that were lost on the way;
+    ``lives`` each domain has. The others count over the whole run: ``crashes``; ``early`` ticks,
+    while something else could still happen; ``losses``, ``overtakes`` and ``echoes`` of messages
+    (see :mod:`handfast.model.protocol`); ``agains``, links that come up anew and trainers that
+    begin once more; ``rots``, copies damaged or vanished; ``misreads``, sound copies that could
+    not be read once, which is taken for a loss; ``skips`` and ``failures`` to save; ``declines``
+    by a rank (neither these nor misreads in the last round, which they would end); ``pins`` of
+    readers; ``ghosts``, agents that were frozen and wake up behind their successors; ``changes``
+    of the configuration.
     """
 
     epochs: int = 1
@@ -90,6 +92,7 @@ class Rules(msgspec.Struct, frozen=True):
     """What is the same in every state: the rounds, the last of them the calm one's, and bounds.
 
     ``alike``: digests say nothing of who wrote an image, as a symmetry of domains demands.
+    ``apart``: whoever crashed stays down until it boots, in a move of its own.
     """
 
     rounds: tuple[Round, ...]
@@ -97,6 +100,7 @@ class Rules(msgspec.Struct, frozen=True):
     keep: Keep = Keep(1)
     window: int = 2
     alike: bool = False
+    apart: bool = False
 
 
 class Image(msgspec.Struct, frozen=True, array_like=True):
@@ -112,7 +116,8 @@ class Place(msgspec.Struct, frozen=True):
 
     ``spoilt`` are its attested copies that were damaged or lost, ``trainers[r]`` is the base and
     the last step of its rank in round r, once that resumed; ``fresh`` until the first step of a
-    life; ``ghost`` is the member of a past incarnation that may still wake up.
+    life; ``ghost`` is the member of a past incarnation that may still wake up; ``down``: it crashed
+    and has not booted.
     """
 
     id: str
@@ -126,6 +131,7 @@ class Place(msgspec.Struct, frozen=True):
     pins: tuple[Epoch, ...] = ()
     fresh: bool = True
     ghost: Member | None = None
+    down: bool = False
 
     def image(self, epoch: Epoch) -> Image | None:
         """Find the image of an epoch on the disk."""
@@ -173,8 +179,15 @@ def boot(rules: Rules, place: Place) -> Taken:
         if copy.epoch != GENESIS and place.image(copy.epoch) is None
     )
     member = door.boot(place.id, number, place.records, lost)
-    up = _replace(place, incarnation=number, member=member, todo=(), fresh=True)
+    up = _replace(place, incarnation=number, member=member, todo=(), fresh=True, down=False)
     return Taken(up) if rules.bounds.pins else take(rules, up, ev.Pinned(up.pins))
+
+
+def crash(rules: Rules, place: Place) -> Taken:
+    """Crash, and boot at once, but where a scenario takes these apart."""
+    if rules.apart:
+        return Taken(_replace(place, member=None, todo=(), fresh=True, down=True))
+    return boot(rules, place)
 
 
 def take(rules: Rules, place: Place, event: ev.Event) -> Taken:
@@ -204,7 +217,7 @@ def cuts(rules: Rules, place: Place, event: ev.Event, whole: Taken) -> Iterator[
             turn.effects.apply[: max(0, at - len(turn.effects.send))],
         )
         down = _carry(rules, place, event, turn.after, done)
-        up = boot(rules, down.place)
+        up = crash(rules, down.place)
         yield Taken(
             up.place, down.sends + up.sends, down.turns + up.turns, down.deeds + up.deeds, cut
         )
@@ -227,7 +240,7 @@ def _carry(
                 deeds.append(action.certificate)
                 trainers = _resumed(rules, trainers, action.certificate)
             case ev.Refuse():
-                trainers = _waiting(trainers, action.epoch)
+                trainers = _waiting(rules, trainers, action.epoch)
             case ev.Release():
                 images = tuple(image for image in images if image.epoch not in action.epochs)
             case _:
@@ -260,12 +273,14 @@ def _resumed(
 
 
 def _waiting(
-    trainers: tuple[tuple[int, int] | None, ...], epoch: Epoch
+    rules: Rules, trainers: tuple[tuple[int, int] | None, ...], epoch: Epoch
 ) -> tuple[tuple[int, int] | None, ...]:
     """Let a rank that was refused a save stay where it was: it tries again, or is never seen."""
     return tuple(
-        (was[0], was[1] - 1) if was is not None and was[1] == epoch.step else was
-        for was in trainers
+        (was[0], was[1] - 1)
+        if was is not None and Epoch(round_.generation, was[1]) == epoch
+        else was
+        for was, round_ in zip(trainers, rules.rounds, strict=True)
     )
 
 
@@ -291,6 +306,8 @@ def errands(rules: Rules, place: Place, changed: bool) -> Iterator[Errand]:
     """List what can happen to a place that is up, but for messages and ticks."""
     member = place.member
     if member is None:
+        if place.down:
+            yield Errand(place, None, what="boots")
         return
     for at, action in enumerate(place.todo):
         rest = _replace(place, todo=place.todo[:at] + place.todo[at + 1 :])
@@ -322,9 +339,12 @@ def _work(rules: Rules, place: Place, action: ev.Action) -> Iterator[Errand]:
             image = place.image(epoch)
             reason = "missing" if image is None else "" if image.sound else "damaged"
             yield Errand(place, ev.Checked(generation, epoch, reason))
-            if not reason:
+            if not reason and generation != rules.rounds[-1].generation:
+                # An error of reading is taken for a loss, so that is what it counts as.
+                spoilt = tuple(sorted({*place.spoilt, epoch}))
+                without = _replace(place, spoilt=spoilt)
                 again = ev.Checked(generation, epoch, "unreadable")
-                yield Errand(place, again, ("misreads",), calm=False)
+                yield Errand(without, again, ("misreads",), calm=False)
         case ev.Propose(generation=generation, epoch=epoch, copies=copies):
             roster = place.member.roster if place.member is not None else None
             shard = roster.homes.index(place.member.me) if roster and place.member else 0

@@ -32,10 +32,11 @@ import msgspec
 
 from handfast.core import events as ev
 from handfast.core import gossip
-from handfast.core.membership import Change, Roster
+from handfast.core.membership import Roster
 from handfast.core.messages import Message
+from handfast.core.recover import Phase
 from handfast.laws import invariants
-from handfast.laws.truth import Turn
+from handfast.laws.truth import Truth
 from handfast.model import place as local
 from handfast.model.judge import Judge, Table
 from handfast.model.place import FAULTS, Errand, Place, Rules, Taken
@@ -127,7 +128,7 @@ class Protocol:
         for name in self.ids:
             new = Place(name, trainers=(None,) * len(self.rules.rounds))
             up = new if name == self.heir else local.boot(self.rules, new).place
-            places.append(self._number(up))
+            places.append(self.place_number(up))
         spent = self.spent.number((0,) * len(FAULTS))
         air = self.air.number(())
         yield (spent, *places, *([air] * self.size))
@@ -136,10 +137,20 @@ class Protocol:
         """Give every move out of a state: messages first, then what places do, then ticks."""
         if state[0] < 0:
             return
-        size, quiet = self.size, True
-        changed = bool(self.heir) and self.spent.values[state[0]][_CHANGES] > 0
-        for who in range(size):
-            for message, first in self._arriving(state[1 + size + who]):
+        quiet = yield from self._arrivals_of(state)
+        quiet = yield from self._errands_of(state, quiet)
+        if quiet or self.rules.bounds.early:
+            for who in range(self.size):
+                for way in self._tick(who, state[1 + who]):
+                    after = self._after(state, who, way, -1, "" if quiet else "early")
+                    if after is not None:
+                        yield way.move, after
+
+    def _arrivals_of(self, state: State) -> Generator[tuple[Move, State], None, bool]:
+        """Let what is in the air arrive; says whether nothing of it would change anything."""
+        quiet = True
+        for who in range(self.size):
+            for message, first in self._arriving(state[1 + self.size + who]):
                 for way in self._hear(who, state[1 + who], message):
                     quiet = quiet and not (way.move.calm and first)
                     after = self._after(state, who, way, message, "" if first else "overtakes")
@@ -151,7 +162,12 @@ class Protocol:
                             yield way.move, after
                 if first and self.ordered:
                     quiet = yield from self._lose(state, who, message, quiet)
-        for who in range(size):
+        return quiet
+
+    def _errands_of(self, state: State, quiet: bool) -> Generator[tuple[Move, State], None, bool]:
+        """Let each place do what it can; says whether nothing was left but to wait."""
+        changed = bool(self.heir) and self.spent.values[state[0]][_CHANGES] > 0
+        for who in range(self.size):
             for way in self._plan(who, state[1 + who], changed):
                 if way.step and not self._may_save(state, way.step):
                     continue
@@ -159,14 +175,9 @@ class Protocol:
                 after = self._after(state, who, way, -1)
                 if after is not None:
                     yield way.move, after
-        for who in range(size):
-            for way in self._tick(who, state[1 + who]):
-                if quiet or self.rules.bounds.early:
-                    after = self._after(state, who, way, -1, "" if quiet else "early")
-                    if after is not None:
-                        yield way.move, after
         if self.heir and not changed:
             yield from self._change(state)
+        return quiet
 
     def _lose(
         self, state: State, who: int, message: int, quiet: bool
@@ -191,25 +202,35 @@ class Protocol:
         """Say which law is broken, and how."""
         return self.breaches.values[state[1]] if state[0] < 0 else ""
 
+    def anew(self, state: State) -> bool:
+        """Hold all laws over the whole truth of a state, and without any memory."""
+        truth = self._truth(state)
+        return state[0] >= 0 and not invariants.breaches(truth)
+
     def settled(self, state: State) -> bool:
         """Say whether all are up in the last round, agree, have converged in it, and are silent.
 
-        These are the laws that are to hold eventually, over members that can hear each other.
+        These are the laws that are to hold eventually, over members that can hear each other; or
+        nothing is left to restore: then no living epoch that the last round would take is intact.
         """
         if state[0] < 0:
             return True
         places = state[1 : 1 + self.size]
-        shown = [self._calmed[place] for place in places if self.places.values[place].member]
-        if not shown or any(calm is None or calm != shown[0] for calm in shown):
+        here = [place for place in places if self.places.values[place].member]
+        if any(self.places.values[place].down for place in places):
             return False
+        shown = [self._calmed[place] for place in here]
+        if not shown or any(calm is None or calm != shown[0] for calm in shown):
+            return False  # most states end here
         found = self._settled.get(places)
         if found is None:
-            found = self._settled[places] = self._settles(places)
+            found = self._settled[places] = self._settles(state)
         return found
 
     # --- numbers
 
-    def _number(self, place: Place) -> int:
+    def place_number(self, place: Place) -> int:
+        """Number a place, with what can be asked of it."""
         number = self.places.number(place)
         if number == len(self._parts):
             self._parts.append(self.judge.part(place))
@@ -217,11 +238,26 @@ class Protocol:
             self._calmed.append(self._calm(place))
         return number
 
+    def message_number(self, message: Message) -> int:
+        """Number a message, with who sent it."""
+        number = self.messages.number(message)
+        if number == len(self.senders):
+            roster = self.rosters[message.configuration]
+            self.senders.append(self.at[roster.ids[message.sender]])
+        return number
+
+    def air_number(self, held: Sequence[int]) -> int:
+        """Number what is in the air to a place: by sender, in the order of sending, or as a set."""
+        order = self.senders.__getitem__ if self.ordered else None
+        return self.air.number(tuple(sorted(held, key=order)))
+
     def _calm(self, place: Place) -> tuple[object, ...] | None:
         """Show what members must agree on in the end; None of a place that is not settled."""
         member, last = place.member, self.rules.rounds[-1]
         if member is None or (member.generation, member.round) != (last.generation, last.name):
             return None
+        if member.told is not None and member.told[0] is Phase.EXHAUSTED:
+            return ("hopeless",)
         lines = tuple(tally.line.epoch if tally.line else None for tally in member.tallies)
         restless = sum(1 << peer for peer in self._peers(member.me) if
                        gossip.restless(member) >> peer & 1)  # fmt: skip
@@ -231,12 +267,22 @@ class Protocol:
     def _peers(self, me: int) -> Sequence[int]:
         return [i for i in range(self.size) if self.links is None or (me, i) in self.links]
 
-    def _settles(self, places: Sequence[int]) -> bool:
-        held = [self.places.values[place] for place in places]
-        parts = [self._parts[place] for place in places]
-        members = tuple(place.member for place in held if place.member is not None)
-        truth = self.judge.truth(parts, self.ids)
-        truth = msgspec.structs.replace(truth, members=members)
+    def unsettled(self, state: State) -> list[str]:
+        """Name the laws that are to hold eventually, and do not hold in a state."""
+        truth = self._truth(state)
+        return [law.__name__ for law in invariants.EVENTUALLY if [*law(truth)]]
+
+    def _truth(self, state: State) -> Truth:
+        places = state[1 : 1 + self.size]
+        held = [self.places.values[place].member for place in places]
+        truth = self.judge.truth([self._parts[place] for place in places], self.ids)
+        return msgspec.structs.replace(truth, members=tuple(m for m in held if m is not None))
+
+    def _settles(self, state: State) -> bool:
+        truth = self._truth(state)
+        if not all(member.open for member in truth.members):
+            want = self.rules.rounds[-1].want
+            return all(want not in (None, epoch.step) for epoch in truth.restorable)
         laws = [law for law in invariants.EVENTUALLY if self.links is None or law is not _L5]
         return not invariants.breaches(truth, tuple(laws))
 
@@ -306,20 +352,13 @@ class Protocol:
         found = self._posted.get(key)
         if found is None:
             held = self.air.values[air]
-            there = self._joined(held, message)
-            found = self._posted[key] = self.air.number(there)
+            if self.ordered:
+                mine = [m for m in held if self.senders[m] == self.senders[message]]
+                there = mine[-1:] == [message]
+            else:
+                there = message in held
+            found = self._posted[key] = air if there else self.air_number((*held, message))
         return self._prune(place, found)
-
-    def _joined(self, held: tuple[int, ...], message: int) -> tuple[int, ...]:
-        if not self.ordered:
-            return tuple(sorted({*held, message}))
-        sender = self.senders[message]
-        mine = [m for m in held if self.senders[m] == sender]
-        if mine and mine[-1] == message:
-            return held
-        before = [m for m in held if self.senders[m] < sender]
-        after = [m for m in held if self.senders[m] > sender]
-        return (*before, *mine, message, *after)
 
     def _arriving(self, air: int) -> tuple[tuple[int, bool], ...]:
         """List what may arrive, and whether it is the first of its sender's, where that matters."""
@@ -352,17 +391,19 @@ class Protocol:
         found = self._pruned.get(key)
         if found is None:
             here = self.places.values[place]
-            held = [m for m in self.air.values[air] if not self._dead(here, self.messages.values[m])]
+            held = [
+                m for m in self.air.values[air] if not self._dead(here, self.messages.values[m])
+            ]
             found = self._pruned[key] = self.air.number(tuple(held))
         return found
 
     def _dead(self, place: Place, message: Message) -> bool:
         member = place.member
         if member is None:
-            return place.incarnation > 0  # it was fenced; an heir is still to come
-        if message.generation == member.generation:
-            return message.round != member.round
-        return not self.stale and message.generation < member.generation
+            return place.incarnation > 0 and not place.down  # fenced; an heir is still to come
+        if self.stale or message.generation > member.generation:
+            return False
+        return message.generation < member.generation or message.round != member.round
 
     def _may_save(self, state: State, step: int) -> bool:
         """Say whether a rank may go on in the last round: so many steps, and those lost."""
@@ -420,6 +461,8 @@ class Protocol:
                     faults = (*faults, "crashes")
                 way = self._way(who, errand, taken, faults)
                 if way.place == place and not (way.posts or way.breach):
+                    if way.cost == 0 and way.step <= bounds.epochs:
+                        self.met.update(way.goals)
                     continue
                 found.setdefault((way.place, way.posts, way.cost, way.step), way)
         return tuple(found.values())
@@ -427,8 +470,10 @@ class Protocol:
     def _outcomes(self, errand: Errand) -> Iterator[Taken]:
         rules, place, event = self.rules, errand.place, errand.event
         if event is None:
-            crash = "crashes" in errand.faults
-            yield local.boot(rules, place) if crash else Taken(place)
+            if place.down:
+                yield local.boot(rules, place)
+            else:
+                yield local.crash(rules, place) if "crashes" in errand.faults else Taken(place)
             return
         if errand.ghost:
             yield local.haunt(place, event)
@@ -451,21 +496,14 @@ class Protocol:
             for to, number in [self._address(send)]
             if self.links is None or (who, to) in self.links
         )
-        move = Move(
-            who, errand.event, errand.what, taken.cut, errand.calm and taken.cut is None
-        )
+        move = Move(who, errand.event, errand.what, taken.cut, errand.calm and taken.cut is None)
         seen = self.judge.look(who, taken.turns, taken.deeds)
-        return _Way(
-            move, self._number(taken.place), posts, self.costs.number(faults), seen, errand.step,
-            breach, tuple(goals),
-        )  # fmt: skip
+        number, cost = self.place_number(taken.place), self.costs.number(faults)
+        return _Way(move, number, posts, cost, seen, errand.step, breach, tuple(goals))
 
     def _address(self, send: ev.Send) -> tuple[int, int]:
         roster = self.rosters[send.message.configuration]
-        number = self.messages.number(send.message)
-        if number == len(self.senders):
-            self.senders.append(self.at[roster.ids[send.message.sender]])
-        return self.at[roster.ids[send.to]], number
+        return self.at[roster.ids[send.to]], self.message_number(send.message)
 
     def _change(self, state: State) -> Iterator[tuple[Move, State]]:
         """Let the engine record that one domain is gone for good, and its heir takes its place."""
@@ -476,18 +514,18 @@ class Protocol:
         gone = self.places.values[state[1 + old]]
         spoilt = {image.epoch for image in gone.images if gone.attested(image.epoch)}
         gone = msgspec.structs.replace(
-            gone, member=None, todo=(), ghost=None,
+            gone, member=None, todo=(), ghost=None, down=False,
             spoilt=tuple(sorted({*gone.spoilt, *spoilt})),
         )  # fmt: skip
         heir = local.boot(self.rules, self.places.values[state[1 + new]]).place
         after = list(state)
         after[0] = spent
-        after[1 + old], after[1 + new] = self._number(gone), self._number(heir)
+        after[1 + old], after[1 + new] = self.place_number(gone), self.place_number(heir)
         for who in (old, new):
             after[1 + self.size + who] = self._prune(after[1 + who], after[1 + self.size + who])
         held = tuple([self._parts[place] for place in after[1 : 1 + self.size]])
         found = self.judge.all(held, 0, self._configurations(spent))
-        move = Move(old, None, f"is fenced, {self.heir} takes its place", None, False)
+        move = Move(old, None, f"is fenced, {self.heir} takes its place", None, True)
         yield move, tuple(after) if not found else (-1, self.breaches.number(found))
 
 
