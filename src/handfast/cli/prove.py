@@ -7,6 +7,7 @@ import msgspec
 from rich.table import Table
 
 from handfast.cli.console import DAMAGED, answer, answering, as_json, out
+from handfast.cli.protocol import prove_protocol
 from handfast.model.calibration import PaxosCommit, TwoPhase, orbit
 from handfast.model.explore import explore
 
@@ -27,11 +28,18 @@ class Count(msgspec.Struct, frozen=True):
 @click.command()
 @click.option("--calibrate", is_flag=True, help="Count state spaces that others have counted.")
 @click.option("--paxos", is_flag=True, help="With --calibrate: Paxos Commit too; minutes.")
+@click.option("--protocol", help="Search the shipped protocol: a scenario, `short`, or `list`.")
+@click.option("--limit", type=click.IntRange(1), help="With --protocol: at most so many states.")
 @as_json
-def prove(calibrate: bool, paxos: bool, as_json: bool) -> None:
+def prove(
+    calibrate: bool, paxos: bool, protocol: str | None, limit: int | None, as_json: bool
+) -> None:
     """Show by searching every state what holds, and how soon a claim is torn."""
+    if protocol is not None:
+        prove_protocol(protocol, limit, as_json)
+        return
     if not calibrate:
-        raise click.UsageError("say what to prove: --calibrate")
+        raise click.UsageError("say what to prove: --calibrate or --protocol SCENARIO")
     with answering(as_json):
         counts = _calibrate(paxos)
         sound = all(count.counted == count.published for count in counts)

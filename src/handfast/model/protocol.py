@@ -5,14 +5,8 @@ A state is a tuple of small ints: what was spent of the bounds, one number a pla
 for values in the tables of the model, so equal states are equal tuples, and what can happen to a
 place, alone or on a message, is worked out once for each place and message that ever meet.
 
-**The network.** What is sent is in the air until it arrives, as late as it likes and in any order,
-behind crashes, restarts and new generations. A lost message is one that never arrives: every
-state is judged with any part of the air still there. A message that is in the air already is not
-there twice; that it arrives twice is an *echo*, and bounded. Two kinds of messages are dropped
-when they can do nothing any more but be refused: those of another round of the receiver's
-generation, and, unless the scenario keeps them (``stale``), those of a generation that is past
-for the receiver, whose only effect is one more answer. Links that are not in ``links`` never
-deliver.
+**The network** is :mod:`handfast.model.air`: what is sent arrives late, in any order or in bounded
+disorder, twice, or never.
 
 **Time.** A tick is taken freely once nothing else is left that can happen without a fault: no
 message that would change anything for its receiver, no work, no rank of the last round that could
@@ -33,11 +27,11 @@ import msgspec
 from handfast.core import events as ev
 from handfast.core import gossip
 from handfast.core.membership import Roster
-from handfast.core.messages import Message
 from handfast.core.recover import Phase
 from handfast.laws import invariants
 from handfast.laws.truth import Truth
 from handfast.model import place as local
+from handfast.model.air import Air
 from handfast.model.judge import Judge, Table
 from handfast.model.place import FAULTS, Errand, Place, Rules, Taken
 
@@ -72,8 +66,8 @@ class _Way(NamedTuple):
 class Protocol:
     """A scenario to be searched. See the module.
 
-    ``founders`` are the ids of the first configuration's domains, ``heir`` is who may take the
-    place of which of them. ``links`` are the pairs that can hear each other, None for all.
+    ``heir`` may take the place of ``fenced``, one of the founding configuration's domains, once a
+    change is recorded. ``links`` are the pairs that can hear each other, None for all.
     """
 
     def __init__(
@@ -95,12 +89,10 @@ class Protocol:
         self.at = {name: i for i, name in enumerate(self.ids)}
         self.rosters = {roster.digest: roster for roster in rosters}
         self.links = None if links is None else frozenset(links) | {(b, a) for a, b in links}
-        self.stale, self.ordered = stale, ordered
         self.judge = Judge(self.ids, rosters, rules.keep)
         self.places: Table[Place] = Table()
-        self.messages: Table[Message] = Table()
-        self.senders: list[int] = []
-        self.air: Table[tuple[int, ...]] = Table()
+        senders = {r.digest: tuple(self.at[name] for name in r.ids) for r in rosters}
+        self.air = Air(self.places, senders, ordered=ordered, stale=stale)
         self.spent: Table[tuple[int, ...]] = Table()
         self.costs: Table[tuple[str, ...]] = Table()
         self.breaches: Table[str] = Table()
@@ -112,10 +104,6 @@ class Protocol:
         self._plans: dict[tuple[int, int, bool], tuple[_Way, ...]] = {}
         self._heard: dict[tuple[int, int], tuple[_Way, ...]] = {}
         self._ticks: dict[int, tuple[_Way, ...]] = {}
-        self._arrivals: dict[int, tuple[tuple[int, bool], ...]] = {}
-        self._posted: dict[tuple[int, int], int] = {}
-        self._taken: dict[tuple[int, int], int] = {}
-        self._pruned: dict[tuple[int, int], int] = {}
         self._pay: dict[tuple[int, int], int] = {}
         self._settled: dict[tuple[int, ...], bool] = {}
         self.costs.number(())
@@ -130,7 +118,7 @@ class Protocol:
             up = new if name == self.heir else local.boot(self.rules, new).place
             places.append(self.place_number(up))
         spent = self.spent.number((0,) * len(FAULTS))
-        air = self.air.number(())
+        air = self.air.queues.number(())
         yield (spent, *places, *([air] * self.size))
 
     def moves(self, state: State) -> Iterator[tuple[Move, State]]:
@@ -150,7 +138,9 @@ class Protocol:
         """Let what is in the air arrive; says whether nothing of it would change anything."""
         quiet = True
         for who in range(self.size):
-            for message, first in self._arriving(state[1 + self.size + who]):
+            for message, first in self.air.arriving(state[1 + self.size + who]):
+                if not (first or self.rules.bounds.overtakes):
+                    continue
                 for way in self._hear(who, state[1 + who], message):
                     quiet = quiet and not (way.move.calm and first)
                     after = self._after(state, who, way, message, "" if first else "overtakes")
@@ -160,7 +150,7 @@ class Protocol:
                         after = self._after(state, who, way, -1, "echoes")
                         if after is not None:
                             yield way.move, after
-                if first and self.ordered:
+                if first and self.air.ordered:
                     quiet = yield from self._lose(state, who, message, quiet)
         return quiet
 
@@ -189,8 +179,8 @@ class Protocol:
         if spent >= 0:
             after = list(state)
             at = 1 + self.size + who
-            after[0], after[at] = spent, self._take(state[at], message)
-            event = ev.Received(self.messages.values[message])
+            after[0], after[at] = spent, self.air.take(state[at], message)
+            event = ev.Received(self.air.messages.values[message])
             yield Move(who, event, "is lost", None, idle), tuple(after)
         return quiet and not idle
 
@@ -237,19 +227,6 @@ class Protocol:
             self._words.append(self.judge.word(place))
             self._calmed.append(self._calm(place))
         return number
-
-    def message_number(self, message: Message) -> int:
-        """Number a message, with who sent it."""
-        number = self.messages.number(message)
-        if number == len(self.senders):
-            roster = self.rosters[message.configuration]
-            self.senders.append(self.at[roster.ids[message.sender]])
-        return number
-
-    def air_number(self, held: Sequence[int]) -> int:
-        """Number what is in the air to a place: by sender, in the order of sending, or as a set."""
-        order = self.senders.__getitem__ if self.ordered else None
-        return self.air.number(tuple(sorted(held, key=order)))
 
     def _calm(self, place: Place) -> tuple[object, ...] | None:
         """Show what members must agree on in the end; None of a place that is not settled."""
@@ -305,11 +282,11 @@ class Protocol:
         before, place = state[1 + who], way.place
         after[1 + who] = place
         if message >= 0:
-            after[1 + size + who] = self._take(after[1 + size + who], message)
+            after[1 + size + who] = self.air.take(after[1 + size + who], message)
         if place != before:
-            after[1 + size + who] = self._prune(place, after[1 + size + who])
+            after[1 + size + who] = self.air.prune(place, after[1 + size + who])
         for to, post in way.posts:
-            after[1 + size + to] = self._post(after[1 + to], after[1 + size + to], post)
+            after[1 + size + to] = self.air.post(after[1 + to], after[1 + size + to], post)
         found = self._judge(state, after, who, way.seen)
         return tuple(after) if not found else (-1, self.breaches.number(found))
 
@@ -346,65 +323,6 @@ class Protocol:
     def _also(self, cost: int, fault: str) -> int:
         return self.costs.number((*self.costs.values[cost], fault))
 
-    def _post(self, place: int, air: int, message: int) -> int:
-        """Put a message into the air, unless it is there, or dead."""
-        key = (air, message)
-        found = self._posted.get(key)
-        if found is None:
-            held = self.air.values[air]
-            if self.ordered:
-                mine = [m for m in held if self.senders[m] == self.senders[message]]
-                there = mine[-1:] == [message]
-            else:
-                there = message in held
-            found = self._posted[key] = air if there else self.air_number((*held, message))
-        return self._prune(place, found)
-
-    def _arriving(self, air: int) -> tuple[tuple[int, bool], ...]:
-        """List what may arrive, and whether it is the first of its sender's, where that matters."""
-        found = self._arrivals.get(air)
-        if found is None:
-            held = self.air.values[air]
-            senders: list[int] = []
-            ways = []
-            for message in held:
-                first = not self.ordered or self.senders[message] not in senders
-                senders.append(self.senders[message])
-                if first or self.rules.bounds.overtakes:
-                    ways.append((message, first))
-            found = self._arrivals[air] = tuple(ways)
-        return found
-
-    def _take(self, air: int, message: int) -> int:
-        key = (air, message)
-        found = self._taken.get(key)
-        if found is None:
-            held = self.air.values[air]
-            at = held.index(message)
-            rest = held[:at] + held[at + 1 :]
-            found = self._taken[key] = self.air.number(rest)
-        return found
-
-    def _prune(self, place: int, air: int) -> int:
-        """Drop what is dead for a place as it is now."""
-        key = (place, air)
-        found = self._pruned.get(key)
-        if found is None:
-            here = self.places.values[place]
-            held = [
-                m for m in self.air.values[air] if not self._dead(here, self.messages.values[m])
-            ]
-            found = self._pruned[key] = self.air.number(tuple(held))
-        return found
-
-    def _dead(self, place: Place, message: Message) -> bool:
-        member = place.member
-        if member is None:
-            return place.incarnation > 0 and not place.down  # fenced; an heir is still to come
-        if self.stale or message.generation > member.generation:
-            return False
-        return message.generation < member.generation or message.round != member.round
-
     def _may_save(self, state: State, step: int) -> bool:
         """Say whether a rank may go on in the last round: so many steps, and those lost."""
         if step <= self.rules.bounds.epochs:
@@ -424,7 +342,7 @@ class Protocol:
         ways = self._heard.get(key)
         if ways is None:
             here = self.places.values[place]
-            event = ev.Received(self.messages.values[message])
+            event = ev.Received(self.air.messages.values[message])
             errands = [Errand(here, event)] if here.member is not None else []
             if here.ghost is not None:
                 errands.append(Errand(here, event, calm=False, ghost=True))
@@ -503,7 +421,7 @@ class Protocol:
 
     def _address(self, send: ev.Send) -> tuple[int, int]:
         roster = self.rosters[send.message.configuration]
-        return self.at[roster.ids[send.to]], self.message_number(send.message)
+        return self.at[roster.ids[send.to]], self.air.message(send.message)
 
     def _change(self, state: State) -> Iterator[tuple[Move, State]]:
         """Let the engine record that one domain is gone for good, and its heir takes its place."""
@@ -522,7 +440,7 @@ class Protocol:
         after[0] = spent
         after[1 + old], after[1 + new] = self.place_number(gone), self.place_number(heir)
         for who in (old, new):
-            after[1 + self.size + who] = self._prune(after[1 + who], after[1 + self.size + who])
+            after[1 + self.size + who] = self.air.prune(after[1 + who], after[1 + self.size + who])
         held = tuple([self._parts[place] for place in after[1 : 1 + self.size]])
         found = self.judge.all(held, 0, self._configurations(spent))
         move = Move(old, None, f"is fenced, {self.heir} takes its place", None, True)

@@ -206,7 +206,7 @@ def _found(scenario: Scenario, model: Protocol, report: Report[State, Move]) -> 
         scenario.name, report.states, report.transitions, report.depth, report.frontier,
         breach, told, tuple(goal for goal in scenario.reach if goal not in model.met),
         report.seconds, report.per_second, report.bytes_per_state,
-        len(model.places.values), len(model.messages.values), len(model.judge.judged),
+        len(model.places.values), len(model.air.messages.values), len(model.judge.judged),
     )  # fmt: skip
 
 
@@ -232,8 +232,8 @@ _ALL = (
     Scenario("rollback", "the second round asks for an older step", ONE, Bounds(epochs=2),
              (Launch(), Launch(want=1), Launch()), ("a timeline is abandoned",), keep=Keep(2)),
     Scenario("rot", "a copy is damaged or lost between two rounds", TWO, Bounds(rots=1),
-             (Launch(), Launch()), (*CONVERGES, "a recovery descends below a bad copy"),
-             keep=Keep(2)),
+             (Launch(), Launch()), (*CONVERGES, "a recovery descends below a bad copy",
+             "nothing is left to restore"), keep=Keep(2)),
     Scenario("either", "one of two copies is damaged", SPARE, Bounds(rots=1),
              (Launch(), Launch()), ("a bad copy is outlived by a valid one",)),
     Scenario("misread", "a sound copy can't be read once", ONE, Bounds(epochs=2, misreads=1),

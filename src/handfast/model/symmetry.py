@@ -94,11 +94,9 @@ class _Way:
     def air(self, number: int) -> int:
         found = self.airs.get(number)
         if found is None:
-            held = [
-                self.model.message_number(self._value(self.model.messages.values[m]))
-                for m in self.model.air.values[number]
-            ]
-            found = self.airs[number] = self.model.air_number(held)
+            air = self.model.air
+            told = [self._value(air.messages.values[m]) for m in air.queues.values[number]]
+            found = self.airs[number] = air.number([air.message(value) for value in told])
         return found
 
     # --- values, by their types
