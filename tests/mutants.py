@@ -517,7 +517,7 @@ def releases_below_its_own_vote(patch: Patch) -> None:
     patch.setattr(member, "releasable", releasable)
 
 
-@mutant("s8", "s3")
+@mutant("s8", "s3", shape="three")
 def releases_below_what_a_neighbour_has(patch: Patch) -> None:
     """What two ends of one edge have is not what all have."""
 

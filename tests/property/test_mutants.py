@@ -115,6 +115,9 @@ def gone_apart(where: World, rng: random.Random) -> None:
     )
 
 
+BY_SEARCH = {"accepts_again_in_a_new_life", "restores_without_every_report"}
+"""What so few storms miss, and the search of `tests/model/test_mutants.py` finds."""
+
 SCENES = (replay, tie, half_told, one_bad, gone_apart)
 
 
@@ -134,7 +137,9 @@ def test_a_staged_meeting_harms_nobody(scene: Callable[..., None], shape: str) -
     scene(World(SHAPES[shape], keep=Keep(3), stores=2), random.Random(0))
 
 
-@pytest.mark.parametrize("fault", MUTANTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "fault", [f for f in MUTANTS if f.name not in BY_SEARCH], ids=lambda fault: fault.name
+)
 def test_a_planted_fault_is_caught(fault: Mutant, monkeypatch: Patch) -> None:
     """Shows that the law that forbids a fault finds it, within few storms."""
     fault.plant(monkeypatch)
