@@ -6,15 +6,20 @@ each must reach what it is there for.
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
+from handfast.cli.prove import prove
 from handfast.laws.invariants import ALWAYS, SOMETIMES
 from handfast.model.explore import explore
 from handfast.model.judge import OF_A_PAIR, OF_A_STEP, OF_ALL
 from handfast.model.place import Bounds
 from handfast.model.scenarios import SCENARIOS, Found, Scenario, build, digest, search
 from handfast.model.symmetry import Symmetry
+from mutants import MUTANTS
 
 SHORT = (
     "epochs", "any order", "overlap", "rollback", "change", "path", "reader", "retry",
@@ -47,6 +52,7 @@ def test_every_law_holds_in_every_state(name: str) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", LONG)
 def test_every_law_holds_in_every_state_of_larger_jobs(name: str) -> None:
     """As above, over minutes; where there is a frontier, it is printed."""
@@ -135,3 +141,37 @@ def test_what_is_not_reached_is_told() -> None:
     """A scenario that never gets to what it is there for has shown nothing."""
     found = search(replace(SCENARIOS["window"], reach=("a rank declines",)))
     assert (found.unmet, found.sound) == (("a rank declines",), False)
+
+
+def run(*words: str) -> Result:
+    """Call the command."""
+    return CliRunner().invoke(prove, [*words])
+
+
+def test_the_command_searches_a_scenario() -> None:
+    """As a table for people and as JSON; a bounded search says what it did not follow."""
+    shown = run("--protocol", "window")
+    assert shown.exit_code == 0
+    assert "all hold" in shown.output
+    (found,) = json.loads(run("--protocol", "window", "--json").stdout)["scenarios"]
+    assert (found["frontier"], found["breach"]) == (0, "")
+    bounded = json.loads(run("--protocol", "epochs", "--limit", "50", "--json").stdout)["scenarios"]
+    assert bounded[0]["frontier"] > 0
+
+
+def test_the_command_knows_its_scenarios() -> None:
+    """A list of them, and a usage error for one that there is none of."""
+    assert "two rounds at once" in run("--protocol", "list").output
+    wrong = run("--protocol", "nothing")
+    assert (wrong.exit_code, "--protocol list" in wrong.output) == (2, True)
+    assert run().exit_code == 2
+
+
+def test_the_command_tells_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The law, the shortest story, and exit code 1."""
+    fault = next(f for f in MUTANTS if f.name == "publishes_before_it_writes")
+    fault.plant(monkeypatch)
+    told = run("--protocol", "rollback")
+    assert told.exit_code == 1
+    assert "s7_nothing_acts_without_a_certificate" in told.output
+    assert "Publish 1/1" in told.output

@@ -28,7 +28,7 @@ def prove_protocol(name: str, limit: int | None, as_json: bool) -> None:
         found = [search(scenario, limit=limit) for scenario in chosen]
         sound = all(one.sound for one in found)
         if as_json:
-            answer(found, sound=sound)
+            answer({"scenarios": found}, sound=sound)
         else:
             _show(found)
         if not sound:

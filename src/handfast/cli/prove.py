@@ -44,7 +44,7 @@ def prove(
         counts = _calibrate(paxos)
         sound = all(count.counted == count.published for count in counts)
         if as_json:
-            answer(counts, sound=sound)
+            answer({"models": counts}, sound=sound)
         else:
             _show(counts)
         if not sound:
