@@ -213,6 +213,7 @@ def _found(scenario: Scenario, model: Protocol, report: Report[State, Move]) -> 
 CONVERGES: Final = ("an epoch converges", "a certificate is learnt")
 BOOTS: Final = (*CONVERGES, "a member boots in the middle of a recovery")
 PATH: Final = ((0, 1), (1, 2))
+STAR: Final = ((0, 1), (0, 2), (0, 3))
 TWO, THREE = shape(2, dir=(1, 1)), shape(3, dir=(1, 1))
 ONE, SPARE = shape(1, dir=(1, 1)), shape(1, dir=(2, 1))
 
@@ -275,12 +276,14 @@ _ALL = (
              BOOTS, heavy=True),
     Scenario("storm", "a crash on a network that may lose one and let one overtake", TWO,
              Bounds(crashes=1, losses=1, overtakes=1), reach=BOOTS, heavy=True),
-    Scenario("triangle", "three domains that all hear each other", THREE, Bounds(),
-             reach=CONVERGES, alike=True, heavy=True),
+    Scenario("triangle", "three domains that all hear each other, a crash", THREE,
+             Bounds(crashes=1), alike=True, heavy=True, limit=3_000_000),
     Scenario("path crash", "a path of three, a crash", THREE, Bounds(crashes=1), reach=BOOTS,
              links=PATH, alike=True, heavy=True),
     Scenario("star", "four domains, three of which hear only the first", shape(4, dir=(1, 1)),
-             Bounds(), reach=CONVERGES, links=((0, 1), (0, 2), (0, 3)), alike=True, heavy=True),
+             Bounds(), reach=CONVERGES, links=STAR, alike=True),
+    Scenario("star crash", "a star of four, a crash", shape(4, dir=(1, 1)), Bounds(crashes=1),
+             links=STAR, alike=True, heavy=True, limit=3_000_000),
     Scenario("any order crash", "a crash, and any order", TWO, Bounds(crashes=1), reach=BOOTS,
              ordered=False, heavy=True),
     Scenario("full", "two epochs, a crash each, and a restart", TWO, Bounds(epochs=2, crashes=2),
