@@ -30,6 +30,11 @@ settings.register_profile("heavy", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--rewrite`: write golden files anew instead of holding what is found against them."""
+    parser.addoption("--rewrite", action="store_true", help="write golden files anew")
+
+
 def pytest_sessionstart() -> None:
     """Refuse to judge another checkout's code than the one that these tests belong to."""
     found = Path(handfast.__file__).resolve().parent

@@ -34,7 +34,6 @@ from handfast.core.membership import (
 from handfast.core.messages import (
     Configured,
     Lost,
-    Message,
     Record,
     Staged,
     decode_message,
@@ -53,6 +52,8 @@ from handfast.laws.invariants import (
     breaches,
     reached,
 )
+from handfast.model.scenarios import shape
+from handfast.model.tell import brief
 
 HEARING = tuple(
     law
@@ -67,17 +68,6 @@ class Breach(AssertionError):
     def __init__(self, found: tuple[str, ...], story: list[str]) -> None:
         self.laws = {words.split(":")[0].split("_")[0] for words in found}
         super().__init__("\n".join((*found, "after:", *story[-400:])))
-
-
-def shape(shards: int, **tiers: tuple[int, int]) -> Configuration:
-    """Build a configuration: each tier as (copies of every shard, how many are needed)."""
-    domains = tuple(
-        Domain(f"{tier}{shard}{chr(97 + copy)}", tier, shard, f"host{shard}{copy}")
-        for tier, (copies, _) in tiers.items()
-        for shard in range(shards)
-        for copy in range(copies)
-    )
-    return Configuration("run", shards, domains, tuple((t, k) for t, (_, k) in tiers.items()))
 
 
 SHAPES = {
@@ -535,26 +525,6 @@ def durable(member: Member) -> Member:
         member, tallies=tallies, recovery=recovery, peers=(Peer(),) * len(member.peers), void=(),
         keep=None, window=2, pinned=None, told=None, checking=None, persisting=(), last=None,
     )  # fmt: skip
-
-
-def brief(value: object) -> str:
-    """Shorten an event, a record, a message or an action to a few words."""
-    match value:
-        case ev.Received(message=m):
-            return f"hears {brief(m)}"
-        case ev.Send(to=to, message=m):
-            return f"to {to}: {brief(m)}"
-        case Message():
-            facts = ",".join(map(brief, value.facts))
-            return f"<{value.sender}.{value.incarnation} g{value.generation} {facts}>"
-    names = ("domain", "shard", "epoch", "epochs", "round", "generation", "reason", "copy")
-    said = [getattr(value, name, None) for name in names]
-    words = [type(value).__name__]
-    words += ["+".join(map(str, x)) if isinstance(x, tuple) else str(x)
-              for x in said if x not in (None, "")]  # fmt: skip
-    if (certificate := getattr(value, "certificate", None)) is not None:
-        words.append(str(getattr(certificate, "base", getattr(certificate, "epoch", ""))))
-    return " ".join(words)
 
 
 # --- storms: a seed decides everything

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from handfast.cli.console import DAMAGED, answer, answering, as_json, out
+from handfast.cli.protocol import prove_protocol
 from handfast.model.calibration import PaxosCommit, TwoPhase, orbit
 from handfast.model.exhibits import Exhibit, exhibits
 from handfast.model.explore import explore
@@ -32,11 +33,23 @@ class Count(msgspec.Struct, frozen=True):
 @click.option("--calibrate", is_flag=True, help="Count state spaces that others have counted.")
 @click.option("--paxos", is_flag=True, help="With --calibrate: Paxos Commit too; minutes.")
 @click.option("--exhibits", "shown", is_flag=True, help="Knowledge, and the optimizer's algebra.")
+@click.option("--protocol", help="Search the shipped protocol: a scenario, `short`, or `list`.")
+@click.option("--limit", type=click.IntRange(1), help="With --protocol: at most so many states.")
 @as_json
-def prove(calibrate: bool, paxos: bool, shown: bool, as_json: bool) -> None:
+def prove(
+    calibrate: bool,
+    paxos: bool,
+    shown: bool,
+    protocol: str | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
     """Show by searching every state what holds, and how soon a claim is torn."""
-    if calibrate == shown:
-        raise click.UsageError("say what to prove: --calibrate or --exhibits")
+    if calibrate + shown + (protocol is not None) != 1:
+        raise click.UsageError("say what to prove: --calibrate, --exhibits or --protocol SCENARIO")
+    if protocol is not None:
+        prove_protocol(protocol, limit, as_json)
+        return
     with answering(as_json):
         if shown:
             _exhibit(as_json)
@@ -44,7 +57,7 @@ def prove(calibrate: bool, paxos: bool, shown: bool, as_json: bool) -> None:
         counts = _calibrate(paxos)
         sound = all(count.counted == count.published for count in counts)
         if as_json:
-            answer(counts, sound=sound)
+            answer({"models": counts}, sound=sound)
         else:
             _show(counts)
         if not sound:

@@ -1,0 +1,107 @@
+"""Show that the search finds each wrong protocol, by a named law and with a shortest trace.
+
+The traces are kept in `golden/`; after a change that is meant, `--rewrite` writes them anew. Only
+commit them if you understand what changed them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from handfast.model.scenarios import SCENARIOS, Found, search
+from mutants import MUTANTS, Mutant
+
+GOLDEN = Path(__file__).parent / "golden"
+
+BY_STORMS = {
+    "forgets_the_certificates_of_others", "puts_copies_of_a_run_together", "blames_nobody",
+}  # fmt: skip
+"""What needs a larger world than is searched: three rounds of two members, copies of a whole run,
+and a member that is away for good. `tests/property/test_mutants.py` catches them."""
+
+SEARCHED = {
+    "votes_before_the_sync": "window",
+    "forgets_its_acceptance": "crash",
+    "calls_a_damaged_copy_valid": "rot",
+    "knows_from_its_own_edges": "path",
+    "counts_one_copy_where_two_are_promised": "both",
+    "lets_a_restore_certify_every_tier": "tiers",
+    "takes_words_of_a_past_incarnation": "any order crash",
+    "takes_words_of_a_past_generation": "stale",
+    "takes_words_of_another_round": "tie",
+    "lets_one_bad_copy_refute": "either",
+    "keeps_the_last_k_without_a_certificate": "crash",
+    "overlooks_pins": "pins",
+    "releases_as_soon_as_it_boots": "reader",
+    "lets_skipped_epochs_fill_the_window": "retry",
+    "lets_tries_that_nobody_will_join_fill_the_window": "passed by",
+    "skips_after_a_timeout": "network",
+    "never_sends_again": "window",
+    "never_falls_silent": "path",
+    "keeps_its_identity_with_an_empty_disk": "crash",
+    "judges_a_copy_again_in_a_new_life": "crash",
+    "accepts_again_in_a_new_life": "crash",
+    "forgets_its_freezes_in_a_crash": "crash",
+    "takes_saves_of_a_past_generation": "overlap",
+    "restores_without_every_report": "change",
+    "releases_on_the_certificate_of_an_orphan": "orphans",
+    "releases_below_its_own_vote": "window",
+    "releases_below_what_a_neighbour_has": "path",
+}
+"""Where each is looked for: the smallest scenario that shows it; else one domain's "rollback"."""
+
+SLOW = {"lets_one_bad_copy_refute"}
+
+
+def hunt(fault: Mutant) -> Found:
+    """Search the scenario in which a fault shows, with the fault planted."""
+    with pytest.MonkeyPatch.context() as patch:
+        fault.plant(patch)
+        return search(SCENARIOS[SEARCHED.get(fault.name, "rollback")])
+
+
+def told(found: Found) -> str:
+    """Write down what a search found, one line a move."""
+    return "\n".join((f"{found.scenario}: {found.breach}", *found.story, ""))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, id=fault.name, marks=[pytest.mark.heavy] * (fault.name in SLOW))
+        for fault in MUTANTS
+        if fault.name not in BY_STORMS
+    ],
+)
+def test_a_wrong_protocol_is_found(fault: Mutant, request: pytest.FixtureRequest) -> None:
+    """By a law that forbids it, after the shortest story there is; and the right one is not."""
+    found = hunt(fault)
+    laws = {word.split("_")[0] for word in found.breach.partition(":")[0].split()}
+    assert laws & fault.laws, found.breach
+    golden = GOLDEN / f"{fault.name}.txt"
+    if request.config.getoption("--rewrite"):
+        golden.write_text(told(found))
+    assert told(found) == golden.read_text()
+
+
+def test_there_are_as_many_stories_as_wrong_protocols() -> None:
+    """At least thirty are found by search, the few others by storms, and no story is left over."""
+    names = {fault.name for fault in MUTANTS}
+    assert names >= {*SEARCHED, *BY_STORMS}
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == names - BY_STORMS
+    assert len(names - BY_STORMS) >= 30
+
+
+@pytest.mark.heavy
+def test_the_table_of_wrong_protocols() -> None:
+    """Prints each fault, the law that it breaks, the length of its story, and where it is found."""
+    print()
+    for fault in MUTANTS:
+        if fault.name in BY_STORMS:
+            print(f"{fault.name:50} {'/'.join(sorted(fault.laws)):12}     -           - storms")
+            continue
+        found = hunt(fault)
+        law = found.breach.partition(":")[0].split("_")[0]
+        print(f"{fault.name:50} {law:12} {len(found.story):5} {found.states:>11,} {found.scenario}")

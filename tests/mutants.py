@@ -1,0 +1,537 @@
+"""Wrong protocols: each a fault planted into the real core, and the laws that must catch it.
+
+A fault is planted by replacing one function of the core. Storms (`tests/property/test_mutants.py`)
+and the search over all states (`tests/model/test_mutants.py`) hunt the same ones.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pytest
+
+from handfast.core import converge, events, fold, gossip, member, recover
+from handfast.core import view as lattice_of_a_member
+from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.membership import RoundRecord, bits
+from handfast.core.messages import (
+    Accepted,
+    Bad,
+    Certificate,
+    Frozen,
+    Released,
+    Restored,
+    Staged,
+    Valid,
+)
+from handfast.core.retain import Keep
+from handfast.model import scenarios
+
+Patch = pytest.MonkeyPatch
+replace = msgspec.structs.replace
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault, how to plant it, the laws that may catch it, and where to look."""
+
+    name: str
+    plant: Callable[[Patch], None]
+    laws: set[str]
+    shape: str = "two"
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+MUTANTS: list[Mutant] = []
+
+
+def mutant(*laws: str, shape: str = "two", **settings: Any) -> Callable[..., Any]:
+    """Register a fault under its function's name."""
+
+    def register(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
+        name = plant.__name__
+        MUTANTS.append(Mutant(name, plant, set(laws), shape, tuple(settings.items())))
+        return plant
+
+    return register
+
+
+def handler(patch: Patch, kind: type, change: Callable[..., None]) -> None:
+    """Replace how a member takes one kind of event; ``change(original, turn, event)``."""
+    original = member._HANDLERS[kind]
+    patch.setitem(member._HANDLERS, kind, lambda turn, event: change(original, turn, event))
+
+
+# --- persistence
+
+
+@mutant("s1")
+def votes_before_the_image_is_durable(patch: Patch) -> None:
+    def captured(original, turn, event):
+        original(turn, event)
+        if event.epoch in turn.state.persisting:
+            turn.say(Staged(turn.state.me, event.epoch, "early"))
+
+    handler(patch, events.Captured, captured)
+
+
+@mutant("s1")
+def votes_before_the_sync(patch: Patch) -> None:
+    def persisted(original, turn, event):
+        if event.epoch in turn.state.persisting:
+            vote = Staged(turn.state.me, event.epoch, event.digest)
+            turn.state = fold.fold(turn.state, vote)
+            turn.news.append(vote)
+
+    handler(patch, events.Persisted, persisted)
+
+
+@mutant("s10")
+def votes_after_a_freeze(patch: Patch) -> None:
+    def folded(state, record):
+        after = fold.fold(state, record)
+        return replace(after, persisting=state.persisting) if isinstance(record, Frozen) else after
+
+    patch.setattr(member, "fold", folded)
+
+
+@mutant("s5")
+def forgets_its_acceptance(patch: Patch) -> None:
+    def accepted(original, turn, event):
+        state, shard = turn.state, 0
+        if state.recovery is not None and state.roster.homes[shard] == state.me:
+            turn.say(Accepted(shard, event.generation, event.epoch, event.copy))
+
+    handler(patch, events.Accept, accepted)
+    handler(patch, events.Begin, lambda original, turn, event: original(turn, event))
+
+
+@mutant("s14", shape="two")
+def calls_a_damaged_copy_valid(patch: Patch) -> None:
+    handler(
+        patch,
+        events.Checked,
+        lambda original, turn, event: original(turn, replace(event, reason="")),
+    )
+
+
+# --- knowledge
+
+
+@mutant("s2", "s9", shape="three")
+def knows_from_its_own_edges(patch: Patch) -> None:
+    patch.setattr(converge, "complete", lambda roster, tier, ballot: ballot.staged.bit_count() >= 2)
+
+
+@mutant("s2", shape="both")
+def counts_one_copy_where_two_are_promised(patch: Patch) -> None:
+    def complete(roster, tier, ballot):
+        return all(ballot.staged & mask for mask in roster.holders[tier])
+
+    patch.setattr(converge, "complete", complete)
+
+
+@mutant("s2", shape="tiers")
+def lets_a_restore_certify_every_tier(patch: Patch) -> None:
+    def rebased(roster, tier, tally, c):
+        line = Certificate(c.run, c.configuration, roster.tiers[tier], c.base, c.root)
+        return converge.Tally(line, tally.ballots)
+
+    patch.setattr(fold, "_rebased", rebased)
+
+
+@mutant("s7")
+def publishes_before_it_writes(patch: Patch) -> None:
+    def concluded(turn, roster):
+        for tier, tally in enumerate(turn.state.tallies):
+            settled = converge.settle(roster, tier, tally)
+            if settled.line is not None and settled is not tally:
+                turn.do(events.Publish(settled.line))
+
+    patch.setattr(member, "_converge", concluded)
+
+
+@mutant("s7")
+def resumes_before_it_writes(patch: Patch) -> None:
+    patch.setattr(member, "_resume", lambda turn, certificate: turn.do(events.Resume(certificate)))
+
+
+# --- generations and rounds
+
+
+@mutant("s5", "s6")
+def gives_one_generation_to_two_rounds(patch: Patch) -> None:
+    def begun(original, turn, event):
+        if event.generation == turn.state.generation and event.round != turn.state.round:
+            turn.set(generation=event.generation - 1)
+        original(turn, event)
+
+    def allocate(record, name, reported):
+        return RoundRecord(name, max(1, reported))
+
+    for module in (scenarios, sys.modules.get("world")):  # whoever starts rounds
+        if module is not None:
+            patch.setattr(module, "allocate", allocate)
+    handler(patch, events.Begin, begun)
+
+
+@mutant("s10")
+def takes_words_of_a_past_incarnation(patch: Patch) -> None:
+    original = member._admitted
+
+    def admitted(turn, roster, message):
+        peers = tuple(replace(peer, incarnation=0) for peer in turn.state.peers)
+        known, turn.state = turn.state.peers, replace(turn.state, peers=peers)
+        verdict = original(turn, roster, message)
+        turn.state = replace(turn.state, peers=known)
+        return verdict
+
+    patch.setattr(member, "_admitted", admitted)
+
+
+@mutant("s10")
+def takes_words_of_a_past_generation(patch: Patch) -> None:
+    original = member._admitted
+
+    def admitted(turn, roster, message):
+        now = replace(message, generation=max(message.generation, turn.state.generation))
+        return original(turn, roster, replace(now, round=turn.state.round))
+
+    patch.setattr(member, "_admitted", admitted)
+
+
+@mutant("s10", "s6", "s9", stores=2)
+def takes_words_of_another_round(patch: Patch) -> None:
+    original = member._admitted
+
+    def admitted(turn, roster, message):
+        return original(turn, roster, replace(message, round=turn.state.round))
+
+    patch.setattr(member, "_admitted", admitted)
+
+
+# --- recovery
+
+
+@mutant("s12")
+def offers_orphans(patch: Patch) -> None:
+    patch.setattr(recover, "eligible", lambda epoch, timeline: True)
+
+
+@mutant("s12", "s4")
+def ignores_the_base(patch: Patch) -> None:
+    def eligible(epoch, timeline):
+        return epoch == GENESIS or epoch.generation in [b.generation for b in timeline]
+
+    patch.setattr(recover, "eligible", eligible)
+
+
+@mutant("s12", "s4")
+def forgets_the_certificates_of_others(patch: Patch) -> None:
+    def timeline_of(reports):
+        restored = reports[0].restored
+        return restored.timeline if restored is not None else ()
+
+    patch.setattr(recover, "timeline_of", timeline_of)
+
+
+@mutant("s12", "s4", "l3", shape="either")
+def lets_one_bad_copy_refute(patch: Patch) -> None:
+    original = recover.standing
+
+    def standing(roster, recovery):
+        checks = []
+        for check in recovery.checks:
+            bad = check.bad
+            for mask in recover.holders_of(roster):
+                bad |= mask if check.bad & mask else 0
+            checks.append(replace(check, bad=bad, valid=check.valid & ~bad))
+        return original(roster, replace(recovery, checks=tuple(checks)))
+
+    patch.setattr(recover, "standing", standing)
+
+
+@mutant("s11", "s6", "s9")
+def restores_without_every_acceptance(patch: Patch) -> None:
+    original = recover.certificate
+
+    def certificate(roster, recovery, at, name):
+        if at.phase is not recover.Phase.READY:
+            return original(roster, recovery, at, name)
+        accepted = tuple(
+            Accepted(shard, recovery.generation, at.epoch, bits(at.copies[shard])[0])
+            for shard in range(len(recovery.accepted))
+        )
+        restored = replace(at, phase=recover.Phase.RESTORED)
+        return original(roster, replace(recovery, accepted=accepted), restored, name)
+
+    patch.setattr(recover, "certificate", certificate)
+
+
+@mutant("s11", "s12", "s6")
+def restores_without_validating(patch: Patch) -> None:
+    original = recover._judge
+
+    def judge(recovery, epoch, valid, unproved, roster):
+        copies = recover.reported(recovery, epoch)
+        good = tuple(copies & mask for mask in recover.holders_of(roster))
+        return original(recovery, epoch, good, 0, roster)
+
+    patch.setattr(recover, "_judge", judge)
+
+
+@mutant("s11", "s12")
+def acts_from_its_own_newest(patch: Patch) -> None:
+    """Each for itself, as `torch.save` with a file a rank does; and it writes that down, too."""
+
+    def resume(turn, certificate):
+        newest = max(copy.epoch for copy in turn.state.retained)
+        if newest.generation < certificate.generation:
+            certificate = replace(certificate, base=newest)
+        turn.say(Restored(certificate))
+        turn.do(events.Resume(certificate))
+
+    patch.setattr(member, "_resume", resume)
+
+
+@mutant("s12")
+def overlooks_what_was_asked_for(patch: Patch) -> None:
+    original = recover.candidates
+    patch.setattr(
+        recover, "candidates", lambda roster, reports, want: original(roster, reports, None)
+    )
+
+
+@mutant("s13")
+def puts_copies_of_a_run_together(patch: Patch) -> None:
+    patch.setattr(recover, "apart", lambda roster, reports: ())
+
+
+# --- release
+
+
+@mutant("s8", "s3")
+def keeps_the_last_k_without_a_certificate(patch: Patch) -> None:
+    def releasable(retained, **_):
+        return tuple(sorted(copy.epoch for copy in retained)[:-2])
+
+    patch.setattr(member, "releasable", releasable)
+
+
+@mutant("s8")
+def releases_during_a_recovery(patch: Patch) -> None:
+    original = member._conclude
+
+    def conclude(turn, roster):
+        original(turn, roster)
+        line = turn.state.tallies[0].line
+        if turn.state.recovery is not None and line is not None:
+            gone = tuple(c.epoch for c in turn.state.retained if c.epoch < line.epoch)
+            if gone:
+                turn.write(Released(gone))
+
+    patch.setattr(member, "_conclude", conclude)
+
+
+@mutant("s8")
+def overlooks_pins(patch: Patch) -> None:
+    original = member.releasable
+    patch.setattr(
+        member, "releasable", lambda held, **rule: original(held, **{**rule, "pinned": ()})
+    )
+
+
+@mutant("s8")
+def releases_as_soon_as_it_boots(patch: Patch) -> None:
+    original = member._release
+
+    def release(turn, roster):
+        keep, pinned = turn.state.keep, turn.state.pinned
+        turn.set(keep=keep or Keep(1), pinned=pinned or ())
+        original(turn, roster)
+        turn.set(keep=keep, pinned=pinned)
+
+    patch.setattr(member, "_release", release)
+
+
+@mutant("l6")
+def releases_nothing(patch: Patch) -> None:
+    patch.setattr(member, "releasable", lambda held, **rule: ())
+
+
+# --- the window, time, traffic
+
+
+@mutant("l4")
+def lets_skipped_epochs_fill_the_window(patch: Patch) -> None:
+    original = member._unfit
+
+    def unfit(state, epoch):
+        deaf = tuple(
+            replace(t, ballots=tuple(replace(b, skipped=0) for b in t.ballots))
+            for t in state.tallies
+        )
+        return original(replace(state, tallies=deaf), epoch)
+
+    patch.setattr(member, "_unfit", unfit)
+
+
+@mutant("l4", window=1)
+def lets_tries_that_nobody_will_join_fill_the_window(patch: Patch) -> None:
+    patch.setattr(
+        converge,
+        "awaited",
+        lambda roster, tier, tally, b: 0 if b.skipped else converge.waiting(roster, tier, b),
+    )
+
+
+@mutant("s15")
+def skips_after_a_timeout(patch: Patch) -> None:
+    def tick(original, turn, event):
+        for epoch in turn.state.persisting:
+            turn.say(member.Skipped(turn.state.me, epoch, "too slow"))
+        original(turn, event)
+
+    handler(patch, events.Tick, tick)
+
+
+@mutant("l4")
+def blames_nobody(patch: Patch) -> None:
+    original = lattice_of_a_member._blocked
+    patch.setattr(lattice_of_a_member, "_blocked", lambda m: (original(m)[0], ()))
+
+
+@mutant("l1", "l3")
+def never_sends_again(patch: Patch) -> None:
+    patch.setattr(gossip, "lacking", lambda member, peer: ())
+
+
+@mutant("l5")
+def never_falls_silent(patch: Patch) -> None:
+    patch.setattr(
+        gossip, "restless", lambda member: member.roster.everyone & ~(1 << member.me)
+        if member.roster else 0,
+    )  # fmt: skip
+
+
+@mutant("l1", "l3", "s12")
+def names_nobody_and_waits_for_all(patch: Patch) -> None:
+    patch.setattr(recover, "eligible", lambda epoch, timeline: epoch == Epoch(0, -1))
+
+
+# --- crashes
+
+
+def forgets(patch: Patch, *kinds: type) -> None:
+    """Let every life but the first begin without some kinds of its records."""
+    original = member.boot
+
+    def boot(name, incarnation, records, lost=()):
+        kept = [r for r in records if not isinstance(r, kinds)] if incarnation > 1 else records
+        return original(name, incarnation, kept, lost)
+
+    patch.setattr(member, "boot", boot)
+
+
+@mutant("s5", "s10")
+def keeps_its_identity_with_an_empty_disk(patch: Patch) -> None:
+    original = member.boot
+
+    def boot(name, incarnation, records, lost=()):
+        return original(name, incarnation, [] if incarnation > 1 else records)
+
+    patch.setattr(member, "boot", boot)
+
+
+@mutant("s5")
+def judges_a_copy_again_in_a_new_life(patch: Patch) -> None:
+    forgets(patch, Valid, Bad)
+
+
+@mutant("s5")
+def accepts_again_in_a_new_life(patch: Patch) -> None:
+    forgets(patch, Accepted)
+
+
+@mutant("s5", "s10")
+def forgets_its_freezes_in_a_crash(patch: Patch) -> None:
+    forgets(patch, Frozen, Valid, Bad, Accepted, Restored, Staged)
+
+
+# --- more of recovery and release
+
+
+@mutant("s10")
+def takes_saves_of_a_past_generation(patch: Patch) -> None:
+    original = member._unfit
+
+    def unfit(state, epoch):
+        present = replace(epoch, generation=state.generation)
+        return ("", ()) if state.open else original(state, present)
+
+    patch.setattr(member, "_unfit", unfit)
+
+
+@mutant("s6", "s12")
+def restores_without_every_report(patch: Patch) -> None:
+    original = recover.standing
+
+    def standing(roster, recovery):
+        held = [report for report in recovery.reports if report is not None]
+        reports = tuple(
+            report or replace(held[0], domain=i) for i, report in enumerate(recovery.reports)
+        )
+        return original(roster, replace(recovery, reports=reports))
+
+    patch.setattr(recover, "standing", standing)
+
+
+@mutant("s8")
+def releases_on_the_certificate_of_an_orphan(patch: Patch) -> None:
+    patch.setattr(fold, "_rebased", lambda roster, tier, tally, certificate: tally)
+
+
+@mutant("l3", "s12", "s4", "s8")
+def keeps_no_chain_of_bases(patch: Patch) -> None:
+    patch.setattr(recover, "extend", lambda timeline, branch, floor: (branch,))
+
+
+@mutant("s8", "s3", "s4")
+def releases_what_converged_last(patch: Patch) -> None:
+    def releasable(retained, *, line, **_):
+        return tuple(sorted(c.epoch for c in retained if line is not None and c.epoch <= line))
+
+    patch.setattr(member, "releasable", releasable)
+
+
+@mutant("s8", "s3")
+def releases_below_its_own_vote(patch: Patch) -> None:
+    original = member.releasable
+
+    def releasable(retained, **rule):
+        newest = max(copy.epoch for copy in retained)
+        return original(retained, **{**rule, "line": newest})
+
+    patch.setattr(member, "releasable", releasable)
+
+
+@mutant("s8", "s3", shape="three")
+def releases_below_what_a_neighbour_has(patch: Patch) -> None:
+    """What two ends of one edge have is not what all have."""
+
+    def concluded(turn, roster):
+        original(turn, roster)
+        state = turn.state
+        mine = 1 << state.me
+        for ballot in state.tallies[roster.tier_of[state.me]].ballots:
+            if ballot.staged & mine and ballot.staged & ~mine and roster.size > 2:
+                gone = tuple(c.epoch for c in state.retained if c.epoch < ballot.epoch)
+                if gone:
+                    turn.write(Released(gone))
+                    turn.do(events.Release(gone))
+                return
+
+    original = member._converge
+    patch.setattr(member, "_converge", concluded)
