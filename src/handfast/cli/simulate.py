@@ -1,0 +1,230 @@
+"""``handfast simulate``: storms over the real protocol in virtual time, one seed each."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+from rich.markup import escape
+
+from handfast.cli.console import DAMAGED, answer, answering, as_json, out
+from handfast.sim.storm import GOALS, Outcome, storm
+
+__all__ = ["simulate"]
+
+BATCH: Final = 8
+ENOUGH: Final = 100
+"""So many seeds are a swarm: fewer may leave goals unreached."""
+
+
+class Tally(msgspec.Struct):
+    """The figures of a swarm, or of several slices of one.
+
+    ``seeds`` is their number, ``next`` the seed to go on with; ``events`` are of the queue,
+    ``turns`` calls of ``step``; ``virtual_s`` is simulated time, ``busy_s`` processor time, both
+    summed over all seeds. ``digest`` is over the seeds' digests, in their order.
+    """
+
+    seeds: int = 0
+    next: int = 0
+    events: int = 0
+    turns: int = 0
+    virtual_s: float = 0.0
+    busy_s: float = 0.0
+    digest: str = ""
+    goals: dict[str, int] = {}
+    breaches: dict[int, tuple[str, ...]] = {}
+
+    def add(self, outcome: Outcome, busy_s: float) -> None:
+        """Add a seed."""
+        self.seeds += 1
+        self.next = outcome.seed + 1
+        self.events += outcome.events
+        self.turns += outcome.turns
+        self.virtual_s += outcome.seconds
+        self.busy_s += busy_s
+        self.digest = blake2b((self.digest + outcome.digest).encode(), digest_size=16).hexdigest()
+        self.goals = dict(Counter(self.goals) + Counter(outcome.goals))
+        if outcome.laws:
+            self.breaches[outcome.seed] = outcome.laws
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """Name the goals that no seed has met."""
+        return tuple(goal for goal in GOALS if not self.goals.get(goal))
+
+
+def seeds_of(_: click.Context, __: click.Parameter, text: str | None) -> range | None:
+    """Read how many seeds, or A..B: from A up to B, without B."""
+    if text is None:
+        return None
+    parts = re.fullmatch(r"(?:([0-9]{1,18})\.\.)?([0-9]{1,18})", text)
+    if parts is None or int(parts[1] or 0) >= int(parts[2]):
+        raise click.BadParameter(f"{text!r} is neither a number of seeds (200) nor A..B (200..400)")
+    return range(int(parts[1] or 0), int(parts[2]))
+
+
+@click.command()
+@click.option("--seeds", callback=seeds_of, metavar="N|A..B", help="Run a swarm of seeds.")
+@click.option("--seed", type=int, help="Run one seed.")
+@click.option("--transcript", is_flag=True, help="With --seed: tell everything that happened.")
+@click.option("--thorough", is_flag=True, help="Hold every law after every step; slow.")
+@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
+@click.option("--minutes", type=float, help="Go on with further seeds for so long.")
+@click.option(
+    "--tally", type=click.Path(dir_okay=False, path_type=Path),
+    help="Add this slice's figures to those in a file, and go on where that left off.",
+)  # fmt: skip
+@as_json
+def simulate(
+    seeds: range | None,
+    seed: int | None,
+    transcript: bool,
+    thorough: bool,
+    jobs: int | None,
+    minutes: float | None,
+    tally: Path | None,
+    as_json: bool,
+) -> None:
+    """Put the protocol through storms in virtual time, and judge every step and every calm.
+
+    One seed decides everything: the job, what breaks and when. The same seed gives the same digest.
+    """
+    if (seed is None) == (seeds is None and minutes is None):
+        raise click.UsageError("say what to run: --seed N, or --seeds N, or --minutes M")
+    if transcript and seed is None:
+        raise click.UsageError("--transcript tells one seed: give --seed N")
+    with answering(as_json):
+        if seed is not None:
+            _one(seed, transcript, thorough, as_json)
+        else:
+            _swarm(seeds, thorough, jobs or os.cpu_count() or 1, minutes, tally, as_json)
+
+
+def _one(seed: int, transcript: bool, thorough: bool, as_json: bool) -> None:
+    outcome = storm(seed, thorough=thorough, transcript=transcript)
+    if as_json:
+        answer(outcome, sound=not outcome.laws)
+    else:
+        show = out()
+        for line in outcome.tail:
+            show.print(escape(line))
+        plan = outcome.plan
+        tiers = ", ".join(f"{name} {copies}/{need}" for name, copies, need in plan.tiers)
+        show.print(f"seed {seed}: {plan.shards} shards, {tiers}; {', '.join(plan.kinds)}")
+        show.print(
+            f"{outcome.events:,} events, {outcome.turns:,} steps, {outcome.seconds:.0f} virtual "
+            f"seconds, digest {outcome.digest}"
+        )
+        _tell_breach(outcome)
+    if outcome.laws:
+        raise click.exceptions.Exit(DAMAGED)
+
+
+def _tell_breach(outcome: Outcome) -> None:
+    show = out()
+    for found in outcome.found:
+        show.print(f"[bold red]broken:[/] {escape(found)}")
+    if outcome.laws:
+        show.print(f"again, with all of it: handfast simulate --seed {outcome.seed} --transcript")
+
+
+def _swarm(
+    seeds: range | None, thorough: bool, jobs: int, minutes: float | None, path: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    tally = Tally()
+    if path is not None and path.exists():
+        tally = msgspec.json.decode(path.read_bytes(), type=Tally)
+    before, began = tally.events, time.monotonic()
+    source: Iterable[int] = seeds if seeds is not None else itertools.count(tally.next)
+    for outcome, busy_s in _run(source, thorough, jobs, minutes and began + 60 * minutes):
+        tally.add(outcome, busy_s)
+        if outcome.laws and not as_json:
+            for line in outcome.tail:
+                out().print(escape(line))
+            _tell_breach(outcome)
+    wall_s = time.monotonic() - began
+    if path is not None:
+        path.write_text(json.dumps(msgspec.to_builtins(tally), indent=2) + "\n")
+    lacking = tally.unreached if tally.seeds >= ENOUGH else ()
+    sound = not tally.breaches and not lacking
+    if as_json:
+        answer(tally, unreached=lacking, wall_s=round(wall_s, 2), sound=sound)
+    else:
+        _show(tally, lacking, wall_s, tally.events - before)
+    if not sound:
+        raise click.exceptions.Exit(DAMAGED)
+
+
+def _show(tally: Tally, lacking: tuple[str, ...], wall_s: float, events: int) -> None:
+    show = out()
+    rate = tally.events / max(tally.busy_s, 1e-9)
+    show.print(
+        f"{tally.seeds:,} seeds: {tally.events:,} events, {tally.turns:,} steps of a member, "
+        f"{tally.virtual_s / 3600:,.1f} virtual hours"
+    )
+    show.print(
+        f"{events:,} events in {wall_s:,.1f} s here; {rate:,.0f} events a second of processor time"
+    )
+    show.print(f"digest {tally.digest}")
+    for goal in GOALS:
+        count = tally.goals.get(goal, 0)
+        show.print(f"{count:>12,}  {goal}", style="bold red" if goal in lacking else None)
+    if lacking:
+        show.print(f"[bold red]never reached:[/] {', '.join(lacking)}")
+    broken = ", ".join(f"seed {seed} ({' '.join(laws)})" for seed, laws in tally.breaches.items())
+    show.print(f"[bold red]laws broken:[/] {broken}" if broken else "no law was broken")
+
+
+def _run(
+    seeds: Iterable[int], thorough: bool, jobs: int, until: float | None
+) -> Iterator[tuple[Outcome, float]]:
+    """Run seeds, in their order, in so many processes; stop taking new ones at an instant."""
+    source = iter(seeds)
+    with _pool(jobs) as pool:
+        ahead: list[Future[list[tuple[Outcome, float]]]] = []
+        while True:
+            over = until is not None and time.monotonic() > until
+            while not over and len(ahead) < 2 * jobs and (batch := list(islice(source, BATCH))):
+                ahead.append(pool.submit(run_batch, batch, thorough))
+            if not ahead:
+                return
+            yield from ahead.pop(0).result()
+
+
+@contextmanager
+def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    context = multiprocessing.get_context("spawn")  # a worker is as fresh as a process of its own
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=gc.disable) as pool:
+        yield pool
+
+
+def run_batch(seeds: list[int], thorough: bool) -> list[tuple[Outcome, float]]:
+    """Run some seeds; give each one's outcome and processor time in seconds.
+
+    A storm makes few cycles and much that lives as long as it does: the cyclic collector, which is
+    off in a worker, would take a quarter of the time, and runs between batches.
+    """
+    done = []
+    for seed in seeds:
+        began = time.process_time()
+        outcome = storm(seed, thorough=thorough)
+        done.append((outcome, time.process_time() - began))
+    gc.collect()
+    return done
