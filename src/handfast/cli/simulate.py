@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import gc
 import itertools
 import json
@@ -23,6 +24,7 @@ import msgspec
 from rich.markup import escape
 
 from handfast.cli.console import DAMAGED, answer, answering, as_json, out
+from handfast.sim.script import play
 from handfast.sim.storm import GOALS, Outcome, storm
 
 __all__ = ["simulate"]
@@ -90,6 +92,12 @@ def seeds_of(_: click.Context, __: click.Parameter, text: str | None) -> range |
     "--tally", type=click.Path(dir_okay=False, path_type=Path),
     help="Add this slice's figures to those in a file, and go on where that left off.",
 )  # fmt: skip
+@click.option(
+    "--script", "scripts", multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Play a scenario, and say where it does not come out as it is written.",
+)  # fmt: skip
+@click.option("--rewrite", is_flag=True, help="With --script: write down what comes out.")
 @as_json
 def simulate(
     seeds: range | None,
@@ -99,18 +107,23 @@ def simulate(
     jobs: int | None,
     minutes: float | None,
     tally: Path | None,
+    scripts: tuple[Path, ...],
+    rewrite: bool,
     as_json: bool,
 ) -> None:
     """Put the protocol through storms in virtual time, and judge every step and every calm.
 
     One seed decides everything: the job, what breaks and when. The same seed gives the same digest.
     """
-    if (seed is None) == (seeds is None and minutes is None):
-        raise click.UsageError("say what to run: --seed N, or --seeds N, or --minutes M")
+    if (seed is not None) + (seeds is not None or minutes is not None) + bool(scripts) != 1:
+        asked = "--seed N, --seeds N or A..B, --minutes M, or --script FILE"
+        raise click.UsageError(f"say what to run, one of: {asked}")
     if transcript and seed is None:
         raise click.UsageError("--transcript tells one seed: give --seed N")
     with answering(as_json):
-        if seed is not None:
+        if scripts:
+            _play(scripts, rewrite, as_json)
+        elif seed is not None:
             _one(seed, transcript, thorough, as_json)
         else:
             _swarm(seeds, thorough, jobs or os.cpu_count() or 1, minutes, tally, as_json)
@@ -133,6 +146,28 @@ def _one(seed: int, transcript: bool, thorough: bool, as_json: bool) -> None:
         )
         _tell_breach(outcome)
     if outcome.laws:
+        raise click.exceptions.Exit(DAMAGED)
+
+
+def _play(scripts: tuple[Path, ...], rewrite: bool, as_json: bool) -> None:
+    changed = []
+    for path in scripts:
+        text = path.read_text()
+        if (played := play(text)) != text:
+            changed.append(str(path))
+            if rewrite:
+                path.write_text(played)
+            elif not as_json:
+                diff = difflib.unified_diff(
+                    text.splitlines(), played.splitlines(), str(path), "played", lineterm=""
+                )
+                for line in diff:
+                    out().print(escape(line))
+    if as_json:
+        answer({"scripts": len(scripts), "changed": changed}, sound=rewrite or not changed)
+    elif rewrite:
+        out().print(f"{len(changed)} of {len(scripts)} rewritten; read what has changed, and why")
+    if changed and not rewrite:
         raise click.exceptions.Exit(DAMAGED)
 
 

@@ -1,4 +1,4 @@
-"""The job: engines that launch rounds, and ranks that train, save, accept, decline, die and oversleep.
+"""The job: engines that launch rounds; ranks that train, save, accept, decline, die and oversleep.
 
 An engine's store keeps one record by compare-and-set; each rank asks it for the round's generation
 by itself, as late as it likes. Ranks step together, as collectives make them, or each for itself.
@@ -60,8 +60,8 @@ class Job:
 
     ``running``: ranks train, and whoever watches the job starts again what fell. ``fussy``: how
     often a rank declines; ``forgoes``: how often a step is not saved; ``waits``: a rank whose save
-    is refused tries again; ``loose``: ranks step each for itself; ``lingers``: ranks of an old round
-    are not killed, and go on.
+    is refused tries again; ``loose``: ranks step each for itself; ``lingers``: ranks of an old
+    round are not killed, and go on.
     """
 
     def __init__(self, world: World, stores: int = 1) -> None:
@@ -185,15 +185,18 @@ class Job:
                 pass
 
     def _overtaken(self, agent: Agent, generation: int) -> None:
+        member = agent.shown
         for round_ in self.rounds:
-            old = round_.generation < generation or round_.name != agent.shown.round
+            twin = member.generation == generation and round_.name != member.round
             rank = round_.ranks[agent.disk.domain.shard]
-            if rank.alive and old and 0 < round_.generation <= generation:
+            if rank.alive and 0 < round_.generation < generation + twin:
                 self.kill(rank, "stops: superseded")
 
     def answer(self, rank: Rank, agent: Agent, action: ev.Propose) -> None:
-        """Compare the candidate with the live state, dry."""
-        chance = self.world.chance
+        """Compare the candidate with the live state, dry, and tell the shard's first domain."""
+        member, chance = agent.shown, self.world.chance
+        if member.roster is None or member.roster.homes[rank.shard] != member.me:
+            return
         if chance.random() < self.fussy:
             agent.take(ev.Decline(action.generation, action.epoch, "another structure"))
             return
@@ -252,7 +255,7 @@ class Job:
     # --- whoever watches
 
     def watch(self) -> None:
-        """Look after the job now and then: as a scheduler, a launcher, and each trainer's library."""
+        """Look after the job now and then: scheduler, launcher, and each trainer's library."""
         if not self.running:
             return
         world = self.world

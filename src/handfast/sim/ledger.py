@@ -1,11 +1,12 @@
 """The truth about a world, kept as it grows, and the laws that each step could have broken.
 
-To hold all laws against everything after every step costs more than the steps. But a law can only be
-broken by what it speaks of: a vote by the laws on votes, a tick by the law on ticks. And most of what
-a law says of the past stays said: what a certificate needed when it was written it has for ever. So
-each kind of record and deed calls for its own laws (``OF_RECORD``, ``OF_DEED``), which see only what
-is new where that is enough. A breach in such a narrow view is looked at again in the full one before
-it counts; that no breach is overlooked is shown by planted faults, which must be caught in both.
+To hold all laws against everything after every step costs more than the steps. But a law can only
+be broken by what it speaks of: a vote by the laws on votes, a tick by the law on ticks. And most of
+what a law says of the past stays said: what a certificate needed when it was written it has for
+ever. So each kind of record and deed calls for its own laws (``OF_RECORD``, ``OF_DEED``), which see
+only what is new where that is enough. A breach in such a narrow view is looked at again in the full
+one before it counts; that none is overlooked is shown by planted faults, which must be caught in
+both.
 """
 
 from __future__ import annotations
@@ -108,17 +109,17 @@ class _View(Truth, frozen=True, dict=True, kw_only=True):
         return held  # type: ignore[no-any-return]  # - the dictionary's keys say what it holds
 
     @property
-    def retained(self) -> frozenset[tuple[str, Epoch]]:  # type: ignore[override]  # - kept as it grows
+    def retained(self) -> frozenset[tuple[str, Epoch]]:
         """Give what is retained."""
         return frozenset(self.ledger.retained) if self.holding else frozenset()
 
     @property
-    def bases(self) -> dict[int, messages.RestoreCertificate]:  # type: ignore[override]  # - likewise
+    def bases(self) -> dict[int, messages.RestoreCertificate]:
         """Give the restore certificate of each generation."""
         return self.ledger.bases
 
     @property
-    def bad(self) -> frozenset[tuple[str, Epoch]]:  # type: ignore[override]  # - likewise
+    def bad(self) -> frozenset[tuple[str, Epoch]]:
         """Give the copies that were BAD when they were last judged."""
         return frozenset(self.ledger.bad)
 

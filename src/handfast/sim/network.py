@@ -56,12 +56,12 @@ class Network:
             self.past.append(packet)
         else:
             self.past[self.sent % MEMORY] = packet
-        if self.hold:
-            self.held.append(packet)
-            return
         chance = self._chance
         if link in self.cut or (self.loss and chance.random() < self.loss):
             self.lost += 1
+            return
+        if self.hold:
+            self.held.append(packet)
             return
         self._agenda.after(self._delay(link), self._deliver, packet)
         if self.twice and chance.random() < self.twice:

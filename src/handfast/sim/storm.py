@@ -1,4 +1,4 @@
-"""One seed, from the founding of a run through gusts and lulls to the calm in which it is judged."""
+"""One seed, from the founding of a run through gusts and lulls to the calm that it is judged in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from handfast.sim.agenda import SECOND
 from handfast.sim.job import Job, Round
 from handfast.sim.ledger import Breach
 from handfast.sim.weather import KINDS, Weather
-from handfast.sim.words import lines
+from handfast.sim.words import Teller
 from handfast.sim.world import Entry, World, shape
 
 __all__ = ["GOALS", "Outcome", "Plan", "draw", "storm", "sum_up"]
@@ -208,7 +208,7 @@ def storm(
     turns = sum(1 for _, _, event, _ in world.log if not isinstance(event, str))
     return Outcome(
         seed, plan, digest(world.log), world.agenda.done, turns, world.agenda.now / SECOND,
-        dict(world.goals), laws, found, tuple(lines(tail)),
+        dict(world.goals), laws, found, tuple(Teller(world.ledger.rosters).lines(tail)),
     )  # fmt: skip
 
 

@@ -111,7 +111,10 @@ class Weather:
         if len(hosts) > 1:
             a, b = self.chance.sample(hosts, 2)
             self.world.network.slow[a, b] = 100
-            self._for(SECOND, 10 * SECOND, self.world.network.slow.pop, (a, b), None)
+            self._for(SECOND, 10 * SECOND, self._hasten, (a, b))
+
+    def _hasten(self, link: tuple[str, str]) -> None:
+        self.world.network.slow.pop(link, None)
 
     def replay(self) -> None:
         """Something that was sent at any time comes again: any generation, any incarnation."""
@@ -120,9 +123,10 @@ class Weather:
     def greet(self) -> None:
         """A link comes up again."""
         agent = self._some()
-        if agent and agent.shown.roster and agent.shown.generation:
-            if others := agent.shown.roster.neighbours[agent.shown.me]:
-                agent.take(ev.Greet(self.chance.choice(others)))
+        if agent is None or agent.shown.roster is None or not agent.shown.generation:
+            return
+        if others := agent.shown.roster.neighbours[agent.shown.me]:
+            agent.take(ev.Greet(self.chance.choice(others)))
 
     # --- agents and hosts
 

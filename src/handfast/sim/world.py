@@ -1,6 +1,6 @@
 """Domains, their disks and agents, and the network between them, in virtual time.
 
-Nothing here knows the protocol: what members ask for is done, slowly, perhaps wrongly, perhaps never.
+Nothing here knows the protocol: what members ask for is done, slowly, perhaps wrongly, or never.
 Who launches, trains and reads is in :mod:`handfast.sim.job`, who breaks things in
 :mod:`handfast.sim.weather`.
 """
@@ -68,13 +68,13 @@ class World:
         self.chance = chance
         self.keep, self.window = keep, window
         self.agenda = Agenda()
-        self.network = Network(self.agenda, chance, self._deliver)
+        self.network = Network(self.agenda, chance, self.deliver)
         self.ledger = Ledger(roster, keep)
         self.changes: tuple[Change, ...] = ()
         self.disks: dict[str, Disk] = {}
         self.agents: dict[str, Agent] = {}
         self.zombies: list[Agent] = []
-        self.told: Callable[[Agent, ev.Action], None] = lambda agent, action: None
+        self.told: Callable[[Agent, ev.Action], None] = lambda *_: None
         self.log: list[Entry] = []
         self.goals: Counter[str] = Counter()
         self.heard = 0
@@ -98,8 +98,14 @@ class World:
         return [agent for agent in self.agents.values() if not agent.asleep]
 
     def down(self) -> list[Disk]:
-        """List the domains that nobody speaks for."""
-        return [d for d in self.disks.values() if d.domain.id not in self.agents and not d.fenced]
+        """List the domains that nobody speaks for, or is about to."""
+        return [
+            disk
+            for disk in self.disks.values()
+            if disk.domain.id not in self.agents
+            and not disk.fenced
+            and disk.claimed <= disk.sealed + bool(disk.claimed)
+        ]
 
     def of_shard(self, shard: int) -> Iterator[Agent]:
         """List the agents of a shard's domains."""
@@ -184,7 +190,7 @@ class World:
     # --- the port of agents
 
     def sync(self, agent: Agent) -> None:
-        """Sync an agent's batch; where that fails the agent is over, and any part may be durable."""
+        """Sync an agent's batch; where that fails it is over, and any part may be durable."""
         disk = agent.disk
         delay = self._delay(disk, SYNC_US)
         if agent.trap is not None and agent.trap.left == 0:  # and no freeze, or it were sprung
@@ -302,7 +308,8 @@ class World:
 
     # --- the network, and time
 
-    def _deliver(self, packet: Packet) -> None:
+    def deliver(self, packet: Packet) -> None:
+        """Let a message come to its target, if an agent is there."""
         agent = self.agents.get(packet.target)
         if agent is not None:
             self.heard += 1
@@ -320,7 +327,7 @@ class World:
         self.agenda.after(delay, self._tock, agent)
 
     def jump(self, host: str, by_us: int) -> None:
-        """Set a host's wall clock: forth, and its timers are due at once; back, and they are late."""
+        """Set a host's wall clock: forth, and timers are due at once; back, and they are late."""
         self.note(host, f"its clock jumps by {by_us / SECOND:+.1f} s")
         if by_us < 0:
             self.back[host] = -by_us
