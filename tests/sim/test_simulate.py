@@ -19,25 +19,26 @@ def simulate(*arguments: str) -> Result:
 def test_a_swarm_is_the_same_in_any_number_of_processes() -> None:
     """Shows that figures and digest don't depend on who ran which seed."""
     one, two = (
-        json.loads(simulate("--seeds", "20..29", "--jobs", jobs, "--json").output)
+        json.loads(simulate("--seeds", "20..24", "--jobs", jobs, "--json").output)
         for jobs in ("1", "2")
     )
     for answer in (one, two):
         assert answer.pop("wall_s") > 0
         assert answer.pop("busy_s") > 0
     assert one == two
-    assert one["seeds"] == 9
+    assert one["seeds"] == 4
     assert one["sound"] is True
 
 
-def test_slices_add_up(tmp_path: Path) -> None:
+def test_slices_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shows that a long swarm can be run in pieces, each where the last one left off."""
+    monkeypatch.setattr("handfast.cli.simulate.BATCH", 1)
     file = tmp_path / "tally.json"
     for _ in range(2):
         assert simulate("--minutes", "0.0001", "--jobs", "1", "--tally", str(file)).exit_code == 0
     sliced = json.loads(file.read_text())
     whole = json.loads(simulate("--seeds", str(sliced["seeds"]), "--json").output)
-    assert sliced["next"] == sliced["seeds"] > 8
+    assert sliced["next"] == sliced["seeds"] > 3
     for figure in ("events", "turns", "digest", "goals", "breaches"):
         assert sliced[figure] == whole[figure]
 

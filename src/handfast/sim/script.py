@@ -350,9 +350,8 @@ VERBS: Final[Mapping[str, Callable[[_Stage, list[str]], list[str] | None]]] = {
     "kill": _Stage.kill, "decline": _Stage.decline, "deliver": _Stage.deliver,
     "drop": _Stage.drop, "replay": _Stage.replay, "partition": _Stage.partition,
     "heal": _Stage.heal, "tick": _Stage.tick, "calm": _Stage.calm, "crash": _Stage.crash,
-    "boot": _Stage.boot, "begin": _Stage.begin, "freeze": _Stage.freeze,
-    "wake": _Stage.wake,
-    "disk": _Stage.disk, "rot": _Stage.rot, "vanish": _Stage.vanish, "pin": _Stage.pin, "fence": _Stage.fence,
-    "show": _Stage.show,
+    "boot": _Stage.boot, "begin": _Stage.begin, "freeze": _Stage.freeze, "wake": _Stage.wake,
+    "disk": _Stage.disk, "rot": _Stage.rot, "vanish": _Stage.vanish, "pin": _Stage.pin,
+    "fence": _Stage.fence, "show": _Stage.show,
 }  # fmt: skip
 """The verbs of scripts; each method's docstring shows how it is written."""
