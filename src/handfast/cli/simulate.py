@@ -24,6 +24,7 @@ import msgspec
 from rich.markup import escape
 
 from handfast.cli.console import DAMAGED, answer, answering, as_json, out
+from handfast.cli.scale import measure
 from handfast.sim.script import play
 from handfast.sim.storm import GOALS, Outcome, storm
 
@@ -81,6 +82,15 @@ def seeds_of(_: click.Context, __: click.Parameter, text: str | None) -> range |
     return range(int(parts[1] or 0), int(parts[2]))
 
 
+def sizes_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...]:
+    """Read numbers of domains."""
+    if text is None:
+        return ()
+    if not re.fullmatch(r"[0-9]{1,7}(,[0-9]{1,7})*", text) or min(map(int, text.split(","))) < 2:
+        raise click.BadParameter(f"{text!r} is no list of numbers from 2 up: 16,256,1024")
+    return tuple(int(size) for size in text.split(","))
+
+
 @click.command()
 @click.option("--seeds", callback=seeds_of, metavar="N|A..B", help="Run a swarm of seeds.")
 @click.option("--seed", type=int, help="Run one seed.")
@@ -97,6 +107,14 @@ def seeds_of(_: click.Context, __: click.Parameter, text: str | None) -> range |
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Play a scenario, and say where it does not come out as it is written.",
 )  # fmt: skip
+@click.option(
+    "--scale", callback=sizes_of, metavar="N,N...",
+    help="Measure what an epoch costs jobs of so many domains, and a rack that is lost.",
+)  # fmt: skip
+@click.option(
+    "--svg", type=click.Path(file_okay=False, path_type=Path),
+    help="With --scale: draw the curves into this directory.",
+)  # fmt: skip
 @click.option("--rewrite", is_flag=True, help="With --script: write down what comes out.")
 @as_json
 def simulate(
@@ -109,19 +127,24 @@ def simulate(
     tally: Path | None,
     scripts: tuple[Path, ...],
     rewrite: bool,
+    scale: tuple[int, ...],
+    svg: Path | None,
     as_json: bool,
 ) -> None:
     """Put the protocol through storms in virtual time, and judge every step and every calm.
 
     One seed decides everything: the job, what breaks and when. The same seed gives the same digest.
     """
-    if (seed is not None) + (seeds is not None or minutes is not None) + bool(scripts) != 1:
-        asked = "--seed N, --seeds N or A..B, --minutes M, or --script FILE"
+    swarm = seeds is not None or minutes is not None
+    if (seed is not None) + swarm + bool(scripts) + bool(scale) != 1:
+        asked = "--seed N, --seeds N or A..B, --minutes M, --script FILE, or --scale N,N"
         raise click.UsageError(f"say what to run, one of: {asked}")
     if transcript and seed is None:
         raise click.UsageError("--transcript tells one seed: give --seed N")
     with answering(as_json):
-        if scripts:
+        if scale:
+            measure(scale, svg, as_json)
+        elif scripts:
             _play(scripts, rewrite, as_json)
         elif seed is not None:
             _one(seed, transcript, thorough, as_json)

@@ -56,13 +56,14 @@ class Agent:
 
     __slots__ = (
         "_batch", "_looked", "_port", "_rest", "alive", "asleep", "busy", "disk", "id", "inbox",
-        "incarnation", "member", "shown", "trap", "turns",
+        "incarnation", "member", "name", "shown", "trap", "turns",
     )  # fmt: skip
 
     def __init__(self, disk: Disk, member: Member, port: Port) -> None:
         self.disk = disk
         self.id = disk.domain.id
         self.incarnation = member.incarnation
+        self.name = f"{self.id}.{self.incarnation}"
         self.member = self.shown = member
         self.alive = True
         self.asleep = False
@@ -102,6 +103,11 @@ class Agent:
         else:
             self._looked = True
             self._written()
+
+    @property
+    def pending(self) -> list[Event]:
+        """The events that were taken, and have led to nothing durable yet."""
+        return [*(turn.event for turn in self._batch), *self.inbox]
 
     @property
     def unsynced(self) -> list[Record]:

@@ -57,7 +57,3 @@ class Disk:
         self.records += records
         self.attested.update(r.epoch for r in records if isinstance(r, Staged))
         return True
-
-    def damageable(self) -> list[Epoch]:
-        """List the sound images that this domain attested: their damage is a loss."""
-        return [e for e, image in self.images.items() if image.sound and e in self.attested]

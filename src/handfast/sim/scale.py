@@ -18,7 +18,6 @@ from typing import Final
 import msgspec
 
 from handfast.core import events as ev
-from handfast.core import gossip
 from handfast.core import member as door
 from handfast.core.fold import boot
 from handfast.core.lattice import GENESIS, Epoch
@@ -29,6 +28,7 @@ from handfast.core.messages import (
     Copy,
     Frozen,
     Message,
+    Record,
     Report,
     RestoreCertificate,
     Restored,
@@ -41,17 +41,20 @@ from handfast.core.view import view
 __all__ = ["Cost", "Crowd", "job"]
 
 PATIENCE: Final = 400
+AWAY: Final = 3
+"""Rounds of ticks: after so many a job that is not quiet is given up; so long a rack is away."""
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What one epoch took: ``hops`` until the last member knew, all else until nobody sent any more.
+    """What one epoch took: ``hops`` and ``told`` messages until the last member knew.
 
-    ``ticks`` are the rounds in which all members ticked, ``size`` the bytes of all messages as they
-    are on the wire, ``waiting`` how many domains were named as awaited while some were away.
+    ``messages`` were sent until everybody was quiet, ``size`` bytes of them on the wire, in so many
+    ``ticks`` of all members. ``waiting``: how many domains were named while some were away.
     """
 
     domains: int
     hops: int
+    told: int
     ticks: int
     messages: int
     size: int
@@ -80,13 +83,16 @@ class Crowd:
         self._sent: list[tuple[int, Message]] = []
         self._step = 0
         self._messages = self._size = 0
+        self._weigh = True
 
-    def epoch(self, away: Collection[int] = ()) -> Cost:
+    def epoch(self, away: Collection[int] = (), *, weigh: bool = True) -> Cost:
         """Save once, and go on until all know and nobody sends any more.
 
-        Those that are ``away`` crash before their image is durable. The others are left alone until
-        they are quiet; then those come back, empty-handed, and their trainers save again.
+        Those that are ``away`` crash before their image is durable. The others wait for some ticks;
+        then those come back, empty-handed, and their trainers save again. What they all cost while
+        they waited does not count. Only where one is to ``weigh`` messages are they encoded.
         """
+        self._weigh = weigh
         self._step += 10
         epoch = Epoch(1, self._step)
         self._messages = self._size = 0
@@ -95,15 +101,15 @@ class Crowd:
             self._save(at, epoch)
         waiting = 0
         if away:
-            self._quiet(epoch)
+            self._quiet(epoch, AWAY)
             first = next(at for at in range(self.size) if at not in away)
             waiting = len(view(self.members[first]).blocked_by)
             self._messages = self._size = 0
             self._away = ()
             for at in away:
                 self._return(at, epoch)
-        hops, ticks = self._quiet(epoch)
-        return Cost(self.size, hops, ticks, self._messages, self._size, waiting)
+        hops, told, ticks = self._quiet(epoch)
+        return Cost(self.size, hops, told, ticks, self._messages, self._size, waiting)
 
     def _save(self, at: int, epoch: Epoch) -> None:
         self._take(at, ev.Captured(epoch))
@@ -124,31 +130,31 @@ class Crowd:
             self.members[at], effects = door.step(self.members[at], event)
             self._sent += [(send.to, send.message) for send in effects.send]
 
-    def _quiet(self, epoch: Epoch) -> tuple[int, int]:
-        """Go on until nobody sends; give the hops until all that are here knew, and the ticks."""
-        hops = last = ticks = 0
+    def _quiet(self, epoch: Epoch, most: int = PATIENCE) -> tuple[int, int, int]:
+        """Go on until nobody sends; give hops and messages until all here knew, and the ticks."""
+        hops = last = told = ticks = 0
         knew = self._know(epoch)
-        while ticks < PATIENCE:
+        while ticks < most:
             while self._sent:
                 hops += 1
                 for to, message in self._arriving():
                     self._take(to, ev.Received(message))
                 if not knew and (knew := self._know(epoch)):
-                    last = hops
+                    last, told = hops, self._messages
             for at in range(self.size):
-                if at not in self._away and gossip.restless(self.members[at]):
-                    self._take(at, ev.Tick())
+                self._take(at, ev.Tick())
             if not any(to not in self._away for to, _ in self._sent):
                 self._sent.clear()
                 break
             ticks += 1
-        return last, ticks
+        return last, told, ticks
 
     def _arriving(self) -> Iterator[tuple[int, Message]]:
         sent, self._sent = self._sent, []
         for to, message in sent:
             self._messages += 1
-            self._size += len(encode(message))
+            if self._weigh:
+                self._size += len(encode(message))
             if not self.loss or self._chance.random() >= self.loss:
                 yield to, message
 
@@ -165,7 +171,7 @@ def _open(configuration: Configuration) -> Member:
         configuration.run, roster.digest, 1, "round", GENESIS, (Branch(1, GENESIS, "round"),),
         roster.homes, "",
     )  # fmt: skip
-    journal = [
+    journal: list[Record] = [
         Configured(configuration, True),
         Frozen(0, 1, 1, "round", roster.digest, report),
         Restored(certificate),

@@ -148,7 +148,7 @@ class Weather:
         """An agent is frozen; it may be replaced in the meantime, and wakes late."""
         if agent := self._some():
             agent.asleep = True
-            self.world.note(f"{agent.id}.{agent.incarnation}", "is frozen")
+            self.world.note(agent.name, "is frozen")
             if self.chance.random() < 0.6:
                 self._for(SECOND // 2, 4 * SECOND, self._replace, agent)
             self._for(SECOND, 12 * SECOND, self._thaw, agent)
@@ -159,7 +159,7 @@ class Weather:
 
     def _thaw(self, agent: Agent) -> None:
         if agent.asleep and agent.alive:
-            self.world.note(f"{agent.id}.{agent.incarnation}", "wakes up")
+            self.world.note(agent.name, "wakes up")
             agent.wake()
 
     def power(self) -> None:
@@ -223,7 +223,8 @@ class Weather:
 
     def damage(self) -> None:
         """A copy rots, or is gone."""
-        held = [(d, e) for d in self.world.disks.values() if not d.fenced for e in d.damageable()]
+        disks = [disk for disk in self.world.disks.values() if not disk.fenced]
+        held = [(disk, epoch) for disk in disks for epoch in self.world.damageable(disk)]
         if held and self.losses:
             self.losses -= 1
             disk, epoch = self.chance.choice(held)

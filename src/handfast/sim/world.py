@@ -156,7 +156,7 @@ class World:
 
     def fell(self, agent: Agent, why: str) -> None:
         """Hear that an agent has ended (the agent's port)."""
-        self.note(f"{agent.id}.{agent.incarnation}", why)
+        self.note(agent.name, why)
         if "sealed" in why:
             self.goals["a record falls behind a seal"] += 1
         elif "successor" in why:
@@ -206,7 +206,7 @@ class World:
 
     def _fail(self, agent: Agent) -> None:
         if agent.alive:
-            self.note(f"{agent.id}.{agent.incarnation}", "its sync fails")
+            self.note(agent.name, "its sync fails")
             self.crash(agent)
 
     def _cut(self, agent: Agent) -> None:
@@ -215,9 +215,7 @@ class World:
 
     def wrote(self, agent: Agent, turn: Turn) -> None:
         """Judge a step, once its records are durable."""
-        self.log.append(
-            (self.agenda.now, f"{agent.id}.{agent.incarnation}", turn.event, turn.effects)
-        )
+        self.log.append((self.agenda.now, agent.name, turn.event, turn.effects))
         if self.agents.get(agent.id) is agent:
             self.ledger.shown[agent.id] = turn.after
         self.ledger.turn(agent.id, agent.incarnation, turn)
@@ -291,6 +289,17 @@ class World:
         image = agent.disk.images.get(epoch)
         reason = "missing" if image is None else "" if image.sound else "damaged"
         agent.take(ev.Checked(generation, epoch, reason))
+
+    def damageable(self, disk: Disk) -> list[Epoch]:
+        """List the sound copies whose damage is a loss: attested, and in nobody's hands.
+
+        A copy that was read, and found sound, does not rot before that is written down: what is
+        loaded is the memory that was validated, so it would be damage of the next reading only.
+        """
+        agents = [a for a in (*self.agents.values(), *self.zombies) if a.disk is disk]
+        read = [e.epoch for a in agents for e in a.pending if isinstance(e, ev.Checked)]
+        sound = [epoch for epoch, image in disk.images.items() if image.sound]
+        return [epoch for epoch in sound if epoch in disk.attested and epoch not in read]
 
     def spoil(self, disk: Disk, epoch: Epoch, *, vanish: bool) -> None:
         """Damage a copy that was attested, or let it vanish."""
