@@ -253,14 +253,18 @@ def _show(tally: Tally, lacking: tuple[str, ...], wall_s: float, events: int) ->
 def _run(
     seeds: Iterable[int], thorough: bool, jobs: int, until: float | None
 ) -> Iterator[tuple[Outcome, float]]:
-    """Run seeds, in their order, in so many processes; stop taking new ones at an instant."""
-    source = iter(seeds)
+    """Run seeds, in their order, in so many processes; take no new ones after an instant.
+
+    Some are run in any case, so that a slice always gets on.
+    """
+    source, taken = iter(seeds), 0
     with _pool(jobs) as pool:
         ahead: list[Future[list[tuple[Outcome, float]]]] = []
         while True:
-            over = until is not None and time.monotonic() > until
+            over = until is not None and taken > 0 and time.monotonic() > until
             while not over and len(ahead) < 2 * jobs and (batch := list(islice(source, BATCH))):
                 ahead.append(pool.submit(run_batch, batch, thorough))
+                taken += len(batch)
             if not ahead:
                 return
             yield from ahead.pop(0).result()

@@ -41,8 +41,7 @@ from handfast.core.view import view
 __all__ = ["Cost", "Crowd", "job"]
 
 PATIENCE: Final = 400
-AWAY: Final = 3
-"""Rounds of ticks: after so many a job that is not quiet is given up; so long a rack is away."""
+"""After so many rounds of ticks a job that is not quiet is given up."""
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -88,9 +87,9 @@ class Crowd:
     def epoch(self, away: Collection[int] = (), *, weigh: bool = True) -> Cost:
         """Save once, and go on until all know and nobody sends any more.
 
-        Those that are ``away`` crash before their image is durable. The others wait for some ticks;
-        then those come back, empty-handed, and their trainers save again. What they all cost while
-        they waited does not count. Only where one is to ``weigh`` messages are they encoded.
+        Those that are ``away`` crash before their image is durable. The others wait for log2 n
+        rounds of ticks, which don't count; then those come back, empty-handed, and their trainers
+        save again. Only where one is to ``weigh`` messages are they encoded.
         """
         self._weigh = weigh
         self._step += 10
@@ -101,7 +100,7 @@ class Crowd:
             self._save(at, epoch)
         waiting = 0
         if away:
-            self._quiet(epoch, AWAY)
+            self._quiet(epoch, self.size.bit_length())
             first = next(at for at in range(self.size) if at not in away)
             waiting = len(view(self.members[first]).blocked_by)
             self._messages = self._size = 0
