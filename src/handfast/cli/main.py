@@ -13,7 +13,9 @@ import click
 
 __all__ = ["COMMANDS", "app"]
 
-COMMANDS: Final = ("demo", "status", "verify", "inspect", "export", "release", "plan", "prove")
+COMMANDS: Final = (
+    "demo", "status", "verify", "inspect", "export", "release", "plan", "prove", "simulate",
+)  # fmt: skip
 
 
 class Commands(click.Group):

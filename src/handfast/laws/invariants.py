@@ -188,8 +188,12 @@ def s8_release_follows_knowledge(truth: Truth) -> Iterator[str]:
 def _kept(truth: Truth, member: Member, roster: Roster, epoch: Epoch) -> str:
     """Say why a member may not release an epoch, or nothing."""
     skipped = {(d, v.epoch) for d, v in truth.records(messages.Skipped)}
-    holders = [sum(tier[s] for tier in roster.holders) for s in range(len(roster.homes))]
-    void = any(all((d, epoch) in skipped for d in roster.names(mask)) for mask in holders)
+    # Only members of the configuration that it was saved in could ever have it, whoever came later.
+    void = any(
+        all((d, epoch) in skipped for d in past.names(sum(tier[s] for tier in past.holders)))
+        for past in truth.rosters
+        for s in range(len(past.homes))
+    )
     if (member.id, epoch) in truth.pinned:
         return "a reader holds it"
     if not member.open:

@@ -1,0 +1,90 @@
+"""What ``handfast simulate --scale`` measures, prints and draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from rich.table import Table
+
+from handfast.cli.console import answer, out
+from handfast.sim.curves import draw
+from handfast.sim.scale import Cost, Crowd, job
+
+__all__ = ["measure"]
+
+WAYS: Final[Mapping[str, Mapping[str, int]]] = {"gossip": {}}
+"""How votes travel, and the wish of a configuration for it."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A job: what its second epoch cost, and what a third did in which a rack was lost."""
+
+    way: str
+    rack: int
+    epoch: Cost
+    lost: Cost
+
+
+def measure(sizes: tuple[int, ...], svg: Path | None, as_json: bool) -> None:
+    """Measure jobs of these sizes; print them, and draw them into a directory if there is one."""
+    rows = [_job(way, size, wish) for way, wish in WAYS.items() for size in sizes]
+    if svg is not None:
+        svg.mkdir(parents=True, exist_ok=True)
+        for name, picture in _pictures(rows).items():
+            (svg / name).write_text(picture)
+    if as_json:
+        answer({"rows": rows})
+    else:
+        _show(rows)
+
+
+def _job(way: str, size: int, wish: Mapping[str, int]) -> Row:
+    crowd = Crowd(job(size, **wish))
+    crowd.epoch(weigh=False)  # the first tells everybody of the generation, too
+    epoch = crowd.epoch()
+    rack = min(64, max(1, size // 8))
+    return Row(way, rack, epoch, crowd.epoch(range(size // 2, size // 2 + rack)))
+
+
+def _show(rows: list[Row]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    heads = ("", "domains", "hops", "messages", "2(n-1)", "until quiet", "bytes", "rack", "named")
+    for name in (*heads, "hops", "until quiet", "bytes"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        one, lost = row.epoch, row.lost
+        cells = (
+            one.domains, one.hops, one.told, 2 * (one.domains - 1), one.messages, one.size,
+            row.rack, lost.waiting, lost.hops, lost.messages, lost.size,
+        )  # fmt: skip
+        table.add_row(row.way, *(f"{cell:,}" for cell in cells))
+    out().print(table)
+
+
+def _pictures(rows: list[Row]) -> dict[str, str]:
+    ways = list(dict.fromkeys(row.way for row in rows))
+    sizes = sorted({row.epoch.domains for row in rows})
+
+    def curves(of: Callable[[Row], int]) -> dict[str, list[tuple[float, float]]]:
+        return {way: [(row.epoch.domains, of(row)) for row in rows if row.way == way]
+                for way in ways}  # fmt: skip
+
+    told = curves(lambda row: row.epoch.told)
+    told["= 2(n - 1)"] = [(size, 2 * (size - 1)) for size in sizes]
+    across = "domains"
+    return {
+        "scale-messages.svg": draw("Messages until all know", across, "messages", told),
+        "scale-hops.svg": draw(
+            "Hops until all know", across, "hops", curves(lambda row: row.epoch.hops)
+        ),
+        "scale-bytes.svg": draw(
+            "Bytes of an epoch, until quiet", across, "bytes", curves(lambda row: row.epoch.size)
+        ),
+        "scale-rack.svg": draw(
+            "After a rack came back: messages until quiet", across, "messages",
+            curves(lambda row: row.lost.messages),
+        ),
+    }  # fmt: skip

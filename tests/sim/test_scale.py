@@ -1,0 +1,73 @@
+"""What an epoch costs many real members: that they all learn, and how it is counted and drawn."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from click.testing import CliRunner
+
+from handfast.cli.main import app
+from handfast.sim.curves import draw
+from handfast.sim.scale import Crowd, job
+
+
+@pytest.mark.parametrize("size", [2, 9, 10, 40])
+def test_all_learn_of_an_epoch_in_few_hops(size: int) -> None:
+    """Shows that hops grow with the logarithm of a job, and that the members fall silent."""
+    crowd = Crowd(job(size))
+    first, second = crowd.epoch(), crowd.epoch()
+    for cost in (first, second):
+        assert 1 <= cost.hops <= 4 * size.bit_length()
+        assert 2 * (size - 1) <= cost.told <= cost.messages
+        assert cost.size > 10 * cost.messages
+    assert {str(member.tallies[0].line.epoch) for member in crowd.members} == {"1/20"}
+
+
+def test_a_lost_rack_is_named_and_made_up_for() -> None:
+    """Shows that nobody gets on without it, by how many it is named, and what its return costs."""
+    crowd = Crowd(job(24))
+    crowd.epoch()
+    rack = range(8, 14)
+    cost = crowd.epoch(rack)
+    assert cost.waiting == len(rack)
+    assert 1 <= cost.hops <= 20
+    assert {member.incarnation for member in crowd.members} == {1, 2}
+    assert {str(member.tallies[0].line.epoch) for member in crowd.members} == {"1/20"}
+
+
+def test_messages_that_are_lost_are_made_up_for() -> None:
+    """Shows that loss costs ticks, and no epoch: the same end, whatever arrived when."""
+    fair, lossy = Crowd(job(20)), Crowd(job(20), loss=0.3, seed=1)
+    assert lossy.epoch().ticks > fair.epoch().ticks
+    assert lossy.members[0].tallies == fair.members[0].tallies
+
+
+def test_the_command_measures_and_draws(tmp_path: Path) -> None:
+    """Shows that the curves of the documentation are made by a command that anybody can run."""
+    command = ["simulate", "--scale", "3,12", "--svg", str(tmp_path)]
+    assert "2(n-1)" in CliRunner().invoke(app, command).output
+    rows = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)["rows"]
+    assert [row["epoch"]["domains"] for row in rows] == [3, 12]
+    pictures = sorted(tmp_path.iterdir())
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert ET.fromstring(picture.read_text()).tag.endswith("svg")  # noqa: S314 - ours
+
+
+def test_a_curve_is_where_its_points_are() -> None:
+    """Shows that a decade is as wide everywhere, and that a name can't break a picture."""
+    picture = draw("t", "x", "y", {"<a>": [(1, 1), (10, 10), (100, 100)]})
+    tree = ET.fromstring(picture)  # noqa: S314 - ours
+    dots = [dot for dot in tree.iter() if dot.tag.endswith("circle")]
+    x = [float(dot.get("cx")) for dot in dots]
+    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2)
+    assert "&lt;a&gt;" in picture
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw("t", "x", "y", {})
+
+
+@pytest.mark.parametrize("wrong", ["1", "x", "4,,8", ""])
+def test_wrong_sizes_are_wrong_usage(wrong: str) -> None:
+    """Shows that a job of one is no job to measure."""
+    assert CliRunner().invoke(app, ["simulate", "--scale", wrong]).exit_code == 2

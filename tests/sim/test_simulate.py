@@ -1,0 +1,97 @@
+"""`handfast simulate`: what it answers, and with which exit code."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from handfast.cli.main import app
+from handfast.core import member
+from handfast.core.retain import releasable
+
+
+def simulate(*arguments: str) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(app, ["simulate", *arguments])
+
+
+def test_a_swarm_is_the_same_in_any_number_of_processes() -> None:
+    """Shows that figures and digest don't depend on who ran which seed."""
+    one, two = (
+        json.loads(simulate("--seeds", "20..24", "--jobs", jobs, "--json").output)
+        for jobs in ("1", "2")
+    )
+    for answer in (one, two):
+        assert answer.pop("wall_s") > 0
+        assert answer.pop("busy_s") > 0
+    assert one == two
+    assert one["seeds"] == 4
+    assert one["sound"] is True
+
+
+def test_slices_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows that a long swarm can be run in pieces, each where the last one left off."""
+    monkeypatch.setattr("handfast.cli.simulate.BATCH", 1)
+    file = tmp_path / "tally.json"
+    for _ in range(2):
+        assert simulate("--minutes", "0.0001", "--jobs", "1", "--tally", str(file)).exit_code == 0
+    sliced = json.loads(file.read_text())
+    whole = json.loads(simulate("--seeds", str(sliced["seeds"]), "--json").output)
+    assert sliced["next"] == sliced["seeds"] > 1
+    for figure in ("events", "turns", "digest", "goals", "breaches"):
+        assert sliced[figure] == whole[figure]
+
+
+def test_a_transcript_tells_everything() -> None:
+    """Shows that one seed can be read from its first boot to its calm."""
+    told = simulate("--seed", "16", "--transcript").output
+    assert "begins generation 1" in told
+    assert "CONVERGED(" in told
+    assert "digest" in told
+
+
+def test_a_breach_names_its_seed_its_law_and_how_to_see_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Shows what a planted fault looks like to whoever runs a seed, and that the exit code is 1."""
+    monkeypatch.setattr(
+        member, "releasable", lambda held, **rule: releasable(held, **{**rule, "pinned": ()})
+    )
+    seeds = (simulate("--seed", str(seed)) for seed in range(40))
+    broken = next(result for result in seeds if result.exit_code)
+    assert broken.exit_code == 1
+    assert "broken: s8_release_follows_knowledge" in broken.output
+    assert "a reader holds it" in broken.output
+    assert "handfast simulate --seed" in broken.output
+
+
+def test_a_goal_that_no_seed_reaches_fails_a_swarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows that a swarm that shows little does not pass for one that shows much."""
+    monkeypatch.setattr("handfast.cli.simulate.GOALS", ("pigs fly",))
+    monkeypatch.setattr("handfast.cli.simulate.ENOUGH", 4)
+    few, enough = (simulate("--seeds", n, "--jobs", "1") for n in ("3", "4"))
+    assert (few.exit_code, enough.exit_code) == (0, 1)
+    assert "never reached: pigs fly" in enough.output
+
+
+def test_a_scenario_is_checked_and_rewritten(tmp_path: Path) -> None:
+    """Shows that a scenario that comes out otherwise is told line by line, with exit code 1."""
+    script = tmp_path / "one.txt"
+    script.write_text("nodes a\n----\nold\n")
+    told = simulate("--script", str(script))
+    assert told.exit_code == 1
+    assert "-old" in told.output
+    assert "+a.1    boots" in told.output
+    assert simulate("--script", str(script), "--rewrite").exit_code == 0
+    assert simulate("--script", str(script)).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[], ["--seed", "1", "--seeds", "2"], ["--seeds", "5..5"], ["--seeds", "x"],
+     ["--seeds", "2", "--transcript"]],
+)  # fmt: skip
+def test_wrong_usage_is_2(wrong: list[str]) -> None:
+    """Shows that what can't be run is said before anything runs."""
+    assert simulate(*wrong).exit_code == 2
