@@ -1,0 +1,541 @@
+"""What is done to a disk that will lose its power, and how what is left is judged.
+
+A *story* does something with the real store on a :class:`Disk` and notes what somebody was told.
+:func:`judge` opens what a crash left with the real code, and holds it against what had been told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import msgspec
+import pytest
+
+from handfast.agent.frames import make_image
+from handfast.agent.keeper import Image, Keeper, Plan
+from handfast.checkpoint import export, rounds
+from handfast.core import events
+from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.member import step
+from handfast.core.membership import Configuration, Domain, Roster
+from handfast.core.messages import Record, Released, Skipped, decode_record, encode
+from handfast.core.retain import Keep
+from handfast.core.state import Member
+from handfast.errors import HandfastError
+from handfast.store import delta, directory, journal, manifest
+from handfast.store.claims import identify
+from handfast.store.files import Files, closing, write_all
+from handfast.store.pins import Pin, pin, pins
+from handfast.store.shelf import Shelf
+from handfast.testing.faults import Crash, FaultyFiles
+from handfast.testing.powerloss import Crashed, Disk, crashes
+from handfast.testing.stores import picture
+
+ROOT, NAME, RUN = "/disk/runs/gpt", "rank0", "run-1"
+NBYTES = 300  # behind a header of 4096: two chunks, of which the first is the same in all epochs
+CHUNK = 4096
+TAIL = 6000
+
+
+class Lost(AssertionError):
+    """A crash left what must not be: torn and counted, or told and gone."""
+
+
+# Facts: what somebody was told
+
+
+class Identified(NamedTuple):
+    """The domain has this identity."""
+
+    id: str
+
+
+class Begun(NamedTuple):
+    """A claim returned: this is the whole history, and all of it is durable."""
+
+    history: tuple[bytes, ...]
+
+
+class Meant(NamedTuple):
+    """Records are about to be appended: they may be there from here on, and need not."""
+
+    records: tuple[bytes, ...]
+
+
+class Said(NamedTuple):
+    """What was meant is committed."""
+
+
+class Kept(NamedTuple):
+    """An epoch was attested."""
+
+    epoch: Epoch
+
+
+class Published(NamedTuple):
+    """A certificate was shown."""
+
+    epoch: Epoch
+
+
+class Pinned(NamedTuple):
+    """A reader was told that an epoch is held for it, or that it is no more; None: between both."""
+
+    path: str
+    epoch: Epoch
+    held: bool | None
+
+
+class Allocated(NamedTuple):
+    """A round was told its generation, which stands in this file."""
+
+    path: str
+    nonce: str
+    generation: int
+
+
+class Exported(NamedTuple):
+    """A file was exported."""
+
+    path: str
+    data: bytes
+
+
+@functools.cache
+def content(epoch: Epoch) -> bytes:
+    """The image of an epoch; each has its own."""
+    return bytes(picture(epoch.generation * 1000 + epoch.step, nbytes=NBYTES)[1])
+
+
+LAYOUT = picture(0, nbytes=NBYTES)[0]
+PLAN = Plan(
+    slots=LAYOUT.slots,
+    header=LAYOUT.header,
+    nbytes=LAYOUT.nbytes,
+    padded=LAYOUT.padded,
+    aliases={},
+    replicated=(),
+    structure="s",
+    environment={},
+    lineage="main",
+    verify="sampled",
+)
+
+
+@contextlib.contextmanager
+def small_world() -> Iterator[None]:
+    """Chunks of one block and tails of a few records, so that their crashes can be counted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "TORN_MAX", TAIL)
+        for module in (manifest, delta, directory):
+            patch.setattr(module, "CHUNK", CHUNK)
+        patch.setattr(manifest.hash_chunks, "__defaults__", (CHUNK,))
+        yield
+
+
+class Agent:
+    """The only domain of a run: the real keeper and the real member, and no process around them.
+
+    It does what the agent's `_turn` does: persist, look for a successor, then act. What it has
+    done is told to the disk.
+    """
+
+    def __init__(self, files: Files, tell: Callable[[object], None], root: str = ROOT) -> None:
+        self.files, self.tell, self.root = files, tell, root
+        mine = identify(files, root, NAME, run=RUN, shard=0)
+        tell(Identified(mine.id))
+        domains = (Domain(mine.id, "directory", 0, "host0"),)
+        self.among = Roster(Configuration(RUN, 1, domains, (("directory", 1),)))
+        self.keeper, self.member = Keeper.claim(files, root, NAME)
+        tell(Begun(self.keeper.directory.history))
+
+    def take(self, *happened: events.Event) -> None:
+        """Let events happen, and carry out what follows."""
+        for event in happened:
+            self.member, effects = step(self.member, event)
+            if effects.persist:
+                self.commit(list(effects.persist))
+            for action in effects.apply:
+                self._act(action)
+
+    def commit(self, records: list[Record]) -> None:
+        """Commit records, and say so."""
+        self.tell(Meant(tuple(encode(record) for record in records)))
+        self.keeper.commit(records)
+        self.tell(Said())
+
+    def _act(self, action: events.Action) -> None:
+        if isinstance(action, events.Publish):
+            self.keeper.publish(NAME, action.certificate)
+            self.tell(Published(action.certificate.epoch))
+        elif isinstance(action, events.Release):
+            self.keeper.release(action.epochs)
+        elif isinstance(action, events.Resume):
+            self.keeper.resume(self.member, action.certificate.base)
+
+    def open(self, generation: int, *, keep: int = 1) -> None:
+        """Begin a generation from the newest epoch that is retained."""
+        base = max((copy.epoch for copy in self.member.retained), default=GENESIS)
+        self.take(
+            events.Begin(
+                generation, f"round-{generation}", self.among, keep=Keep(keep), founding=True
+            )
+        )
+        if base != GENESIS:
+            self.take(events.Checked(generation, base))
+        self.take(events.Accept(generation, base, 0))
+        if not self.member.open:
+            raise Lost(f"generation {generation} can't begin from {base}")
+        self.pinned()
+
+    def pinned(self) -> None:
+        """Let the member know what readers hold."""
+        self.take(events.Pinned(self.keeper.pinned()))
+
+    def save(self, epoch: Epoch) -> None:
+        """Persist an epoch, and vote for it."""
+        self.take(events.Captured(epoch))
+        digest = self.write(epoch)
+        self.take(events.Persisted(epoch, digest))
+        self.tell(Kept(epoch))
+
+    def write(self, epoch: Epoch) -> str:
+        """Persist an epoch, and don't vote."""
+        memory = make_image(LAYOUT.padded)
+        with open(memory, "r+b", closefd=False) as file:
+            file.write(content(epoch))
+        held = Image(memory, PLAN)
+        try:
+            return self.keeper.write(self.member, self.among, epoch, held, b"objects").digest
+        finally:
+            held.close()
+
+    def append(self, records: list[Record]) -> None:
+        """Append records and be killed before the sync: the kernel holds them all the same."""
+        self.tell(Meant(tuple(encode(record) for record in records)))
+        for record in records:
+            self.keeper.directory.journal.append(encode(record))
+
+
+# Stories: each gives the disk, with all that was done and told
+
+
+def story_birth() -> Disk:
+    """A first start, from the run's directory on, and a second one."""
+    disk = Disk("/disk")
+    Agent(disk, disk.tell).open(1)
+    Agent(disk, disk.tell).open(2)
+    return disk
+
+
+def story_saves() -> Disk:
+    """A full epoch, a delta on it, and another one; each releases the one before."""
+    disk = Disk("/disk/runs")
+    agent = Agent(disk, disk.tell)
+    agent.open(1)
+    for n in (1, 2, 3):
+        agent.save(Epoch(1, n))
+    return disk
+
+
+def story_handover() -> Disk:
+    """An agent is killed behind an append and before its sync; another takes over and saves."""
+    disk = Disk("/disk/runs")
+    agent = Agent(disk, disk.tell)
+    agent.open(1, keep=2)
+    agent.save(Epoch(1, 1))
+    agent.take(events.Captured(Epoch(1, 2)))
+    digest = agent.write(Epoch(1, 2))
+    _, effects = step(agent.member, events.Persisted(Epoch(1, 2), digest))
+    agent.append(list(effects.persist))
+    heir = Agent(disk, disk.tell)
+    heir.open(2, keep=2)
+    heir.save(Epoch(2, 3))
+    return disk
+
+
+def story_reader() -> Disk:
+    """A reader pins an epoch, which outlives a release; then lets go, and it is released."""
+    disk = Disk("/disk/runs")
+    agent = Agent(disk, disk.tell)
+    agent.open(1)
+    agent.save(Epoch(1, 1))
+    held = pin(disk, ROOT, NAME, Epoch(1, 1), "export")
+    disk.tell(Pinned(held.path, held.epoch, held=True))
+    agent.pinned()
+    agent.save(Epoch(1, 2))
+    disk.tell(Pinned(held.path, held.epoch, held=None))
+    held.release()
+    disk.tell(Pinned(held.path, held.epoch, held=False))
+    agent.pinned()
+    agent.save(Epoch(1, 3))
+    return disk
+
+
+def story_twice_begun() -> Disk:
+    """Somebody died after each name that a first start makes, and before it was synced."""
+    disk = Disk("/disk")
+    for kind in ("mkdir", "mkdir", "mkdir", "mkdir", "link"):
+        with contextlib.suppress(Crash):
+            identify(FaultyFiles(disk, 1, kinds=(kind,), after=True), ROOT, NAME, run=RUN, shard=0)
+    Agent(disk, disk.tell).open(1)
+    return disk
+
+
+def story_long_tail() -> Disk:
+    """So much is appended without a sync that it could not pass for a torn tail."""
+    disk = Disk("/disk/runs")
+    agent = Agent(disk, disk.tell)
+    agent.open(1)
+    agent.append([Skipped(0, Epoch(1, n), "x" * (TAIL // 3)) for n in range(6)])
+    return disk
+
+
+def story_rounds() -> Disk:
+    """Three launches are given their generations; the lock alone is a real file."""
+    with tempfile.TemporaryDirectory() as home:
+        disk = Disk(home)
+        for n in (1, 2, 3):
+            generation = rounds.allocate_in(disk, f"{home}", f"nonce-{n}", 0)
+            disk.tell(Allocated(f"{home}/round.json", f"nonce-{n}", generation))
+    return disk
+
+
+def story_export() -> Disk:
+    """An epoch is taken out into a file."""
+    path, data = "/disk/runs/model.safetensors", content(Epoch(1, 1))
+    disk = Disk("/disk/runs")
+    with export.new_file(disk, path) as temporary, closing(disk, disk.create(temporary)) as fd:
+        write_all(disk, fd, data, 0)
+    disk.tell(Exported(path, data))
+    return disk
+
+
+STORIES = {
+    name.removeprefix("story_"): story
+    for name, story in list(globals().items())
+    if name.startswith("story_")
+}
+
+
+class Tale:
+    """A story that a seed makes up: saves, readers, kills at any call, and power losses.
+
+    The steps since the last power loss are on `disk`; what came before is durable there, and what
+    was told by then is told again.
+    """
+
+    def __init__(self, seed: int, deeds: int = 12) -> None:
+        self.chance = random.Random(seed)
+        self.disk = Disk("/disk")
+        self.step = 0
+        self.agent: Agent | None = None
+        self.pins: list[Pin] = []
+        for _ in range(deeds):
+            if self.agent is None:
+                self._killed(self._begin)
+            else:
+                deed = self.chance.choices(
+                    [self._save, self._pin, self._unpin, self._hand_over, self._power],
+                    [10, 2, 2, 3, 2],
+                )[0]
+                self._killed(deed)
+
+    def _killed(self, deed: Callable[[Files], None]) -> None:
+        """Do something; now and then be killed at one of its calls, or right behind it."""
+        at = self.chance.randrange(1, 120)
+        files = FaultyFiles(self.disk, at, "crash", after=self.chance.random() < 0.5)
+        try:
+            deed(files)
+        except Crash:
+            self.agent = None
+
+    def _begin(self, files: Files) -> None:
+        agent = Agent(files, self.disk.tell)
+        agent.open(agent.member.generation + 1, keep=self.chance.choice((1, 1, 2)))
+        self.agent = agent
+
+    def _lent(self, files: Files) -> Agent:
+        """The agent, with files that may be its last."""
+        assert self.agent is not None
+        held = self.agent.keeper
+        if isinstance(files, FaultyFiles):
+            files._paths = {held.directory.journal._fd: held.directory.journal.path}
+        self.agent.files = held.files = held.directory.files = files
+        held.directory.journal._files = files
+        return self.agent
+
+    def _save(self, files: Files) -> None:
+        agent = self._lent(files)
+        self.step += 1
+        agent.save(Epoch(agent.member.generation, self.step))
+
+    def _hand_over(self, files: Files) -> None:
+        """Die with an append that was not synced."""
+        agent = self._lent(files)
+        self.step += 1
+        epoch = Epoch(agent.member.generation, self.step)
+        agent.take(events.Captured(epoch))
+        _, effects = step(agent.member, events.Persisted(epoch, agent.write(epoch)))
+        agent.append(list(effects.persist))
+        self.agent = None
+
+    def _pin(self, files: Files) -> None:
+        agent = self._lent(self.disk)
+        held = [copy.epoch for copy in agent.member.retained if copy.epoch != GENESIS]
+        if held:
+            made = pin(files, ROOT, NAME, self.chance.choice(held), "export")
+            self.disk.tell(Pinned(made.path, made.epoch, held=True))
+            self.pins.append(made)
+            agent.pinned()
+
+    def _unpin(self, files: Files) -> None:
+        if self.pins:
+            made = self.pins.pop(self.chance.randrange(len(self.pins)))
+            self.disk.tell(Pinned(made.path, made.epoch, held=None))
+            made._files = files
+            made.release()
+            self.disk.tell(Pinned(made.path, made.epoch, held=False))
+            self._lent(self.disk).pinned()
+
+    def _power(self, _: Files) -> None:
+        """Lose the power at any moment since the last time, and go on from one of its states."""
+        found = list(crashes(self.disk, limit=6, sampled=8, seed=self.chance.randrange(1 << 30)))
+        crash = self.chance.choice(found)
+        judge(crash)
+        self.disk = crash.files()
+        if any(isinstance(fact, Begun) for fact in crash.told):
+            self.disk.told += (Begun(Shelf(crash.files(), ROOT, NAME).records()),)
+        self.agent, self.pins = None, []
+
+
+# The judge
+
+
+def judge(crash: Crashed, *, goes_on: bool = False) -> None:
+    """Open what a crash left with the real code; raises Lost where it breaks a promise."""
+    files = crash.files()
+    told = crash.told
+    _judge_files(files, told)
+    identity = next((f for f in told if isinstance(f, Identified)), None)
+    if identity is None and (tree := files.tree()) and not any(ROOT in path for path in tree):
+        return  # a story of something else
+    found = identify(files, ROOT, NAME, run=RUN, shard=0)
+    if identity is not None and found.id != identity.id:
+        raise Lost(f"the identity {identity.id} is gone")
+    keeper, member = Keeper.claim(files, ROOT, NAME)
+    meant: tuple[bytes, ...] = ()
+    said = 0
+    for fact in told:
+        if isinstance(fact, Begun):
+            meant, said = fact.history, len(fact.history)
+        elif isinstance(fact, Meant):
+            meant += fact.records
+        elif isinstance(fact, Said):
+            said = len(meant)
+    history = keeper.directory.history
+    if history != meant[: len(history)]:
+        raise Lost("a record is there that nobody appended, or in another order")
+    if len(history) < said:
+        raise Lost(f"{said} records were committed, {len(history)} are left")
+    if member.lost:
+        raise Lost(f"attested and gone: {member.lost}")
+    _judge_epochs(keeper, member, files, told)
+    if goes_on:
+        _go_on(files, member)
+
+
+def _judge_epochs(keeper: Keeper, member: Member, files: Disk, told: tuple[object, ...]) -> None:
+    records = map(decode_record, keeper.directory.history)
+    gone = {epoch for r in records if isinstance(r, Released) for epoch in r.epochs}
+    retained = {copy.epoch: copy.digest for copy in member.retained if copy.epoch != GENESIS}
+    for fact in told:
+        if isinstance(fact, Kept) and fact.epoch not in retained.keys() | gone:
+            raise Lost(f"epoch {fact.epoch} was attested and is not retained")
+    for epoch, entry in keeper.directory.manifests().items():
+        entry.sound()
+        into = bytearray(LAYOUT.nbytes)
+        keeper.directory.read(epoch, into, digest=retained.get(epoch, ""))
+        if into != content(epoch):
+            raise Lost(f"epoch {epoch} reads well and is none that was written")
+    there = {made.path: made for made in pins(files, ROOT, NAME)}
+    for path, held in {f.path: f for f in told if isinstance(f, Pinned)}.items():
+        if held.held and (path not in there or there[path].holder is None):
+            raise Lost(f"the pin {path} is gone, or nobody's")
+        if held.held and not keeper.directory.entry(held.epoch):
+            raise Lost(f"epoch {held.epoch} was pinned, and is gone")
+        if held.held is False and path in there:
+            raise Lost(f"the pin {path} was given back, and holds again")
+
+
+def _judge_files(files: Disk, told: tuple[object, ...]) -> None:
+    """What is judged by its file alone: certificates, rounds, exports."""
+    tree = files.tree()
+    for path in {f.path for f in told if isinstance(f, Allocated)}:
+        last = [f for f in told if isinstance(f, Allocated)][-1]
+        found = rounds._read(files, path)
+        if found is None or found.generation < last.generation:
+            raise Lost(f"generation {last.generation} was given out, and {path} has {found}")
+    for fact in told:
+        if isinstance(fact, Exported) and tree.get(fact.path) != fact.data:
+            raise Lost(f"{fact.path} was exported, and is not what was written")
+    published = [f.epoch for f in told if isinstance(f, Published)]
+    path = f"{ROOT}/certificates/{NAME}.json"
+    if published and path not in tree:
+        raise Lost(f"the certificate of {published[-1]} was shown, and is gone")
+    if path in tree:
+        shown = msgspec.json.decode(tree[path], type=dict[str, object])
+        epoch = Epoch(shown["generation"], shown["step"])
+        if published and epoch < published[-1]:
+            raise Lost(f"the certificate of {published[-1]} was shown, and {epoch}'s is there")
+
+
+def _go_on(files: Disk, member: Member) -> None:
+    """The next life: it resumes, saves twice, releases, and all of it is there."""
+    agent = Agent(files, lambda _: None)
+    generation = member.generation + 1
+    agent.open(generation)
+    newest = max((copy.epoch.step for copy in member.retained), default=0)
+    for n in (newest + 1, newest + 2):
+        agent.save(Epoch(generation, n))
+    into = bytearray(LAYOUT.nbytes)
+    agent.keeper.directory.read(Epoch(generation, newest + 2), into)
+    if into != content(Epoch(generation, newest + 2)):
+        raise Lost("the next life's epoch reads well, and is none that was written")
+
+
+class Count(NamedTuple):
+    """How many crashes there were, how many left different files, and the first that lost."""
+
+    crashes: int
+    different: int
+    lost: str
+
+
+def try_all(
+    disk: Disk, *, sampled: int = 500, seed: int = 0, every: int = 100, most: int = 0
+) -> Count:
+    """Judge every crash of a disk's story; one of `every` different ones goes on with its life.
+
+    Ends with the first that lost something, or behind `most` crashes.
+    """
+    seen: set[object] = set()
+    count = 0
+    for crash in crashes(disk, sampled=sampled, seed=seed):
+        count += 1
+        key = (crash.key, len(crash.told))
+        if key not in seen:
+            seen.add(key)
+            try:
+                judge(crash, goes_on=len(seen) % every == 0)
+            except (AssertionError, HandfastError, OSError, msgspec.MsgspecError) as error:
+                where = f"crash after step {crash.after}, {crash.kept} kept, {crash.lost} lost"
+                return Count(count, len(seen), f"{where}: {error}")
+        if count == most:
+            break
+    return Count(count, len(seen), "")
