@@ -69,6 +69,7 @@ class Told(NamedTuple):
 
 Step = Names | Data | Sync | Told
 Node = bytes | bytearray | dict[str, int]
+Found = bytes | dict[str, int]
 
 
 class Disk:
@@ -98,14 +99,12 @@ class Disk:
         }
 
     @classmethod
-    def left(
-        cls, nodes: Mapping[int, bytes | Mapping[str, int]], told: tuple[object, ...]
-    ) -> "Disk":
+    def left(cls, nodes: Mapping[int, Found], told: tuple[object, ...]) -> "Disk":
         """What a crash left; all of it is durable."""
         made = cls()
         made.told = told
-        made._nodes = {n: dict(x) if isinstance(x, Mapping) else x for n, x in nodes.items()}
-        made._before = {n: dict(x) if isinstance(x, Mapping) else x for n, x in nodes.items()}
+        made._nodes = {n: dict(x) if isinstance(x, dict) else x for n, x in nodes.items()}
+        made._before = {n: dict(x) if isinstance(x, dict) else x for n, x in nodes.items()}
         return made
 
     def tell(self, fact: object) -> None:
@@ -184,7 +183,9 @@ class Disk:
         there, new = self._parent(target)
         node = self._find(source)
         if home != there:
-            raise _error(errno.EXDEV, f"{source} to {target}: what a crash leaves of it is not told")
+            raise _error(
+                errno.EXDEV, f"{source} to {target}: what a crash leaves of it is not told"
+            )
         self._change(home, (new, node), (old, None))
 
     def link(self, source: str, target: str) -> None:
@@ -288,7 +289,7 @@ class Crashed(NamedTuple):
     lost: int
     told: tuple[object, ...]
     key: tuple[object, ...]
-    nodes: dict[int, bytes | Mapping[str, int]]
+    nodes: dict[int, Found]
 
     def files(self) -> Disk:
         """The disk as it is found when the power is back."""
@@ -306,13 +307,12 @@ class _Unit(NamedTuple):
     stale: bool = False
 
 
-def crashes(
-    disk: Disk, *, limit: int = 12, sampled: int = 500, seed: int = 0
-) -> Iterator[Crashed]:
+def crashes(disk: Disk, *, limit: int = 12, sampled: int = 500, seed: int = 0) -> Iterator[Crashed]:
     """Every crash of what was done on a disk; how many are sampled, the module says."""
     media = _Medium(disk)
     chance = random.Random(seed)
     told = disk.told
+    yield Crashed(0, 0, 0, told, *media.leave(0))
     for done, step in enumerate(disk.steps, 1):
         if isinstance(step, Sync):
             many = len(media.pending) > limit
@@ -354,9 +354,9 @@ class _Medium:
 
     def __init__(self, disk: Disk) -> None:
         self.pending: list[_Unit] = []
-        self._durable: dict[int, bytes | Mapping[str, int]] = dict(disk._before)
-        self._made: dict[tuple[int, int], bytes | Mapping[str, int]] = {}
-        self._same: dict[object, bytes | Mapping[str, int]] = {}
+        self._durable: dict[int, Found] = dict(disk._before)
+        self._made: dict[tuple[int, int], Found] = {}
+        self._same: dict[object, Found] = {}
         self._bits: dict[int, int] = {}
         self._directories = {n for n, x in disk._nodes.items() if isinstance(x, dict)}
 
@@ -388,10 +388,10 @@ class _Medium:
             self.pending = [unit for unit in self.pending if unit.node != node]
             self._renew()
 
-    def leave(self, mask: int) -> tuple[tuple[object, ...], dict[int, bytes | Mapping[str, int]]]:
+    def leave(self, mask: int) -> tuple[tuple[object, ...], dict[int, Found]]:
         """What is found if of all pending units those of the mask have persisted."""
         key: list[object] = []
-        nodes: dict[int, bytes | Mapping[str, int]] = {}
+        nodes: dict[int, Found] = {}
         ahead = [0]
         while ahead:
             node = ahead.pop()
@@ -399,7 +399,7 @@ class _Medium:
                 continue  # a second name of it
             found = nodes[node] = self._at(node, mask)
             key += (node, id(found))
-            if isinstance(found, Mapping):
+            if isinstance(found, dict):
                 ahead += found.values()
         return tuple(key), nodes
 
@@ -409,22 +409,22 @@ class _Medium:
         for bit, unit in enumerate(self.pending):
             self._bits[unit.node] = self._bits.get(unit.node, 0) | 1 << bit
 
-    def _at(self, node: int, mask: int) -> bytes | Mapping[str, int]:
+    def _at(self, node: int, mask: int) -> Found:
         ours = mask & self._bits.get(node, 0)
         found = self._made.get((node, ours))
         if found is None:
             chosen = [unit for bit, unit in enumerate(self.pending) if ours >> bit & 1]
             made = self._with(node, chosen)
-            value = tuple(sorted(made.items())) if isinstance(made, Mapping) else made
+            value = tuple(sorted(made.items())) if isinstance(made, dict) else made
             # kept for good, so that an id never comes to stand for something else
             found = self._made[node, ours] = self._same.setdefault(value, made)
         return found
 
-    def _with(self, node: int, units: list[_Unit]) -> bytes | Mapping[str, int]:
+    def _with(self, node: int, units: list[_Unit]) -> Found:
         start = self._durable.get(node)
         if start is None:
             start = {} if node in self._directories else b""
-        if isinstance(start, Mapping):
+        if isinstance(start, dict):
             names = dict(start)
             for unit in units:
                 for name, target in unit.names:
