@@ -68,7 +68,7 @@ class _Deletes(ast.NodeTransformer):
         self.line = line
         self.deleted = 0
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:  # noqa: N802 - ast calls it by this name
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
         if node.lineno == self.line and isinstance(node.value, ast.Call):
             self.deleted += 1
             return ast.copy_location(ast.Pass(), node)

@@ -297,7 +297,7 @@ def story_half_claimed() -> Disk:
 
 
 def story_void() -> Disk:
-    """An agent that was frozen wakes up behind its heir's claim, and commits what is void by now."""
+    """An agent that was frozen wakes up behind its heir's claim, and commits what is void."""
     disk = Disk("/disk/runs")
     frozen = Agent(disk, disk.tell)
     frozen.open(1)

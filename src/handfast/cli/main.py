@@ -13,7 +13,7 @@ import click
 
 __all__ = ["COMMANDS", "app"]
 
-COMMANDS: Final = ("demo", "status", "verify", "inspect", "export", "release", "prove")
+COMMANDS: Final = ("demo", "status", "verify", "inspect", "export", "release", "prove", "crashtest")
 
 
 class Commands(click.Group):

@@ -76,8 +76,9 @@ class Disk:
     """Files in memory; fills the port :class:`handfast.store.files.Files`.
 
     `there` are directories that were there, durably, before anything began. `steps` is what
-    was done, `told` what had been told before that. A process that ends just stops calling: the disk stays as it is, and a successor
-    sees all of it, as with a page cache. Only :func:`crashes` loses anything.
+    was done, `told` what had been told before that. A process that ends just stops calling: the
+    disk stays as it is, and a successor sees all of it, as with a page cache. Only :func:`crashes`
+    and :meth:`cut` lose anything.
     """
 
     def __init__(self, *there: str) -> None:
@@ -110,6 +111,17 @@ class Disk:
     def tell(self, fact: object) -> None:
         """Note that somebody was told this: no crash from here on may undo it."""
         self.steps.append(Told(fact))
+
+    def cut(self, chance: random.Random) -> "Disk":
+        """What is found if the power fails now: each change that was not synced by a coin."""
+        media = _Medium(self)
+        for step in self.steps:
+            if isinstance(step, Sync):
+                media.sync(step.node)
+            elif not isinstance(step, Told):
+                media.add(step)
+        mask = chance.getrandbits(len(media.pending)) if media.pending else 0
+        return Disk.left(media.leave(mask)[1], self.told)
 
     def tree(self) -> dict[str, bytes]:
         """Every file by its path."""
@@ -147,8 +159,9 @@ class Disk:
     def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
         node = self._open[fd]
         file = self._nodes[node]
-        if not isinstance(file, bytearray):
-            raise _error(errno.EBADF, f"{node}: it was there before, and such are never written")
+        if isinstance(file, bytes):  # it was there before
+            file = self._nodes[node] = bytearray(file)
+        assert isinstance(file, bytearray)
         taken = bytes(data)
         self.steps.append(Data(node, offset, taken, len(file)))
         if len(file) < offset:
@@ -297,7 +310,7 @@ class Crashed(NamedTuple):
 
 
 class _Unit(NamedTuple):
-    """The least that persists or not: a change of names, a sector, a length, or what fills holes."""
+    """The least that persists or not: names, a sector, a length, or what fills holes."""
 
     node: int
     names: tuple[Name, ...] = ()
