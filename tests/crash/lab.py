@@ -11,7 +11,7 @@ import functools
 import random
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -29,11 +29,11 @@ from handfast.core.state import Member
 from handfast.errors import HandfastError, Superseded
 from handfast.store import delta, directory, journal, manifest
 from handfast.store.claims import identify
-from handfast.store.files import Files, closing, write_all
+from handfast.store.files import Files, closing, read_file, write_all
 from handfast.store.pins import Pin, pin, pins
 from handfast.store.shelf import Shelf
 from handfast.testing.faults import Crash, FaultyFiles
-from handfast.testing.powerloss import Crashed, Disk, crashes
+from handfast.testing.powerloss import Disk, crashes
 from handfast.testing.stores import picture
 
 ROOT, NAME, RUN = "/disk/runs/gpt", "rank0", "run-1"
@@ -427,7 +427,7 @@ class Tale:
         """Lose the power at any moment since the last time, and go on from one of its states."""
         found = list(crashes(self.disk, limit=6, sampled=8, seed=self.chance.randrange(1 << 30)))
         crash = self.chance.choice(found)
-        judge(crash)
+        judge(crash.files(), crash.told)
         self.disk = crash.files()
         if any(isinstance(fact, Begun) for fact in crash.told):
             self.disk.told += (Begun(Shelf(crash.files(), ROOT, NAME).records()),)
@@ -437,18 +437,18 @@ class Tale:
 # The judge
 
 
-def judge(crash: Crashed, *, goes_on: bool = False) -> None:
+def judge(
+    files: Files, told: tuple[object, ...], *, goes_on: bool = False, root: str = ROOT
+) -> None:
     """Open what a crash left with the real code; raises Lost where it breaks a promise."""
-    files = crash.files()
-    told = crash.told
-    _judge_files(files, told)
-    identity = next((f for f in told if isinstance(f, Identified)), None)
-    if identity is None and (tree := files.tree()) and not any(ROOT in path for path in tree):
-        return  # a story of something else
-    found = identify(files, ROOT, NAME, run=RUN, shard=0)
+    _judge_files(files, told, root)
+    if any(isinstance(fact, Allocated | Exported) for fact in told):
+        return  # of no domain
+    found = identify(files, root, NAME, run=RUN, shard=0)
+    identity = next((fact for fact in told if isinstance(fact, Identified)), None)
     if identity is not None and found.id != identity.id:
         raise Lost(f"the identity {identity.id} is gone")
-    keeper, member = Keeper.claim(files, ROOT, NAME)
+    keeper, member = Keeper.claim(files, root, NAME)
     meant: tuple[bytes, ...] = ()
     said = 0
     for fact in told:
@@ -467,10 +467,11 @@ def judge(crash: Crashed, *, goes_on: bool = False) -> None:
         raise Lost(f"attested and gone: {member.lost}")
     _judge_epochs(keeper, member, files, told)
     if goes_on:
-        _go_on(files, member)
+        _go_on(files, member, root)
+    keeper.directory.close()
 
 
-def _judge_epochs(keeper: Keeper, member: Member, files: Disk, told: tuple[object, ...]) -> None:
+def _judge_epochs(keeper: Keeper, member: Member, files: Files, told: tuple[object, ...]) -> None:
     records = map(decode_record, keeper.directory.history)
     gone = {epoch for r in records if isinstance(r, Released) for epoch in r.epochs}
     retained = {copy.epoch: copy.digest for copy in member.retained if copy.epoch != GENESIS}
@@ -483,7 +484,7 @@ def _judge_epochs(keeper: Keeper, member: Member, files: Disk, told: tuple[objec
         keeper.directory.read(epoch, into, digest=retained.get(epoch, ""))
         if into != content(epoch):
             raise Lost(f"epoch {epoch} reads well and is none that was written")
-    there = {made.path: made for made in pins(files, ROOT, NAME)}
+    there = {made.path: made for made in pins(files, keeper.root, NAME)}
     for path, held in {f.path: f for f in told if isinstance(f, Pinned)}.items():
         if held.held and (path not in there or there[path].holder is None):
             raise Lost(f"the pin {path} is gone, or nobody's")
@@ -493,31 +494,33 @@ def _judge_epochs(keeper: Keeper, member: Member, files: Disk, told: tuple[objec
             raise Lost(f"the pin {path} was given back, and holds again")
 
 
-def _judge_files(files: Disk, told: tuple[object, ...]) -> None:
+def _judge_files(files: Files, told: tuple[object, ...], root: str) -> None:
     """What is judged by its file alone: certificates, rounds, exports."""
-    tree = files.tree()
-    for path in {f.path for f in told if isinstance(f, Allocated)}:
-        last = [f for f in told if isinstance(f, Allocated)][-1]
-        found = rounds._read(files, path)
-        if found is None or found.generation < last.generation:
-            raise Lost(f"generation {last.generation} was given out, and {path} has {found}")
+    for fact in [f for f in told if isinstance(f, Allocated)][-1:]:
+        found = rounds._read(files, fact.path)
+        if found is None or found.generation < fact.generation:
+            raise Lost(f"generation {fact.generation} was given out, and {fact.path} has {found}")
     for fact in told:
-        if isinstance(fact, Exported) and tree.get(fact.path) != fact.data:
+        if isinstance(fact, Exported) and _bytes(files, fact.path) != fact.data:
             raise Lost(f"{fact.path} was exported, and is not what was written")
     published = [f.epoch for f in told if isinstance(f, Published)]
-    path = f"{ROOT}/certificates/{NAME}.json"
-    if published and path not in tree:
+    data = _bytes(files, f"{root}/certificates/{NAME}.json")
+    if published and data is None:
         raise Lost(f"the certificate of {published[-1]} was shown, and is gone")
-    if path in tree:
-        shown = msgspec.json.decode(tree[path], type=dict[str, object])
+    if data is not None:
+        shown = msgspec.json.decode(data, type=dict[str, Any])
         epoch = Epoch(shown["generation"], shown["step"])
         if published and epoch < published[-1]:
             raise Lost(f"the certificate of {published[-1]} was shown, and {epoch}'s is there")
 
 
-def _go_on(files: Disk, member: Member) -> None:
+def _bytes(files: Files, path: str) -> bytes | None:
+    return read_file(files, path) if files.exists(path) else None
+
+
+def _go_on(files: Files, member: Member, root: str) -> None:
     """The next life: it resumes, saves twice, releases, and all of it is there."""
-    agent = Agent(files, lambda _: None)
+    agent = Agent(files, lambda _: None, root)
     generation = member.generation + 1
     agent.open(generation)
     newest = max((copy.epoch.step for copy in member.retained), default=0)
@@ -527,6 +530,7 @@ def _go_on(files: Disk, member: Member) -> None:
     agent.keeper.directory.read(Epoch(generation, newest + 2), into)
     if into != content(Epoch(generation, newest + 2)):
         raise Lost("the next life's epoch reads well, and is none that was written")
+    agent.keeper.directory.close()
 
 
 class Count(NamedTuple):
@@ -550,7 +554,7 @@ def try_all(disk: Disk, *, limit: int = 12, sampled: int = 500, every: int = 100
         if key not in seen:
             seen.add(key)
             try:
-                judge(crash, goes_on=len(seen) % every == 0)
+                judge(crash.files(), crash.told, goes_on=len(seen) % every == 0)
             except (
                 Lost,
                 HandfastError,

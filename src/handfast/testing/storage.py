@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
@@ -172,7 +173,9 @@ def _wait_for(path: str) -> None:
 
 def _fork(body: Callable[[], object]) -> int:
     """Run a body in a child of its own; its exit status is 0 where nothing was raised."""
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it makes system calls, and no threads
+        pid = os.fork()
     if pid == 0:
         status = 1
         with contextlib.suppress(BaseException):
