@@ -7,10 +7,13 @@ A *story* does something with the real store on a :class:`Disk` and notes what s
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -26,10 +29,10 @@ from handfast.core.membership import Configuration, Domain, Roster
 from handfast.core.messages import Record, Released, Skipped, decode_record, encode
 from handfast.core.retain import Keep
 from handfast.core.state import Member
-from handfast.errors import HandfastError, Superseded
+from handfast.errors import Damaged, HandfastError, Superseded
 from handfast.store import delta, directory, journal, manifest
-from handfast.store.claims import identify
-from handfast.store.files import Files, closing, read_file, write_all
+from handfast.store.claims import domains_below, identify, lengths_now
+from handfast.store.files import Files, read_file
 from handfast.store.pins import Pin, pin, pins
 from handfast.store.shelf import Shelf
 from handfast.testing.faults import Crash, FaultyFiles
@@ -100,10 +103,10 @@ class Allocated(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """A file was exported."""
+    """A file was exported, of the epoch of this step."""
 
     path: str
-    data: bytes
+    step: int
 
 
 @functools.cache
@@ -222,50 +225,51 @@ class Agent:
             self.keeper.directory.journal.append(encode(record))
 
 
-# Stories: each gives the disk, with all that was done and told
+# Stories: what is done to a disk by files that may fail; what was told is noted on the disk
 
 
-def story_birth() -> Disk:
+def story_birth(disk: Disk, files: Files) -> None:
     """A first start, from the run's directory on, and a second one."""
-    disk = Disk("/disk")
-    Agent(disk, disk.tell).open(1)
-    Agent(disk, disk.tell).open(2)
-    return disk
+    Agent(files, disk.tell).open(1)
+    Agent(files, disk.tell).open(2)
 
 
-def story_saves() -> Disk:
+def story_saves(disk: Disk, files: Files) -> None:
     """A full epoch, a delta on it, and another one; each releases the one before."""
-    disk = Disk("/disk/runs")
-    agent = Agent(disk, disk.tell)
+    agent = Agent(files, disk.tell)
     agent.open(1)
     for n in (1, 2, 3):
-        agent.save(Epoch(1, n))
-    return disk
+        if agent.keeper.directory.free_bytes():
+            agent.save(Epoch(1, n))
+    agent.keeper.directory.close()
 
 
-def story_handover() -> Disk:
+def story_claim(disk: Disk, files: Files) -> None:
+    """A domain that holds an epoch is claimed anew."""
+    story_birth(disk, disk)
+    Agent(files, disk.tell)
+
+
+def story_handover(disk: Disk, files: Files) -> None:
     """An agent is killed behind an append and before its sync; another takes over and saves."""
-    disk = Disk("/disk/runs")
-    agent = Agent(disk, disk.tell)
+    agent = Agent(files, disk.tell)
     agent.open(1, keep=2)
     agent.save(Epoch(1, 1))
     agent.take(events.Captured(Epoch(1, 2)))
     digest = agent.write(Epoch(1, 2))
     _, effects = step(agent.member, events.Persisted(Epoch(1, 2), digest))
     agent.append(list(effects.persist))
-    heir = Agent(disk, disk.tell)
+    heir = Agent(files, disk.tell)
     heir.open(2, keep=2)
     heir.save(Epoch(2, 3))
-    return disk
 
 
-def story_reader() -> Disk:
+def story_reader(disk: Disk, files: Files) -> None:
     """A reader pins an epoch, which outlives a release; then lets go, and it is released."""
-    disk = Disk("/disk/runs")
-    agent = Agent(disk, disk.tell)
+    agent = Agent(files, disk.tell)
     agent.open(1)
     agent.save(Epoch(1, 1))
-    held = pin(disk, ROOT, NAME, Epoch(1, 1), "export")
+    held = pin(files, ROOT, NAME, Epoch(1, 1), "export")
     disk.tell(Pinned(held.path, held.epoch, held=True))
     agent.pinned()
     agent.save(Epoch(1, 2))
@@ -274,73 +278,116 @@ def story_reader() -> Disk:
     disk.tell(Pinned(held.path, held.epoch, held=False))
     agent.pinned()
     agent.save(Epoch(1, 3))
-    return disk
 
 
-def story_twice_begun() -> Disk:
+def story_sudden_reader(disk: Disk, files: Files) -> None:
+    """A reader pins an epoch at the very moment in which its manifest is taken away."""
+    story_saves(disk, disk)
+    agent = Agent(disk, disk.tell)
+    agent.open(2)
+
+    def hold() -> None:
+        held = pin(disk, ROOT, NAME, Epoch(1, 3), "export")
+        disk.tell(Pinned(held.path, held.epoch, held=True))
+
+    files = FaultyFiles(files, 1, hold, kinds=("rename",), path=".released")
+    agent.keeper.directory.files = files
+    agent.save(Epoch(2, 4))
+
+
+def story_twice_begun(disk: Disk, files: Files) -> None:
     """Somebody died after each name that a first start makes, and before it was synced."""
-    disk = Disk("/disk")
     for kind in ("mkdir", "mkdir", "mkdir", "mkdir", "link"):
         with contextlib.suppress(Crash):
-            identify(FaultyFiles(disk, 1, kinds=(kind,), after=True), ROOT, NAME, run=RUN, shard=0)
-    Agent(disk, disk.tell).open(1)
-    return disk
+            identify(FaultyFiles(files, 1, kinds=(kind,), after=True), ROOT, NAME, run=RUN, shard=0)
+    Agent(files, disk.tell).open(1)
 
 
-def story_half_claimed() -> Disk:
-    """An agent was killed in its claim, when its journal was durable and the journal's name not."""
-    disk = Disk("/disk/runs")
+def story_half_claimed(disk: Disk, files: Files) -> None:
+    """Agents were killed in their claims: before the journal, and before its name was durable."""
     with contextlib.suppress(Crash):
-        Agent(FaultyFiles(disk, 2, kinds=("fdatasync",), after=True), disk.tell)
-    Agent(disk, disk.tell).open(1)
-    return disk
+        Agent(FaultyFiles(files, 1, kinds=("create",), path="/journal"), disk.tell)
+    with contextlib.suppress(Crash):
+        Agent(FaultyFiles(files, 2, kinds=("fdatasync",), after=True), disk.tell)
+    Agent(files, disk.tell).open(1)
 
 
-def story_void() -> Disk:
+def story_void(disk: Disk, files: Files) -> None:
     """An agent that was frozen wakes up behind its heir's claim, and commits what is void."""
-    disk = Disk("/disk/runs")
-    frozen = Agent(disk, disk.tell)
+    frozen = Agent(files, disk.tell)
     frozen.open(1)
-    Agent(disk, disk.tell)
+    Agent(files, disk.tell)
     with contextlib.suppress(Superseded):
         frozen.keeper.commit([Skipped(0, Epoch(1, 1), "woke up late")])
-    return disk
 
 
-def story_long_tail() -> Disk:
+def story_long_tail(disk: Disk, files: Files) -> None:
     """So much is appended without a sync that it could not pass for a torn tail."""
-    disk = Disk("/disk/runs")
-    agent = Agent(disk, disk.tell)
+    agent = Agent(files, disk.tell)
     agent.open(1)
     agent.append([Skipped(0, Epoch(1, n), "x" * (TAIL // 3)) for n in range(6)])
-    return disk
 
 
-def story_rounds() -> Disk:
+def story_rounds(disk: Disk, files: Files) -> None:
     """Three launches are given their generations; the lock alone is a real file."""
     with tempfile.TemporaryDirectory() as home:
-        disk = Disk(home)
         for n in (1, 2, 3):
-            generation = rounds.allocate_in(disk, f"{home}", f"nonce-{n}", 0)
+            generation = rounds.allocate_in(files, home, f"nonce-{n}", 0)
             disk.tell(Allocated(f"{home}/round.json", f"nonce-{n}", generation))
-    return disk
 
 
-def story_export() -> Disk:
-    """An epoch is taken out into a file."""
-    path, data = "/disk/runs/model.safetensors", content(Epoch(1, 1))
-    disk = Disk("/disk/runs")
-    with export.new_file(disk, path) as temporary, closing(disk, disk.create(temporary)) as fd:
-        write_all(disk, fd, data, 0)
-    disk.tell(Exported(path, data))
-    return disk
+def story_export(disk: Disk, files: Files) -> None:
+    """Two epochs are taken out into files; for the second the file system has no links."""
+    unlinked = FaultyFiles(files, 1, errno.EOPNOTSUPP, kinds=("link",))
+    with tempfile.TemporaryDirectory() as home:  # that it is there is asked of the system itself
+        disk.mkdir(home)
+        disk.fsync_dir(os.path.dirname(home))
+        for n, door in ((1, files), (2, unlinked)):
+            weights = SimpleNamespace(tensors=(), tied={}, epoch=Epoch(1, n), blocks=tuple)
+            export.write_safetensors(door, f"{home}/{n}", weights)  # type: ignore[arg-type] # all
+            disk.tell(Exported(f"{home}/{n}", n))
 
 
-STORIES = {
+def story_looks(disk: Disk, files: Files) -> None:
+    """Somebody looks at all that a domain holds, and writes nothing."""
+    story_saves(disk, disk)
+    domains_below(files, ROOT)
+    lengths_now(files, f"{ROOT}/domains/{NAME}")
+    shelf = Shelf(files, ROOT, NAME)
+    shelf.records()
+    for epoch in shelf.manifests():
+        shelf.read(epoch)
+    pins(files, ROOT, NAME)
+    rounds.peek(files, ROOT, "node", 0)
+    identity = f"{ROOT}/domains/{NAME}/domain.json"
+    disk.rename(identity, f"{identity}.away")
+    try:
+        with contextlib.suppress(Damaged):  # it is not made anew over incarnations
+            identify(files, ROOT, NAME, run=RUN, shard=0)
+    finally:
+        disk.rename(f"{identity}.away", identity)
+
+
+Story = Callable[[Disk, Files], None]
+STORIES: dict[str, Story] = {
     name.removeprefix("story_"): story
     for name, story in list(globals().items())
     if name.startswith("story_")
 }
+
+
+def disk_for(name: str) -> Disk:
+    """A disk for a story, with what was there before it."""
+    return Disk(
+        "/disk" if name in ("birth", "twice_begun") else "/disk/runs", tempfile.gettempdir()
+    )
+
+
+def told(name: str) -> Disk:
+    """The disk of a story that went well."""
+    disk = disk_for(name)
+    STORIES[name](disk, disk)
+    return disk
 
 
 class Tale:
@@ -438,9 +485,17 @@ class Tale:
 
 
 def judge(
-    files: Files, told: tuple[object, ...], *, goes_on: bool = False, root: str = ROOT
+    files: Files,
+    told: tuple[object, ...],
+    *,
+    goes_on: bool = False,
+    root: str = ROOT,
+    unreadable: Collection[Epoch] = (),
 ) -> None:
-    """Open what a crash left with the real code; raises Lost where it breaks a promise."""
+    """Open what a crash left with the real code; raises Lost where it breaks a promise.
+
+    Epochs that were `unreadable` for a while may have been given up for it, but not in silence.
+    """
     _judge_files(files, told, root)
     if any(isinstance(fact, Allocated | Exported) for fact in told):
         return  # of no domain
@@ -463,17 +518,24 @@ def judge(
         raise Lost("a record is there that nobody appended, or in another order")
     if len(history) < said:
         raise Lost(f"{said} records were committed, {len(history)} are left")
-    if member.lost:
+    if any(lost.epoch not in unreadable for lost in member.lost):
         raise Lost(f"attested and gone: {member.lost}")
-    _judge_epochs(keeper, member, files, told)
+    given_up = {lost.epoch for lost in member.lost}
+    _judge_epochs(keeper, member, files, told, given_up)
     if goes_on:
         _go_on(files, member, root)
     keeper.directory.close()
 
 
-def _judge_epochs(keeper: Keeper, member: Member, files: Files, told: tuple[object, ...]) -> None:
+def _judge_epochs(
+    keeper: Keeper,
+    member: Member,
+    files: Files,
+    told: tuple[object, ...],
+    given_up: set[Epoch],
+) -> None:
     records = map(decode_record, keeper.directory.history)
-    gone = {epoch for r in records if isinstance(r, Released) for epoch in r.epochs}
+    gone = given_up | {epoch for r in records if isinstance(r, Released) for epoch in r.epochs}
     retained = {copy.epoch: copy.digest for copy in member.retained if copy.epoch != GENESIS}
     for fact in told:
         if isinstance(fact, Kept) and fact.epoch not in retained.keys() | gone:
@@ -489,6 +551,9 @@ def _judge_epochs(keeper: Keeper, member: Member, files: Files, told: tuple[obje
         if held.held and (path not in there or there[path].holder is None):
             raise Lost(f"the pin {path} is gone, or nobody's")
         if held.held and not keeper.directory.entry(held.epoch):
+            keeper.directory.may_clean = True  # a release that was cut off is taken up by the next
+            keeper.directory.release([])
+        if held.held and not keeper.directory.entry(held.epoch):
             raise Lost(f"epoch {held.epoch} was pinned, and is gone")
         if held.held is False and path in there:
             raise Lost(f"the pin {path} was given back, and holds again")
@@ -501,8 +566,13 @@ def _judge_files(files: Files, told: tuple[object, ...], root: str) -> None:
         if found is None or found.generation < fact.generation:
             raise Lost(f"generation {fact.generation} was given out, and {fact.path} has {found}")
     for fact in told:
-        if isinstance(fact, Exported) and _bytes(files, fact.path) != fact.data:
-            raise Lost(f"{fact.path} was exported, and is not what was written")
+        if isinstance(fact, Exported):
+            data = _bytes(files, fact.path) or b""
+            text = data[8:].rstrip()
+            if len(data) != 4096 or msgspec.json.decode(text)["__metadata__"]["epoch"] != (
+                f"1/{fact.step}"
+            ):
+                raise Lost(f"{fact.path} was exported, and is not what was written")
     published = [f.epoch for f in told if isinstance(f, Published)]
     data = _bytes(files, f"{root}/certificates/{NAME}.json")
     if published and data is None:

@@ -38,7 +38,7 @@ def _small() -> Iterator[None]:
 @pytest.mark.parametrize("name", lab.STORIES)
 def test_a_power_loss_at_any_moment_loses_nothing_that_was_told(name: str) -> None:
     """Shows it for a first start, saves, releases, successors, readers, rounds and exports."""
-    found = lab.try_all(lab.STORIES[name](), limit=10)
+    found = lab.try_all(lab.told(name), limit=10)
     print(f"{name}: {found.crashes:,} crashes, {found.different:,} different")
     assert found.crashes > 20
     assert found.lost == ""
@@ -82,8 +82,8 @@ def test_without_any_one_sync_something_is_lost(site: deletion.Site) -> None:
     And so that the tests above would notice if one were forgotten.
     """
     with deletion.without(site):
-        for name, story in lab.STORIES.items():
-            found = lab.try_all(story(), limit=8, sampled=40)
+        for name in lab.STORIES:
+            found = lab.try_all(lab.told(name), limit=8, sampled=40)
             if found.lost:
                 print(f"{site}\n    {name}, {found.crashes:,} crashes: {found.lost}")
                 return
@@ -233,6 +233,6 @@ class TestDisk(DirectorySuite):
 
 def test_what_a_crash_left_reads_as_any_disk() -> None:
     """Shows that after every power loss of a save the domain reads as one that was not cut."""
-    disk = lab.story_saves()
+    disk = lab.told("saves")
     last = list(crashes(disk, limit=4, sampled=4))[-1].files()
     assert [str(epoch) for epoch in Shelf(last, lab.ROOT, lab.NAME).manifests()] == ["1/3"]

@@ -31,7 +31,7 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
-__all__ = ["SECTOR", "Crashed", "Disk", "crashes"]
+__all__ = ["SECTOR", "Crashed", "Disk", "Told", "crashes"]
 
 SECTOR: Final = 512  # bytes that a medium writes whole or not at all
 STALE: Final = b"\xa5"  # what lay on the medium before
