@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,8 @@ class Victims:
         return root, tuple(told), log.read_text()
 
     def _trace(self, pid: int, log: Path, trace: tuple[str, ...]) -> subprocess.Popen[bytes]:
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.001)  # or it would be told to go on before it has stopped
         argv = ["strace", "-f", "-o", str(log), "-p", str(pid), *trace]
         tracer = subprocess.Popen(argv, stderr=subprocess.PIPE)
         assert tracer.stderr is not None
