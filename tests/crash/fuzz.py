@@ -3,7 +3,7 @@
 Each target says what may escape it; all else is a fault of ours. Those that a digest guards are
 fed twice: as the bytes are, and under a right digest, or nothing would get past it.
 
-    python fuzz.py TARGET [-runs=N] [-seed=N] ...    # atheris, guided by coverage
+`fuzzer.py` lets atheris choose the bytes, guided by coverage.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import random
 import struct
-import sys
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -237,26 +236,3 @@ def mutated(sample: bytes, chance: random.Random) -> bytes:
             case 4:
                 data[at:at] = chance.randbytes(end - at)
     return bytes(data)
-
-
-def main() -> None:
-    """Fuzz one target by atheris, with the samples as its first corpus."""
-    import atheris
-
-    name = sys.argv.pop(1)
-    target = TARGETS[name]
-    atheris.instrument_all()
-    chance = random.Random(0)
-
-    def one(data: bytes) -> None:
-        feed(target, data)
-        if data[:1] < b"\x20":  # some of all, near to what is sound
-            chance.seed(data)
-            feed(target, mutated(target.samples[chance.randrange(len(target.samples))], chance))
-
-    atheris.Setup(sys.argv, one)
-    atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    main()

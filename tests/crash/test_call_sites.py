@@ -15,7 +15,7 @@ import inspect
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import ClassVar
 
 import lab
@@ -81,7 +81,7 @@ def one(name: str, k: int, fault: Fault, second: int = 0) -> bool:
     with contextlib.suppress(HandfastError, OSError):
         lab.STORIES[name](disk, files)
     assert synced_again(inner.calls) == []
-    if name == "looks" and inner.fired:
+    if name == lab.LOOKS and inner.fired:
         return True  # nothing was written, but what was taken away for it
     told = tuple(step.fact for step in disk.steps if isinstance(step, Told))
     bad = [named_epoch(os.path.basename(call.path)) for call in inner.calls if call.failed]
@@ -89,11 +89,11 @@ def one(name: str, k: int, fault: Fault, second: int = 0) -> bool:
     return inner.fired
 
 
-def loop(faults: tuple[Fault, ...]) -> None:
-    """Fail each call of each story, by each fault; in a claim, one of the next calls besides."""
+def loop(names: Collection[str], faults: tuple[Fault, ...]) -> None:
+    """Fail each call of the stories, by each fault; in a claim, one of the next calls besides."""
     Watched.failed.clear()
     runs = 0
-    for name, fault in itertools.product(lab.STORIES, faults):
+    for name, fault in itertools.product(names, faults):
         for k in itertools.count(1):
             runs += 1
             if not one(name, k, fault):
@@ -110,14 +110,14 @@ def loop(faults: tuple[Fault, ...]) -> None:
 
 
 def test_every_call_site_of_the_store_may_fail() -> None:
-    """Shows it for each story and call, by EIO; and for a second fault behind one in a claim."""
-    loop((errno.EIO,))
+    """Shows it for each call, by EIO; and for a second fault behind one in a claim."""
+    loop([name for name in lab.STORIES if name != "handover"], (errno.EIO,))
 
 
 @pytest.mark.heavy
 def test_every_call_site_may_fail_in_every_way() -> None:
     """Shows it for EIO, ENOSPC, EINTR and short counts."""
-    loop((errno.EIO, errno.ENOSPC, errno.EINTR, "short"))
+    loop(lab.STORIES, (errno.EIO, errno.ENOSPC, errno.EINTR, "short"))
 
 
 def test_the_calls_that_are_counted_are_those_of_the_door() -> None:

@@ -207,8 +207,8 @@ def revive(answer: Failure) -> HandfastError:
     Exception.__init__(error, answer.message)
     detail = {name: tuple(v) if isinstance(v, list) else v for name, v in answer.detail.items()}
     try:
-        if detail.get("verdict") is not None:
-            detail["verdict"] = Verdict(detail["verdict"])
+        if (verdict := answer.detail.get("verdict")) is not None:
+            detail["verdict"] = Verdict(verdict)
     except ValueError:
         return CallFailed(answer.message)
     vars(error).update(detail)
