@@ -196,14 +196,22 @@ def failure(call: Call, error: Exception) -> Failure:
 
 
 def revive(answer: Failure) -> HandfastError:
-    """The error as the agent raised it, with its attributes; else a CallFailed."""
-    kind = vars(errors).get(answer.kind, CallFailed)
-    error: HandfastError = kind.__new__(kind)
+    """The error as the agent raised it, with its attributes; else a CallFailed.
+
+    An agent of another release may know errors, attributes and verdicts that this one does not.
+    """
+    kind = vars(errors).get(answer.kind)
+    if not (isinstance(kind, type) and issubclass(kind, HandfastError)):
+        return CallFailed(answer.message)
+    error = kind.__new__(kind)
     Exception.__init__(error, answer.message)
-    for name, value in answer.detail.items():
-        setattr(error, name, tuple(value) if isinstance(value, list) else value)
-    if answer.detail.get("verdict") is not None:
-        vars(error)["verdict"] = Verdict(answer.detail["verdict"])
+    detail = {name: tuple(v) if isinstance(v, list) else v for name, v in answer.detail.items()}
+    try:
+        if (verdict := answer.detail.get("verdict")) is not None:
+            detail["verdict"] = Verdict(verdict)
+    except ValueError:
+        return CallFailed(answer.message)
+    vars(error).update(detail)
     return error
 
 

@@ -270,7 +270,7 @@ class Keeper:
         home = f"{self.root}/certificates"
         path = f"{home}/{name}.json"
         with writing("publish the certificate", path):
-            make_directory(self.files, home)
+            make_directory(self.files, home, above=self.root)
             temporary = f"{path}.{self.directory.incarnation}.tmp"
             discard(self.files, temporary)  # what an earlier call left that failed half-way
             write_file(self.files, temporary, msgspec.json.encode(certificate_fields(certificate)))

@@ -14,7 +14,8 @@ import click
 __all__ = ["COMMANDS", "app"]
 
 COMMANDS: Final = (
-    "demo", "status", "verify", "inspect", "export", "release", "plan", "prove", "simulate",
+    "demo", "status", "verify", "inspect", "export", "release",
+    "plan", "prove", "simulate", "crashtest",
 )  # fmt: skip
 
 

@@ -299,8 +299,8 @@ def recall(
 
     `then` is what `lengths_now` gave at some moment: what came later is left out.
 
-    `settle` is for who builds on what it reads: the dirty pages of a journal that nobody sealed
-    are synced and its clean ones dropped first, because a record that only the page cache holds
+    `settle` is for who builds on what it reads: the dirty pages of a journal that nobody sealed,
+    and its name, are synced and its clean pages dropped first, because what only the kernel holds
     may vanish, and a page that failed to be written looks clean. What is read afterwards is what
     the medium holds; who sealed a journal had done so before.
     """
@@ -321,6 +321,7 @@ def recall(
             with closing(files, files.open(journal)) as fd:
                 files.fsync(fd)
                 files.forget(fd)
+            files.fsync_dir(f"{path}/{number}")  # its owner may have died before its name was
         read = scan(files, journal, limit, None if then is None else then.get(number))
         lengths[number] = read.length
         if limit is None and not read.records and not scan(files, journal).records:

@@ -22,6 +22,8 @@ PIECE = 16 << 20  # bytes handed to the kernel in one call: large enough that th
 GONE_BAD = {errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENODATA, errno.EBADMSG,
             errno.EUCLEAN, errno.ENXIO}  # fmt: skip
 
+UNSYNCED = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS}
+
 FULL = "free some space there, or keep fewer epochs, and save again"
 BROKEN = (
     "the device or its file system reports errors: look at the kernel's log and replace it; what "
@@ -320,21 +322,23 @@ def discard(files: Files, *paths: str) -> None:
                 files.unlink(path)
 
 
-def make_directory(files: Files, path: str) -> None:
+def make_directory(files: Files, path: str, above: str = "") -> None:
     """Make a directory and its parents where they are missing, each durable in its parent.
 
-    A directory that was there already is synced too: whoever made it may have died before that.
+    Those that were there already are synced too, all the way up: whoever made them may have died
+    before that. Not so `above`, which the caller knows to be durable.
     """
     parent = os.path.dirname(path) or "."
-    if not files.exists(parent):
-        make_directory(files, parent)
-    found = False
-    try:
-        files.mkdir(path)
-    except FileExistsError:
-        found = True
+    if parent not in (above, path, "."):
+        make_directory(files, parent, above)
+    found = files.exists(path)
+    if not found:
+        with contextlib.suppress(FileExistsError):
+            files.mkdir(path)
     try:
         files.fsync_dir(parent)
-    except PermissionError:
-        if not found:  # a mount point made by an operator may stand in a directory we can't read
+    except OSError as error:
+        # a mount point made by an operator may stand in a directory that we can't read, or that
+        # no sync is for: one that is read-only, or of the kernel's own making
+        if not found or error.errno not in UNSYNCED:
             raise

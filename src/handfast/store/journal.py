@@ -161,8 +161,8 @@ def _scan(path: str, pieces: Iterator[bytearray], limit: int | None) -> Scan:
     offset = seed = 0
     for piece in pieces:
         data += piece
-        if len(data) < HEADER or (limit is None and data == bytes(HEADER)):
-            continue  # its creator died before the header was durable
+        if len(data) < HEADER or (limit is None and len(data) == HEADER and not _is_whole(data)):
+            continue  # its creator died before the header was durable, and so before any record
         if not offset:
             offset, seed = HEADER, _check_header(path, data)
         while (found := _frame(data, offset, seed)) is not None:
@@ -194,11 +194,16 @@ def _pieces(files: Files, fd: int, limit: int | None) -> Iterator[bytearray]:
         at, left = at + got, left - len(piece) if got == len(piece) else 0
 
 
+def _is_whole(header: bytearray) -> bool:
+    (check,) = CHECK.unpack_from(header, HEAD.size)
+    return bool(check == zlib.crc32(header[: HEAD.size]))
+
+
 def _check_header(path: str, data: bytearray) -> int:
     """The seed of the frames' checksums."""
     magic, version, _ = HEAD.unpack_from(data)
     (check,) = CHECK.unpack_from(data, HEAD.size)
-    if check != zlib.crc32(data[: HEAD.size]):
+    if not _is_whole(data):
         raise _damaged(path, 0, "the header's checksum differs")
     if magic != MAGIC:
         raise FormatError(f"{path}: not a journal of handfast. What to do: check the path")

@@ -49,9 +49,10 @@ def litter(files: Files, path: str, number: int, kind: str, used: set[str]) -> l
 
     Raises OSError.
     """
+    where = f"{path}/{number}/{kind}"  # a power loss may leave an incarnation with one of the kinds
     return [
         stray
-        for name in files.listdir(f"{path}/{number}/{kind}")
+        for name in (files.listdir(where) if files.exists(where) else ())
         if kind == "chunks" or name.endswith((TEMPORARY, RELEASED))
         if (stray := f"{number}/{kind}/{name}") not in used
     ]

@@ -190,14 +190,21 @@ def test_directories_are_durable_in_their_parents(tmp_path: Path) -> None:
     make_directory(files, str(tmp_path / "a/b"))
     make_directory(files, str(tmp_path / "a/b"))
     synced = [call.path for call in files.calls if call.kind == "fsync_dir"]
-    assert synced == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a")]
+    above = [str(path) for path in reversed(tmp_path.parents)]
+    once = ["/", *above, str(tmp_path), str(tmp_path / "a")]  # "/" stands in itself
+    assert synced == once * 2
+    files.calls.clear()
+    make_directory(files, str(tmp_path / "a/c"), above=str(tmp_path / "a"))
+    assert [call.path for call in files.calls if call.kind == "fsync_dir"] == [str(tmp_path / "a")]
 
 
 def test_a_mount_point_in_a_closed_directory_is_good_enough(tmp_path: Path) -> None:
     """Shows that a directory made by an operator where we can't read is used as it is."""
     for existed in (True, False):
-        files = FaultyFiles(FILES, fail_at=1, error=errno.EACCES, kinds=("fsync_dir",))
         path = str(tmp_path / str(existed))
+        files = FaultyFiles(
+            FILES, fail_at=len(tmp_path.parents) + 2, error=errno.EACCES, kinds=("fsync_dir",)
+        )
         if existed:
             FILES.mkdir(path)
             make_directory(files, path)

@@ -1,0 +1,254 @@
+"""Shows what a power loss leaves of the real store: crash model L, on a disk in memory.
+
+After every prefix of what was done and every subset of what was not synced by then
+(`handfast.testing.powerloss` says which, and what is assumed), the store is opened by the real
+code. Nothing torn is counted, nothing that somebody was told is gone, and the next life goes on.
+Counts are printed: pytest shows them with -s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import deletion
+import lab
+import pytest
+
+from handfast.store.claims import identify
+from handfast.store.directory import Directory, claim
+from handfast.store.files import Posix, make_directory, write_file
+from handfast.store.journal import HEADER, Journal, scan
+from handfast.store.shelf import Shelf
+from handfast.testing.powerloss import STALE, Disk, crashes
+from handfast.testing.stores import DirectorySuite
+
+ENOUGH = 40_000
+PLENTY = 2_000_000
+DOINGS = [name for name in lab.STORIES if name != lab.LOOKS]
+
+
+@pytest.fixture(autouse=True)
+def _small() -> Iterator[None]:
+    with lab.small_world():
+        yield
+
+
+@pytest.mark.parametrize("name", DOINGS)
+def test_a_power_loss_at_any_moment_loses_nothing_that_was_told(name: str) -> None:
+    """Shows it for a first start, saves, releases, successors, readers, rounds and exports."""
+    found = lab.try_all(lab.told(name), limit=10)
+    print(f"{name}: {found.crashes:,} crashes, {found.different:,} different")
+    assert found.crashes > 20
+    assert found.lost == ""
+
+
+def tales(most: int) -> tuple[int, int, int]:
+    """Judge made-up stories until there were so many crashes: (seeds, crashes, different)."""
+    seed = total = different = 0
+    while total < most:
+        found = lab.try_all(lab.Tale(seed).disk, limit=10, sampled=100)
+        assert found.lost == "", f"Tale({seed}): {found.lost}"
+        seed, total, different = seed + 1, total + found.crashes, different + found.different
+    print(f"{seed} tales: {total:,} crashes, {different:,} different")
+    return seed, total, different
+
+
+def test_kills_and_power_losses_one_after_the_other_lose_nothing() -> None:
+    """Shows the same where processes were killed at any call before, and the power lost before.
+
+    A kill leaves what no sync has promised where a successor reads it: it must not build on it.
+    """
+    assert tales(ENOUGH)[1] >= ENOUGH
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(7200)
+def test_two_million_crashes() -> None:
+    """Shows the same for many more."""
+    assert tales(PLENTY)[1] >= PLENTY
+
+
+SITES = deletion.sites()
+DOOR = [site for site in SITES if site.function.startswith("Posix.")]
+INNER = [site for site in SITES if site not in DOOR]
+
+
+@pytest.mark.parametrize("site", INNER, ids=lambda site: f"{site.path}:{site.function}")
+def test_without_any_one_sync_something_is_lost(site: deletion.Site) -> None:
+    """Shows, by taking each sync out of the source in turn, that none is there for nothing.
+
+    And so that the tests above would notice if one were forgotten.
+    """
+    with deletion.without(site):
+        for name in DOINGS:
+            found = lab.try_all(lab.told(name), limit=8, sampled=40)
+            if found.lost:
+                print(f"{site}\n    {name}, {found.crashes:,} crashes: {found.lost}")
+                return
+    pytest.fail(f"nothing was lost without {site}")
+
+
+def test_every_sync_is_at_the_door_or_taken_out() -> None:
+    """Shows that the search for syncs finds them: the door's three, and each of these rooms'."""
+    assert sorted(site.function for site in DOOR) == [
+        "Posix.fdatasync", "Posix.fsync", "Posix.fsync_dir",
+    ]  # fmt: skip
+    assert {site.path for site in INNER} == {
+        "agent/keeper.py", "checkpoint/export.py", "checkpoint/rounds.py", "store/claims.py",
+        "store/directory.py", "store/files.py", "store/journal.py", "store/pins.py",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("deleted", [None, *DOOR], ids=str)
+def test_the_door_hands_each_sync_to_the_system(
+    deleted: deletion.Site | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that a sync of the store is one of the system's, of that very file or directory.
+
+    A disk in memory stands in the door's place, so it can't miss these three.
+    """
+    seen: list[tuple[str, int]] = []
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, lambda fd, n=name: seen.append((n, os.fstat(fd).st_ino)))
+    with deletion.without(deleted) if deleted else contextlib.nullcontext():
+        files, path = Posix(), str(tmp_path / "file")
+        fd = files.create(path)
+        files.fsync(fd)
+        files.fdatasync(fd)
+        files.fsync_dir(str(tmp_path))
+        files.close(fd)
+    file, home = os.stat(path).st_ino, os.stat(tmp_path).st_ino
+    expected = {"fsync": ("fsync", file), "fdatasync": ("fdatasync", file),
+                "fsync_dir": ("fsync", home)}  # fmt: skip
+    missed = deleted.function.removeprefix("Posix.") if deleted else ""
+    assert seen == [call for name, call in expected.items() if name != missed]
+
+
+# What was found by it
+
+
+def test_a_header_of_garbage_is_a_journal_that_was_never_begun() -> None:
+    """Shows that a journal is no loss whose length was stored, and its header not.
+
+    It was taken for damage wherever something else than zeros lay there, and the run for lost.
+    """
+    disk = Disk("/disk")
+    Journal.create(disk, "/disk/journal").close()
+    found = set()
+    for crash in crashes(disk):
+        data = crash.files().tree().get("/disk/journal", b"")
+        if len(data) == HEADER:
+            found.add(data.strip(STALE) == b"")
+            assert scan(crash.files(), "/disk/journal").records == ()
+    assert found == {True, False}
+
+
+def test_a_directory_whose_maker_died_is_made_durable_by_the_next() -> None:
+    """Shows it for every directory on the way: only the last one was synced again."""
+    disk = Disk("/disk")
+    disk.mkdir("/disk/a")
+    disk.mkdir("/disk/a/b")
+    make_directory(disk, "/disk/a/b/c")
+    disk.tell("it is there")
+    assert all(crash.files().exists("/disk/a/b/c") for crash in crashes(disk) if crash.told)
+
+
+def test_an_incarnation_of_which_half_is_left_keeps_nothing_from_being_released() -> None:
+    """Shows that of two directories that a claim makes, one may come to the medium alone.
+
+    Every release failed from then on, for good.
+    """
+    disk = Disk("/disk")
+    home = Home(disk)
+    home.claim().close()
+    path = f"/disk/run/domains/rank0/{home.claim().incarnation}"
+    disk.rmdir(f"{path}/chunks")
+    tier = home.claim()
+    tier.may_clean = True
+    assert tier.release([]) == ()
+
+
+# The disk itself
+
+
+def kept_after(*done: str) -> set[tuple[bool, bytes]]:
+    """What may be left of a small new file after some syncs: (is its name there?, its bytes)."""
+    disk = Disk("/disk")
+    fd = disk.create("/disk/file")
+    disk.pwrite(fd, b"new", 0)
+    for name in done:
+        disk.fsync(fd) if name == "file" else disk.fsync_dir("/disk")
+    disk.tell("synced")
+    left = [crash.files().tree() for crash in crashes(disk) if crash.told]
+    return {("/disk/file" in tree, tree.get("/disk/file", b"")) for tree in left}
+
+
+def test_only_what_was_synced_is_kept() -> None:
+    """Shows the four cases of a new file: no sync, the file's, the directory's, both."""
+    torn = {b"", b"new", bytes(3), STALE * 3}
+    assert kept_after() == {(False, b""), *((True, data) for data in torn)}
+    assert kept_after("file") == {(False, b""), (True, b"new")}
+    assert kept_after("directory") == {(True, data) for data in torn}
+    assert kept_after("file", "directory") == {(True, b"new")}
+
+
+def test_every_subset_is_tried() -> None:
+    """Shows that n names that were not synced leave 2^n states, and torn sectors each of theirs."""
+    disk = Disk("/disk")
+    for n in range(8):
+        disk.mkdir(f"/disk/{n}")
+    assert len({crash.key for crash in crashes(disk)}) == 2**8
+    disk = Disk("/disk")
+    fd = disk.create("/disk/file")
+    disk.fsync_dir("/disk")
+    disk.pwrite(fd, bytes(range(256)) * 8, 0)
+    disk.tell("all is written")
+    left = {crash.files().tree()["/disk/file"] for crash in crashes(disk) if crash.told}
+    # a length of its own, then four sectors, each written or not, over zeros or over stale bytes
+    assert len(left) == 1 + 2 * 2**4 - 1
+
+
+def test_a_rename_replaces_at_once() -> None:
+    """Shows the one thing that is assumed: a name leads to the old file or to the new one."""
+    disk = Disk("/disk")
+    for name in ("old", "new"):
+        write_file(disk, f"/disk/{name}", name.encode())
+    disk.fsync_dir("/disk")
+    disk.tell("both are there")
+    disk.rename("/disk/new", "/disk/old")
+    left = [crash.files().tree() for crash in crashes(disk) if crash.told]
+    assert {"/disk/old": b"new"} in left
+    assert all(tree in ({"/disk/old": b"new"}, {"/disk/new": b"new", "/disk/old": b"old"})
+               for tree in left)  # fmt: skip
+
+
+class Home:
+    """A domain on a disk in memory, for the suite that every tier must pass."""
+
+    run, shard = "run-1", 0
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self.domain = identify(self.disk, "/disk/run", "rank0", run=self.run, shard=0).id
+
+    def claim(self) -> Directory:
+        """The next incarnation."""
+        return claim(self.disk, "/disk/run", "rank0")
+
+
+class TestDisk(DirectorySuite):
+    """Shows that the disk in memory is one for the store, until its power is cut."""
+
+    def home(self, scratch: Path) -> Home:
+        """A domain of its own."""
+        return Home(Disk("/disk"))
+
+
+def test_what_a_crash_left_reads_as_any_disk() -> None:
+    """Shows that after every power loss of a save the domain reads as one that was not cut."""
+    disk = lab.told("saves")
+    last = list(crashes(disk, limit=4, sampled=4))[-1].files()
+    assert [str(epoch) for epoch in Shelf(last, lab.ROOT, lab.NAME).manifests()] == ["1/2"]
