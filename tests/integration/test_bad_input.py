@@ -290,11 +290,13 @@ def test_a_step_whose_only_copy_is_damaged_is_refused_where_it_is_asked_for(alon
 # --- what is no run -------------------------------------------------------------------------------
 
 
-def test_a_path_that_is_a_file_is_refused(tmp_path: Path, run: str) -> None:
+def test_a_path_that_is_a_file_is_refused(run: str) -> None:
+    """It is as it was, and no agent was started."""
     Path(run).write_text("not a directory")
-    error = refused(run, Training())
-    assert run in str(error)
+    with pytest.raises(ValueError, match=r"run' is a file: give the directory"):
+        Checkpointer(run, Training().state(), **PATIENT)
     assert Path(run).read_text() == "not a directory"
+    assert agents() == []
 
 
 def test_a_directory_that_can_t_be_written_is_refused(tmp_path: Path, launch: Launch) -> None:

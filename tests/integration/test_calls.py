@@ -173,16 +173,6 @@ def test_a_path_that_can_t_be_one_is_refused_by_what_is_wrong(
     assert agents() == []
 
 
-def test_a_file_is_no_directory_of_a_run(tmp_path: Path) -> None:
-    """It is as it was, and no agent was started."""
-    path = tmp_path / "model.pt"
-    path.write_text("precious")
-    with pytest.raises(ValueError, match=r"model\.pt' is a file: give the directory"):
-        Checkpointer(path, Training().state())
-    assert path.read_text() == "precious"
-    assert agents() == []
-
-
 def test_a_directory_whose_name_is_no_text_is_refused_also_where_it_is_not_named(
     run: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
