@@ -16,7 +16,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import lab
 import pytest
@@ -54,7 +54,7 @@ class Watched(FaultyFiles):
 
     failed: ClassVar[set[tuple[str, int]]] = set()
 
-    def _do(self, kind: str, path: str, action: Callable[[], object]) -> object:  # type: ignore[override] # of any result
+    def _do(self, kind: str, path: str, action: Callable[[], Any]) -> Any:
         before = self.fired
         try:
             return super()._do(kind, path, action)
