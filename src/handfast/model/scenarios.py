@@ -279,7 +279,7 @@ _ALL = (
     Scenario("triangle", "three domains that all hear each other, a crash", THREE,
              Bounds(crashes=1), alike=True, heavy=True, limit=3_000_000),
     Scenario("path crash", "a path of three, a crash", THREE, Bounds(crashes=1), reach=BOOTS,
-             links=PATH, alike=True, heavy=True),
+             links=PATH, alike=True, heavy=True, limit=4_000_000),
     Scenario("star", "four domains, three of which hear only the first", shape(4, dir=(1, 1)),
              Bounds(), reach=CONVERGES, links=STAR, alike=True),
     Scenario("star crash", "a star of four, a crash", shape(4, dir=(1, 1)), Bounds(crashes=1),
