@@ -227,7 +227,8 @@ class Weather:
         held = [(disk, epoch) for disk in disks for epoch in self.world.damageable(disk)]
         if held and self.losses:
             self.losses -= 1
-            disk, epoch = self.chance.choice(held)
+            newest = [(disk, max(d[1] for d in held if d[0] is disk)) for disk, _ in held]
+            disk, epoch = self.chance.choice(self.chance.choice([held, newest]))
             self.world.spoil(disk, epoch, vanish=self.chance.random() < 0.4)
 
     # --- people, and the job
