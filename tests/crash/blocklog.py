@@ -33,7 +33,7 @@ class Write(NamedTuple):
     data: bytes
 
 
-class BlockLog(mfusepy.Operations if mfusepy else object):  # type: ignore[misc] # chosen there
+class BlockLog(mfusepy.Operations if mfusepy else object):
     """The one file, `image`, in memory."""
 
     use_ns = True

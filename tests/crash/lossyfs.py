@@ -30,7 +30,7 @@ else:
 from handfast.testing.powerloss import Disk
 
 
-class Lossy(mfusepy.Operations if mfusepy else object):  # type: ignore[misc] # chosen above
+class Lossy(mfusepy.Operations if mfusepy else object):
     """What FUSE asks for, answered by a disk in memory."""
 
     use_ns = True
@@ -166,4 +166,5 @@ if __name__ == "__main__":
     mfusepy.FUSE(
         Lossy(lies="--lies" in sys.argv), sys.argv[1], foreground=True, nothreads=True,
         attr_timeout=0, entry_timeout=0, negative_timeout=0, use_ino=True,
+        hard_remove=True,
     )  # fmt: skip

@@ -180,7 +180,8 @@ def test_only_a_pulled_plug_finds_a_lie_about_syncs(lossy: tuple[Path, bool]) ->
     """Shows that killed writers can't tell a liar from an honest disk, and that --plug does."""
     point, lies = lossy
     if lies:
-        assert crashtest(point, "--kills", 1).exit_code == 0
+        found = crashtest(point, "--kills", 1)
+        assert found.exit_code == 0, found.output
         assert os.listdir(point) == []
     codes = []
     for seed in range(2):

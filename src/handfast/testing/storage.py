@@ -102,12 +102,27 @@ def medium(path: str) -> Medium:
 
 @contextlib.contextmanager
 def scratch(path: str) -> Iterator[str]:
-    """A directory of our own below this one, which is gone afterwards. Raises OSError."""
+    """A directory of our own below this one, which is gone afterwards. Raises OSError.
+
+    NFS and FUSE keep a file that was open in a killed process under a name of their own, until the
+    kernel has noticed: what is not empty yet is tried again.
+    """
     made = tempfile.mkdtemp(prefix=PREFIX, dir=path)
     try:
         yield made
     finally:
-        shutil.rmtree(made)
+        _remove(made)
+
+
+def _remove(path: str) -> None:
+    for pause in (0.05, 0.2, 1.0, 3.0):
+        try:
+            shutil.rmtree(path)
+        except OSError:
+            time.sleep(pause)
+        else:
+            return
+    shutil.rmtree(path)
 
 
 def try_out(home: str, *, kills: int, seed: int) -> Iterator[Trial]:

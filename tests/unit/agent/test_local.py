@@ -1159,3 +1159,21 @@ def test_closing_the_server_with_calls_under_way_leaves_nothing_open(directory: 
         assert agent.cancelled == ["wait"]
         assert agent.gone == []
     assert open_fds() == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail"),
+    [
+        ("NoSuchError", {}),
+        ("Sequence", {}),  # a name in the module that is no error
+        ("Refused", {"verdict": "of a later release"}),
+        ("Refused", {"verdict": []}),
+    ],
+)
+def test_an_error_of_another_release_is_a_call_that_failed(
+    kind: str, detail: dict[str, object]
+) -> None:
+    """Shows that what this release has no name for is told, and raises nothing else."""
+    error = frames.revive(frames.Failure(1, kind, "no room", detail))
+    assert type(error) is CallFailed
+    assert str(error) == "no room"
