@@ -9,6 +9,7 @@ __all__ = [
     "Damaged",
     "FormatError",
     "HandfastError",
+    "NoRun",
     "Poisoned",
     "Refused",
     "SaveFailed",
@@ -19,6 +20,10 @@ __all__ = [
 
 class HandfastError(Exception):
     """The root of all errors that handfast raises on purpose."""
+
+
+class NoRun(HandfastError):
+    """There is no run at the paths that were given."""
 
 
 class FormatError(HandfastError):

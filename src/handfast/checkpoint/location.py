@@ -17,11 +17,11 @@ from handfast.checkpoint.status import rows
 from handfast.checkpoint.survey import TOGETHER, Survey, read_domain
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.verdict import Verdict
-from handfast.errors import Damaged, HandfastError, Refused
+from handfast.errors import Damaged, HandfastError, NoRun, Refused
 from handfast.store.claims import domains_below, lengths_now
 from handfast.store.files import Files, reading
 
-__all__ = ["Location", "NoRun", "Released", "away", "check_held", "choose", "held", "mixed"]
+__all__ = ["Location", "Released", "away", "check_held", "choose", "held", "mixed"]
 
 logger = logging.getLogger("handfast")
 
@@ -33,10 +33,6 @@ FIELD: Final = re.compile(r"(\{\{|\}\}|\{(?:rank|local_rank|host)(?:[:!][^{}]*)?
 
 T = TypeVar("T")
 Look = dict[tuple[str, str], dict[int, int] | None]
-
-
-class NoRun(HandfastError):
-    """There is no run at the paths that were given."""
 
 
 class Released(HandfastError):

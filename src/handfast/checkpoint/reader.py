@@ -13,13 +13,14 @@ from contextlib import AbstractContextManager
 
 from handfast.checkpoint.export import Exported, export
 from handfast.checkpoint.inspection import Inspection, inspect
-from handfast.checkpoint.location import Location, NoRun, choose, held
+from handfast.checkpoint.location import Location, choose, held
 from handfast.checkpoint.status import EpochRow, Status, rows, status
 from handfast.checkpoint.survey import Survey
 from handfast.checkpoint.verify import Verification, verify_epochs, verify_line
 from handfast.checkpoint.weights import Weights, reading_weights
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.verdict import Verdict
+from handfast.errors import NoRun
 from handfast.store.files import Files, Posix
 from handfast.store.port import Progress
 

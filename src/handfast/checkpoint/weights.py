@@ -268,7 +268,10 @@ def _of_ranks(only: Sequence[str]) -> list[str]:
 def _warn_of(keys: Sequence[str]) -> None:
     """Say what is left out, for ranks hold it otherwise than the job's that is read."""
     if keys:
-        logger.warning("ranks hold their own of what is read, left out: %s", some(sorted(keys), 3))
+        logger.warning(
+            "some ranks have these otherwise: the first rank's are taken, and left out are %s",
+            some(sorted(keys), 3),
+        )
 
 
 def _matches(key: str, only: Sequence[str]) -> bool:

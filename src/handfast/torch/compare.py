@@ -69,9 +69,10 @@ def refuse(found: Sequence[Difference], shard: str) -> None:
     counts = Counter(difference.what for difference in found)
     kinds = ", ".join(f"{count} of {what}" for what, count in counts.items())
     shown = "".join(f"\n  {difference}" for difference in found[:10])
+    count = "1 difference" if len(found) == 1 else f"{len(found)} differences"
     more = f"\n  and {len(found) - 10} more" if len(found) > 10 else ""
     raise Refused(
-        f"the live state has another structure than the saved one, {len(found)} differences "
+        f"the live state has another structure than the saved one, {count} "
         f"({kinds}):{shown}{more}\n",
         verdict=Verdict.FOREIGN,
         shards=(shard,),

@@ -18,7 +18,7 @@ from small_jobs import FILES, Job, flip, meanwhile, spec, trained, values
 
 import handfast
 from handfast.checkpoint import location
-from handfast.checkpoint.location import Location, NoRun, choose
+from handfast.checkpoint.location import Location, choose
 from handfast.checkpoint.reader import Run, open_run
 from handfast.checkpoint.status import Mark, troubles
 from handfast.core import events
@@ -26,7 +26,7 @@ from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import decode_record
 from handfast.core.retain import Keep
 from handfast.core.verdict import Verdict
-from handfast.errors import Damaged, FormatError, HandfastError, Refused
+from handfast.errors import Damaged, FormatError, HandfastError, NoRun, Refused
 from handfast.store.journal import scan
 from handfast.store.manifest import HASH_BYTES, chunk_hash
 from handfast.store.shelf import Shelf
