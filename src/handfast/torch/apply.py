@@ -238,8 +238,22 @@ class _Restore(NamedTuple):
 
 
 def _told_of_loads(module: nn.Module) -> bool:
-    """Whether hooks make something of what was loaded, such as a buffer that is not saved."""
-    return any(getattr(part, "_load_state_dict_post_hooks", None) for part in module.modules())
+    """Whether something is made of what is loaded, such as a buffer that is not saved.
+
+    By hooks, or by methods that are not torch's own: those only serve what torch itself loads.
+    """
+    if _is_users(type(module).load_state_dict):
+        return True
+    return any(
+        getattr(part, "_load_state_dict_post_hooks", None)
+        or _is_users(type(part)._load_from_state_dict)
+        or any(map(_is_users, getattr(part, "_load_state_dict_pre_hooks", {}).values()))
+        for part in module.modules()
+    )
+
+
+def _is_users(call: Any) -> bool:
+    return not str(getattr(getattr(call, "hook", call), "__module__", "")).startswith("torch.")
 
 
 def _unlike(wanted: Any, found: Any, path: str, source: Source) -> str | None:

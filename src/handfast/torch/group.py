@@ -40,6 +40,12 @@ class Group:
     ) -> None:
         self._run = run
         self._patience_s = patience_s
+        given: object = group
+        if given is dist.GroupMember.NON_GROUP_MEMBER:  # what new_group() gives to all others
+            raise ValueError(
+                "group=: this rank is not in it. What to do: make a Checkpointer only on the ranks "
+                "of the group, and give those of another group a path of its own"
+            )
         among = group or dist.distributed_c10d._get_default_group()
         _made[among] = _made.get(among, 0) + 1
         self._name = f"{among.group_name}/{_made[among]}"

@@ -259,8 +259,8 @@ def _state(
 ) -> dict[str, dict[object, Any]]:
     """Every parameter's saved state by name, in live tensors where they fit, else in new ones."""
     fresh: dict[str, dict[object, Any]] = {}
-    paths: list[str] = []
-    tensors: list[Tensor] = []
+    made: dict[str, Tensor] = {}  # by the path that is stored: what was one tensor is one again
+    used: set[int] = set()
     for keys, host, names in tree["tensors"]:
         for name in filter(by_name.__contains__, names):
             parameter = by_name[name]
@@ -272,11 +272,13 @@ def _state(
                 spec = source.spec(where)
                 device = torch.device("cpu") if key in host else parameter.device
                 place = _place(parameter, device, spec, placed.get(key, ()))
-                value = old.get(key)
-                entry[key] = value if _fits(value, spec, place) else make(spec, place)
-                paths.append(where)
-                tensors.append(entry[key])
-    copy_into([local(t) for t in tensors], [source.view(where) for where in paths])
+                value, kept = old.get(key), source.saved.aliases.get(where, where)
+                if kept not in made:
+                    fits = id(value) not in used and _fits(value, spec, place)
+                    made[kept] = value if fits else make(spec, place)
+                    used.add(id(made[kept]))
+                entry[key] = made[kept]
+    copy_into([local(t) for t in made.values()], [source.view(kept) for kept in made])
     for name in filter(by_name.__contains__, tree["state"]):
         beside = _beside(by_name[name])
         entry = fresh.setdefault(name, {})

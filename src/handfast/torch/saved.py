@@ -139,14 +139,19 @@ class Source(NamedTuple):
     def tree(self, tree: object, near: Callable[[str], Place] = lambda _: HOST) -> object:
         """A plain tree with new tensors for its references; nothing aliases the image.
 
-        What was a DTensor is one again. Raises LookupError where none can be made.
+        What was a DTensor is one again, and what was one tensor in several places of the tree.
+        Raises LookupError where none can be made.
         """
+        made: dict[object, Tensor] = {}
 
         def fetch(ref: TensorRef) -> Tensor:
             place = self.place(ref, near(ref.path).device)
             if place is None:
                 raise LookupError(f"no mesh of the live state is that of {ref.path}")
-            return self.tensor(ref.path, place)
+            key = self.saved.aliases.get(ref.path, ref.path), ref.dims, place.device
+            if key not in made:
+                made[key] = self.tensor(ref.path, place)
+            return made[key]
 
         return join(tree, fetch)
 

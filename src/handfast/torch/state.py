@@ -144,6 +144,7 @@ class TorchState:
         left = set() if self._leads else self._proven.intersection(now.replicated) - self._kept
         self._mine = tuple(spec.path not in left for spec in now.specs)
         specs = list(compress(now.specs, self._mine))
+        apart = left | self._kept
         self._layout = layout = plan(specs)
         self._plan = Plan(
             slots=layout.slots,
@@ -151,7 +152,7 @@ class TorchState:
             nbytes=layout.nbytes,
             padded=layout.padded,
             aliases=now.aliases,  # also to what is left to another rank: it may not have the tie
-            replicated=tuple(path for path in now.replicated if path not in left | self._kept),
+            replicated=tuple(path for path in now.replicated if path not in apart),
             structure=structure(now.specs),
             environment=environment(),
             lineage=self._lineage,

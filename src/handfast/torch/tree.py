@@ -105,7 +105,8 @@ def entries(box: Any) -> Iterator[tuple[object, Any]]:
 def nodes(state: Mapping[str, object]) -> list[Node]:
     """Every live thing of a state, in its order.
 
-    Raises TypeError for a plain value that no dict or list holds, or a component without a name.
+    Raises TypeError for a plain value that no dict or list holds, or a component without a name,
+    and ValueError if two live things have one path: each would be given the other's state.
     """
     found: list[Node] = []
 
@@ -127,6 +128,9 @@ def nodes(state: Mapping[str, object]) -> list[Node]:
         if not isinstance(name, str) or not name:
             raise TypeError(f"a component's name must be a string that is not empty, not {name!r}")
         visit(child("", name), value, False, 1)
+    twice = [path for path, count in Counter(node.path for node in found).items() if count > 1]
+    if twice:
+        raise ValueError(f"state: two live things have the path {twice[0]}: rename one of them")
     return found
 
 

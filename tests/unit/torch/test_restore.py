@@ -17,6 +17,7 @@ from handfast.errors import Poisoned, Refused
 from handfast.torch.apply import apply
 from handfast.torch.capture import capture
 from handfast.torch.compare import refuse
+from handfast.torch.group import Group
 from handfast.torch.prime import prime
 from handfast.torch.stage import stage
 
@@ -911,3 +912,104 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     torch.set_default_dtype(dtype)
     yield
     torch.set_default_dtype(before)
+
+
+def test_two_things_of_one_path_are_refused() -> None:
+    """Each would be given the state of the last one, in silence."""
+    for state in (
+        {"x": [Counter()], "x[0]": Counter()},
+        {"g": [torch.Generator()], "g[0]": torch.Generator()},
+    ):
+        with pytest.raises(ValueError, match=r"two live things have the path [xg]\[0\]"):
+            capture(state)
+
+
+class Caching(nn.Linear):
+    """Keeps something that is made of its weight, and of nothing that is saved."""
+
+    sums = 0.0
+
+    def renew(self, *_: Any) -> None:
+        self.sums = float(self.weight.detach().sum())
+
+
+class CachingByHand(Caching):
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.renew()
+
+
+class CachingWhole(Caching):
+    def load_state_dict(self, state: Any, strict: bool = True, assign: bool = False) -> Any:
+        done = super().load_state_dict(state, strict, assign)
+        self.renew()
+        return done
+
+
+def cached(way: str) -> Caching:
+    if way == "pre-hook":
+        module = Caching(3, 2)
+        module.register_load_state_dict_pre_hook(lambda m, state, *_: setattr(
+            m, "sums", float(next(iter(state.values())).sum())
+        ))  # fmt: skip
+        return module
+    return {"part": CachingByHand, "whole": CachingWhole}[way](3, 2)
+
+
+@pytest.mark.parametrize("way", ["pre-hook", "part", "whole"])
+def test_whoever_makes_something_of_what_is_loaded_is_told(way: str) -> None:
+    """As torch's own load_state_dict() tells: else it is of the state before the restore."""
+    one, other = cached(way), cached(way)
+    one.renew()
+    Snapshot({"model": one}).restore({"model": other})
+    assert other.sums == one.sums
+    assert same_bytes(other.weight, one.weight)
+
+
+class Sharing(torch.optim.Optimizer):
+    """All parameters count in one tensor, as some optimizers of users do."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+        self.count = torch.zeros(())
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["step"] = self.count
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_was_one_tensor_in_an_optimizer_is_one_again(shared: bool) -> None:
+    """Apart, each would count for itself; and what was apart does not become one."""
+    one, other = (nn.Linear(2, 2) for _ in range(2))
+    here, there = (Sharing(m.parameters()) for m in (one, other))
+    if not shared:
+        for number, parameter in enumerate(one.parameters()):
+            here.state[parameter]["step"] = torch.tensor(float(number))
+    here.count += 3
+    Snapshot({"m": one, "o": here}).restore({"m": other, "o": there})
+    steps = [there.state[p]["step"] for p in other.parameters()]
+    assert (steps[0] is steps[1]) == shared
+    assert [float(step) for step in steps] == ([3.0, 3.0] if shared else [0.0, 1.0])
+
+
+def test_what_was_one_tensor_in_an_object_is_one_again() -> None:
+    """As `torch.save` keeps it."""
+    held: dict[str, Any] = {}
+
+    class Pair:
+        def state_dict(self) -> dict[str, Any]:
+            both = torch.ones(2)
+            return {"a": both, "b": both, "c": torch.ones(2)}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            held.update(state)
+
+    Snapshot({"p": Pair()}).restore({"p": Pair()})
+    assert held["a"] is held["b"]
+    assert held["c"] is not held["a"]
+
+
+def test_a_rank_that_is_not_in_the_group_is_told_so() -> None:
+    """new_group() gives such a rank a number in the group's place."""
+    outside: Any = torch.distributed.GroupMember.NON_GROUP_MEMBER
+    with pytest.raises(ValueError, match=r"group=: this rank is not in it"):
+        Group(outside, "run")
