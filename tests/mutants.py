@@ -4,6 +4,7 @@ A fault is planted by replacing one function of the core. Storms (`tests/propert
 and the search over all states (`tests/model/test_mutants.py`) hunt the same ones.
 """
 
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +24,13 @@ from handfast.core.messages import (
     Frozen,
     Released,
     Restored,
+    Rolled,
     Staged,
     Valid,
+    merkle_root,
 )
 from handfast.core.retain import Keep
+from handfast.core.state import Peers
 from handfast.model import scenarios
 
 Patch = pytest.MonkeyPatch
@@ -182,8 +186,8 @@ def takes_words_of_a_past_incarnation(patch: Patch) -> None:
     original = member._admitted
 
     def admitted(turn, roster, message):
-        peers = tuple(replace(peer, incarnation=0) for peer in turn.state.peers)
-        known, turn.state = turn.state.peers, replace(turn.state, peers=peers)
+        peers = tuple((at, replace(peer, incarnation=0)) for at, peer in turn.state.peers.heard)
+        known, turn.state = turn.state.peers, replace(turn.state, peers=Peers(peers))
         verdict = original(turn, roster, message)
         turn.state = replace(turn.state, peers=known)
         return verdict
@@ -370,7 +374,7 @@ def lets_skipped_epochs_fill_the_window(patch: Patch) -> None:
 
     def unfit(state, epoch):
         deaf = tuple(
-            replace(t, ballots=tuple(replace(b, skipped=0) for b in t.ballots))
+            replace(t, ballots=tuple(replace(b, skips=()) for b in t.ballots))
             for t in state.tallies
         )
         return original(replace(state, tallies=deaf), epoch)
@@ -383,7 +387,7 @@ def lets_tries_that_nobody_will_join_fill_the_window(patch: Patch) -> None:
     patch.setattr(
         converge,
         "awaited",
-        lambda roster, tier, tally, b: 0 if b.skipped else converge.waiting(roster, tier, b),
+        lambda roster, tier, tally, b: 0 if b.skips else converge.waiting(roster, tier, b),
     )
 
 
@@ -535,3 +539,108 @@ def releases_below_what_a_neighbour_has(patch: Patch) -> None:
 
     original = member._converge
     patch.setattr(member, "_converge", concluded)
+
+
+# --- the tree
+
+
+@mutant("s1", "s2", shape="tree")
+def rolls_up_without_its_own_vote(patch: Patch) -> None:
+    """Who leads two tells of both as soon as the other one has voted."""
+    lacking, rolls = gossip.lacking, gossip.rolls
+
+    def both(state):
+        me, tree = state.me, state.roster.tree
+        _, end = tree.block(me)
+        for ballot in state.tallies[0].ballots if end == me + 2 else ():
+            rest = converge.voted(ballot, me + 1, end)
+            if rest is not None and converge.voted(ballot, me, end) is None:
+                root = merkle_root([f"{state.id}=", f"{state.roster.ids[me + 1]}={rest.digest}"])
+                yield Rolled(me, 2, ballot.epoch, bytes.fromhex(root))
+
+    def roll(before, after):
+        early = after.open and [*both(after)] != [*both(before)]
+        return rolls(before, after) | (1 << after.roster.tree.above(after.me) if early else 0)
+
+    patch.setattr(gossip, "lacking", lambda state, peer: (*lacking(state, peer), *both(state)))
+    patch.setattr(gossip, "rolls", roll)
+
+
+@mutant("s1", "s2", shape="tree")
+def rolls_up_a_skip_as_if_it_were_a_vote(patch: Patch) -> None:
+    def skip(roster, ballot, vote):
+        return converge._add(roster, ballot, Staged(vote.domain, vote.epoch, vote.reason))
+
+    patch.setattr(converge, "_skip", skip)
+
+
+@mutant("s1", "s2", shape="tree")
+def rolls_up_what_a_block_lacks(patch: Patch) -> None:
+    """A block counts as whole as soon as its first half does."""
+
+    def voted(ballot, first, end):
+        return original(ballot, first, first + max(1, (end - first) // 2))
+
+    original = converge.voted
+    patch.setattr(converge, "complete", lambda roster, tier, b: bool(voted(b, 0, roster.size)))
+
+
+@mutant("s1", "s2", shape="tree")
+def counts_a_block_twice(patch: Patch) -> None:
+    """Votes are counted as they come, rolled up or not, and nobody asks whose they were."""
+
+    def add(roster, ballot, vote):
+        if vote in ballot.votes:
+            return ballot
+        votes = sorted((*ballot.votes, vote), key=converge.reach)
+        for left, right in itertools.combinations(votes, 2):
+            (first, middle), (_, end) = converge.reach(left), converge.reach(right)
+            if first % 2 == 0 and middle == end - 1 == first + 1:
+                root = converge.node(*(converge._hash(roster, half) for half in (left, right)))
+                votes.append(Rolled(first, 2, vote.epoch, root))
+                break
+        return converge.Ballot(ballot.epoch, tuple(votes), ballot.skips)
+
+    def complete(roster, tier, ballot):
+        return sum(end - first for first, end in map(converge.reach, ballot.votes)) >= roster.size
+
+    patch.setattr(converge, "_add", add)
+    patch.setattr(converge, "complete", complete)
+
+
+@mutant("s1", "s2", shape="tree")
+def rolls_up_the_second_half_first(patch: Patch) -> None:
+    original = converge.node
+    patch.setattr(converge, "node", lambda left, right: original(right, left))
+
+
+@mutant("s1", "s2", "s9", shape="tree")
+def rolls_up_the_epoch_before_with_this_one(patch: Patch) -> None:
+    """The blocks of a save are joined to whatever epoch is open."""
+    original = converge.join
+
+    def join(roster, tally, vote, hearer=None):
+        if isinstance(vote, Rolled) and tally.ballots:
+            vote = replace(vote, epoch=tally.ballots[-1].epoch)
+        return original(roster, tally, vote, hearer)
+
+    patch.setattr(converge, "join", join)
+
+
+@mutant("s10", shape="tree")
+def takes_a_block_of_another_generation(patch: Patch) -> None:
+    original = member._admitted
+
+    def admitted(turn, roster, message):
+        if message.rolled and message.configuration == roster.digest:
+            return True
+        return original(turn, roster, message)
+
+    patch.setattr(member, "_admitted", admitted)
+
+
+@mutant("l1", "l3", shape="tree")
+def trusts_that_the_tree_holds(patch: Patch) -> None:
+    """What was sent up or down once is not sent again."""
+    original = gossip.restless
+    patch.setattr(gossip, "restless", lambda m: 0 if m.open else original(m))

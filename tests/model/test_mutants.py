@@ -17,9 +17,12 @@ GOLDEN = Path(__file__).parent / "golden"
 
 BY_STORMS = {
     "forgets_the_certificates_of_others", "puts_copies_of_a_run_together", "blames_nobody",
+    "rolls_up_what_a_block_lacks", "counts_a_block_twice", "takes_a_block_of_another_generation",
+    "rolls_up_the_epoch_before_with_this_one", "rolls_up_a_skip_as_if_it_were_a_vote",
 }  # fmt: skip
 """What needs a larger world than is searched: three rounds of two members, copies of a whole run,
-and a member that is away for good. `tests/property/test_mutants.py` catches them."""
+a member that is away for good, and a tree of four with a SKIP, two epochs or two rounds.
+`tests/property/test_mutants.py` catches them."""
 
 SEARCHED = {
     "votes_before_the_sync": "window",
@@ -49,6 +52,9 @@ SEARCHED = {
     "releases_on_the_certificate_of_an_orphan": "orphans",
     "releases_below_its_own_vote": "window",
     "releases_below_what_a_neighbour_has": "path",
+    "rolls_up_without_its_own_vote": "tree of four",
+    "rolls_up_the_second_half_first": "tree",
+    "trusts_that_the_tree_holds": "tree",
 }
 """Where each is looked for: the smallest scenario that shows it; else one domain's "rollback"."""
 

@@ -23,7 +23,7 @@ from mutants import MUTANTS
 
 SHORT = (
     "epochs", "any order", "overlap", "rollback", "change", "path", "reader", "retry",
-    "window", "decline", "stale", "star",
+    "window", "decline", "stale", "star", "tree",
 )  # fmt: skip
 LONG = tuple(name for name in SCENARIOS if name not in SHORT)
 

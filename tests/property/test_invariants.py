@@ -8,9 +8,11 @@ from world import SHAPES, World
 
 from handfast.core import events as ev
 from handfast.core import messages as ms
+from handfast.core.converge import Ballot, Tally
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.member import boot
 from handfast.core.retain import Keep
+from handfast.core.state import Peers
 from handfast.laws.invariants import (
     ALWAYS,
     EVENTUALLY,
@@ -40,7 +42,7 @@ def grown(name: str = "two") -> World:
     return world
 
 
-WORLD, BOTH, TIERS = grown(), grown("both"), grown("tiers")
+WORLD, BOTH, TIERS, TREE = grown(), grown("both"), grown("tiers"), grown("tree")
 TRUTH = WORLD.truth()
 MEMBER = WORLD.nodes["dir0a"].member
 OTHER = WORLD.nodes["dir1a"].member
@@ -68,7 +70,7 @@ def broken(truth: Truth) -> set[str]:
     return {words.split("_")[0] for words in breaches(truth, ALL)}
 
 
-@pytest.mark.parametrize("world", [WORLD, BOTH, TIERS])
+@pytest.mark.parametrize("world", [WORLD, BOTH, TIERS, TREE])
 def test_an_honest_truth_breaks_no_law(world):
     assert breaches(world.truth(), ALL) == ()
 
@@ -83,9 +85,20 @@ def message(**other) -> ms.Message:
 
 
 def hearing(persist=(), **other) -> Truth:
-    peers = tuple(replace(peer, knows=ms.Knows(restored=True)) for peer in MEMBER.peers)
-    after = MEMBER if persist else replace(MEMBER, peers=peers)
+    peers = tuple((at, replace(p, knows=ms.Knows(restored=True))) for at, p in MEMBER.peers.heard)
+    after = MEMBER if persist else replace(MEMBER, peers=Peers(peers))
     return turn(ev.Received(message(**other)), after, persist=persist)
+
+
+def voting(member, digest: str):
+    """Let a member hold a vote of the first domain."""
+    ballot = Ballot(Epoch(2, 40), (ms.Staged(0, Epoch(2, 40), digest),))
+    return replace(member, tallies=(Tally(ballots=(ballot,)),))
+
+
+def lined(member):
+    """Let a member know a certificate that nobody else does."""
+    return replace(member, tallies=(Tally(replace(member.tallies[0].line, root=member.id)),))
 
 
 def other_base(w: Written):
@@ -116,9 +129,11 @@ DECLARED = {
     "s1": [
         replace(TRUTH, sound=frozenset()),
         turn(send=[ev.Send(1, message(facts=(ms.Staged(0, Epoch(2, 99), "x"),)))]),
+        turn(send=[ev.Send(1, message(rolled=(ms.Rolled(0, 2, E3, b"x"),)))]),
     ],
     "s2": [
         also(line(Epoch(2, 99))),
+        also(line(E3, digest=TREE.rosters[0].digest), of=TREE.truth()),
         also(
             line(E2, BOTH.truth().bases[2].root, digest=BOTH.rosters[0].digest), of=BOTH.truth()
         ),
@@ -149,6 +164,8 @@ DECLARED = {
     ],
     "s9": [
         replace(TRUTH, members=(MEMBER, replace(OTHER, restored=replace(CERTIFICATE, base=E1)))),
+        replace(TREE.truth(), members=tuple(voting(n.member, n.id) for n in TREE.here())),
+        replace(TREE.truth(), members=tuple(lined(node.member) for node in TREE.here())),
     ],
     "s10": [
         hearing(generation=1),
@@ -184,7 +201,7 @@ DECLARED = {
     ],
     "l2": [replace(TRUTH, exchanges=99)],
     "l3": [replace(TRUTH, members=(replace(MEMBER, generation=1), OTHER))],
-    "l5": [replace(TRUTH, members=(replace(MEMBER, peers=MEMBER.peers[:1] * 2), OTHER))],
+    "l5": [replace(TRUTH, members=(replace(MEMBER, peers=Peers()), OTHER))],
     "l6": [replace(TRUTH, keep=Keep(1), members=(replace(MEMBER, retained=MEMBER.retained * 2),))],
 }  # fmt: skip
 

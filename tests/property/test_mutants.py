@@ -19,7 +19,11 @@ from handfast.core.lattice import Epoch
 from handfast.core.membership import Roster
 from handfast.core.messages import Accepted, RestoreCertificate, Restored, decode_message
 from handfast.core.retain import Keep
-from handfast.laws.invariants import l2_heals_in_diameter, s13_no_interaction_across_epochs
+from handfast.laws.invariants import (
+    EVENTUALLY,
+    l2_heals_in_diameter,
+    s13_no_interaction_across_epochs,
+)
 from handfast.laws.truth import Truth
 from mutants import MUTANTS, Mutant
 
@@ -118,7 +122,23 @@ def gone_apart(where: World, rng: random.Random) -> None:
 BY_SEARCH = {"accepts_again_in_a_new_life", "restores_without_every_report"}
 """What so few storms miss, and the search of `tests/model/test_mutants.py` finds."""
 
-SCENES = (replay, tie, half_told, one_bad, gone_apart)
+
+def lost(where: World, rng: random.Random) -> None:
+    """All that is said of an epoch at first is lost, and only ticks can make up for it."""
+    advance(where, rng, saves=1)
+    assert all(node.member.open for node in where.here())
+    for shard in sorted(where.rounds[-1].step):
+        where.save(where.rounds[-1], shard)
+    for node in where.here():
+        while node.todo:
+            where.work(node)
+    where.pending.clear()
+    where.exchanges = 0
+    where.settle(rng)
+    where.judge(laws=EVENTUALLY)
+
+
+SCENES = (replay, tie, half_told, one_bad, gone_apart, lost)
 
 
 def searches(fault: Mutant) -> Iterator[Callable[[], object]]:
@@ -131,7 +151,7 @@ def searches(fault: Mutant) -> Iterator[Callable[[], object]]:
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
-@pytest.mark.parametrize("shape", ["two", "three", "tiers", "either"])
+@pytest.mark.parametrize("shape", ["two", "three", "tiers", "either", "tree", "trees"])
 def test_a_staged_meeting_harms_nobody(scene: Callable[..., None], shape: str) -> None:
     """Shows that without a fault none of these meetings breaks a law."""
     scene(World(SHAPES[shape], keep=Keep(3), stores=2), random.Random(0))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from msgspec.structs import replace
-from world import KEEP, SHAPES, World, durable, shape, storm
+from world import KEEP, LARGE, SHAPES, World, durable, shape, storm
 
 from handfast.core import events as ev
 from handfast.core import member as door
@@ -22,6 +22,7 @@ from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.member import boot, step
 from handfast.core.messages import Configured, decode_message
 from handfast.core.retain import Keep
+from handfast.core.state import Peers
 from handfast.laws.invariants import SOMETIMES
 
 SHAPE = {"spare": shape(1, dir=(2, 1))}
@@ -196,11 +197,13 @@ def test_a_certificate_of_an_old_configuration_releases_nothing_in_the_new_one()
 # --- laws
 
 
-@given(st.integers(0, 10_000), st.data())
-@settings(max_examples=25)
-def test_the_order_of_what_is_heard_does_not_matter(seed: int, data: st.DataObject) -> None:
+@given(st.integers(0, 10_000), st.sampled_from(["three", "tree"]), st.data())
+@settings(max_examples=30)
+def test_the_order_of_what_is_heard_does_not_matter(
+    seed: int, name: str, data: st.DataObject
+) -> None:
     """S9: any order, any repetition, a part first and the rest later: the same join."""
-    world, rng = started("three", saves=1)
+    world, rng = started(name, saves=1)
     round_ = world.launch()
     for node in world.here():
         world.begin(round_, node)
@@ -217,7 +220,7 @@ def test_the_order_of_what_is_heard_does_not_matter(seed: int, data: st.DataObje
         late = hearer
         for at in (*order, *range(len(heard))):  # what came too early is sent again
             late, _ = step(late, ev.Received(heard[at]))
-        ends.append(replace(late, peers=()))
+        ends.append(replace(late, peers=Peers()))
     assert ends[0] == ends[1]
 
 
@@ -262,6 +265,21 @@ def test_storms_break_no_law_and_every_calm_heals(name: str) -> None:
     """Shows all of S1-S15 after every step, and L1-L6 in the calm, in each shape of a job."""
     for seed in range(4):
         storm(seed, name, moves=40)
+
+
+@pytest.mark.parametrize(("name", "moves"), [("tree", 60), ("ragged", 40), ("wood", 10)])
+def test_a_storm_that_the_tree_stands_in_breaks_no_law(name: str, moves: int) -> None:
+    """Shows the same in larger jobs, and that votes were rolled up in them, not told singly."""
+    world = storm(1, name, moves=moves)
+    assert any(decode_message(data).rolled for _, data in world.sent)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["tree", "trees", *sorted(LARGE)])
+def test_many_storms_break_no_law_of_the_tree(name: str) -> None:
+    """Shows it over a hundred storms on small trees, and ten on the others."""
+    for seed in range(100 if name in SHAPES else 10):
+        storm(seed, name, moves=60)
 
 
 def test_storms_reach_what_they_must() -> None:

@@ -41,7 +41,7 @@ from handfast.core.messages import (
     encode,
 )
 from handfast.core.retain import Keep
-from handfast.core.state import Member, Peer
+from handfast.core.state import Member, Peers
 from handfast.laws.invariants import (
     ALWAYS,
     EVENTUALLY,
@@ -79,6 +79,13 @@ SHAPES = {
     "both": shape(2, dir=(2, 2)),
     "tiers": shape(2, dir=(1, 1), mem=(1, 1)),
     "tower": shape(1, dir=(2, 2), mem=(1, 1)),
+    "tree": shape(4, fanout=2, dir=(1, 1)),
+    "trees": shape(2, fanout=2, dir=(2, 2), mem=(1, 1)),
+}
+LARGE = {
+    "ragged": shape(6, fanout=2, dir=(1, 1)),
+    "wood": shape(12, dir=(1, 1)),
+    "copse": shape(8, fanout=2, dir=(2, 2)),
 }
 
 
@@ -489,18 +496,19 @@ class World:
 def durable(member: Member) -> Member:
     """Show what of a member its journal holds: without peers' words, settings, and work begun."""
     mine = 1 << max(member.me, 0)
+    votes = [Staged(member.me, copy.epoch, copy.digest) for copy in member.retained]
     tallies = tuple(
         Tally(
             tally.line,
             tuple(
-                Ballot(b.epoch, b.staged & mine, b.skipped & mine,
-                       tuple(s if i == member.me else "" for i, s in enumerate(b.said)))
+                Ballot(b.epoch, own, tuple(s for s in b.skips if s.domain == member.me))
                 for b in tally.ballots
                 if (b.staged | b.skipped) & mine
+                for own in [tuple(v for v in votes if v.epoch == b.epoch)]
             ),
         )
         for tally in member.tallies
-    )  # fmt: skip
+    )
     recovery = member.recovery
     if recovery is not None and member.roster is not None:
         checks = tuple(
@@ -522,7 +530,7 @@ def durable(member: Member) -> Member:
             declined=(),
         )
     return msgspec.structs.replace(
-        member, tallies=tallies, recovery=recovery, peers=(Peer(),) * len(member.peers), void=(),
+        member, tallies=tallies, recovery=recovery, peers=Peers(), turned=-1, void=(),
         keep=None, window=2, pinned=None, told=None, checking=None, persisting=(), last=None,
     )  # fmt: skip
 
@@ -539,7 +547,7 @@ class Storm:
         settings.setdefault("keep", self.rng.choice([Keep(1), Keep(1), Keep(2), Keep(4, every=40)]))
         settings.setdefault("window", self.rng.choice([1, 2, 2]))
         settings.setdefault("stores", self.rng.choice([1, 1, 2]))
-        self.world = World(SHAPES[name], **settings)
+        self.world = World({**SHAPES, **LARGE}[name], **settings)
         self.damage = self.rng.choice([0, 1, 1, 3])
         self.moves = {
             self.hear: 14, self.labour: 7, self.train: 5, self.start: 4, self.wake: 2,

@@ -337,9 +337,9 @@ class DomainHost:
         if member.roster is not None:
             tally = member.tallies[member.roster.tier_of[member.me]]
             for ballot in tally.ballots:
-                for i, name in enumerate(member.roster.ids):
-                    skip = Skip(ballot.epoch, name, ballot.said[i])
-                    if ballot.skipped >> i & 1 and skip not in self._skipped:
+                for vote in ballot.skips:
+                    skip = Skip(ballot.epoch, member.roster.ids[vote.domain], vote.reason)
+                    if skip not in self._skipped:
                         self._skipped.append(skip)
         return tuple(self._skipped)
 

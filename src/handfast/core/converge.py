@@ -7,14 +7,14 @@ two-phase commit with its log at every member and no right to abort (the design,
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from typing import Final
 
 import msgspec
 
 from handfast.core.lattice import Epoch
-from handfast.core.membership import Roster, bits
-from handfast.core.messages import Certificate, Skipped, Staged, merkle_root
+from handfast.core.membership import Roster
+from handfast.core.messages import Certificate, Rolled, Skipped, Staged, leaf, merkle_root, node
 
 __all__ = [
     "STRANDED",
@@ -25,7 +25,10 @@ __all__ = [
     "certify",
     "join",
     "learn",
+    "reach",
     "settle",
+    "sound",
+    "voted",
     "waiting",
 ]
 
@@ -39,15 +42,33 @@ class Conflict(Exception):
 
 
 class Ballot(msgspec.Struct, frozen=True, array_like=True):
-    """The votes held on one epoch, as masks of domains.
+    """The votes held on one epoch: the facts themselves, in the order of the configuration.
 
-    ``said[i]`` is the digest that domain i staged, or its reason to skip, or empty.
+    ``votes`` overlap nowhere. Where there is a tree, votes of whole blocks are held as one
+    :class:`~handfast.core.messages.Rolled`, and always as few as can be: so what is held is a set
+    of domains, and a join is their union, whatever came singly and whatever came rolled up.
     """
 
     epoch: Epoch
-    staged: int
-    skipped: int
-    said: tuple[str, ...]
+    votes: tuple[Staged | Rolled, ...] = ()
+    skips: tuple[Skipped, ...] = ()
+
+    @property
+    def staged(self) -> int:
+        """Mask the domains that are known to have staged the epoch."""
+        return sum((1 << end) - (1 << first) for first, end in map(reach, self.votes))
+
+    @property
+    def skipped(self) -> int:
+        """Mask the domains that are known to have skipped it."""
+        return sum(1 << skip.domain for skip in self.skips)
+
+
+def reach(vote: Staged | Rolled | Skipped) -> tuple[int, int]:
+    """Give the first and the end of the domains that a vote speaks for."""
+    if isinstance(vote, Rolled):
+        return vote.first, vote.first + vote.size
+    return vote.domain, vote.domain + 1
 
 
 class Tally(msgspec.Struct, frozen=True, array_like=True):
@@ -69,39 +90,116 @@ def ballot_of(tally: Tally, epoch: Epoch) -> Ballot | None:
     return _place(tally, epoch)[1]
 
 
-def join(roster: Roster, tally: Tally, vote: Staged | Skipped) -> Tally:
-    """Join one vote; the same tally, by identity, where it says nothing new.
+def sound(roster: Roster, vote: Staged | Rolled | Skipped) -> bool:
+    """Say whether a vote is of a member, or of domains that are rolled up in this configuration."""
+    first, end = reach(vote)
+    if not 0 <= first < end <= roster.size:
+        return False
+    if not isinstance(vote, Rolled):
+        return True
+    return roster.tree is not None and vote.size > 1 and roster.tree.aligned(first, end)
 
-    Raises :class:`Conflict` where the domain's vote on this epoch is held already and differs.
+
+def join(
+    roster: Roster, tally: Tally, vote: Staged | Rolled | Skipped, hearer: int | None = None
+) -> Tally:
+    """Join one vote, or many rolled up; the same tally, by identity, where it says nothing new.
+
+    Of itself a ``hearer`` knows from its own journal, and so takes no vote from others.
+    Raises :class:`Conflict` where a domain's vote on this epoch is held already and differs, or
+    the hearer's is rolled up that never staged it. What is held rolled up is not told apart from
+    another digest any more.
     """
     if tally.line is not None and vote.epoch <= tally.line.epoch:
         return tally
     at, held = _place(tally, vote.epoch)
-    ballot = held or Ballot(vote.epoch, 0, 0, ("",) * roster.size)
-    bit = 1 << vote.domain
-    staged = isinstance(vote, Staged)
-    said = vote.digest if isinstance(vote, Staged) else vote.reason
-    if (ballot.staged | ballot.skipped) & bit:
-        if staged != bool(ballot.staged & bit) or said != ballot.said[vote.domain]:
-            raise Conflict(f"{roster.ids[vote.domain]} voted twice on {vote.epoch}")
+    ballot = held or Ballot(vote.epoch)
+    first, end = reach(vote)
+    if hearer is not None and first <= hearer < end:
+        if not isinstance(vote, Rolled):
+            return tally
+        if voted(ballot, hearer, hearer + 1) is None:
+            raise Conflict(f"{roster.ids[hearer]} never staged {vote.epoch}: {first} to {end - 1}")
+    joined = (
+        _skip(roster, ballot, vote) if isinstance(vote, Skipped) else _add(roster, ballot, vote)
+    )
+    if joined is ballot:
         return tally
-    words = (*ballot.said[: vote.domain], said, *ballot.said[vote.domain + 1 :])
-    if staged:
-        ballot = Ballot(ballot.epoch, ballot.staged | bit, ballot.skipped, words)
-    else:
-        ballot = Ballot(ballot.epoch, ballot.staged, ballot.skipped | bit, words)
     rest = tally.ballots[at + (held is not None) :]
-    return Tally(tally.line, (*tally.ballots[:at], ballot, *rest))
+    return Tally(tally.line, (*tally.ballots[:at], joined, *rest))
+
+
+def _first(vote: Staged | Rolled | Skipped) -> int:
+    return reach(vote)[0]
+
+
+def voted(ballot: Ballot, first: int, end: int) -> Staged | Rolled | None:
+    """Find the vote that speaks for all of these domains, if one is held."""
+    at = bisect_right(ballot.votes, first, key=_first) - 1
+    if at >= 0 and end <= reach(ballot.votes[at])[1]:
+        return ballot.votes[at]
+    return None
+
+
+def _skip(roster: Roster, ballot: Ballot, vote: Skipped) -> Ballot:
+    at = bisect_left(ballot.skips, vote.domain, key=_first)
+    held = ballot.skips[at] if at < len(ballot.skips) else None
+    if held == vote:
+        return ballot
+    if voted(ballot, *reach(vote)) or (held is not None and held.domain == vote.domain):
+        raise Conflict(f"{roster.ids[vote.domain]} voted twice on {vote.epoch}")
+    return Ballot(ballot.epoch, ballot.votes, (*ballot.skips[:at], vote, *ballot.skips[at:]))
+
+
+def _add(roster: Roster, ballot: Ballot, vote: Staged | Rolled) -> Ballot:
+    first, end = reach(vote)
+    twice = next((skip.domain for skip in ballot.skips if first <= skip.domain < end), None)
+    held = voted(ballot, first, end)
+    if twice is not None or (held is not None and reach(held) == (first, end) and held != vote):
+        raise Conflict(
+            f"{roster.ids[first if twice is None else twice]} voted twice on {vote.epoch}"
+        )
+    if held is not None:
+        return ballot
+    low = bisect_left(ballot.votes, first, key=_first)
+    high = bisect_left(ballot.votes, end, key=_first)  # what lies between is a part of the vote
+    votes = _rolled(roster, [*ballot.votes[:low], vote, *ballot.votes[high:]], low)
+    return Ballot(ballot.epoch, votes, ballot.skips)
+
+
+def _rolled(roster: Roster, votes: list[Staged | Rolled], at: int) -> tuple[Staged | Rolled, ...]:
+    """Roll up what the vote at this place makes whole."""
+    tree = roster.tree
+    while tree is not None:
+        if at and tree.joins(reach(votes[at - 1]), reach(votes[at])):
+            at -= 1
+        elif at + 1 == len(votes) or not tree.joins(reach(votes[at]), reach(votes[at + 1])):
+            break
+        left, right = votes[at : at + 2]
+        first, end = _first(left), reach(right)[1]
+        root = node(_hash(roster, left), _hash(roster, right))
+        votes[at : at + 2] = [Rolled(first, end - first, left.epoch, root)]
+    return tuple(votes)
+
+
+def _hash(roster: Roster, vote: Staged | Rolled) -> bytes:
+    """Give the node of the Merkle tree over the attestations that a vote speaks for."""
+    if isinstance(vote, Rolled):
+        return vote.root
+    return leaf(f"{roster.ids[vote.domain]}={vote.digest}")
 
 
 def waiting(roster: Roster, tier: int, ballot: Ballot) -> int:
     """Mask the domains whose vote is still awaited; 0 where every shard has its k_T copies."""
-    need = roster.needs[tier]
+    need, staged = roster.needs[tier], ballot.staged
+    if roster.tree is not None:  # all of the tier is needed
+        first, end = roster.tree.span(roster.copies[tier][0][0])
+        return (1 << end) - (1 << first) & ~staged & ~ballot.skipped
     missing = 0
     for mask in roster.holders[tier]:
-        if (ballot.staged & mask).bit_count() < need:
-            missing |= mask & ~ballot.staged & ~ballot.skipped
-    return missing
+        if (staged & mask).bit_count() < need:
+            missing |= mask & ~staged
+    return missing & ~ballot.skipped
 
 
 def awaited(roster: Roster, tier: int, tally: Tally, ballot: Ballot) -> int:
@@ -112,7 +210,7 @@ def awaited(roster: Roster, tier: int, tally: Tally, ballot: Ballot) -> int:
     may still be persisting this one.) Failed saves that are tried again at another step on each
     rank end like that.
     """
-    if ballot.skipped:
+    if ballot.skips:
         return 0
     late = waiting(roster, tier, ballot)
     beyond = 0
@@ -124,8 +222,12 @@ def awaited(roster: Roster, tier: int, tally: Tally, ballot: Ballot) -> int:
 
 def complete(roster: Roster, tier: int, ballot: Ballot) -> bool:
     """Say whether Conv_T holds: every shard is staged by at least k_T of its domains."""
-    need = roster.needs[tier]
-    return all((ballot.staged & mask).bit_count() >= need for mask in roster.holders[tier])
+    if roster.tree is not None:  # all of the tier is needed, so it is one vote
+        return bool(ballot.votes) and reach(ballot.votes[0]) == roster.tree.span(
+            _first(ballot.votes[0])
+        )
+    need, staged = roster.needs[tier], ballot.staged
+    return all((staged & mask).bit_count() >= need for mask in roster.holders[tier])
 
 
 def void(roster: Roster, ballot: Ballot) -> bool:
@@ -133,20 +235,25 @@ def void(roster: Roster, ballot: Ballot) -> bool:
 
     Votes are write-once, so this is as stable as convergence.
     """
+    skipped = ballot.skipped
+    shards = [roster.configuration.domains[skip.domain].shard for skip in ballot.skips]
     return any(
-        not any(holders[shard] & ~ballot.skipped for holders in roster.holders)
-        for shard in range(roster.configuration.shards)
+        all(skipped >> i & 1 for tier in roster.copies for i in tier[shard]) for shard in shards
     )
 
 
 def certify(roster: Roster, tier: int, ballot: Ballot) -> Certificate:
     """Write the certificate of a complete ballot."""
-    members = bits(sum(roster.holders[tier]))
-    leaves = [f"{roster.ids[i]}={ballot.said[i]}" for i in members]
+    if roster.tree is not None:
+        root = _hash(roster, ballot.votes[0]).hex()
+    else:
+        said = {vote.domain: vote.digest for vote in ballot.votes if isinstance(vote, Staged)}
+        said |= {skip.domain: skip.reason for skip in ballot.skips}
+        members = sorted(i for held in roster.copies[tier] for i in held)
+        root = merkle_root([f"{roster.ids[i]}={said.get(i, '')}" for i in members])
     return Certificate(
-        roster.configuration.run, roster.digest, roster.tiers[tier], ballot.epoch,
-        merkle_root(leaves),
-    )  # fmt: skip
+        roster.configuration.run, roster.digest, roster.tiers[tier], ballot.epoch, root
+    )
 
 
 def learn(tally: Tally, certificate: Certificate) -> Tally:

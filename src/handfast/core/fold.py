@@ -30,7 +30,7 @@ from handfast.core.messages import (
     Valid,
 )
 from handfast.core.recover import eligible
-from handfast.core.state import Member, Peer
+from handfast.core.state import Member, Peer, Peers
 
 __all__ = ["boot", "fold"]
 
@@ -98,7 +98,7 @@ def _configured(state: Member, record: Configured) -> Member:
         recovery=None,
         persisting=(),
         tallies=(converge.Tally(),) * len(roster.tiers),
-        peers=(Peer(),) * roster.size,
+        peers=Peers(),
     )
 
 
@@ -112,7 +112,8 @@ def _frozen(state: Member, record: Frozen) -> Member:
         round=record.round,
         recovery=recover.join(recovery, record),
         tallies=tuple(converge.Tally(tally.line) for tally in state.tallies),
-        peers=tuple(Peer(peer.incarnation) for peer in state.peers),
+        peers=Peers(tuple((at, Peer(peer.incarnation)) for at, peer in state.peers.heard)),
+        turned=-1,
         checking=None,
         told=None,
         persisting=(),

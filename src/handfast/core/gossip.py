@@ -1,15 +1,18 @@
 """Who lacks what: grow-only facts, masks of what a peer holds, and nothing that a timer decides.
 
-A member sends its own new facts to all its neighbours at once. What is lost is found by
-comparing masks: every message shows what its sender holds, so a peer that lacks something gets it
-at the next tick, and once both masks agree nothing more is sent (L5).
+A member sends its own new facts to all its neighbours at once; but where there is a tree, votes go
+up it and certificates down (:mod:`~handfast.core.overlay`). What is lost is found by comparing
+masks: every message shows what its sender holds, so a peer that lacks something gets it at the next
+tick, and once both masks agree nothing more is sent (L5).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
+from typing import TypeVar
 
-from handfast.core.converge import Ballot
+from handfast.core.converge import Ballot, reach, voted
 from handfast.core.lattice import Epoch
 from handfast.core.membership import bits
 from handfast.core.messages import (
@@ -18,6 +21,7 @@ from handfast.core.messages import (
     Fact,
     Knows,
     Restored,
+    Rolled,
     Skipped,
     Staged,
     Valid,
@@ -27,20 +31,24 @@ from handfast.core.messages import (
 from handfast.core.recover import Check, Recovery
 from handfast.core.state import Member
 
-__all__ = ["knows", "lacking", "merge", "restless"]
+T = TypeVar("T")
+
+__all__ = ["held", "knows", "lacking", "merge", "restless", "turn"]
 
 
 def knows(member: Member) -> Knows:
     """Sum up what a member holds of its generation."""
     tallies = member.tallies
-    votes = tuple(
-        (tier, ballot.epoch, pack(ballot.staged | ballot.skipped))
-        for tier, tally in enumerate(tallies)
-        for ballot in tally.ballots
-    )
+    open_ = [(tier, ballot) for tier, tally in enumerate(tallies) for ballot in tally.ballots]
+    votes: tuple[tuple[int, Epoch, bytes], ...] = ()
+    spans: tuple[tuple[int, Epoch, tuple[int, ...]], ...] = ()
+    if member.roster is not None and member.roster.tree is not None:
+        spans = tuple((tier, b.epoch, _span((*b.votes, *b.skips))) for tier, b in open_)
+    else:
+        votes = tuple((tier, b.epoch, pack(b.staged | b.skipped)) for tier, b in open_)
     lines = tuple(tally.line.epoch if tally.line else None for tally in tallies)
     if member.open or member.recovery is None:
-        return Knows(restored=member.open, lines=lines, votes=votes)
+        return Knows(restored=member.open, lines=lines, votes=votes, spans=spans)
     recovery = member.recovery
     return Knows(
         frozen=pack(recovery.frozen),
@@ -48,7 +56,36 @@ def knows(member: Member) -> Knows:
         accepted=_mask(recovery.accepted),
         declined=pack(sum(1 << declined.shard for declined in recovery.declined)),
         votes=votes,
+        spans=spans,
     )
+
+
+def _span(votes: Sequence[Staged | Rolled | Skipped]) -> tuple[int, ...]:
+    return _stretches([reach(vote) for vote in votes])
+
+
+def _stretches(pairs: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+    """Write places as the first and the end of each stretch of them, whatever the pieces were."""
+    found: list[int] = []
+    for first, end in sorted(pairs):
+        if found and first <= found[-1]:
+            found[-1] = max(found[-1], end)
+        else:
+            found += [first, end]
+    return tuple(found)
+
+
+def _pairs(span: Sequence[int]) -> Iterator[tuple[int, int]]:
+    return zip(span[::2], span[1::2], strict=False)
+
+
+def held(knows: Knows) -> dict[tuple[int, Epoch], int]:
+    """Mask, for each tier and epoch, the domains whose vote a peer has shown that it holds."""
+    shown = {(tier, epoch): unpack(mask) for tier, epoch, mask in knows.votes}
+    for tier, epoch, span in knows.spans:
+        mask = sum((1 << end) - (1 << first) for first, end in _pairs(span))
+        shown[tier, epoch] = shown.get((tier, epoch), 0) | mask
+    return shown
 
 
 def _mask(row: Sequence[object | None]) -> bytes:
@@ -66,6 +103,10 @@ def merge(old: Knows, new: Knows) -> Knows:
     votes = {(tier, epoch): mask for tier, epoch, mask in old.votes}
     for tier, epoch, mask in new.votes:
         votes[tier, epoch] = _union(votes.get((tier, epoch), b""), mask)
+    spans = {(tier, epoch): span for tier, epoch, span in old.spans}
+    for tier, epoch, span in new.spans:
+        both = (*_pairs(spans.get((tier, epoch), ())), *_pairs(span))
+        spans[tier, epoch] = _stretches(both)
     checks = dict(old.checks)
     for epoch, mask in new.checks:
         checks[epoch] = _union(checks.get(epoch, b""), mask)
@@ -77,6 +118,7 @@ def merge(old: Knows, new: Knows) -> Knows:
         restored=old.restored or new.restored,
         lines=_highest(old.lines, new.lines),
         votes=_above(votes, _highest(old.lines, new.lines)),
+        spans=_above(spans, _highest(old.lines, new.lines)),
     )
 
 
@@ -92,17 +134,17 @@ def _highest(
 
 
 def _above(
-    votes: dict[tuple[int, Epoch], bytes], lines: tuple[Epoch | None, ...]
-) -> tuple[tuple[int, Epoch, bytes], ...]:
+    votes: dict[tuple[int, Epoch], T], lines: tuple[Epoch | None, ...]
+) -> tuple[tuple[int, Epoch, T], ...]:
     """Forget the votes that a peer's own line supersedes."""
     return tuple(
         (tier, epoch, mask)
-        for (tier, epoch), mask in sorted(votes.items())
+        for (tier, epoch), mask in sorted(votes.items(), key=itemgetter(0))
         if not lines or (line := lines[tier]) is None or epoch > line
     )
 
 
-def lacking(member: Member, peer: Knows) -> tuple[Fact, ...]:
+def lacking(member: Member, peer: Knows) -> tuple[Fact | Rolled, ...]:
     """List the facts that a member holds and a peer does not, certificates first.
 
     In a recovery these are its own facts only: of what converged before, the restore certificate
@@ -112,15 +154,15 @@ def lacking(member: Member, peer: Knows) -> tuple[Fact, ...]:
         if member.recovery is None or peer.restored:
             return ()
         return tuple(_lacking_recovery(member.recovery, peer))
-    facts: list[Fact] = [] if peer.restored else [Restored(member.restored)]
-    held = {(tier, epoch): unpack(mask) for tier, epoch, mask in peer.votes}
+    facts: list[Fact | Rolled] = [] if peer.restored else [Restored(member.restored)]
+    shown = held(peer)
     for tier, tally in enumerate(member.tallies):
         line = peer.lines[tier] if peer.lines else None
         if tally.line is not None and (line is None or line < tally.line.epoch):
             facts.append(Converged(tally.line))
         for ballot in tally.ballots:
             if line is None or ballot.epoch > line:
-                facts += _votes(ballot, held.get((tier, ballot.epoch), 0))
+                facts += _votes(ballot, shown.get((tier, ballot.epoch), 0))
     return tuple(facts)
 
 
@@ -150,20 +192,85 @@ def _judgements(recovery: Recovery, check: Check, held: int) -> list[Fact]:
     return valid + [Bad(i, generation, check.epoch, said[i]) for i in bits(check.bad & ~held)]
 
 
-def _votes(ballot: Ballot, held: int) -> list[Fact]:
-    staged: list[Fact] = [
-        Staged(i, ballot.epoch, ballot.said[i]) for i in bits(ballot.staged & ~held)
-    ]
-    return staged + [Skipped(i, ballot.epoch, ballot.said[i]) for i in bits(ballot.skipped & ~held)]
+def _votes(ballot: Ballot, held: int) -> list[Fact | Rolled]:
+    said = ((vote, *reach(vote)) for vote in (*ballot.votes, *ballot.skips))
+    return [vote for vote, first, end in said if ((1 << end) - (1 << first)) & ~held]
 
 
 def restless(member: Member) -> int:
-    """Mask the neighbours that a tick would send to: 0 once all are known to agree."""
-    if member.roster is None or member.generation == 0:
+    """Mask the neighbours that ticks would send to: 0 once all are known to agree."""
+    roster = member.roster
+    if roster is None or member.generation == 0:
         return 0
-    peers = member.peers
-    return sum(
-        1 << i
-        for i in member.roster.neighbours[member.me]
-        if peers[i].owed or lacking(member, peers[i].knows)
+    return sum(1 << i for i in roster.neighbours[member.me] if _due(member, i))
+
+
+def _due(member: Member, at: int) -> bool:
+    peer = member.peers[at]
+    if peer.owed:
+        return True
+    if _beside(member, at) and not _asks(member, peer.knows):
+        return False
+    return bool(lacking(member, peer.knows))
+
+
+def _asks(member: Member, peer: Knows) -> bool:
+    """Say whether there is a reason to speak to a neighbour beside the tree.
+
+    That is an epoch that is open here, or there though it has converged here, or a recovery there.
+    What it was not heard of the tree will tell it.
+    """
+    lines = [tally.line for tally in member.tallies]
+    return (
+        any(tally.ballots for tally in member.tallies)
+        or any((line := lines[tier]) and epoch <= line.epoch for tier, epoch, _ in peer.spans)
+        or not (peer.restored or peer == Knows())
     )
+
+
+def _beside(member: Member, at: int) -> bool:
+    """Say whether a neighbour is none in the tree that carries an open generation's votes."""
+    tree = member.roster.tree if member.roster is not None and member.open else None
+    return tree is not None and tree.above(member.me) != at and tree.above(at) != member.me
+
+
+def turn(member: Member) -> tuple[int, int]:
+    """Mask whom this tick sends to, and say which neighbour beside the tree is among them.
+
+    Next to each other in the tree: all that are restless. Beside it one at a time, and another the
+    next time, while the job saves: a rank that is slow costs each member one message a tick, and a
+    tree that is broken heals in about as many ticks as there are neighbours.
+    """
+    loud = bits(restless(member))
+    beside = [i for i in loud if _beside(member, i)]
+    later = [i for i in beside if i > member.turned]
+    chosen = (later or beside)[:1]
+    to = sum(1 << i for i in loud if i not in beside or i in chosen)
+    return to, chosen[0] if chosen else member.turned
+
+
+def rolls(before: Member, after: Member) -> int:
+    """Mask whom the tree is to tell of what a step has come to.
+
+    A domain that holds the votes of all the blocks that it leads tells who is above it. Who comes
+    to know that an epoch converged tells all that are next to it.
+    """
+    roster = after.roster
+    if roster is None or roster.tree is None or not (before.open and after.open):
+        return 0
+    tree, me = roster.tree, after.me
+    risen = [
+        (tier, new.line.epoch)
+        for tier, (old, new) in enumerate(zip(before.tallies, after.tallies, strict=True))
+        if new.line is not None and new.line != old.line
+    ]
+    to = sum(1 << i for i in tree.next_to(me) if _behind(after.peers[i].knows.lines, risen))
+    above, tier, block = tree.above(me), roster.tier_of[me], tree.block(me)
+    told = [b.epoch for b in before.tallies[tier].ballots if voted(b, *block)]
+    whole = [b.epoch for b in after.tallies[tier].ballots if voted(b, *block)]
+    return to if above is None or set(whole) <= set(told) else to | 1 << above
+
+
+def _behind(lines: tuple[Epoch | None, ...], risen: Sequence[tuple[int, Epoch]]) -> bool:
+    """Say whether a peer has not shown that it knows one of these lines."""
+    return any(not lines or (line := lines[t]) is None or line < epoch for t, epoch in risen)

@@ -19,8 +19,13 @@ case of c = 0 both ways. :func:`greatest_below` and :func:`greatest_retained` fi
 vector that keeps them, or the constraints that contradict each other.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+from operator import and_, or_
 from typing import TypeAlias, TypeVar
 
 import msgspec
@@ -33,6 +38,7 @@ __all__ = [
     "Skew",
     "Solution",
     "Vector",
+    "Wide",
     "ceiling",
     "consistent",
     "diagonal",
@@ -41,12 +47,14 @@ __all__ = [
     "greatest_retained",
     "join",
     "leq",
+    "mask",
     "meet",
     "mixed",
     "recoverable",
     "recovery_line",
     "skew",
     "violated",
+    "wide_line",
     "without",
 ]
 
@@ -178,6 +186,101 @@ def _some(vector: Sequence[Epoch]) -> Sequence[Epoch]:
     return vector
 
 
+# Very many domains: the same operations, on bits
+
+
+class Wide(msgspec.Struct, frozen=True, array_like=True):
+    """A vector of ``size`` domains, as its cuts: (epoch, mask of who is there or above), ascending.
+
+    Each mask is a proper part of the one before, and the first has everybody (as in Birkhoff's
+    representation; Davey and Priestley, ch. 5). Few epochs are about at one time, so that is few
+    ints, to meet is AND and to join is OR. What it means is said by the plain functions above.
+    """
+
+    size: int
+    cuts: tuple[tuple[Epoch, int], ...]
+
+    @staticmethod
+    def of(vector: Sequence[Epoch]) -> Wide:
+        """Take a vector of one epoch a domain. Raises ValueError for one of no domains."""
+        if not vector:
+            raise ValueError("a vector of no domains has no epoch: give one for each domain")
+        at: dict[Epoch, list[int]] = {}
+        for i, epoch in enumerate(vector):
+            at.setdefault(epoch, []).append(i)
+        cuts, above = [], 0
+        for epoch in sorted(at, reverse=True):
+            above |= mask(at[epoch], len(vector))
+            cuts.append((epoch, above))
+        return Wide(len(vector), tuple(reversed(cuts)))
+
+    def vector(self) -> tuple[Epoch, ...]:
+        """Give back one epoch a domain."""
+        found = [self.cuts[0][0]] * self.size
+        for epoch, above in self.cuts[1:]:
+            for i, bit in enumerate(reversed(f"{above:b}")):
+                if bit == "1":
+                    found[i] = epoch
+        return tuple(found)
+
+    def above(self, epoch: Epoch) -> int:
+        """Mask the domains that are at an epoch or above it."""
+        return next((above for at, above in self.cuts if at >= epoch), 0)
+
+    def meet(self, other: Wide) -> Wide:
+        """Give the greatest vector below both. Raises ValueError where the sizes differ."""
+        return self._merge(other, and_)
+
+    def join(self, other: Wide) -> Wide:
+        """Give the least vector above both. Raises ValueError where the sizes differ."""
+        return self._merge(other, or_)
+
+    def _merge(self, other: Wide, how: Callable[[int, int], int]) -> Wide:
+        epochs = self._epochs(other)
+        cuts = [(epoch, how(self.above(epoch), other.above(epoch))) for epoch in epochs]
+        last = (cuts[-1][0], 0)
+        return Wide(self.size, tuple(a for a, b in pairwise((*cuts, last)) if a[1] != b[1]))
+
+    def _epochs(self, other: Wide) -> list[Epoch]:
+        if self.size != other.size:
+            raise ValueError(f"vectors of {self.size} and {other.size} domains can't be compared")
+        return sorted({epoch for epoch, _ in (*self.cuts, *other.cuts)})
+
+    def leq(self, other: Wide) -> bool:
+        """Tell whether no domain is further here. Raises ValueError where the sizes differ."""
+        return not any(self.above(e) & ~other.above(e) for e in self._epochs(other))
+
+    def floor(self) -> Epoch:
+        """Give the epoch of the greatest consistent vector below."""
+        return self.cuts[0][0]
+
+    def ceiling(self) -> Epoch:
+        """Give the epoch of the least consistent vector above."""
+        return self.cuts[-1][0]
+
+    def skew(self, *, one_timeline: bool = False) -> Skew:
+        """Measure how far the domains are apart; see :func:`handfast.core.lattice.skew`."""
+        generations = len({epoch.generation for epoch, _ in self.cuts})
+        apart = self.ceiling().step - self.floor().step
+        return Skew(
+            len(self.cuts), generations, apart if generations == 1 or one_timeline else None
+        )
+
+
+def mask(domains: Sequence[int], size: int) -> int:
+    """Write domains as a mask, in time linear in their number and the size."""
+    bits = bytearray(b"0" * size)
+    for i in domains:
+        bits[size - 1 - i] = 49  # the digit 1
+    return int(bits or b"0", 2)
+
+
+def wide_line(retained: Mapping[Epoch, int], size: int) -> Epoch | None:
+    """Find the recovery line, where ``retained`` masks who of ``size`` domains holds each epoch."""
+    everyone = (1 << size) - 1
+    return max((epoch for epoch, held in retained.items() if held == everyone), default=None)
+
+
 # Retained sets
 
 
@@ -269,7 +372,8 @@ def greatest_below(top: Sequence[int], constraints: Sequence[Constraint]) -> Sol
     max-closed; Jeavons and Cooper 1995), so that if there is one, there is a greatest. It is found
     as the Bellman-Ford algorithm finds shortest paths: lower ``v_i`` to ``v_j + bound`` wherever
     it is above, until nothing is. The outcome depends on the set of constraints, not on their
-    order. Time O(domains x constraints), times the length of the chain of reasons for a conflict.
+    order. Time O(constraints x log domains) where no bound is negative, else O(domains x
+    constraints); for a conflict, times the length of the chain of reasons.
 
     Raises ValueError for a constraint on a domain that ``top`` does not have.
     """
@@ -303,7 +407,9 @@ def _solve(
     for domain, steps in enumerate(levels):
         if not steps:
             return Conflict(domain, ())
-    outcome = _descend(levels, sorted(frozenset(constraints)), patience)
+    outcome = _descend(levels, constraints, patience)
+    if isinstance(outcome, Conflict):  # so that it names the same, whatever the order
+        outcome = _descend(levels, sorted(frozenset(constraints)), patience)
     if isinstance(outcome, Conflict):
         for edge in outcome.edges:
             rest = [other for other in outcome.edges if other != edge]
@@ -318,7 +424,7 @@ class _Cause:
 
     __slots__ = ("before", "depth", "edge")
 
-    def __init__(self, edge: Constraint, before: "_Cause | None") -> None:
+    def __init__(self, edge: Constraint, before: _Cause | None) -> None:
         self.edge = edge
         self.before = before
         self.depth: int = before.depth + 1 if before else 1
@@ -343,29 +449,45 @@ def _descend(
     there are domains (``patience``) ends it: it names a domain twice, lower the second time, so
     that the edges between sum to less than 0 and would lower each other for ever.
 
+    *In time*: the lowest goes first, as in Dijkstra's algorithm; where no bound is negative it is
+    not lowered again, unless by a gap in its levels. Where one is, they go in rounds, the lowest of
+    a round first, in Bellman and Ford's way: lowest first alone may take exponentially long.
+
     *The reasons*: the edges of the chain alone, in turn, do the same again; so they conflict.
     """
-    place = [len(steps) - 1 for steps in levels]
+    at = [steps[-1] for steps in levels]
     causes: list[_Cause | None] = [None] * len(levels)
     leaving: list[list[Constraint]] = [[] for _ in levels]
     for edge in edges:
         leaving[edge.j].append(edge)
-    waiting = dict.fromkeys(range(len(levels)))
+    rounds = any(edge.bound < 0 for edge in edges)
+    waiting = [(0, step, j) for j, step in enumerate(at)]
+    heapify(waiting)
+    changed = [True] * len(levels)
     while waiting:
-        lowered: dict[int, None] = {}
-        for j in waiting:
-            for edge in leaving[j]:
-                i, limit = edge.i, levels[j][place[j]] + edge.bound
-                if levels[i][place[i]] <= limit:
-                    continue
-                place[i] = bisect_right(levels[i], limit, 0, place[i]) - 1
-                cause = _Cause(edge, causes[j])
-                if place[i] < 0 or cause.depth >= patience:
-                    return Conflict(i, tuple(dict.fromkeys(cause.chain())))
-                causes[i] = cause
-                lowered[i] = None
-        waiting = lowered
-    return Solution(tuple(steps[at] for steps, at in zip(levels, place, strict=True)))
+        turn, _, j = heappop(waiting)
+        if not changed[j]:
+            continue
+        changed[j] = False
+        for edge in leaving[j]:
+            i, limit = edge.i, at[j] + edge.bound
+            if at[i] <= limit:
+                continue
+            cause = _Cause(edge, causes[j])
+            below = _at_most(levels[i], limit)
+            if below is None or cause.depth >= patience:
+                return Conflict(i, tuple(dict.fromkeys(cause.chain())))
+            at[i], causes[i], changed[i] = below, cause, True
+            heappush(waiting, (turn + rounds, below, i))
+    return Solution(tuple(at))
+
+
+def _at_most(steps: Sequence[int], limit: int) -> int | None:
+    """Find the greatest of the ascending steps that is no greater than a limit."""
+    if isinstance(steps, range):  # from 0 on, without gaps
+        return limit if limit >= 0 else None
+    place = bisect_right(steps, limit)
+    return steps[place - 1] if place else None
 
 
 def _check(domains: int, constraints: Sequence[Constraint]) -> None:

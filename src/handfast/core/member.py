@@ -35,6 +35,7 @@ from handfast.core.messages import (
     Report,
     RestoreCertificate,
     Restored,
+    Rolled,
     Skipped,
     Staged,
     Valid,
@@ -55,10 +56,10 @@ class _Turn:
     get whatever they seem to lack; ``hello`` those that are asked for what this member lacks.
     """
 
-    __slots__ = ("actions", "answers", "hello", "news", "persist", "state")
+    __slots__ = ("actions", "answers", "before", "hello", "news", "persist", "state")
 
     def __init__(self, state: Member) -> None:
-        self.state = state
+        self.before = self.state = state
         self.persist: list[Record] = []
         self.news: list[Fact] = []
         self.actions: list[events.Action] = []
@@ -75,9 +76,10 @@ class _Turn:
         self.state = fold(self.state, record)
 
     def say(self, fact: Frozen | Staged | Skipped | Valid | Bad | Accepted | Restored) -> None:
-        """Write an own fact, and tell it."""
+        """Write an own fact, and tell it; what goes up a tree is told as it is rolled up."""
         self.write(fact)
-        self.news.append(fact)
+        if not isinstance(fact, Staged) or self.state.roster is None or not self.state.roster.tree:
+            self.news.append(fact)
 
     def do(self, action: events.Action) -> None:
         self.actions.append(action)
@@ -249,9 +251,10 @@ def _received(turn: _Turn, event: events.Received) -> None:
     known = message.knows
     if not fresh and not message.hello:
         known = gossip.merge(peer.knows, message.knows)
-    owed = bool(message.facts) or (peer.owed and not fresh)
-    _set_peer(turn, message.sender, Peer(message.incarnation, known, owed))
-    for fact in message.facts:
+    facts = (*message.facts, *message.rolled)
+    owed = bool(facts) or (peer.owed and not fresh)
+    turn.set(peers=state.peers.put(message.sender, Peer(message.incarnation, known, owed)))
+    for fact in facts:
         _learn(turn, state.roster, fact)
     if fresh or message.hello:
         turn.answers |= 1 << message.sender
@@ -280,16 +283,11 @@ def _admitted(turn: _Turn, roster: Roster, message: Message) -> bool:
     return not why
 
 
-def _set_peer(turn: _Turn, at: int, peer: Peer) -> None:
-    peers = turn.state.peers
-    turn.set(peers=(*peers[:at], peer, *peers[at + 1 :]))
-
-
-def _learn(turn: _Turn, roster: Roster, fact: Fact) -> None:
+def _learn(turn: _Turn, roster: Roster, fact: Fact | Rolled) -> None:
     """Join one fact of a peer's; what a member says of itself it knows from its own journal."""
     state = turn.state
     match fact:
-        case Staged() | Skipped():
+        case Staged() | Skipped() | Rolled():
             _learn_vote(turn, roster, fact)
         case Restored():
             _learn_restored(turn, roster, fact.certificate)
@@ -314,18 +312,18 @@ def _places(roster: Roster, fact: Frozen | Valid | Bad | Accepted | Declined) ->
     return roster.configuration.shards if shards else roster.size
 
 
-def _learn_vote(turn: _Turn, roster: Roster, vote: Staged | Skipped) -> None:
+def _learn_vote(turn: _Turn, roster: Roster, vote: Staged | Skipped | Rolled) -> None:
     state = turn.state
-    if vote.epoch.generation != state.generation or not 0 <= vote.domain < roster.size:
+    if vote.epoch.generation != state.generation or not converge.sound(roster, vote):
         turn.do(events.Reject(f"a vote on {vote.epoch} in generation {state.generation}"))
-    elif vote.domain != state.me:
-        tier = roster.tier_of[vote.domain]
-        try:
-            tally = converge.join(roster, state.tallies[tier], vote)
-        except converge.Conflict as conflict:
-            turn.do(events.Reject(str(conflict)))
-        else:
-            turn.state = with_tally(state, tier, tally)
+        return
+    tier = roster.tier_of[converge.reach(vote)[0]]
+    try:
+        tally = converge.join(roster, state.tallies[tier], vote, state.me)
+    except converge.Conflict as conflict:
+        turn.do(events.Reject(str(conflict)))
+    else:
+        turn.state = with_tally(state, tier, tally)
 
 
 def _learn_restored(turn: _Turn, roster: Roster, certificate: RestoreCertificate) -> None:
@@ -355,7 +353,9 @@ def _greet(turn: _Turn, event: events.Greet) -> None:
 
 
 def _tick(turn: _Turn, _: events.Tick) -> None:
-    turn.answers |= gossip.restless(turn.state)
+    to, turned = gossip.turn(turn.state)
+    turn.answers |= to
+    turn.set(turned=turned)
 
 
 # --- what follows -------------------------------------------------------------------------------
@@ -440,30 +440,29 @@ def _release(turn: _Turn, roster: Roster) -> None:
 
 
 def _sends(turn: _Turn) -> tuple[events.Send, ...]:
-    """Tell all neighbours the news, and those that are to be answered all that they lack."""
+    """Tell all neighbours the news, the tree what is whole, and those answered all they lack."""
     state, roster = turn.state, turn.state.roster
     if roster is None or state.generation == 0:
         return ()
-    to = turn.answers
-    if turn.news:
-        to |= sum(1 << i for i in roster.neighbours[state.me])
+    news = sum(1 << i for i in roster.neighbours[state.me]) if turn.news else 0
+    rolls = gossip.rolls(turn.before, state)
+    to = turn.answers | news | rolls
     if not to:
         return ()
-    shown = gossip.knows(state)
+    shown, peers = gossip.knows(state), state.peers
     sends = []
     for i in bits(to):
-        answered = turn.answers >> i & 1
-        facts = gossip.lacking(state, state.peers[i].knows) if answered else tuple(turn.news)
+        all_ = (turn.answers | rolls) >> i & 1
+        facts = gossip.lacking(state, peers[i].knows) if all_ else tuple(turn.news)
         message = Message(
-            state.me, state.incarnation, state.generation, state.round, roster.digest, facts, shown,
-            bool(turn.hello >> i & 1),
+            state.me, state.incarnation, state.generation, state.round, roster.digest,
+            tuple(fact for fact in facts if not isinstance(fact, Rolled)), shown,
+            bool(turn.hello >> i & 1), tuple(fact for fact in facts if isinstance(fact, Rolled)),
         )  # fmt: skip
         sends.append(events.Send(i, message))
-    paid = tuple(
-        _replace(peer, owed=False) if peer.owed and to >> i & 1 else peer
-        for i, peer in enumerate(state.peers)
-    )
-    turn.set(peers=paid)
+        if peers[i].owed:
+            peers = peers.put(i, _replace(peers[i], owed=False))
+    turn.set(peers=peers)
     return tuple(sends)
 
 

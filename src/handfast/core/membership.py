@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Final
 
 import msgspec
 
+from handfast.core.overlay import FANOUT, Tree
 from handfast.core.verdict import Verdict
 
 __all__ = [
@@ -48,17 +50,28 @@ class Configuration(msgspec.Struct, frozen=True, array_like=True):
     """Tiers, domains and how many domains of a tier must hold each shard.
 
     ``need`` pairs every tier with k_T; the order of ``domains`` is the order of every mask, vector
-    and Merkle tree.
+    and Merkle tree. ``fanout`` is that of the tree, see :class:`Roster`: 0 leaves it to the size,
+    1 wants no tree.
     """
 
     run: str
     shards: int
     domains: tuple[Domain, ...]
     need: tuple[tuple[str, int], ...]
+    fanout: int = 0
+
+    def content(self) -> tuple[object, ...]:
+        """List the fields as they are journaled and hashed.
+
+        What the format did not have from the first is left out where it says nothing: so what an
+        earlier release wrote has the same bytes, and the same name, in this one.
+        """
+        fields = (self.run, self.shards, self.domains, self.need, self.fanout)
+        return fields if self.fanout else fields[:-1]
 
     def digest(self) -> str:
         """Name this configuration by its content: 32 hexadecimal characters."""
-        return hashlib.blake2b(msgspec.msgpack.encode(self), digest_size=16).hexdigest()
+        return hashlib.blake2b(msgspec.msgpack.encode(self.content()), digest_size=16).hexdigest()
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True):
@@ -70,24 +83,17 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Roster:
-    """A configuration with its masks worked out once. Equal where the digests are equal.
+    """A configuration with what follows from it worked out once. Equal where the digests are.
 
-    A mask is an int with bit i set for ``configuration.domains[i]``.
+    A mask is an int with bit i set for ``configuration.domains[i]``. ``copies[t][s]`` lists the
+    domains of tier t that hold shard s, P_T(s) in the design; ``holders[t][s]`` is their mask.
+    ``homes[s]`` is the rank's own voice: the first domain of its shard. ``neighbours[i]`` is whom
+    member i talks to.
+
+    ``tree`` is there where it can be, which is where every domain's vote is needed (k_T is all of
+    P_T(s)) and each tier is one piece of the order; and where it is worth it, which is in a job
+    that is not small. Else it is None, and all is gossip.
     """
-
-    __slots__ = (
-        "configuration",
-        "digest",
-        "everyone",
-        "holders",
-        "homes",
-        "ids",
-        "needs",
-        "neighbours",
-        "size",
-        "tier_of",
-        "tiers",
-    )
 
     def __init__(self, configuration: Configuration) -> None:
         domains = configuration.domains
@@ -99,27 +105,34 @@ class Roster:
         self.tiers = tuple(tier for tier, _ in configuration.need)
         self.needs = tuple(need for _, need in configuration.need)
         self.tier_of = tuple(self.tiers.index(domain.tier) for domain in domains)
-        # holders[t][s]: the domains of tier t that hold shard s, P_T(s) in the design.
-        self.holders = tuple(
-            tuple(
-                sum(1 << i for i, d in enumerate(domains) if d.tier == tier and d.shard == shard)
-                for shard in range(configuration.shards)
-            )
-            for tier in self.tiers
-        )
-        # The rank's own voice: the first domain of its shard in configuration order.
-        self.homes = tuple(
-            next((i for i, d in enumerate(domains) if d.shard == shard), -1)
-            for shard in range(configuration.shards)
-        )
-        self.neighbours = tuple(_neighbours(i, self.size) for i in range(self.size))
+        held: list[list[list[int]]] = [
+            [[] for _ in range(configuration.shards)] for _ in self.tiers
+        ]
+        homes = [-1] * configuration.shards
+        for i, (domain, tier) in enumerate(zip(domains, self.tier_of, strict=True)):
+            if not 0 <= domain.shard < configuration.shards:
+                raise ValueError(
+                    f"domain {domain.id} is of shard {domain.shard}, which is not there"
+                )
+            held[tier][domain.shard].append(i)
+            if homes[domain.shard] < 0:
+                homes[domain.shard] = i
+        self.copies = tuple(tuple(map(tuple, shards)) for shards in held)
+        self.homes = tuple(homes)
         self._check()
+        self.tree = _tree(self)
+        self.neighbours = _Neighbours(self)
+
+    @cached_property
+    def holders(self) -> tuple[tuple[int, ...], ...]:
+        """Mask, for each tier and shard, the domains that hold it."""
+        return tuple(tuple(sum(1 << i for i in held) for held in tier) for tier in self.copies)
 
     def _check(self) -> None:
         if len(set(self.ids)) != self.size:
             raise ValueError("a configuration names one domain twice")
-        for tier, need, shards in zip(self.tiers, self.needs, self.holders, strict=True):
-            short = [s for s, mask in enumerate(shards) if mask.bit_count() < need]
+        for tier, need, shards in zip(self.tiers, self.needs, self.copies, strict=True):
+            short = [s for s, held in enumerate(shards) if len(held) < need]
             if need < 1 or short:
                 raise ValueError(
                     f"tier {tier!r} needs {need} domains a shard; shards {short} have fewer"
@@ -153,17 +166,42 @@ def bits(mask: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _neighbours(me: int, size: int) -> tuple[int, ...]:
-    """Choose whom a member talks to: everyone in a small job, else i +- 2^k round the ring.
+def _tree(roster: Roster) -> Tree | None:
+    fanout = roster.configuration.fanout
+    if fanout == 1 or (not fanout and roster.size <= _COMPLETE_GRAPH_UP_TO):
+        return None
+    spans = []
+    for need, shards in zip(roster.needs, roster.copies, strict=True):
+        places = sorted(i for held in shards for i in held)
+        first, end = places[0], places[-1] + 1
+        if not len(places) == need * len(shards) == end - first:
+            return None
+        spans.append((first, end))
+    return Tree(tuple(sorted(spans)), fanout or FANOUT)
 
-    The ring with chords has degree 2 log2 n and diameter at most log2 n, needs no coordination to
-    build, and stays connected when any log2 n members are away.
+
+class _Neighbours(dict[int, tuple[int, ...]]):
+    """Whom each member talks to, worked out for whoever is asked for.
+
+    That is everyone in a small job, else i +- 2^k round the ring, and those next to it in the tree
+    if there is one. The ring with chords has degree 2 log2 n and diameter at most log2 n, needs no
+    coordination to build, and stays connected when any log2 n members are away.
     """
-    if size <= _COMPLETE_GRAPH_UP_TO:
-        return tuple(i for i in range(size) if i != me)
-    reach = [1 << k for k in range((size // 2).bit_length())]
-    near = sorted({(me + d) % size for d in reach} | {(me - d) % size for d in reach})
-    return tuple(i for i in near if i != me)
+
+    def __init__(self, roster: Roster) -> None:
+        super().__init__()
+        self._size, self._tree = roster.size, roster.tree
+
+    def __missing__(self, me: int) -> tuple[int, ...]:
+        size, tree = self._size, self._tree
+        near = set(tree.next_to(me)) if tree is not None else set()
+        if size <= _COMPLETE_GRAPH_UP_TO:
+            near.update(range(size))
+        else:
+            reach = [1 << k for k in range((size // 2).bit_length())]
+            near.update((me + d) % size for d in (*reach, *(-d for d in reach)))
+        self[me] = tuple(sorted(near - {me}))
+        return self[me]
 
 
 def succession(

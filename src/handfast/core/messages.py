@@ -40,13 +40,16 @@ __all__ = [
     "Report",
     "RestoreCertificate",
     "Restored",
+    "Rolled",
     "Skipped",
     "Staged",
     "Valid",
     "decode_message",
     "decode_record",
     "encode",
+    "leaf",
     "merkle_root",
+    "node",
     "pack",
     "unpack",
 ]
@@ -150,6 +153,19 @@ class Skipped(_Value, frozen=True, tag="skipped"):
     reason: str
 
 
+class Rolled(_Value, frozen=True, tag="rolled"):
+    """Many votes STAGED as one: ``size`` domains from ``first`` on, all of one tier, staged e.
+
+    ``root`` is the inner node of the tier's Merkle tree over just their attestations. It is drawn
+    from votes that are durable and never journaled: after a crash it is asked for again.
+    """
+
+    first: int
+    size: int
+    epoch: Epoch
+    root: bytes
+
+
 class Valid(_Value, frozen=True, tag="valid"):
     """Every byte of this domain's copy was read and is what was attested."""
 
@@ -234,6 +250,8 @@ class Knows(_Value, frozen=True):
     ``votes`` is (tier, epoch, mask of domains whose vote is held); ``checks`` is (epoch, mask of
     copies judged); ``lines`` is the converged epoch of each tier, or None. On the wire a mask is
     bytes, as :func:`pack` makes them: msgpack's integers end at 64 bits, and jobs do not.
+    ``spans`` is in the place of ``votes`` where there is a tree: not a bit a domain, but the first
+    and the end of each stretch of domains, one after the other.
     """
 
     frozen: bytes = b""
@@ -243,10 +261,15 @@ class Knows(_Value, frozen=True):
     restored: bool = False
     lines: tuple[Epoch | None, ...] = ()
     votes: tuple[tuple[int, Epoch, bytes], ...] = ()
+    spans: tuple[tuple[int, Epoch, tuple[int, ...]], ...] = ()
 
 
 class Message(_Value, frozen=True):
-    """From one member to another: facts, and what the sender holds."""
+    """From one member to another: facts, and what the sender holds.
+
+    ``rolled`` are facts, too. They stand by themselves so that an agent of a release that does not
+    know them reads the rest of the message; it learns what they say from the certificate.
+    """
 
     sender: int
     incarnation: int
@@ -256,6 +279,7 @@ class Message(_Value, frozen=True):
     facts: tuple[Fact, ...]
     knows: Knows
     hello: bool = False
+    rolled: tuple[Rolled, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -265,6 +289,8 @@ _records: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
 
 def encode(value: Message | Record) -> bytes:
     """Encode a message for the wire, or a record for the journal, as msgpack."""
+    if isinstance(value, Configured):
+        return _encoder.encode(("configured", value.configuration.content(), value.founding))
     return _encoder.encode(value)
 
 
@@ -295,16 +321,29 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
         raise msgspec.DecodeError(f"a text is not UTF-8: {error}") from error
 
 
-def merkle_root(leaves: Sequence[str]) -> str:
-    """Hash leaves, in order, into one root of 32 hexadecimal characters.
+def leaf(text: str) -> bytes:
+    """Hash one leaf of a Merkle tree, an attestation say, into 16 bytes."""
+    return hashlib.blake2b(b"\0" + text.encode(), digest_size=16).digest()
+
+
+def node(left: bytes, right: bytes) -> bytes:
+    """Hash two nodes of a Merkle tree into the one above.
 
     Leaves and inner nodes are hashed under different prefixes, so no inner node can pass for a
     leaf (as in RFC 6962, section 2.1).
     """
-    level = [hashlib.blake2b(b"\0" + leaf.encode(), digest_size=16).digest() for leaf in leaves]
+    return hashlib.blake2b(b"\1" + left + right, digest_size=16).digest()
+
+
+def merkle_root(leaves: Sequence[str]) -> str:
+    """Hash leaves, in order, into one root of 32 hexadecimal characters.
+
+    Nodes are paired from the left, level by level; one that is left over goes up as it is. So an
+    aligned run of 2^j leaves, or the end of all that is left of one, has a node of its own.
+    """
+    level = [leaf(text) for text in leaves]
     while len(level) > 1:
-        pairs = zip(level[::2], level[1::2], strict=False)
-        above = [hashlib.blake2b(b"\1" + a + b, digest_size=16).digest() for a, b in pairs]
+        above = [node(a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
         if len(level) % 2:
             above.append(level[-1])
         level = above

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from operator import itemgetter
+
 import msgspec
 
 from handfast.core.converge import Tally
@@ -21,7 +24,7 @@ from handfast.core.messages import (
 from handfast.core.recover import Phase, Recovery
 from handfast.core.retain import Keep
 
-__all__ = ["Member", "Peer"]
+__all__ = ["Member", "Peer", "Peers"]
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -35,6 +38,26 @@ class Peer(msgspec.Struct, frozen=True):
     owed: bool = False
 
 
+class Peers(msgspec.Struct, frozen=True, array_like=True):
+    """What is known of the peers, by their places; only of those that were heard of.
+
+    A member of a large job hears of few, and a job of n members is not to need n^2 places.
+    """
+
+    heard: tuple[tuple[int, Peer], ...] = ()
+
+    def __getitem__(self, at: int) -> Peer:
+        """Give what is known of a peer: nothing yet, where it was not heard of."""
+        i = bisect_left(self.heard, at, key=itemgetter(0))
+        return self.heard[i][1] if i < len(self.heard) and self.heard[i][0] == at else Peer()
+
+    def put(self, at: int, peer: Peer) -> Peers:
+        """Put one peer in its place."""
+        i = bisect_left(self.heard, at, key=itemgetter(0))
+        there = i < len(self.heard) and self.heard[i][0] == at
+        return Peers((*self.heard[:i], (at, peer), *self.heard[i + there :]))
+
+
 class Member(msgspec.Struct, frozen=True):
     """One domain's voice in the protocol.
 
@@ -43,7 +66,8 @@ class Member(msgspec.Struct, frozen=True):
     freeze and its restore certificate. ``restored`` is the highest restore certificate held.
     ``last`` is the highest epoch captured or voted. ``told`` is what the trainer was last told of
     the recovery, so that it is told once. ``keep`` and ``pinned`` are None until a round and the
-    readers' pins were heard of in this incarnation: nothing is released before.
+    readers' pins were heard of in this incarnation: nothing is released before. ``turned`` is the
+    neighbour beside the tree that was last told of open votes by a tick.
     """
 
     id: str
@@ -67,7 +91,8 @@ class Member(msgspec.Struct, frozen=True):
     pinned: tuple[Epoch, ...] | None = None
     keep: Keep | None = None
     window: int = 2
-    peers: tuple[Peer, ...] = ()
+    peers: Peers = Peers()
+    turned: int = -1
 
     @property
     def open(self) -> bool:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import msgspec
 
 from handfast.core import converge, recover
+from handfast.core.gossip import held
 from handfast.core.lattice import Epoch
 from handfast.core.link import Edge, edge
-from handfast.core.messages import unpack
 from handfast.core.state import Member
 
 __all__ = ["DomainView", "Lattice", "left_behind", "view"]
@@ -53,12 +53,12 @@ def view(member: Member) -> Lattice:
     if roster is None:
         return Lattice({})
     shown = {}
+    voted = [[(b.epoch, b.staged) for b in tally.ballots] for tally in member.tallies]
     for i, domain in enumerate(roster.configuration.domains):
         tier = roster.tier_of[i]
         tally = member.tallies[tier]
         line = tally.line.epoch if tally.line else None
-        voted = [ballot.epoch for ballot in tally.ballots if ballot.staged >> i & 1]
-        persisted = voted[-1] if voted else line
+        persisted = max((epoch for epoch, staged in voted[tier] if staged >> i & 1), default=line)
         if i == member.me:
             staged = max((e for e in (*member.persisting, persisted) if e), default=None)
             certified = line
@@ -109,15 +109,10 @@ def _edge(member: Member, peer: int) -> Edge:
     ballot = next((b for b in ballots if (b.staged | b.skipped) & mine), None)
     if ballot is None or peer == member.me:
         return Edge.NONE
-    held = [
-        mask
-        for t, epoch, mask in member.peers[peer].knows.votes
-        if (t, epoch) == (tier, ballot.epoch)
-    ]
     return edge(
         offered=bool(ballot.staged & mine),
         theirs=bool(ballot.staged & theirs),
-        echoed=any(unpack(mask) & mine for mask in held),
+        echoed=bool(held(member.peers[peer].knows).get((tier, ballot.epoch), 0) & mine),
         skipped=bool(ballot.skipped & (mine | theirs)),
     )
 

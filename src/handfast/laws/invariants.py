@@ -18,7 +18,7 @@ from handfast.core.membership import Roster
 from handfast.core.recover import Phase, eligible
 from handfast.core.state import Member
 from handfast.core.view import view
-from handfast.laws.truth import Truth, Turn, Written
+from handfast.laws.truth import Truth, Turn, Written, rolled_up
 
 __all__ = [
     "ALWAYS",
@@ -45,18 +45,24 @@ def s1_attested_is_durable(truth: Truth) -> Iterator[str]:
     for vote in votes:
         if vote not in truth.sound and vote[:2] in kept:
             yield f"{vote[0]} attested {vote[1]}; no such image is on its disk"
+    said = {(d, epoch): digest for d, epoch, digest in votes}
     for send in truth.turn.effects.send if truth.turn else ():
-        ids = truth.roster(send.message.configuration).ids
+        roster = truth.roster(send.message.configuration)
         for fact in [f for f in send.message.facts if isinstance(f, messages.Staged)]:
-            if (ids[fact.domain], fact.epoch, fact.digest) not in votes:
+            if said.get((roster.ids[fact.domain], fact.epoch)) != fact.digest:
                 yield f"a vote on {fact.epoch} was sent before it was durable"
+        for roll in send.message.rolled:
+            ids = roster.ids[roll.first : roll.first + roll.size]
+            root = messages.merkle_root([f"{d}={said.get((d, roll.epoch))}" for d in ids])
+            if root != roll.root.hex():
+                yield f"{ids} were rolled up; these are not their votes on {roll.epoch}"
 
 
 def s2_knowledge_is_sound(truth: Truth) -> Iterator[str]:
     """Whoever knows C_e: k_T domains of every shard of T staged e, or restored it as their base."""
     known = {c.certificate: None for _, c in truth.records(messages.Converged)}
     known |= {t.line: None for m in truth.members for t in m.tallies if t.line is not None}
-    staged = {(d, v.epoch) for d, v in truth.records(messages.Staged)}
+    staged = {(d, v.epoch): v.digest for d, v in truth.records(messages.Staged)}
     bases = {(c.base, c.root): c for c in truth.bases.values()}
     for line in known:
         roster = truth.roster(line.configuration)
@@ -69,6 +75,10 @@ def s2_knowledge_is_sound(truth: Truth) -> Iterator[str]:
         for shard, mask in enumerate(roster.holders[tier]):
             if sum((d, line.epoch) in staged for d in roster.names(mask)) < roster.needs[tier]:
                 yield f"{line.epoch} is known converged in {line.tier} without shard {shard}"
+        names = roster.names(sum(roster.holders[tier]))
+        said = [f"{d}={staged.get((d, line.epoch))}" for d in names]
+        if roster.tree is not None and line.root != messages.merkle_root(said):
+            yield f"{line.epoch} is known converged in {line.tier} by votes that are not its own"
 
 
 def s3_something_is_retained_by_all(truth: Truth) -> Iterator[str]:
@@ -233,6 +243,9 @@ def s9_joins_agree(truth: Truth) -> Iterator[str]:
             theirs = (*b.recovery.reports, *b.recovery.accepted)
             if any(x and y and x != y for x, y in zip(mine, theirs, strict=True)):
                 yield f"{a.id} and {b.id} hold different words of one member"
+        held, other = rolled_up(a), rolled_up(b)
+        if any(held[key] != other[key] for key in held if key in other):
+            yield f"{a.id} and {b.id} hold different votes of the same members"
 
 
 def s10_stale_is_refused(truth: Truth) -> Iterator[str]:
@@ -243,8 +256,10 @@ def s10_stale_is_refused(truth: Truth) -> Iterator[str]:
         here = (old.generation, old.round, turn.before.roster.digest)
         past = m.sender != old.me and m.incarnation < old.peers[m.sender].incarnation
         if (past or (m.generation, m.round, m.configuration) != here) and not turn.first:
-            heard = [(p.incarnation, p.knows) for p in old.peers]
-            if [(p.incarnation, p.knows) for p in new.peers] != heard or turn.effects.persist:
+            then, now = (
+                [(i, p.incarnation, p.knows) for i, p in k.peers.heard] for k in (old, new)
+            )
+            if then != now or turn.effects.persist:
                 yield f"{old.id} took {m.generation}/{m.incarnation} from member {m.sender}"
 
 

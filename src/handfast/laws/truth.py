@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from handfast.core import events, messages
+from handfast.core.converge import reach
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import Roster
 from handfast.core.retain import Keep
 from handfast.core.state import Member
 
-__all__ = ["Truth", "Turn", "Written"]
+__all__ = ["Truth", "Turn", "Written", "rolled_up"]
 
 R = TypeVar("R", bound=messages.Record)
 
@@ -143,3 +144,11 @@ class Truth(msgspec.Struct, frozen=True, dict=True):
             == self.rosters[-1].configuration.shards
             and self.living(epoch, self.newest)
         )
+
+
+def rolled_up(member: Member) -> dict[tuple[object, ...], object]:
+    """Find what came up a tree on epochs of this generation, by whose word it is."""
+    tallies = member.tallies if member.roster and member.roster.tree else ()
+    votes = [v for t in tallies for b in t.ballots for v in (*b.votes, *b.skips)]
+    ours = [t.line for t in tallies if t.line and t.line.epoch.generation == member.generation]
+    return {(v.epoch, *reach(v)): v for v in votes} | {(x.epoch, x.tier): x for x in ours}

@@ -4,7 +4,8 @@ A law is a function of the truth, and most laws read only a part of it. So the l
 what they can depend on, and a judgement is remembered under those parts alone:
 
 - of one step (``OF_A_STEP``): the step, and the disk of who took it;
-- of two members (``OF_A_PAIR``): what either holds of its recovery, and of its certificate;
+- of two members (``OF_A_PAIR``): what either holds of its recovery, and of its certificate, and
+  where there is a tree of votes;
 - all others: every journal and disk, the lines that members hold, and of the step what it
   released, what votes it told, and what it published or resumed.
 
@@ -113,8 +114,10 @@ class Judge:
         if member is not None:
             held = member.recovery
             reports = (held.reports, held.accepted) if held is not None else ()
+            tree = member.roster is not None and member.roster.tree is not None
             word = (
                 member.id, member.generation, member.round, member.open, member.restored, reports,
+                member.tallies if tree else (),
             )  # fmt: skip
         number = self.words.number(word)
         if number == len(self.speakers):
@@ -134,11 +137,7 @@ class Judge:
             self.seen.number(Seen(-1))
         turn = None
         for taken in turns:
-            votes = tuple(
-                _replace_facts(send, staged)
-                for send in taken.effects.send
-                if (staged := tuple(f for f in send.message.facts if isinstance(f, ms.Staged)))
-            )
+            votes = tuple(vote for send in taken.effects.send if (vote := _votes(send)) is not None)
             freed = tuple(r for r in taken.effects.persist if isinstance(r, ms.Released))
             if votes or freed:
                 effects = ev.Effects(freed, votes)
@@ -212,7 +211,13 @@ def _first(found: tuple[str, ...]) -> str:
     return found[0] if found else ""
 
 
-def _replace_facts(send: ev.Send, staged: tuple[ms.Staged, ...]) -> ev.Send:
+def _votes(send: ev.Send) -> ev.Send | None:
     """Leave of a message what S1 reads: the votes, and the configuration that numbers them."""
-    message = ms.Message(0, 0, 0, "", send.message.configuration, staged, ms.Knows())
+    told = send.message
+    staged = tuple(fact for fact in told.facts if isinstance(fact, ms.Staged))
+    if not staged and not told.rolled:
+        return None
+    message = ms.Message(
+        0, 0, 0, "", told.configuration, staged, ms.Knows(), rolled=told.rolled
+    )  # fmt: skip
     return ev.Send(0, message)

@@ -32,7 +32,7 @@ from handfast.model.tell import story
 __all__ = ["SCENARIOS", "Found", "Scenario", "build", "search", "shape"]
 
 
-def shape(shards: int, **tiers: tuple[int, int]) -> Configuration:
+def shape(shards: int, fanout: int = 0, **tiers: tuple[int, int]) -> Configuration:
     """Build a configuration: each tier as (copies of every shard, how many are needed)."""
     domains = tuple(
         Domain(f"{tier}{shard}{chr(97 + copy)}", tier, shard, f"host{shard}{copy}")
@@ -40,7 +40,8 @@ def shape(shards: int, **tiers: tuple[int, int]) -> Configuration:
         for shard in range(shards)
         for copy in range(copies)
     )
-    return Configuration("run", shards, domains, tuple((t, k) for t, (_, k) in tiers.items()))
+    need = tuple((t, k) for t, (_, k) in tiers.items())
+    return Configuration("run", shards, domains, need, fanout)
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -242,6 +243,17 @@ _ALL = (
              ("an epoch converges", "a recovery descends below a bad copy"), keep=Keep(2)),
     Scenario("path", "three domains, of which two never hear each other", THREE, Bounds(),
              reach=CONVERGES, links=PATH, alike=True),
+    Scenario("tree", "three domains and a tree, whose links alone there are; a message is lost",
+             shape(3, fanout=2, dir=(1, 1)), Bounds(losses=1), reach=CONVERGES,
+             links=((0, 1), (0, 2))),
+    Scenario("tree of four", "four domains and a tree two deep, whose links alone there are",
+             shape(4, fanout=2, dir=(1, 1)), Bounds(), reach=CONVERGES,
+             links=((0, 1), (0, 2), (2, 3))),
+    Scenario("tree skip", "a tree of three, and a save fails", shape(3, fanout=2, dir=(1, 1)),
+             Bounds(failures=1), reach=(*CONVERGES, "a skip is voted"), links=((0, 1), (0, 2)),
+             heavy=True),
+    Scenario("tree crash", "a tree of three, a crash", shape(3, fanout=2, dir=(1, 1)),
+             Bounds(crashes=1), links=((0, 1), (0, 2)), heavy=True, limit=3_000_000),
     Scenario("both", "two domains, both needed", shape(1, dir=(2, 2)), Bounds(crashes=1),
              reach=BOOTS),
     Scenario("tiers", "a shard in two tiers, two rounds", shape(1, dir=(1, 1), mem=(1, 1)),

@@ -1,10 +1,10 @@
 """Exchange domains: one representative of all states that differ by who is who (Ip and Dill 1996).
 
 **Why it is sound.** Let every domain hold a shard of its own, in one tier that needs them all, let
-digests say nothing of who wrote (``Rules.alike``), and let the links be the same under the
-permutation. Then ``step`` treats domain i of a state as it treats domain p(i) of the permuted
-state: it compares ids and indices for equality alone, masks and rows are of members, and of
-whatever is ordered (epochs, generations, incarnations) nothing names a domain. One thing is
+there be no tree, let digests say nothing of who wrote (``Rules.alike``), and let the links be the
+same under the permutation. Then ``step`` treats domain i of a state as it treats domain p(i) of the
+permuted state: it compares ids and indices for equality alone, masks and rows are of members, and
+of whatever is ordered (epochs, generations, incarnations) nothing names a domain. One thing is
 computed from ids in an order: Merkle roots. But a certificate is only written once all n domains
 have staged, or once rank s accepted domain s's copy for every s; with equal digests its leaves
 are ``id_i = digest`` for every i, in the order of the configuration: the same root whoever came
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby, permutations
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ from handfast.core import messages as ms
 from handfast.core.converge import Ballot, Tally
 from handfast.core.membership import Roster, bits
 from handfast.core.recover import Check, Recovery
-from handfast.core.state import Member, Peer
+from handfast.core.state import Member, Peer, Peers
 from handfast.model.place import Place
 from handfast.model.protocol import Protocol, State
 
@@ -64,7 +65,8 @@ class Symmetry:
 
 def _uniform(roster: Roster) -> bool:
     domains = roster.configuration.domains
-    return len(roster.tiers) == 1 and [d.shard for d in domains] == list(range(roster.size))
+    alike = len(roster.tiers) == 1 and [d.shard for d in domains] == list(range(roster.size))
+    return alike and roster.tree is None
 
 
 class _Way:
@@ -120,8 +122,12 @@ class _Way:
             me=self.to[member.me],
             tallies=self._all(member.tallies),
             recovery=member.recovery and self._value(member.recovery),
-            peers=self._row([self._value(peer) for peer in member.peers]),
+            peers=self._peers(member.peers),
         )
+
+    def _peers(self, peers: Peers) -> Peers:
+        heard = [(self.to[at], self._value(peer)) for at, peer in peers.heard]
+        return Peers(tuple(sorted(heard, key=itemgetter(0))))
 
     def _all(self, values: Iterable[Any]) -> tuple[Any, ...]:
         return tuple([self._value(value) for value in values])
@@ -160,8 +166,9 @@ class _Way:
                     votes=tuple((t, epoch, self._bytes(mask)) for t, epoch, mask in value.votes),
                 )
             case Ballot():
-                masks = self._mask(value.staged), self._mask(value.skipped)
-                return Ballot(value.epoch, *masks, self._row(value.said))
+                votes, skips = (sorted(self._all(said), key=_domain)
+                                for said in (value.votes, value.skips))  # fmt: skip
+                return Ballot(value.epoch, tuple(votes), tuple(skips))
             case Tally():
                 return Tally(value.line, self._all(value.ballots))
             case Peer():

@@ -10,7 +10,9 @@ from handfast.model.protocol import Move, Protocol, State
 
 __all__ = ["brief", "story"]
 
-_NAMES = ("domain", "shard", "epoch", "epochs", "round", "generation", "reason", "copy")
+_NAMES = (
+    "domain", "first", "size", "shard", "epoch", "epochs", "round", "generation", "reason", "copy",
+)  # fmt: skip
 
 
 def brief(value: object) -> str:
@@ -21,7 +23,7 @@ def brief(value: object) -> str:
         case ev.Send(to=to, message=m):
             return f"to {to}: {brief(m)}"
         case Message():
-            facts = ",".join(map(brief, value.facts))
+            facts = ",".join(map(brief, (*value.facts, *value.rolled)))
             return f"<{value.sender}.{value.incarnation} g{value.generation} {facts}>"
     said = [getattr(value, name, None) for name in _NAMES]
     words = [type(value).__name__]

@@ -23,7 +23,9 @@ def value(kind, *fields):
 
 
 domain = value(Domain, word, word, number, word)
-configuration = value(Configuration, word, number, some(domain), some(st.tuples(word, number)))
+configuration = value(
+    Configuration, word, number, some(domain), some(st.tuples(word, number)), st.integers(0, 4)
+)
 certificate = value(messages.Certificate, word, word, word, epoch, word)
 branch = value(messages.Branch, number, epoch, word)
 restore = value(
@@ -54,11 +56,38 @@ records = (
 knows = value(
     messages.Knows, mask, some(st.tuples(epoch, mask)), mask, mask, st.booleans(),
     some(st.none() | epoch), some(st.tuples(number, epoch, mask)),
+    some(st.tuples(number, epoch, some(number))),
 )  # fmt: skip
 facts = shared | value(messages.Declined, number, number, epoch, word)
 sent = value(
-    messages.Message, number, number, number, word, word, some(facts), knows, st.booleans()
-)
+    messages.Message, number, number, number, word, word, some(facts), knows, st.booleans(),
+    some(value(messages.Rolled, number, number, epoch, mask)),
+)  # fmt: skip
+
+
+class EarlierKnows(msgspec.Struct, array_like=True):
+    """What releases before the tree read of `Knows`."""
+
+    frozen: bytes
+    checks: tuple[tuple[Epoch, bytes], ...]
+    accepted: bytes
+    declined: bytes
+    restored: bool
+    lines: tuple[Epoch | None, ...]
+    votes: tuple[tuple[int, Epoch, bytes], ...]
+
+
+class EarlierMessage(msgspec.Struct, array_like=True):
+    """What releases before the tree read of `Message`."""
+
+    sender: int
+    incarnation: int
+    generation: int
+    round: str
+    configuration: str
+    facts: tuple[messages.Fact, ...]
+    knows: EarlierKnows
+    hello: bool
 
 
 @given(records)
@@ -69,6 +98,26 @@ def test_a_record_is_read_as_it_was_written(record):
 @given(sent)
 def test_a_message_is_read_as_it_was_sent(message):
     assert decode_message(encode(message)) == message
+
+
+@given(sent)
+def test_an_agent_of_an_earlier_release_reads_all_but_the_rolls(message):
+    """Shows that fields were added at the end, so that it can skip them, and ours may be absent."""
+    read = msgspec.msgpack.decode(encode(message), type=EarlierMessage)
+    assert (read.sender, read.facts, read.hello) == (message.sender, message.facts, message.hello)
+    assert read.knows.votes == message.knows.votes
+    without = msgspec.structs.replace(
+        message, rolled=(), knows=msgspec.structs.replace(message.knows, spans=())
+    )
+    assert decode_message(msgspec.msgpack.encode(read)) == without
+
+
+@given(configuration, st.booleans())
+def test_a_fanout_that_is_left_open_is_not_written(of, founding):
+    """Shows that a record has the bytes that it had before there was a tree."""
+    written = msgspec.msgpack.decode(encode(messages.Configured(of, founding)))
+    assert written[0] == "configured"
+    assert len(written[1]) == (5 if of.fanout else 4)
 
 
 @given(st.binary(max_size=60))
