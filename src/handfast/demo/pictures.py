@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from handfast.demo.result import DemoResult, Kill, Mark, MarkKind
 from handfast.drawing import Scale, frame, rule, tag, text
+from handfast.model.spacetime import Arrow, Diagram, Kind, Loaded, Point, draw
 
-__all__ = ["NARROW", "WIDE", "close_up", "closest", "lattice", "losses"]
+__all__ = ["NARROW", "WIDE", "close_up", "closest", "lattice", "losses", "space_time"]
 
 WIDE, NARROW = 1040, 380
 
@@ -17,6 +18,14 @@ GROWTH: dict[MarkKind, float] = {"staged": 8, "persisted": 15, "attested": 22, "
 """How tall an epoch's mark has grown with each fact."""
 
 LANE, GAP = 30, 9
+
+POINTS: dict[MarkKind, Kind] = {
+    "staged": "stage",
+    "persisted": "persist",
+    "attested": "attest",
+    "certified": "certificate",
+}
+"""Which point of a space-time diagram each fact is."""
 
 
 def _epochs(marks: Sequence[Mark]) -> dict[tuple[str, int, int], dict[MarkKind, float]]:
@@ -289,6 +298,39 @@ def _grown(x: Scale, base: float, facts: dict[MarkKind, float], until: float, li
             )
         )
     return "".join(parts)
+
+
+def space_time(result: DemoResult, kill: Kill, width: int) -> str:
+    """The same second as a space-time diagram: facts as points, hearing of them as arrows."""
+    since = kill.at - 1.0
+    domains = sorted({mark.domain for mark in result.marks})
+    resumed = next((r.step for r in result.resumes if r.at > kill.at), 0)
+    epochs = _epochs(result.marks)
+    points, arrows = [], []
+    for mark in result.marks:
+        facts = epochs.get((mark.domain, mark.generation, mark.step), {})
+        if not since <= mark.at <= kill.at or not facts:
+            continue
+        line = domains.index(mark.by or mark.domain)  # that one has heard of it is its own fact
+        words = f"step {mark.step} of rank {mark.domain} {mark.kind}"
+        points.append(Point(line, mark.at, POINTS[mark.kind], words))
+        if mark.by and since <= facts.get("persisted", -math.inf) <= mark.at:
+            arrows.append(Arrow(domains.index(mark.domain), facts["persisted"], line, mark.at))
+    loaded = []
+    for line, domain in enumerate(domains):
+        born = [
+            at
+            for (owner, _, step), facts in epochs.items()
+            if (owner, step) == (domain, resumed)
+            for kind, at in facts.items()
+            if kind == "persisted" and since <= at <= kill.at
+        ]
+        words = f"step {resumed}" if resumed else "from scratch"
+        loaded.append(Loaded(line, (line, max(born)) if born else None, words))
+    lines = tuple(f"rank {domain}" for domain in domains)
+    picture = Diagram("", "", lines, since, kill.at, "SIGKILL", tuple(points), tuple(arrows),
+                      tuple(loaded))  # fmt: skip
+    return draw(picture, float(width))
 
 
 def losses(result: DemoResult, width: int) -> str:

@@ -197,7 +197,12 @@ def _close(result: DemoResult) -> str:
         "they stand at different epochs. That is normal, and harmless: what is resumed is an epoch "
         f"that every domain holds. {went}</p>"
         f'<div class="card">{_legend(lines=False)}'
-        f"{_both(lambda width: pictures.close_up(result, kill, width))}</div></section>"
+        f"{_both(lambda width: pictures.close_up(result, kill, width))}</div>"
+        "<p>The same second in space and time: each rank a line, each fact a point, an arrow where "
+        "another rank is first seen to have heard of what became durable here. The blue line joins "
+        "what was resumed; where it begins at the edge, that was durable earlier.</p>"
+        f'<div class="card">{_both(lambda width: pictures.space_time(result, kill, width))}</div>'
+        "</section>"
     )
 
 
