@@ -72,9 +72,8 @@ def _pipelines(file: str, svg: str | None, promela: str | None, as_json: bool) -
     if as_json:
         answer({"pipelines": [values(verdict) for verdict in verdicts], "sound": sound})
     else:
-        for verdict in verdicts:
-            for finding in verdict.findings:
-                out().print("\n".join(map(escape, story(finding))))
+        for finding in own:
+            out().print("\n".join(map(escape, story(finding))))
         _show(verdicts)
     if not sound:
         raise click.exceptions.Exit(DAMAGED)

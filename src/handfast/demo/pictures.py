@@ -301,36 +301,39 @@ def _grown(x: Scale, base: float, facts: dict[MarkKind, float], until: float, li
 
 
 def space_time(result: DemoResult, kill: Kill, width: int) -> str:
-    """The same second as a space-time diagram: facts as points, hearing of them as arrows."""
-    since = kill.at - 1.0
+    """That second as a space-time diagram: facts as points, hearing of them as arrows."""
     domains = sorted({mark.domain for mark in result.marks})
     resumed = next((r.step for r in result.resumes if r.at > kill.at), 0)
     epochs = _epochs(result.marks)
+    near = [m for m in result.marks if kill.at - 1.0 <= m.at <= kill.at]
+    near = [m for m in near if (m.domain, m.generation, m.step) in epochs]
+    first = min((mark.at for mark in near), default=kill.at - 1.0)
+    since = first - 0.05 * (kill.at - first)
     points, arrows = [], []
-    for mark in result.marks:
-        facts = epochs.get((mark.domain, mark.generation, mark.step), {})
-        if not since <= mark.at <= kill.at or not facts:
-            continue
-        line = domains.index(mark.by or mark.domain)  # that one has heard of it is its own fact
-        words = f"step {mark.step} of rank {mark.domain} {mark.kind}"
-        points.append(Point(line, mark.at, POINTS[mark.kind], words))
-        if mark.by and since <= facts.get("persisted", -math.inf) <= mark.at:
-            arrows.append(Arrow(domains.index(mark.domain), facts["persisted"], line, mark.at))
+    for mark in near:
+        own, by = domains.index(mark.domain), domains.index(mark.by or mark.domain)
+        durable = _durable(epochs[mark.domain, mark.generation, mark.step])
+        at = durable if mark.kind == "persisted" else mark.at
+        words = f"step {mark.step} of rank {mark.domain}: {mark.kind}"
+        points.append(Point(by, at, POINTS[mark.kind], words))
+        if by != own and durable >= since:
+            arrows.append(Arrow(own, durable, by, at))
     loaded = []
     for line, domain in enumerate(domains):
-        born = [
-            at
-            for (owner, _, step), facts in epochs.items()
-            if (owner, step) == (domain, resumed)
-            for kind, at in facts.items()
-            if kind == "persisted" and since <= at <= kill.at
-        ]
+        born = [_durable(f) for (d, _, step), f in epochs.items() if (d, step) == (domain, resumed)]
+        shown = [(line, at) for at in born if since <= at <= kill.at]
         words = f"step {resumed}" if resumed else "from scratch"
-        loaded.append(Loaded(line, (line, max(born)) if born else None, words))
+        loaded.append(Loaded(line, shown[-1] if shown else None, words))
     lines = tuple(f"rank {domain}" for domain in domains)
-    picture = Diagram("", "", lines, since, kill.at, "SIGKILL", tuple(points), tuple(arrows),
-                      tuple(loaded))  # fmt: skip
-    return draw(picture, float(width))
+    seen = Diagram(
+        "", "", lines, since, kill.at, "SIGKILL", tuple(points), tuple(arrows), tuple(loaded)
+    )
+    return draw(seen, float(width))
+
+
+def _durable(facts: dict[MarkKind, float]) -> float:
+    """When an epoch was first seen to be durable: another rank may see it before its own does."""
+    return min((at for kind, at in facts.items() if kind != "staged"), default=math.inf)
 
 
 def losses(result: DemoResult, width: int) -> str:

@@ -21,12 +21,12 @@ from handfast.model.pipeline import (
     Mail,
     Pipeline,
     Place,
+    Process,
     Restart,
     Steps,
     choice,
     process,
 )
-from handfast.model.process import Process
 
 __all__ = ["CATALOGUE"]
 
@@ -330,8 +330,8 @@ def rename_each(n: int = 2, epochs: int = 2) -> Pipeline:
             Claim("when the barrier returns", RETURNS, done.name),
         ),
         epochs=epochs,
-        assumes="every file is drafted, synced, renamed, and its directory synced; a rank without a "
-        "file starts from scratch (LlamaFactory#655)",
+        assumes="every file is drafted, synced, renamed, and its directory synced; a rank without "
+        "one starts from scratch (LlamaFactory#655)",
         source="the usual advice for one file, taken n times; 13 and 33 of 50 kills mixed epochs "
         "when it was run",
     )

@@ -1,8 +1,8 @@
 """Processes side by side, each worked out once to all its states: what a search walks over.
 
 A :class:`Network` is the parallel composition of named parts, in which an event happens in all the
-parts that have it in their alphabet, at once, or not at all (Hoare's alphabetised parallel, 1985,
-section 2.3). It means what :meth:`Network.term` means in the algebra, and its states are tuples of
+parts that have it in their alphabet, at once, or not at all (Hoare's concurrency, 1985,
+chapter 2). It means what :meth:`Network.term` means in the algebra, and its states are tuples of
 small numbers, one a part; tests hold the two against each other.
 """
 

@@ -39,6 +39,7 @@ __all__ = [
     "Mail",
     "Pipeline",
     "Place",
+    "Process",
     "Restart",
     "Server",
     "Steps",

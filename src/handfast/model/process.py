@@ -69,7 +69,7 @@ def transitions(term: Process) -> Moves:
     """Give what a term can do: (event, term) pairs, each once.
 
     Raises ValueError where recursion comes back to itself without an event: such a term says
-    nothing of what it does (Hoare's condition that recursion be guarded, 1985, section 1.1.2).
+    nothing of what it does (Hoare's condition that recursion be guarded, 1985, chapter 1).
     """
     try:
         return tuple(dict.fromkeys(term.moves()))
@@ -171,7 +171,7 @@ class Hidden(Process, frozen=True, cache_hash=True):
 class Interrupted(Process, frozen=True, cache_hash=True):
     """``P /\\ Q``: P, until the first event of Q, and then Q for ever.
 
-    With a crash as Q's first event it is Hoare's catastrophe (1985, section 5.4.2).
+    With a crash as Q's first event it is Hoare's catastrophe (1985, chapter 5).
     """
 
     inside: Process

@@ -172,7 +172,7 @@ def draw(diagram: Diagram, width: float | None = None) -> str:
     left = LEFT if wide >= 600 else 44.0
     x = Scale(diagram.since, diagram.crash, left, wide - (RIGHT if wide >= 600 else 84.0))
     labelled = any(point.label for point in diagram.points)
-    lane, top = (LANE, TOP) if labelled else (46.0, 44.0)
+    lane, top = (LANE, TOP) if labelled else (46.0, 0.0)
     ys = [top + 40 + i * lane for i in range(len(diagram.lines))]
     floor = ys[-1] + 28
     body = [text(0, 16, diagram.title, "st-title")] if diagram.title else []
@@ -186,9 +186,9 @@ def draw(diagram: Diagram, width: float | None = None) -> str:
     crash = x(diagram.crash)
     body.append(rule(crash, ys[0] - 26, crash, floor, "st-crash"))
     body.append(text(crash, floor + 14, diagram.crash_words, "st-crash-word", "middle"))
-    body += _legend(6.0, floor + 40)
-    inner = tag("g", "".join(body), cls="st")
-    return frame(wide, floor + 48, diagram.title or "A space-time diagram", inner, STYLE)
+    keys, floor = _legend(wide, floor + 40)
+    inner = tag("g", "".join([*body, *keys]), cls="st")
+    return frame(wide, floor + 8, diagram.title or "A space-time diagram", inner, STYLE)
 
 
 def _point(point: Point, x: float, ys: list[float]) -> Iterator[str]:
@@ -235,11 +235,18 @@ def _recovery(diagram: Diagram, x: Scale, ys: list[float]) -> Iterator[str]:
         yield text(x(diagram.crash) + 10, ys[each.line] + 4, each.words, "st-loaded")
 
 
-def _legend(left: float, y: float) -> Iterator[str]:
-    at = left
-    for kind, words in WORDS.items():
-        yield from _point(Point(0, 0.0, kind, words), at, [y - 4])
-        yield text(at + 10, y, words, "st-soft")
-        at += 24 + 6.2 * len(words)
-    yield rule(at, y - 4, at + 16, y - 4, "st-recovery")
-    yield text(at + 22, y, "what a restart takes", "st-soft")
+def _legend(width: float, y: float) -> tuple[list[str], float]:
+    """What the signs mean, in as many rows as it takes; and where the last row stands."""
+    parts: list[str] = []
+    at = 6.0
+    for kind, words in (*WORDS.items(), (None, "what a restart takes")):
+        need = 26 + 6.2 * len(words)
+        if at > 6.0 and at + need > width:
+            at, y = 6.0, y + 18
+        if kind is None:
+            parts.append(rule(at - 5, y - 4, at + 5, y - 4, "st-recovery"))
+        else:
+            parts += _point(Point(0, 0.0, kind, words), at, [y - 4])
+        parts.append(text(at + 10, y, words, "st-soft"))
+        at += need
+    return parts, y
