@@ -91,9 +91,8 @@ def test_every_schedule_can_be_followed_by_the_rules_of_the_algebra(name: str) -
             for event in tear.events:
                 (term,) = (after for a, after in transitions(term) if a == event)
             ((said, _),) = transitions(term)
-            assert str(said) == f"the claim is {tear.kind} after {tear.fault} " + (
-                f"(epoch {tear.claimed})"
-            )
+            broken = f"the claim is {tear.kind} after {tear.fault} (epoch {tear.claimed})"
+            assert str(said) == broken
 
 
 @pytest.mark.parametrize("name", PIPELINES)

@@ -46,11 +46,9 @@ def _catalogue(as_json: bool) -> None:
         answer({"catalogue": [values(v) for v in verdicts], "torn_instants": torn, "sound": sound})
     else:
         _show(verdicts)
-        for n, instants_ in torn.items():
-            after = (
-                f"after {', '.join(map(str, instants_))} events" if instants_ else "at no instant"
-            )
-            out().print(f"The paper's checkpoint of {n} domain{'s' * (n > 1)}: torn {after}.")
+        for n, after in torn.items():
+            words = f"after {', '.join(map(str, after))} events" if after else "at no instant"
+            out().print(f"The paper's checkpoint of {n} domain{'s' * (n > 1)}: torn {words}.")
     if not sound:
         raise click.exceptions.Exit(DAMAGED)
 

@@ -90,8 +90,9 @@ def retained_from(conv: Conv, trace: Truth) -> int | None:
 
     That is: there is a T such that at every instant of the trace from T on, until a certificate of
     a higher epoch of the tier is written, every shard has at least k_T domains of the certificate's
-    configuration that retain e. Gives the least such T, in records synced, or None where there is
-    none: then the certificate lies, or its promise was broken.
+    configuration that retain e. Gives the least such T, in records synced (that of the higher
+    certificate, where it came first: members may converge late on what is superseded), or None
+    where there is none: then the certificate lies, or its promise was broken.
     """
     roster = trace.roster(conv.certificate.configuration)
     tier = roster.tiers.index(conv.tier)
@@ -101,7 +102,7 @@ def retained_from(conv: Conv, trace: Truth) -> int | None:
     for at, written in enumerate(trace.journal, 1):
         record = written.record
         if isinstance(record, Converged) and _supersedes(record.certificate, conv):
-            break
+            return at if since is None else since
         _follow(held, written.domain, record)
         kept = all(
             sum(conv.epoch in held[domain] for domain in group) >= roster.needs[tier]
