@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from handfast.cli.console import DAMAGED, answer, answering, as_json, out
+from handfast.cli.pipelines import prove_pipelines
 from handfast.cli.protocol import prove_protocol
 from handfast.model.calibration import PaxosCommit, TwoPhase, orbit
 from handfast.model.exhibits import Exhibit, exhibits
@@ -35,6 +36,10 @@ class Count(msgspec.Struct, frozen=True):
 @click.option("--exhibits", "shown", is_flag=True, help="Knowledge, and the optimizer's algebra.")
 @click.option("--protocol", help="Search the shipped protocol: a scenario, `short`, or `list`.")
 @click.option("--limit", type=click.IntRange(1), help="With --protocol: at most so many states.")
+@click.option("--catalogue", is_flag=True, help="Tear the ways in which checkpoints are saved.")
+@click.option("--pipeline", metavar="FILE", help="Tear a way of your own, described in Python.")
+@click.option("--svg", metavar="OUT", help="With --pipeline: draw a shortest schedule.")
+@click.option("--promela", metavar="OUT", help="With --pipeline: write it for spin.")
 @as_json
 def prove(
     calibrate: bool,
@@ -42,13 +47,25 @@ def prove(
     shown: bool,
     protocol: str | None,
     limit: int | None,
+    catalogue: bool,
+    pipeline: str | None,
+    svg: str | None,
+    promela: str | None,
     as_json: bool,
 ) -> None:
     """Show by searching every state what holds, and how soon a claim is torn."""
-    if calibrate + shown + (protocol is not None) != 1:
-        raise click.UsageError("say what to prove: --calibrate, --exhibits or --protocol SCENARIO")
+    if calibrate + shown + catalogue + (protocol is not None) + (pipeline is not None) != 1:
+        raise click.UsageError(
+            "say what to prove: --calibrate, --exhibits, --protocol SCENARIO, --catalogue or "
+            "--pipeline FILE"
+        )
+    if pipeline is None and (svg is not None or promela is not None):
+        raise click.UsageError("--svg and --promela go with --pipeline FILE")
     if protocol is not None:
         prove_protocol(protocol, limit, as_json)
+        return
+    if catalogue or pipeline is not None:
+        prove_pipelines(pipeline, svg, promela, as_json)
         return
     with answering(as_json):
         if shown:

@@ -20,11 +20,11 @@ def first_seen(events: Iterable[Event], zero: float) -> list[Mark]:
     marks: dict[tuple[str, int, int, MarkKind], Mark] = {}
     staged: dict[str, set[tuple[int, int]]] = {}
 
-    def note(domain: str, epoch: tuple[int, int], kind: MarkKind, at: float) -> None:
+    def note(domain: str, epoch: tuple[int, int], kind: MarkKind, at: float, by: str = "") -> None:
         for generation, step in staged.get(domain, ()):
             key = (domain, generation, step, kind)
             if generation == epoch[0] and step <= epoch[1] and key not in marks:
-                marks[key] = Mark(at - zero, domain, generation, step, kind)
+                marks[key] = Mark(at - zero, domain, generation, step, kind, by)
 
     for event in events:
         if event.kind != "lattice":
@@ -35,7 +35,7 @@ def first_seen(events: Iterable[Event], zero: float) -> list[Mark]:
                 for kind, epoch in zip(_OWN, seen, strict=True):
                     note(domain, epoch, kind, event.at)
             else:
-                note(domain, seen[1], "attested", event.at)
+                note(domain, seen[1], "attested", event.at, f"{event.rank}")
     return sorted((m for m in marks.values() if m.step), key=lambda m: (m.at, m.generation, m.step))
 
 

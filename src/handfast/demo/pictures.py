@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from handfast.demo.result import DemoResult, Kill, Mark, MarkKind
 from handfast.drawing import Scale, frame, rule, tag, text
+from handfast.model.spacetime import Arrow, Diagram, Kind, Loaded, Point, draw
 
-__all__ = ["NARROW", "WIDE", "close_up", "closest", "lattice", "losses"]
+__all__ = ["NARROW", "WIDE", "close_up", "closest", "lattice", "losses", "space_time"]
 
 WIDE, NARROW = 1040, 380
 
@@ -17,6 +18,14 @@ GROWTH: dict[MarkKind, float] = {"staged": 8, "persisted": 15, "attested": 22, "
 """How tall an epoch's mark has grown with each fact."""
 
 LANE, GAP = 30, 9
+
+POINTS: dict[MarkKind, Kind] = {
+    "staged": "stage",
+    "persisted": "persist",
+    "attested": "attest",
+    "certified": "certificate",
+}
+"""Which point of a space-time diagram each fact is."""
 
 
 def _epochs(marks: Sequence[Mark]) -> dict[tuple[str, int, int], dict[MarkKind, float]]:
@@ -289,6 +298,42 @@ def _grown(x: Scale, base: float, facts: dict[MarkKind, float], until: float, li
             )
         )
     return "".join(parts)
+
+
+def space_time(result: DemoResult, kill: Kill, width: int) -> str:
+    """That second as a space-time diagram: facts as points, hearing of them as arrows."""
+    domains = sorted({mark.domain for mark in result.marks})
+    resumed = next((r.step for r in result.resumes if r.at > kill.at), 0)
+    epochs = _epochs(result.marks)
+    near = [m for m in result.marks if kill.at - 1.0 <= m.at <= kill.at]
+    near = [m for m in near if (m.domain, m.generation, m.step) in epochs]
+    first = min((mark.at for mark in near), default=kill.at - 1.0)
+    since = first - 0.05 * (kill.at - first)
+    points, arrows = [], []
+    for mark in near:
+        own, by = domains.index(mark.domain), domains.index(mark.by or mark.domain)
+        durable = _durable(epochs[mark.domain, mark.generation, mark.step])
+        at = durable if mark.kind == "persisted" else mark.at
+        words = f"step {mark.step} of rank {mark.domain}: {mark.kind}"
+        points.append(Point(by, at, POINTS[mark.kind], words))
+        if by != own and durable >= since:
+            arrows.append(Arrow(own, durable, by, at))
+    loaded = []
+    for line, domain in enumerate(domains):
+        born = [_durable(f) for (d, _, step), f in epochs.items() if (d, step) == (domain, resumed)]
+        shown = [(line, at) for at in born if since <= at <= kill.at]
+        words = f"step {resumed}" if resumed else "from scratch"
+        loaded.append(Loaded(line, shown[-1] if shown else None, words))
+    lines = tuple(f"rank {domain}" for domain in domains)
+    seen = Diagram(
+        "", "", lines, since, kill.at, "SIGKILL", tuple(points), tuple(arrows), tuple(loaded)
+    )
+    return draw(seen, float(width))
+
+
+def _durable(facts: dict[MarkKind, float]) -> float:
+    """When an epoch was first seen to be durable: another rank may see it before its own does."""
+    return min((at for kind, at in facts.items() if kind != "staged"), default=math.inf)
 
 
 def losses(result: DemoResult, width: int) -> str:

@@ -197,7 +197,13 @@ def _close(result: DemoResult) -> str:
         "they stand at different epochs. That is normal, and harmless: what is resumed is an epoch "
         f"that every domain holds. {went}</p>"
         f'<div class="card">{_legend(lines=False)}'
-        f"{_both(lambda width: pictures.close_up(result, kill, width))}</div></section>"
+        f"{_both(lambda width: pictures.close_up(result, kill, width))}</div>"
+        "<p>Its end, in space and time: each rank a line, each fact a point where it was first "
+        "seen, an arrow where another rank has heard of what is durable here (upright where both "
+        "were seen at once). The blue line joins what was resumed; from the edge, where that was "
+        "durable before.</p>"
+        f'<div class="card">{_both(lambda width: pictures.space_time(result, kill, width))}</div>'
+        "</section>"
     )
 
 

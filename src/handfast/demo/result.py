@@ -54,13 +54,17 @@ class Resume(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """A fact about one epoch in one domain, with the time at which it was first seen."""
+    """A fact about one epoch in one domain, with the time at which it was first seen.
+
+    ``by`` is the domain whose rank saw it first, where that is another one: *attested* only.
+    """
 
     at: float
     domain: str
     generation: int
     step: int
     kind: MarkKind
+    by: str = ""
 
 
 class Curve(msgspec.Struct, frozen=True):
