@@ -18,11 +18,20 @@ import pytest
 from click.testing import CliRunner, Result
 
 from handfast.cli.main import app
+from handfast.errors import Damaged
 from handfast.store.files import Posix
 from handfast.testing import storage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "crash"))
 import lossyfs
+
+
+@pytest.fixture(autouse=True)
+def _few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer rounds than users get: a fork of this process takes long."""
+    if request.node.name != test_a_disk_is_trusted_with_killed_processes_and_no_more.__name__:
+        monkeypatch.setattr(storage, "ROUNDS", 8)
+        monkeypatch.setattr(storage, "REPLACED", 100)
 
 
 def crashtest(*argv: object) -> Result:
@@ -43,7 +52,6 @@ def test_a_disk_is_trusted_with_killed_processes_and_no_more(tmp_path: Path) -> 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no /dev/shm to write to")
 def test_memory_is_never_trusted_with_a_restart() -> None:
     """Shows that what holds on tmpfs does not make it a place for checkpoints."""
-    before = os.listdir("/dev/shm")
     found = crashtest("/dev/shm", "--json", "--kills", 1)
     assert found.exit_code == 1
     answer = json.loads(found.output)
@@ -51,7 +59,7 @@ def test_memory_is_never_trusted_with_a_restart() -> None:
     assert all(trial["holds"] for trial in answer["trials"])
     assert not answer["trustworthy"]
     assert "memory" in answer["may_not"][0]
-    assert os.listdir("/dev/shm") == before
+    assert not [name for name in os.listdir("/dev/shm") if name.startswith(storage.PREFIX)]
 
 
 def mounts(argv: list[str]) -> bool:
@@ -136,19 +144,29 @@ def test_a_directory_that_several_may_make_is_found_out(
 
 
 def test_an_epoch_that_a_killed_writer_had_attested_is_missed(tmp_path: Path) -> None:
-    """Shows that a lost manifest, a flipped byte and a lost record are each found."""
-    with pytest.MonkeyPatch.context() as patch:
-        said: list[int] = []
-        patch.setattr(storage, "_lost", lambda root, told: said.extend(told) or "")
-        (tmp_path / "home").mkdir()
-        assert storage._killed_writers(f"{tmp_path}/home/kills", 2, 1).holds
-    root = f"{tmp_path}/home/kills"
+    """Shows that a lost record, a flipped byte and a lost manifest are each found."""
+    root = str(tmp_path / "run")
+    said: list[int] = []
+
+    def tell(line: str) -> None:
+        if line != "writing":
+            said.append(int(line))
+        if len(said) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        storage._write(root, tell, Posix())
     assert storage._lost(root, said) == ""
-    assert "not in the journals" in storage._lost(root, [*said, max(said) + 99])
-    newest = max(Path(root).glob("**/*.manifest"), key=lambda path: path.stat().st_mtime_ns)
-    newest.unlink()
-    if said:
-        assert "manifest is gone" in storage._lost(root, said)
+    assert "not in the journals" in storage._lost(root, [*said, 99])
+    (data,) = tmp_path.glob("**/chunks/*-3.*")
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(Damaged, match="differs from its hash"):
+        storage._lost(root, said)
+    data.write_bytes(whole)
+    (manifest,) = tmp_path.glob("**/*-3.manifest")
+    manifest.unlink()
+    assert "manifest is gone" in storage._lost(root, said)
 
 
 def test_wrong_use_and_no_look(tmp_path: Path) -> None:

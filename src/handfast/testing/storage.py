@@ -142,7 +142,8 @@ def try_out(home: str, *, kills: int, seed: int) -> Iterator[Trial]:
 
 Seen = tuple[bool, str]
 RACERS: Final = 4
-ROUNDS: Final = 25
+ROUNDS = 25
+REPLACED = 300
 
 
 def _syncs(home: str) -> Seen:
@@ -216,11 +217,11 @@ def _link(home: str) -> Seen:
 def _rename(home: str) -> Seen:
     """A reader looks all the while: it must find one of the two files, and find it whole."""
     files = Posix()
-    path, count = f"{home}/name", 300
+    path = f"{home}/name"
     write_file(files, path, b"0" * 8192)
 
     def replace() -> None:
-        for n in range(1, count):
+        for n in range(REPLACED):
             write_file(files, f"{path}.tmp", b"%d" % (n % 10) * 8192)
             files.rename(f"{path}.tmp", path)
         os.mkdir(f"{home}/over")
