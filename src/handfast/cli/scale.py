@@ -15,7 +15,7 @@ from handfast.sim.scale import Cost, Crowd, job
 
 __all__ = ["measure"]
 
-WAYS: Final[Mapping[str, Mapping[str, int]]] = {"gossip": {}}
+WAYS: Final[Mapping[str, Mapping[str, int]]] = {"tree": {"fanout": 8}, "gossip": {"fanout": 1}}
 """How votes travel, and the wish of a configuration for it."""
 
 
