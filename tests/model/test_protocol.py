@@ -24,6 +24,7 @@ from mutants import MUTANTS
 SHORT = (
     "epochs", "any order", "overlap", "rollback", "change", "path", "reader", "retry",
     "window", "decline", "stale", "star", "tree",
+    "tree of four",
 )  # fmt: skip
 LONG = tuple(name for name in SCENARIOS if name not in SHORT)
 

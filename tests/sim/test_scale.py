@@ -48,7 +48,10 @@ def test_the_command_measures_and_draws(tmp_path: Path) -> None:
     command = ["simulate", "--scale", "3,12", "--svg", str(tmp_path)]
     assert "2(n-1)" in CliRunner().invoke(app, command).output
     rows = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)["rows"]
-    assert [row["epoch"]["domains"] for row in rows] == [3, 12]
+    assert [(row["way"], row["epoch"]["domains"]) for row in rows] == [
+        ("tree", 3), ("tree", 12), ("gossip", 3), ("gossip", 12),
+    ]  # fmt: skip
+    assert [row["epoch"]["told"] for row in rows[:2]] == [2 * (3 - 1), 2 * (12 - 1)]
     pictures = sorted(tmp_path.iterdir())
     assert len(pictures) == 4
     for picture in pictures:

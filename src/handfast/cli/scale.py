@@ -15,8 +15,8 @@ from handfast.sim.scale import Cost, Crowd, job
 
 __all__ = ["measure"]
 
-WAYS: Final[Mapping[str, Mapping[str, int]]] = {"gossip": {}}
-"""How votes travel, and the wishes of a configuration (:func:`~handfast.sim.scale.job`) for it."""
+WAYS: Final[Mapping[str, Mapping[str, int]]] = {"tree": {"fanout": 8}, "gossip": {"fanout": 1}}
+"""How votes travel, and the wish of a configuration for it."""
 
 
 class Row(msgspec.Struct, frozen=True):
