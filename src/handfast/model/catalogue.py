@@ -239,8 +239,8 @@ def pointer_after_barrier(n: int = 2, epochs: int = 2) -> Pipeline:
         epochs=epochs,
         assumes="torch.save syncs nothing; a torn tracker and a missing piece are refused",
         source="Megatron-LM, training/checkpointing.py, save_checkpoint (read): the tracker is "
-        "opened for writing after a barrier, and not synced; users of asynchronous saves have had it "
-        "before the data, or of another step (verl#4638, Megatron-Bridge#3267)",
+        "opened for writing after a barrier, and not synced; asynchronous users have had it before "
+        "the data, or of another step (verl#4638, Megatron-Bridge#3267)",
     )
 
 
