@@ -1,4 +1,4 @@
-"""Shows that an instant can't be taken for convergence, nor the other way round: not even by mistake.
+"""Shows that an instant can not be taken for convergence, nor the other way round.
 
 A type checker refuses every mixture, and so does Python. The lemma that there is, from convergence
 to what is retained, is held against storms of the real member in tests/property/test_conv.py.
@@ -151,7 +151,7 @@ def test_a_snap_is_not_stable_and_a_conv_is() -> None:
 
 
 def test_the_lemma_refuses_a_trace_that_breaks_it() -> None:
-    """Released before anything higher converged, or never staged by all: there is no such instant."""
+    """Released before anything higher converged, or never staged by all: no such instant."""
     early = trace(staged(A, E1), staged(B, E1), (B, Released((E1,))))
     assert retained_from(Conv(certificate(E1)), early) is None
     half = trace(staged(A, E1), (A, Converged(certificate(E1))))

@@ -22,7 +22,7 @@ def test_one_domain_is_never_torn() -> None:
 
 
 def test_one_event_shared_by_all_would_be_a_boundary() -> None:
-    """If all became durable in the same event, no instant would be torn: asynchrony is the cause."""
+    """If all became durable in one event, no instant would be torn: asynchrony is the cause."""
     assert not any(torn_at(3, k, together=True) for k in INSTANTS)
 
 

@@ -1,4 +1,4 @@
-"""Shows that spin agrees on every claim of the catalogue: which are torn, by what, and on the count.
+"""Shows that spin agrees on every claim of the catalogue: what is torn, by what, and the count.
 
 Spin is given the parts of a pipeline and puts them together itself; so our parallel composition,
 our search and our verdicts are each done a second time, by other people's code.

@@ -43,6 +43,7 @@ __all__ = [
     "FAULTS",
     "NOON",
     "Finding",
+    "Kind",
     "Tear",
     "attack",
     "broken",

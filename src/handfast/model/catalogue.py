@@ -239,8 +239,8 @@ def pointer_after_barrier(n: int = 2, epochs: int = 2) -> Pipeline:
         epochs=epochs,
         assumes="torch.save syncs nothing; a torn tracker and a missing piece are refused",
         source="Megatron-LM, training/checkpointing.py, save_checkpoint (read): the tracker is "
-        "opened for writing after a barrier, and not synced; its older forms and asynchronous "
-        "users have had it earlier (Megatron-Bridge#3267, verl#4638)",
+        "opened for writing after a barrier, and not synced; asynchronous users have had it before "
+        "the data, or of another step (verl#4638, Megatron-Bridge#3267)",
     )
 
 
@@ -306,8 +306,7 @@ def keep_last_k(n: int = 2, epochs: int = 3, k: int = 2) -> Pipeline:
         epochs=epochs,
         assumes="a save is durable once it returns; ranks save without waiting for each other; "
         "the restart looks for the newest epoch that all ranks still hold",
-        source="independent checkpointing and its domino effect (Randell 1975); retention by each "
-        "rank alone is what most `save_total_limit=` options are on node-local disks",
+        source="independent checkpointing and its domino effect (Randell 1975), and no one library",
     )
 
 

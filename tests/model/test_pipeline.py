@@ -1,0 +1,217 @@
+"""Shows that pipelines are put together as their authors mean them, or refused in words.
+
+And that a place loses in a crash what a file loses, and nothing that was synced.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from handfast.model.boundary import Kind, attack, compose, instants, judged
+from handfast.model.network import automaton
+from handfast.model.pipeline import (
+    KILLED,
+    NOTHING,
+    POWER,
+    STOP,
+    TORN,
+    Actor,
+    Barrier,
+    Claim,
+    Event,
+    Mail,
+    Pipeline,
+    Place,
+    Process,
+    Restart,
+    Steps,
+    alive,
+    choice,
+    process,
+    serve,
+)
+from handfast.model.process import Prefix, transitions
+
+ME, FILE, BACK = Actor("rank 0"), Place("file"), Restart(2)
+
+
+def left(steps: Steps | Event, crash: Event, place: Place = FILE) -> set[int]:
+    """All that a place may hold after these steps and a crash."""
+    steps = steps if isinstance(steps, Steps) else Steps((steps,))
+    reads = tuple(Event(BACK.name, "reads", place.name, value) for value in (-1, 0, 1, 2))
+    terms = {serve(place, (*dict.fromkeys(steps), *reads), place.start)}
+
+    def later(terms: set[Process]) -> set[Process]:
+        """Whatever the kernel may have done meanwhile."""
+        for term in (ahead := list(terms)):
+            ahead += [
+                after
+                for event, after in transitions(term)
+                if isinstance(event, Event) and event.who == "the kernel" and after not in ahead
+            ]
+        return set(ahead)
+
+    for event in (*steps, crash):
+        terms = {after for t in later(terms) for a, after in transitions(t) if a == event}
+    return {
+        a.epoch
+        for term in terms
+        for a, _ in transitions(term)
+        if isinstance(a, Event) and a.does == "reads"
+    }
+
+
+ONE = ME.replaces(FILE, 1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "killed", "power"),
+    [
+        (ME.puts(FILE, 1), {1}, {1}),
+        (ME.writes(FILE, 1), {1}, {NOTHING, TORN, 1}),
+        (ME.writes(FILE, 1) >> ME.syncs(FILE, 1), {1}, {1}),
+        (ONE >> Event("rank 0", "opens", "file", 2), {TORN}, {1, TORN}),
+        (ONE >> ME.writes(FILE, 2), {2}, {1, TORN, 2}),
+        (ONE, {1}, {1}),
+        (ONE >> ME.drafts(FILE, 2) >> ME.syncs_draft(FILE, 2), {1}, {1}),
+        (ONE >> ME.drafts(FILE, 2) >> ME.renames(FILE, 2), {2}, {1, TORN, 2}),
+        (ONE >> ME.drafts(FILE, 2) >> ME.syncs_draft(FILE, 2) >> ME.renames(FILE, 2), {2}, {1, 2}),
+        (ME.drafts(FILE, 1) >> ME.renames(FILE, 1) >> ME.syncs_name(FILE, 1), {1}, {TORN, 1}),
+        (ONE >> ME.deletes(FILE, 1), {NOTHING}, {NOTHING, 1}),
+    ],
+)
+def test_what_a_crash_leaves_of_a_file(
+    steps: Steps | Event, killed: set[int], power: set[int]
+) -> None:
+    """Killed processes leave what was written; a power cut any part of what was not synced."""
+    assert left(steps, KILLED) == killed
+    assert left(steps, POWER) == power
+
+
+def test_memory_survives_processes_alone() -> None:
+    """A peer's memory holds what the job put there until the machines go."""
+    memory = Place("file", lasting=False)
+    assert left(ME.puts(memory, 1), KILLED, memory) == {1}
+    assert left(ME.writes(memory, 1) >> ME.syncs(memory, 1), POWER, memory) == {NOTHING}
+
+
+def test_an_object_is_created_once() -> None:
+    """The second create-only put is refused, whoever makes it."""
+    assert left(ME.creates(FILE, 1), POWER) == {1}
+    assert left(ME.creates(FILE, 1) >> ME.creates(FILE, 2), POWER) == set()
+
+
+def test_a_barrier_returns_once_all_have_come() -> None:
+    """And to each in its own time; who is early may come to the next one."""
+    barrier = Barrier("barrier", ("rank 0", "rank 1"))
+    a, b = ME.meets(barrier, 1), Actor("rank 1").meets(barrier, 1)
+    term = serve(barrier, (*a, *b), barrier.start)
+    (waiting,) = (after for event, after in transitions(term) if event == a[0])
+    assert a[1] not in dict(transitions(waiting))
+    (open_,) = (after for event, after in transitions(waiting) if event == b[0])
+    assert {a[1], b[1]} <= dict(transitions(open_)).keys()
+
+
+def test_a_message_may_be_heard_late_twice_or_never() -> None:
+    """But not before it was sent."""
+    mail = Mail("mail")
+    sent, heard = ME.sends(mail, 1), Actor("rank 1").hears(mail, 1)
+    term = serve(mail, (sent, heard), mail.start)
+    assert heard not in dict(transitions(term))
+    after = dict(transitions(term))[sent]
+    assert dict(transitions(after))[heard] == after
+
+
+def test_a_crash_ends_an_actor_anywhere() -> None:
+    """Whatever it is at: of five states before its end and the end itself, each can be the last."""
+    found = automaton(alive(ONE >> STOP))
+    ended = found.terms.index(STOP)
+    rows = [dict(row) for i, row in enumerate(found.edges) if i != ended]
+    assert [(row[KILLED], row[POWER]) for row in rows] == [(ended, ended)] * (len(ONE) + 1)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "loaded", "verdict"),
+    [
+        (0, (TORN, 1), None),
+        (1, (1, 1), None),
+        (1, (2, 2), None),
+        (1, (TORN, 1), "torn"),
+        (1, (2, 1), "mixed"),
+        (1, (1, NOTHING), "mixed"),
+        (2, (1, 1), "lost"),
+        (1, (), "lost"),
+    ],
+)
+def test_what_breaks_a_claim(claimed: int, loaded: tuple[int, ...], verdict: Kind | None) -> None:
+    """All ranks resume one epoch, whole, and not an older one than was claimed; or else."""
+    assert judged(claimed, loaded) == verdict
+
+
+def pipeline(**changes: object) -> Pipeline:
+    """One rank, one file, one epoch; with changes."""
+    given: dict[str, object] = {
+        "name": "one",
+        "about": "one file",
+        "actors": {"rank 0": ME.replaces(FILE, 1) >> ME.does("saved", 1) >> STOP},
+        "servers": (FILE,),
+        "restart": BACK.reads(FILE, lambda v: BACK.loads((v,))),
+        "claims": (Claim("when it is saved", "saved"),),
+        "epochs": 1,
+    }
+    return Pipeline(**{**given, **changes})  # type: ignore[arg-type] - changed fields, by name
+
+
+def test_one_file_done_right_is_sound() -> None:
+    """So the adversary can lose."""
+    found = attack(pipeline(), pipeline().claims[0])
+    assert (found.sound, found.tear()) == (True, None)
+
+
+def test_an_instant_that_never_comes_proves_nothing() -> None:
+    """A claim that can't come true is not called sound: its rank waits for a message for ever."""
+    never, mail = Actor("rank 1"), Mail("mail")
+    actors = {"rank 1": never.hears(mail, 1) >> never.does("saved", 1) >> STOP}
+    actors["rank 0"] = choice(ONE >> STOP, ME.sends(mail, 2) >> STOP)
+    stuck = pipeline(actors=actors, servers=(FILE, mail))
+    found = attack(stuck, stuck.claims[0])
+    assert (found.reached, found.tears, found.sound) == (False, (), False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"servers": (FILE, FILE)}, "names used twice: file"),
+        ({"servers": (Place("other"),)}, "in no server: file"),
+        ({"claims": (Claim("when", "vanishes", "file"),)}, "no actor ever vanishes file"),
+        ({"actors": {"rank 0": Event("rank 0", "eats", "file", 1) >> STOP}}, "by 'eats'"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes: dict[str, object], words: str) -> None:
+    """With the pipeline's or the place's name."""
+    broken = pipeline(**changes)
+    claim = Claim("", "eats") if "actors" in changes else broken.claims[0]
+    with pytest.raises(ValueError, match=words):
+        compose(broken, claim)
+
+
+def test_epochs_without_end_are_refused() -> None:
+    """A rank that saves for ever has too many states, and is told what to do."""
+
+    @process
+    def forever(epoch: int) -> Process:
+        return ME.does("saved", epoch) >> forever(epoch + 1)
+
+    with pytest.raises(ValueError, match="bound its epochs"):
+        compose(pipeline(actors={"rank 0": forever(1)}), instants(pipeline())[0])
+
+
+def test_events_read_as_sentences() -> None:
+    """What a person is shown."""
+    assert str(ME.puts(FILE, 2)) == "rank 0 puts file (epoch 2)"
+    assert str(Event("the restart", "reads", "file", TORN)) == (
+        "the restart reads file and finds a torn piece"
+    )
+    loads = BACK.loads((2, NOTHING))
+    assert isinstance(loads, Prefix)
+    assert str(loads.event) == "the restart loads rank 0: epoch 2, rank 1: nothing"
