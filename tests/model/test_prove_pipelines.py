@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from handfast.cli import pipelines
 from handfast.cli.main import app
+from handfast.model.catalogue import handfast, manifest_last, rename_each, two_phase
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "pipelines"
 
@@ -34,8 +36,12 @@ def test_the_catalogue_says_which_are_torn_by_which_instant_and_how_soon() -> No
     )
 
 
-def test_the_catalogue_as_json() -> None:
-    """One value, with every schedule in words."""
+def test_the_catalogue_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One value, with every schedule in words; 1 where one that is called sound is not there."""
+    short = (rename_each, two_phase, manifest_last)
+    monkeypatch.setattr(pipelines, "CATALOGUE", short)
+    assert prove("--catalogue", "--json").exit_code == 1
+    monkeypatch.setattr(pipelines, "CATALOGUE", (*short, handfast))
     done = prove("--catalogue", "--json")
     found = json.loads(done.output)
     assert (done.exit_code, found["sound"]) == (0, True)

@@ -156,7 +156,7 @@ def _loaded(tear: Tear, points: list[Point], lines: tuple[str, ...]) -> Iterator
             (point.line, point.at)
             for point, event in zip(points, _schedule(tear), strict=True)
             if found and event.what == read[rank].what and event.does in BECOMES
-            if value == TORN or (event.epoch == value and event.does != "opens")
+            if value in (TORN, event.epoch)
         ]
         yield Loaded(line, born[-1] if born else None, words)
     if not loads.of:
