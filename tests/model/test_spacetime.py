@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +58,15 @@ def test_the_recovery_line_runs_through_what_is_loaded() -> None:
     assert [each.words for each in piece.loaded] == ["torn", "epoch 1"]
     refused = of_tear(*torn("dcp-overwriting", "returns", "power", "lost"))
     assert {each.words for each in refused.loaded} == {"refused"}
+
+
+def test_memory_is_never_drawn_as_durable() -> None:
+    """What a peer's memory holds is written, and not durable, however it was put there."""
+    file = Path(__file__).resolve().parents[2] / "examples" / "pipelines" / "peer_memory.py"
+    pipeline = runpy.run_path(str(file))["pipeline"]
+    (tear,) = attack(pipeline, pipeline.claims[0]).tears
+    drawn = of_tear(pipeline, pipeline.claims[0], tear).points
+    assert [p.kind for p in drawn if "puts memory" in p.words] == ["stage", "stage"]
 
 
 @pytest.mark.parametrize("name", PIPELINES)

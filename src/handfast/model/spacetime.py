@@ -17,7 +17,7 @@ import msgspec
 
 from handfast.drawing import Scale, frame, rule, tag, text
 from handfast.model.boundary import Tear
-from handfast.model.pipeline import NOTHING, TORN, Claim, Event, Pipeline
+from handfast.model.pipeline import NOTHING, TORN, Claim, Event, Pipeline, Place
 
 __all__ = ["Arrow", "Diagram", "Loaded", "Point", "draw", "of_tear"]
 
@@ -106,6 +106,8 @@ def of_tear(pipeline: Pipeline, claim: Claim, tear: Tear) -> Diagram:
     """Draw a schedule of the adversary: one place along the line for each event."""
     names = tuple(dict.fromkeys([*pipeline.actors, *(e.who for e in _schedule(tear))]))
     lines = tuple(name for name in names if name != "the kernel")
+    memory = [s for s in pipeline.servers if isinstance(s, Place) and not s.lasting]
+    fleeting = {place.name for place in memory}
     points: list[Point] = []
     sent: dict[tuple[str, int], list[tuple[int, float]]] = {}
     arrows: list[Arrow] = []
@@ -114,7 +116,9 @@ def of_tear(pipeline: Pipeline, claim: Claim, tear: Tear) -> Diagram:
         at = float(i)
         line = owner[event.what] if event.who == "the kernel" else lines.index(event.who)
         owner[event.what] = line
-        kind: Kind = "certificate" if claim.matches(event) else KINDS.get(event.does, "other")
+        kind = "certificate" if claim.matches(event) else KINDS.get(event.does, "other")
+        if kind == "persist" and event.what in fleeting:  # memory keeps nothing, however it is put
+            kind = "stage"
         points.append(Point(line, at, kind, str(event), _label(event)))
         came = sent.setdefault((event.what, event.epoch), [])
         if event.does in ("sends", "arrives at"):
