@@ -162,7 +162,8 @@ def _one(seed: int, transcript: bool, thorough: bool, as_json: bool) -> None:
             show.print(escape(line))
         plan = outcome.plan
         tiers = ", ".join(f"{name} {copies}/{need}" for name, copies, need in plan.tiers)
-        show.print(f"seed {seed}: {plan.shards} shards, {tiers}; {', '.join(plan.kinds)}")
+        tree = f", a tree of {plan.fanout}" if plan.fanout else ""
+        show.print(f"seed {seed}: {plan.shards} shards, {tiers}{tree}; {', '.join(plan.kinds)}")
         show.print(
             f"{outcome.events:,} events, {outcome.turns:,} steps, {outcome.seconds:.0f} virtual "
             f"seconds, digest {outcome.digest}"

@@ -129,7 +129,10 @@ class _View(Truth, frozen=True, dict=True, kw_only=True):
 
 
 def _offers(sends: tuple[events.Send, ...]) -> bool:
-    return any(type(fact) is messages.Staged for send in sends for fact in send.message.facts)
+    return any(
+        send.message.rolled or any(type(fact) is messages.Staged for fact in send.message.facts)
+        for send in sends
+    )
 
 
 class Ledger:

@@ -53,6 +53,7 @@ class Plan(msgspec.Struct, frozen=True):
     window: int
     stores: int
     kinds: tuple[str, ...]
+    fanout: int
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -94,6 +95,7 @@ def draw(seed: int) -> Plan:
         window=chance.choice([1, 2, 2]),
         stores=chance.choice([1, 1, 2]),
         kinds=kinds,
+        fanout=chance.choice([0, 2]),  # jobs are small here: else none would have a tree
     )
 
 
@@ -102,7 +104,7 @@ class _Storm:
         self.plan = plan
         self.chance = Random(f"storm/{seed}")  # noqa: S311 - likewise
         tiers = {name: (copies, need) for name, copies, need in plan.tiers}
-        configuration = shape(plan.shards, plan.hosts, **tiers)
+        configuration = shape(plan.shards, plan.hosts, plan.fanout, **tiers)
         self.world = World(configuration, self.chance, keep=plan.keep, window=plan.window)
         self.job = Job(self.world, plan.stores)
         self.job.waits = "waiting saves" in plan.kinds

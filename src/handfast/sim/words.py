@@ -78,7 +78,12 @@ class Teller:
     def message(self, message: ms.Message) -> str:
         """Say who speaks, in which life, and what."""
         sender = f"{self._ids[message.sender]}.{message.incarnation}"
-        return f"{sender}: {_join(map(self.fact, message.facts)) or 'what it holds'}"
+        said = (*map(self.fact, message.facts), *map(self._rolled, message.rolled))
+        return f"{sender}: {_join(said) or 'what it holds'}"
+
+    def _rolled(self, roll: ms.Rolled) -> str:
+        first, last = self._ids[roll.first], self._ids[roll.first + roll.size - 1]
+        return f"STAGED({first} to {last}, {roll.epoch})"
 
     def fact(self, fact: ms.Record | ms.Fact) -> str:
         """Say a fact."""

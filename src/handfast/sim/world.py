@@ -37,10 +37,11 @@ Entry = tuple[int, str, ev.Event | str, ev.Effects]
 """When, who, what it took or what befell it, and what came of it."""
 
 
-def shape(shards: int, hosts: int = 0, **tiers: tuple[int, int]) -> Configuration:
+def shape(shards: int, hosts: int = 0, fanout: int = 0, **tiers: tuple[int, int]) -> Configuration:
     """Build a configuration: each tier as (copies of every shard, how many are needed).
 
     Copy c of shard s lies on host (s + c) modulo ``hosts``; 0 hosts: one for each domain.
+    ``fanout`` is that of the tree that votes go up.
     """
     domains: list[Domain] = []
     for tier, (copies, _) in tiers.items():
@@ -50,7 +51,7 @@ def shape(shards: int, hosts: int = 0, **tiers: tuple[int, int]) -> Configuratio
                 host = (shard + copy) % hosts if hosts else len(domains)
                 domains.append(Domain(name, tier, shard, f"host{host}"))
     need = tuple((tier, k) for tier, (_, k) in tiers.items())
-    return Configuration("run", shards, tuple(domains), need)
+    return Configuration("run", shards, tuple(domains), need, fanout)
 
 
 class World:
