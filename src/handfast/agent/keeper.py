@@ -10,7 +10,9 @@ import contextlib
 import gc
 import mmap
 import os
+import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -36,6 +38,8 @@ from handfast.store.port import Verify, Written
 from handfast.store.shelf import Shelf
 
 __all__ = ["Image", "Keeper", "Plan", "held_alike"]
+
+PAUSE: Final = 0.2  # seconds before damage is looked at again: a read that failed may succeed
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True):
@@ -107,6 +111,9 @@ class Keeper:
             domain, incarnation = directory.identity.id, directory.incarnation
             member = boot(domain, incarnation, records)
             lost = _lost(directory, member.retained)
+            if lost:  # for good, once it is journaled
+                time.sleep(PAUSE)
+                lost = _lost(directory, member.retained)
             if lost:
                 member = boot(domain, incarnation, records, lost)
         except BaseException:
@@ -206,9 +213,20 @@ class Keeper:
     ) -> tuple[int, Manifest]:
         """Read and verify every byte of a copy into memory that can be handed over.
 
+        What is damaged is looked at twice, since a copy that is called BAD may cost the epoch, and
+        an error of a disk, a bus or a network may pass.
+
         Returns a memfd and the manifest. Raises FormatError, Damaged or Refused where the copy is
         not what this domain attested, any other HandfastError where it can't be looked at now.
         """
+        with contextlib.suppress(FormatError):
+            return self._read(member, epoch, progress)
+        time.sleep(PAUSE)
+        return self._read(member, epoch, progress)
+
+    def _read(
+        self, member: Member, epoch: Epoch, progress: Callable[[int, int], None] | None
+    ) -> tuple[int, Manifest]:
         digest = next((copy.digest for copy in member.retained if copy.epoch == epoch), "")
         entry = self.directory.entry(epoch) if digest else None
         if entry is None:
@@ -315,11 +333,15 @@ def certificate_fields(certificate: Certificate) -> dict[str, object]:
 
 
 def _drop_frames(error: BaseException) -> None:
-    """Let go of an error's frames: they hold the image's memory for as long as the error lives."""
+    """Let go of an error's frames: they hold the image's memory for as long as the error lives.
+
+    And some even longer: where a close fails, an `ExitStack` leaves a circle through its own frame.
+    """
     held: BaseException | None = error
     while held is not None:
         held.__traceback__ = None
         held = held.__cause__ or held.__context__
+    gc.collect()
 
 
 def _epochs(member: Member) -> tuple[Epoch, ...]:

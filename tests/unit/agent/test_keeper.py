@@ -143,6 +143,39 @@ def test_a_sound_manifest_with_another_digest_than_was_voted_for_is_lost(root: s
     assert member.lost[0].reason == "its manifest is not the attested one"
 
 
+@pytest.mark.parametrize("file", ["/1/manifests", "/1/chunks"])
+def test_an_error_of_a_read_that_passes_costs_no_epoch(root: str, file: str) -> None:
+    """Shows that each call of a claim and of a check may fail once, and that a lasting one tells.
+
+    BAD and LOST are for good: a release takes away what is called so.
+    """
+    saved(root, ONE, TWO).close()
+    for k in itertools.count(1):
+        files = FaultyFiles(HASTY, k, errno.EIO, path=file)
+        try:
+            alone = Alone(root, files)
+        except (SaveFailed, Damaged):  # no claim: nothing is called lost, and another one is made
+            assert files.fired
+            continue
+        assert [copy.epoch for copy in alone.member.retained] == [ONE, TWO]
+        if not files.fired:
+            break
+        alone.close()
+    for k in itertools.count(1):
+        files.fired = False
+        files.arm(k)
+        fd, _ = alone.keeper.read(alone.member, TWO)
+        assert read_fd(fd, layout_of().nbytes) == content(TWO.step)
+        if not files.fired:
+            break
+    assert k > 3
+    files.lasting = True
+    files.arm(1)
+    with pytest.raises(Damaged, match="EIO"):
+        alone.keeper.read(alone.member, TWO)
+    alone.close()
+
+
 def test_a_record_of_a_later_handfast_stops_the_claim_and_changes_nothing(root: str) -> None:
     """Shows that an old agent after a new one says what it can't read, where, and what to do."""
     alone = saved(root, ONE)
