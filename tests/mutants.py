@@ -21,6 +21,7 @@ from handfast.core.messages import (
     Accepted,
     Bad,
     Certificate,
+    Copy,
     Frozen,
     Released,
     Restored,
@@ -644,3 +645,88 @@ def trusts_that_the_tree_holds(patch: Patch) -> None:
     """What was sent up or down once is not sent again."""
     original = gossip.restless
     patch.setattr(gossip, "restless", lambda m: 0 if m.open else original(m))
+
+
+# --- what the design's own models had found
+
+
+@mutant("s12", "s4")
+def orders_epochs_by_step_alone(patch: Patch) -> None:
+    """So an orphan that had gone further than the branch after it is the newest of all."""
+    original = recover.candidates
+
+    def candidates(roster, reports, want):
+        found = original(roster, reports, want)
+        return tuple(sorted(found, key=lambda epoch: epoch.step, reverse=True))
+
+    patch.setattr(recover, "eligible", lambda epoch, timeline: True)
+    patch.setattr(recover, "candidates", candidates)
+
+
+@mutant("s5")
+def skips_for_a_cadence(patch: Patch) -> None:
+    """Whoever hears of an epoch that its own rank has not saved yet says that it never will."""
+
+    def received(original, turn, event):
+        original(turn, event)
+        state = turn.state
+        if not state.open:
+            return
+        for ballot in state.tallies[state.roster.tier_of[state.me]].ballots:
+            voted = (ballot.staged | ballot.skipped) >> state.me & 1
+            if not voted and ballot.epoch not in state.persisting:
+                turn.say(member.Skipped(state.me, ballot.epoch, "not scheduled"))
+
+    handler(patch, events.Received, received)
+
+
+@mutant("s4", "s1", "s12")
+def reports_what_is_only_in_memory(patch: Patch) -> None:
+    def begun(original, turn, event):
+        volatile = tuple(Copy(epoch, "memory") for epoch in turn.state.persisting)
+        retained = turn.state.retained
+        if volatile:
+            turn.set(retained=(*retained, *volatile))
+        original(turn, event)
+        if volatile:
+            turn.set(retained=retained)
+
+    handler(patch, events.Begin, begun)
+
+
+@mutant("s6", "s9", "s10", "s12", shape="either")
+def takes_a_change_in_the_middle_of_a_restore(patch: Patch) -> None:
+    """What had been reported before the change, by the fenced one too, goes on to count."""
+
+    def begun(original, turn, event):
+        before = turn.state
+        original(turn, event)
+        held, now = before.recovery, turn.state.recovery
+        if held is None or now is None or before.roster == turn.state.roster:
+            return
+        turn.set(
+            recovery=replace(
+                now,
+                checks=held.checks,
+                reports=tuple(
+                    new or (old and replace(old, generation=now.generation))
+                    for new, old in zip(now.reports, held.reports, strict=True)
+                ),
+            )
+        )
+
+    handler(patch, events.Begin, begun)
+
+
+@mutant("s1", "s5", "s10")
+def votes_before_its_first_freeze_is_written(patch: Patch) -> None:
+    original = member._Turn.say
+
+    def say(turn, fact):
+        if isinstance(fact, Frozen) and turn.state.generation == 0:
+            turn.state = fold.fold(turn.state, fact)
+            turn.news.append(fact)
+        else:
+            original(turn, fact)
+
+    patch.setattr(member._Turn, "say", say)

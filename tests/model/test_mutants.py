@@ -55,6 +55,9 @@ SEARCHED = {
     "rolls_up_without_its_own_vote": "tree of four",
     "rolls_up_the_second_half_first": "tree",
     "trusts_that_the_tree_holds": "tree",
+    "skips_for_a_cadence": "window",
+    "takes_a_change_in_the_middle_of_a_restore": "change",
+    "votes_before_its_first_freeze_is_written": "window",
 }
 """Where each is looked for: the smallest scenario that shows it; else one domain's "rollback"."""
 

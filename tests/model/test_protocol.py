@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
 from handfast.cli.prove import prove
-from handfast.laws.invariants import ALWAYS, SOMETIMES
+from handfast.laws.goals import SOMETIMES
+from handfast.laws.invariants import ALWAYS
 from handfast.model.explore import explore
 from handfast.model.judge import OF_A_PAIR, OF_A_STEP, OF_ALL
 from handfast.model.place import Bounds

@@ -119,7 +119,10 @@ def gone_apart(where: World, rng: random.Random) -> None:
     )
 
 
-BY_SEARCH = {"accepts_again_in_a_new_life", "restores_without_every_report"}
+BY_SEARCH = {
+    "accepts_again_in_a_new_life", "restores_without_every_report",
+    "votes_before_its_first_freeze_is_written",
+}  # fmt: skip
 """What so few storms miss, and the search of `tests/model/test_mutants.py` finds."""
 
 

@@ -23,7 +23,7 @@ from handfast.core.member import boot, step
 from handfast.core.messages import Configured, decode_message
 from handfast.core.retain import Keep
 from handfast.core.state import Peers
-from handfast.laws.invariants import SOMETIMES
+from handfast.laws.goals import SOMETIMES
 
 SHAPE = {"spare": shape(1, dir=(2, 1))}
 

@@ -42,6 +42,7 @@ from handfast.core.messages import (
 )
 from handfast.core.retain import Keep
 from handfast.core.state import Member, Peers
+from handfast.laws.goals import reached
 from handfast.laws.invariants import (
     ALWAYS,
     EVENTUALLY,
@@ -50,7 +51,6 @@ from handfast.laws.invariants import (
     Turn,
     Written,
     breaches,
-    reached,
 )
 from handfast.model.scenarios import shape
 from handfast.model.tell import brief

@@ -1,5 +1,5 @@
-"""Every promise of the protocol by name: what always holds, what must happen sometimes, and what
-happens in the end, once the storm is over (the design, section 2).
+"""Every promise of the protocol by name: what always holds, and what happens in the end, once the
+storm is over (the design, section 2).
 
 A law reads a :class:`Truth`, which no member has: what really is in the journals and on the disks,
 and what was really done. It yields its breaches in words. Two promises are about bytes, which the
@@ -15,7 +15,6 @@ from handfast.core import events, gossip, messages
 from handfast.core.converge import STRANDED, Ballot, Tally
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import Roster
-from handfast.core.recover import Phase, eligible
 from handfast.core.state import Member
 from handfast.core.view import view
 from handfast.laws.truth import Truth, Turn, Written, rolled_up
@@ -23,13 +22,11 @@ from handfast.laws.truth import Truth, Turn, Written, rolled_up
 __all__ = [
     "ALWAYS",
     "EVENTUALLY",
-    "SOMETIMES",
     "STANDSTILL",
     "Truth",
     "Turn",
     "Written",
     "breaches",
-    "reached",
 ]
 
 Law: TypeAlias = "Callable[[Truth], Iterator[str]]"
@@ -139,6 +136,17 @@ def s5_votes_are_write_once(truth: Truth) -> Iterator[str]:
         if key in said:
             yield f"{w.domain} wrote {said[key]} and then {w.record}"
         said[key] = w.record
+
+
+def s5_skips_are_ones_own(truth: Truth) -> Iterator[str]:
+    """A SKIP follows from one's own save; not being scheduled is no vote (design, section 2)."""
+    turn = truth.turn
+    for skip in turn.effects.persist if turn else ():
+        if isinstance(skip, messages.Skipped) and turn:
+            cause = turn.event
+            own = isinstance(cause, events.Failed | events.Forgone) and cause.epoch == skip.epoch
+            if not own:
+                yield f"{turn.before.id} skipped {skip.epoch} on {type(cause).__name__}"
 
 
 def s10_stale_is_not_written(truth: Truth) -> Iterator[str]:
@@ -413,7 +421,7 @@ def l6_storage_is_bounded(truth: Truth) -> Iterator[str]:
 ALWAYS: Final[tuple[Law, ...]] = (
     s1_attested_is_durable, s2_knowledge_is_sound, s3_something_is_retained_by_all,
     s4_certified_is_not_lost, s5_votes_are_write_once, s6_certificates_are_of_one_whole,
-    s10_stale_is_not_written,
+    s10_stale_is_not_written, s5_skips_are_ones_own,
     s7_nothing_acts_without_a_certificate, s8_release_follows_knowledge, s9_joins_agree,
     s10_stale_is_refused, s11_nothing_is_mutated_unvalidated, s12_recovery_is_a_function,
     s13_no_interaction_across_epochs, s14_what_is_corrupt_never_counts, s15_time_changes_nothing,
@@ -429,67 +437,3 @@ STANDSTILL: Final[tuple[Law, ...]] = (l4_whoever_blocks_is_named, l5_traffic_qui
 def breaches(truth: Truth, laws: tuple[Law, ...] = ALWAYS) -> tuple[str, ...]:
     """List what breaks the laws, each with the name of the law: none, one hopes."""
     return tuple(f"{law.__name__}: {words}" for law in laws for words in law(truth))
-
-
-# --- sometimes: what a search must reach, or it has shown little ---------------------------------
-
-SOMETIMES: Final = (
-    "an epoch converges", "a certificate is learnt", "a recovery descends below a bad copy",
-    "a bad copy is outlived by a valid one", "a timeline is abandoned", "an orphan is released",
-    "a void epoch is released", "a window blocks and names", "a skip is voted",
-    "a member boots in the middle of a recovery", "a stale message is refused",
-    "a round is overtaken", "a rank declines", "nothing is left to restore",
-    "a changed configuration resumes",
-)  # fmt: skip
-
-
-def reached(turn: Turn) -> Iterator[str]:
-    """Name the goals that a step reached."""
-    heard = isinstance(turn.event, events.Received)
-    for record in turn.effects.persist:
-        match record:
-            case messages.Converged():
-                yield "a certificate is learnt" if heard else "an epoch converges"
-            case messages.Skipped():
-                yield "a skip is voted"
-            case messages.Restored(certificate=c):
-                yield from _resumed(turn, c)
-            case messages.Released(epochs=epochs):
-                chain = turn.after.restored.timeline if turn.after.restored is not None else ()
-                if any(not eligible(epoch, chain) for epoch in epochs):
-                    yield "an orphan is released"
-                if set(epochs) & {*turn.before.void, *turn.after.void}:
-                    yield "a void epoch is released"
-    yield from filter(None, map(_told, turn.effects.apply))
-    if turn.first and turn.before.recovery is not None and turn.before.incarnation > 1:
-        yield "a member boots in the middle of a recovery"
-
-
-def _resumed(turn: Turn, c: messages.RestoreCertificate) -> Iterator[str]:
-    before = turn.before
-    judged = before.recovery.checks if before.recovery is not None else ()
-    bad = [check.epoch for check in judged if check.bad]
-    if any(epoch > c.base for epoch in bad):
-        yield "a recovery descends below a bad copy"
-    if c.base in bad:
-        yield "a bad copy is outlived by a valid one"
-    if any(tally.line.epoch > c.base for tally in before.tallies if tally.line is not None):
-        yield "a timeline is abandoned"
-    if before.restored is not None and before.restored.configuration != c.configuration:
-        yield "a changed configuration resumes"
-
-
-def _told(action: events.Action) -> str:
-    match action:
-        case events.Refuse(by=by) if by:
-            return "a window blocks and names"
-        case events.Reject():
-            return "a stale message is refused"
-        case events.Overtaken():
-            return "a round is overtaken"
-        case events.Stuck(phase=Phase.DECLINED):
-            return "a rank declines"
-        case events.Stuck():
-            return "nothing is left to restore"
-        case _:
-            return ""

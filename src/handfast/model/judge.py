@@ -37,7 +37,8 @@ V = TypeVar("V", bound=Hashable)
 
 OF_A_STEP: Final = (
     invariants.s10_stale_is_refused, invariants.s14_what_is_corrupt_never_counts,
-    invariants.s15_time_changes_nothing, invariants.l4_refusals_are_true,
+    invariants.s15_time_changes_nothing, invariants.s5_skips_are_ones_own,
+    invariants.l4_refusals_are_true,
 )  # fmt: skip
 OF_A_PAIR: Final = (invariants.s9_joins_agree,)
 OF_ALL: Final = tuple(

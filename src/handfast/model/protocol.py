@@ -28,7 +28,7 @@ from handfast.core import events as ev
 from handfast.core import gossip
 from handfast.core.membership import Roster
 from handfast.core.recover import Phase
-from handfast.laws import invariants
+from handfast.laws import goals, invariants
 from handfast.laws.truth import Truth
 from handfast.model import place as local
 from handfast.model.air import Air
@@ -404,9 +404,9 @@ class Protocol:
 
     def _way(self, who: int, errand: Errand, taken: Taken, faults: tuple[str, ...]) -> _Way:
         breach = ""
-        goals: list[str] = []
+        met: list[str] = []
         for turn in taken.turns:
-            goals += invariants.reached(turn)
+            met += goals.reached(turn)
             breach = breach or self.judge.step(who, taken.place, turn)
         posts = tuple(
             (to, number)
@@ -417,7 +417,7 @@ class Protocol:
         move = Move(who, errand.event, errand.what, taken.cut, errand.calm and taken.cut is None)
         seen = self.judge.look(who, taken.turns, taken.deeds)
         number, cost = self.place_number(taken.place), self.costs.number(faults)
-        return _Way(move, number, posts, cost, seen, errand.step, breach, tuple(goals))
+        return _Way(move, number, posts, cost, seen, errand.step, breach, tuple(met))
 
     def _address(self, send: ev.Send) -> tuple[int, int]:
         roster = self.rosters[send.message.configuration]

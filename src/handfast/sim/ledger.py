@@ -33,7 +33,7 @@ OF_RECORD: Final[Mapping[type, tuple[Law, ...]]] = {
     messages.Configured: (laws.s3_something_is_retained_by_all, laws.s10_stale_is_not_written),
     messages.Frozen: _VOTED,
     messages.Staged: (laws.s1_attested_is_durable, *_VOTED),
-    messages.Skipped: _VOTED,
+    messages.Skipped: (*_VOTED, laws.s5_skips_are_ones_own),
     messages.Valid: (*_VOTED, laws.s14_what_is_corrupt_never_counts),
     messages.Bad: (
         *_VOTED, laws.s12_recovery_is_a_function, laws.s14_what_is_corrupt_never_counts,

@@ -12,7 +12,8 @@ import msgspec
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Roster
 from handfast.core.retain import Keep
-from handfast.laws.invariants import EVENTUALLY, SOMETIMES, STANDSTILL
+from handfast.laws.goals import SOMETIMES
+from handfast.laws.invariants import EVENTUALLY, STANDSTILL
 from handfast.sim.agenda import SECOND
 from handfast.sim.job import Job, Round
 from handfast.sim.ledger import Breach

@@ -20,7 +20,7 @@ from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import Change, Configuration, Domain, Roster
 from handfast.core.messages import Lost
 from handfast.core.retain import Keep
-from handfast.laws.invariants import reached
+from handfast.laws.goals import reached
 from handfast.laws.truth import Turn
 from handfast.sim.agenda import MS, SECOND, Agenda
 from handfast.sim.agent import Agent
