@@ -25,6 +25,7 @@ from rich.markup import escape
 
 from handfast.cli.console import DAMAGED, answer, answering, as_json, out
 from handfast.cli.scale import measure
+from handfast.cli.synchrony import hold
 from handfast.sim.script import play
 from handfast.sim.storm import GOALS, Outcome, storm
 
@@ -112,6 +113,10 @@ def sizes_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
     help="Measure what an epoch costs jobs of so many domains, and a rack that is lost.",
 )  # fmt: skip
 @click.option(
+    "--synchrony", callback=sizes_of, metavar="N,N...",
+    help="Hold the bounds that partial synchrony would give against jobs of so many domains.",
+)  # fmt: skip
+@click.option(
     "--svg", type=click.Path(file_okay=False, path_type=Path),
     help="With --scale: draw the curves into this directory.",
 )  # fmt: skip
@@ -128,6 +133,7 @@ def simulate(
     scripts: tuple[Path, ...],
     rewrite: bool,
     scale: tuple[int, ...],
+    synchrony: tuple[int, ...],
     svg: Path | None,
     as_json: bool,
 ) -> None:
@@ -136,14 +142,17 @@ def simulate(
     One seed decides everything: the job, what breaks and when. The same seed gives the same digest.
     """
     swarm = seeds is not None or minutes is not None
-    if (seed is not None) + swarm + bool(scripts) + bool(scale) != 1:
-        asked = "--seed N, --seeds N or A..B, --minutes M, --script FILE, or --scale N,N"
+    if (seed is not None) + swarm + bool(scripts) + bool(scale) + bool(synchrony) != 1:
+        asked = "--seed N, --seeds N or A..B, --minutes M, --script FILE, --scale N,N, --synchrony"
         raise click.UsageError(f"say what to run, one of: {asked}")
     if transcript and seed is None:
         raise click.UsageError("--transcript tells one seed: give --seed N")
     with answering(as_json):
         if scale:
             measure(scale, svg, as_json)
+        elif synchrony:
+            if not hold(synchrony, as_json):
+                raise click.exceptions.Exit(DAMAGED)
         elif scripts:
             _play(scripts, rewrite, as_json)
         elif seed is not None:

@@ -38,7 +38,7 @@ from handfast.core.retain import Keep
 from handfast.core.state import Member
 from handfast.core.view import view
 
-__all__ = ["Cost", "Crowd", "job"]
+__all__ = ["Cost", "Crowd", "job", "opening"]
 
 PATIENCE: Final = 400
 """After so many rounds of ticks a job that is not quiet is given up."""
@@ -162,18 +162,22 @@ class Crowd:
         return all(line is not None and line.epoch == epoch for line in lines)
 
 
-def _open(configuration: Configuration) -> Member:
-    """Boot the first member from the journal of a domain whose generation has just begun."""
-    roster = Roster(configuration)
+def opening(roster: Roster, at: int) -> list[Record]:
+    """Give the journal of a domain whose generation, the first, has just begun."""
     report = Report((Copy(GENESIS, ""),), (), None, ())
     certificate = RestoreCertificate(
-        configuration.run, roster.digest, 1, "round", GENESIS, (Branch(1, GENESIS, "round"),),
-        roster.homes, "",
+        roster.configuration.run, roster.digest, 1, "round", GENESIS,
+        (Branch(1, GENESIS, "round"),), roster.homes, "",
     )  # fmt: skip
-    journal: list[Record] = [
-        Configured(configuration, True),
-        Frozen(0, 1, 1, "round", roster.digest, report),
+    return [
+        Configured(roster.configuration, True),
+        Frozen(at, 1, 1, "round", roster.digest, report),
         Restored(certificate),
     ]
-    member = boot(roster.ids[0], 1, journal)
+
+
+def _open(configuration: Configuration) -> Member:
+    """Boot the first member of a job."""
+    roster = Roster(configuration)
+    member = boot(roster.ids[0], 1, opening(roster, 0))
     return msgspec.structs.replace(member, keep=Keep(1), pinned=(), window=2)

@@ -1,0 +1,88 @@
+"""What ``handfast simulate --synchrony`` measures and prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import fmean
+from typing import Final
+
+import msgspec
+from rich.table import Table
+
+from handfast.cli.console import answer, out
+from handfast.cli.scale import WAYS
+from handfast.sim.agenda import MS, SECOND
+from handfast.sim.scale import job
+from handfast.sim.synchrony import Synchronous, Timed
+
+__all__ = ["hold"]
+
+DELAY_US: Final = 20 * MS
+TICK_US: Final = 2 * SECOND
+"""As long as an agent ever waits between two ticks."""
+CHECK_US: Final = 500 * MS
+ACCEPT_US: Final = 300 * MS
+STORMS: Final = 6
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A job and one thing that it does: the bound, the worst and the mean time; in seconds."""
+
+    way: str
+    domains: int
+    what: str
+    storms: int
+    bound_s: float
+    worst_s: float
+    mean_s: float
+
+
+def hold(sizes: tuple[int, ...], as_json: bool) -> bool:
+    """Hold the bounds of partial synchrony against jobs of these sizes; say whether they held."""
+    rows = [row for way in WAYS for size in sizes for row in _rows(way, size)]
+    if as_json:
+        answer({"delay_s": DELAY_US / SECOND, "tick_s": TICK_US / SECOND, "rows": rows})
+    else:
+        _show(rows)
+    return all(row.worst_s <= row.bound_s for row in rows)
+
+
+def _rows(way: str, size: int) -> Iterator[Row]:
+    epochs, restores = [], []
+    for seed in range(STORMS):
+        run = Synchronous(
+            job(size, **WAYS[way]), delay_us=DELAY_US, tick_us=TICK_US, check_us=CHECK_US,
+            accept_us=ACCEPT_US, back=min(size - 1, seed % 3), worst=seed == 0, seed=seed,
+        )  # fmt: skip
+        epochs.append(run.converge())
+        restores.append(run.restore())
+    yield _row(way, size, "an epoch converges", epochs)
+    yield _row(way, size, "a recovery ends", restores)
+
+
+def _row(way: str, size: int, what: str, timed: list[Timed]) -> Row:
+    """The worst is the one that came nearest to its own bound."""
+    worst = max(timed, key=lambda one: one.took_us / one.bound_us)
+    mean = fmean(one.took_us for one in timed)
+    return Row(
+        way, size, what, len(timed), worst.bound_us / SECOND, worst.took_us / SECOND, mean / SECOND
+    )
+
+
+def _show(rows: list[Row]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for name in ("", "domains", "", "storms", "bound s", "worst s", "mean s", "worst / bound"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        table.add_row(
+            row.way, f"{row.domains:,}", row.what, str(row.storms), f"{row.bound_s:.2f}",
+            f"{row.worst_s:.2f}", f"{row.mean_s:.2f}", f"{row.worst_s / row.bound_s:.3f}",
+        )  # fmt: skip
+    show = out()
+    show.print(table)
+    show.print(
+        f"If from some moment on every message takes at most {DELAY_US / SECOND} s, members that "
+        f"lack something tick every {TICK_US / SECOND} s, a copy is read within "
+        f"{CHECK_US / SECOND} s, ranks answer within {ACCEPT_US / SECOND} s, and nobody crashes. "
+        "Seconds are virtual, since that moment. Nothing is promised without these."
+    )
