@@ -5,9 +5,11 @@ generators and the random streams last, after each loader's ``state_dict()`` was
 compared, because reading torchdata's draws a seed.
 """
 
+import contextlib
+import inspect
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -21,14 +23,15 @@ from handfast.store.objects import TensorRef, child
 from handfast.torch import loaders, optimizers
 from handfast.torch.alike import ddp_modules
 from handfast.torch.capture import Walk, state_of, walk
-from handfast.torch.gradients import restore_gradients
+from handfast.torch.gradients import optimizers_of, restore_gradients
+from handfast.torch.memory import Memory, Remade
 from handfast.torch.names import matches
 from handfast.torch.rng import write_generator, write_streams
 from handfast.torch.saved import EXTRA, RNG, UNSYNCED, Saved, Source
 from handfast.torch.tensors import HOST, copy_into, dims_of, is_dtensor, local, place_of
-from handfast.torch.tree import Kind, Node, entries, kind_of
+from handfast.torch.tree import Kind, Node, entries, is_torchs, kind_of
 
-__all__ = ["apply", "look"]
+__all__ = ["apply", "live_tensors", "look"]
 
 _LOG = logging.getLogger("handfast")
 
@@ -36,6 +39,10 @@ _BY_STATE_DICT = (Kind.SCHEDULER, Kind.SCALER, Kind.LOADER, Kind.OBJECT)
 """The kinds that are restored by their own ``load_state_dict``, in the order of the restore."""
 
 OTHERWISE: Final = "reads back as another value"
+LATE: Final = (
+    "If it takes its state up only when it is iterated, all is well: let its state_dict() give "
+    "what load_state_dict() was given until then. Else data will be repeated or skipped"
+)
 
 
 @torch.inference_mode(False)  # what is made here must serve steps outside of that mode, too
@@ -64,15 +71,15 @@ def apply(
         live, source = look(state, saved, views)
         trees: dict[str, object] = {}
         _pair(state, saved.objects, "", trees)
-        restore = _Restore(live, trees, source, only, keep_live)
+        memory = Memory(list(live_tensors(live).values()))
+        restore = _Restore(live, trees, source, only, keep_live, memory, {})
         where = "the tensors"
         restore.tensors()
         for node in restore.of(Kind.OPTIMIZER):
             where = node.path
             restore.optimizer(node)
-        for node in restore.of(Kind.OBJECT):
-            if isinstance(node.value, Optimizer):
-                node.value.zero_grad()  # of another moment, as those that write() drops
+        for optimizer in optimizers_of(restore.of(Kind.OBJECT)):
+            optimizer.zero_grad()  # of another moment, as those that write() drops
         restore_gradients(live, source, only)
         for node in restore.of(*_BY_STATE_DICT):
             where = node.path
@@ -126,6 +133,16 @@ def _pair(live: object, saved: object, path: str, trees: dict[str, object]) -> N
             _pair(item, before[key], child(path, key), trees)
 
 
+def live_tensors(live: Walk) -> dict[str, Tensor]:
+    """The live tensors that are filled in place, by path: of modules, and those by themselves."""
+    found = {node.path: node.value for node in live.nodes if node.kind is Kind.TENSOR}
+    modules = [node.value for node in live.nodes if node.kind is Kind.MODULE]
+    own = {id(t) for m in modules for t in chain(m.parameters(), m.buffers())}
+    held = dict(zip(live.paths, live.tensors, strict=True))
+    paths = chain.from_iterable(live.names.modules)
+    return found | {p: held[p] for p in paths if p in held and id(held[p]) in own}
+
+
 class _Restore(NamedTuple):
     """One restore: the live state as it was walked, and what is to become of it."""
 
@@ -134,6 +151,8 @@ class _Restore(NamedTuple):
     source: Source
     only: Sequence[str]
     keep_live: Sequence[str]
+    memory: Memory  # what belongs to tensors that stand for themselves, and then to optimizers
+    standing: dict[str, Tensor]  # those of them that were filled, by path
 
     def of(self, *kinds: Kind) -> list[Node]:
         """The live things of these kinds that are to be restored, in the order of the kinds."""
@@ -154,6 +173,7 @@ class _Restore(NamedTuple):
     def _copy(self, pairs: Sequence[tuple[str, Any]]) -> None:
         found = [p for p in pairs if matches(p[0], self.only) and self.source.saved.spec(p[0])]
         copy_into([local(t) for _, t in found], [self.source.view(path) for path, _ in found])
+        self.standing.update(found)
 
     def _module(self, node: Node, paths: Sequence[str]) -> None:
         module = node.value
@@ -177,7 +197,7 @@ class _Restore(NamedTuple):
             held.update(given)
             mode = any(map(Tensor.is_inference, own.values()))
             with torch.inference_mode(mode), torch.no_grad():
-                module.load_state_dict(held, strict=bool(given))
+                _load(module, held, given)
         for name, ddp in ddp_modules(module) if chosen else ():
             # Whether rank 0's buffers win at the next forward pass is part of the moment.
             ddp.require_forward_param_sync = name not in self._extra(node).get(UNSYNCED, ())
@@ -191,7 +211,10 @@ class _Restore(NamedTuple):
         own = [n for n in self.live.nodes if n.kind is Kind.OPTIMIZER].index(node)
         names = self.live.names.optimizers[own].parameters
         tree: Any = self.trees[node.path]
-        changed = optimizers.write(node.path, node.value, names, tree, self.source, self.keep_live)
+        made = Remade(self.source, self.standing, self.memory)
+        changed = optimizers.write(
+            node.path, node.value, names, tree, self.source, made, self.keep_live
+        )
         if changed:
             _LOG.warning(
                 "handfast: restore: saved hyperparameters replaced live ones (keep_live= reverses "
@@ -227,54 +250,64 @@ class _Restore(NamedTuple):
         wanted = self.trees[node.path]
         if node.kind is Kind.LOADER and loaders.not_begun(wanted):
             return
-        found = _unlike(wanted, node.value.state_dict(), node.path, self.source)
+        unlike = list(_unlike(wanted, node.value.state_dict(), node.path, self.source))
         if node.kind is not Kind.LOADER:
-            if found is not None:
-                _LOG.warning("handfast: restore: %s %s than was loaded", found, OTHERWISE)
-        elif found is not None:
-            raise HandfastError(f"{found} {OTHERWISE} than the one it was given")
-        else:
-            loaders.may_begin(node.value, self.source.tree(wanted), node.path)
+            if unlike:
+                _LOG.warning("handfast: restore: %s %s than was loaded", unlike[0], OTHERWISE)
+            return
+        for path in unlike:
+            if not loaders.of_dataset(path):
+                raise HandfastError(f"{path} {OTHERWISE} than the one it was given. {LATE}")
+        if unlike:
+            _LOG.warning("handfast: restore: %s %s than was loaded. %s", unlike[0], OTHERWISE, LATE)
+        loaders.may_begin(node.value, self.source.tree(wanted), node.path)
 
 
 def _told_of_loads(module: nn.Module) -> bool:
     """Whether something is made of what is loaded, such as a buffer that is not saved.
 
-    By hooks, or by methods that are not torch's own: those only serve what torch itself loads.
+    By hooks, or by methods that are not torch's own.
     """
-    if _is_users(type(module).load_state_dict):
+    if not is_torchs(type(module).load_state_dict):
         return True
     return any(
         getattr(part, "_load_state_dict_post_hooks", None)
-        or _is_users(type(part)._load_from_state_dict)
-        or any(map(_is_users, getattr(part, "_load_state_dict_pre_hooks", {}).values()))
+        or not is_torchs(type(part)._load_from_state_dict)
+        or not all(map(is_torchs, getattr(part, "_load_state_dict_pre_hooks", {}).values()))
         for part in module.modules()
     )
 
 
-def _is_users(call: Any) -> bool:
-    return not str(getattr(getattr(call, "hook", call), "__module__", "")).startswith("torch.")
+def _load(module: nn.Module, held: dict[str, Any], given: Mapping[str, object]) -> None:
+    """Let a module load, by a method that may be the user's own, and may know no ``strict``.
+
+    What its own ``state_dict()`` leaves out is not missed; what was saved has to be taken.
+    """
+    knows = inspect.signature(module.load_state_dict).parameters
+    lenient = "strict" in knows or any(p.kind is p.VAR_KEYWORD for p in knows.values())
+    result: Any = module.load_state_dict(held, **({"strict": False} if lenient else {}))
+    left = given.keys() & set(getattr(result, "unexpected_keys", None) or ())
+    if left:
+        raise HandfastError(f"the module did not take {', '.join(sorted(left))}")
 
 
-def _unlike(wanted: Any, found: Any, path: str, source: Source) -> str | None:
-    """The first path at which a saved tree and a live one differ; tensors by cuts and bytes."""
+def _unlike(wanted: Any, found: Any, path: str, source: Source) -> Iterator[str]:
+    """The paths at which a saved tree and a live one differ; tensors by cuts and bytes."""
     if isinstance(wanted, TensorRef):
         there = isinstance(found, Tensor) and wanted.dims in ((), dims_of(found))
-        return None if there and _same_bytes(source.view(wanted.path), found) else path
-    if type(wanted) is not type(found):
-        return path
+        if not (there and _same_bytes(source.view(wanted.path), found)):
+            yield path
+        return
     before, after = dict(entries(wanted)), dict(entries(found))
-    if before.keys() != after.keys():
-        return path
-    if before:
-        parts = (
-            _unlike(item, after[key], child(path, key), source) for key, item in before.items()
-        )
-        return next((part for part in parts if part is not None), None)
-    try:
-        return None if objects.encode(wanted) == objects.encode(found) else path
-    except Unstorable:
-        return None  # it was pickled by wish, and need not know equality
+    if type(wanted) is not type(found) or before.keys() != after.keys():
+        yield path
+        return
+    for key, item in before.items():
+        yield from _unlike(item, after[key], child(path, key), source)
+    # What was pickled by wish need not know equality.
+    with contextlib.suppress(Unstorable):
+        if not before and objects.encode(wanted) != objects.encode(found):
+            yield path
 
 
 def _same_bytes(wanted: Tensor, found: Tensor) -> bool:
@@ -302,6 +335,9 @@ def _merge(live: Any, saved: Any, path: str, source: Source, only: Sequence[str]
         elif key in now:
             merged[key] = _merge(now[key], before[key], where, source, only)
         elif matches(where, only):
+            if (not mapping and key != len(merged)) or _was_alive(where, source.saved.kinds):
+                _LOG.warning("handfast: restore: %s has no place in the live state", where)
+                continue
             merged[key] = source.tree(before[key])
     if isinstance(live, tuple):
         same = len(merged) == len(live) and all(merged[i] is item for i, item in now.items())
@@ -310,6 +346,14 @@ def _merge(live: Any, saved: Any, path: str, source: Source, only: Sequence[str]
     fill: Callable[[Any], None] = live.update if mapping else live.extend
     fill(merged if mapping else merged.values())
     return live
+
+
+def _was_alive(path: str, kinds: Mapping[str, str]) -> bool:
+    """Whether a thing that can't be made anew, a module say, was saved there or below."""
+    return any(
+        kind != Kind.TENSOR and (at == path or at.startswith((f"{path}/", f"{path}[")))
+        for at, kind in kinds.items()
+    )
 
 
 def _holds_live(value: object) -> bool:

@@ -8,13 +8,16 @@ What is not captured: buffers that are not persistent, hooks, ``requires_grad``;
 unless they are asked for.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import chain, compress
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from handfast.errors import Unstorable
 from handfast.store.image import TensorSpec
@@ -22,7 +25,7 @@ from handfast.store.objects import child
 from handfast.torch import loaders, optimizers
 from handfast.torch.alike import Replica, ddp_ids, find_replicas, steps_alike
 from handfast.torch.names import clean, loaded, matches
-from handfast.torch.rng import read_generator, read_streams
+from handfast.torch.rng import generator_class, read_generator, read_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED
 from handfast.torch.tensors import (
     all_tensors,
@@ -34,7 +37,7 @@ from handfast.torch.tensors import (
 )
 from handfast.torch.tree import Kind, Node, assemble, nodes, split
 
-__all__ = ["Captured", "capture", "state_of", "walk"]
+__all__ = ["Captured", "capture", "parameters_of", "state_of", "walk"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +68,7 @@ class Names(NamedTuple):
     modules: list[list[str]]
     optimizers: list[optimizers.Names]
     replicas: list[list[Replica]]  # of each module
+    owners: optimizers.Owners
 
 
 class Walk(NamedTuple):
@@ -103,12 +107,14 @@ def walk(
     found = nodes(state)
     modules = [(n, n.value.state_dict(keep_vars=True)) for n in found if n.kind is Kind.MODULE]
     opts = [node for node in found if node.kind is Kind.OPTIMIZER]
+    alone = _stepped(found)
     signature = (
         [(list(e), list(map(id, e.values())), ddp_ids(node.value)) for node, e in modules],
         [(node.path, optimizers.signature(node.value)) for node in opts],
+        [(node.path, id(node.value)) for node in alone],
     )
     if names is None or names.signature != signature:
-        names = _name(signature, modules, opts)
+        names = _name(signature, modules, opts, alone)
     result = Walk(found, [], [], {}, names)
     for (node, entries), paths, ddps in zip(modules, names.modules, names.replicas, strict=True):
         unsynced = [replica.name for replica in ddps if replica.unsynced]
@@ -126,6 +132,14 @@ def walk(
         if node.kind is Kind.GENERATOR:
             result.trees[node.path] = read_generator(node.value)
     return result
+
+
+def _stepped(found: Sequence[Node]) -> list[Node]:
+    """The tensors that stand by themselves and that an optimizer steps."""
+    alone = [node for node in found if node.kind is Kind.TENSOR]
+    opts = [node.value for node in found if isinstance(node.value, Optimizer)] if alone else []
+    ids = {id(p) for optimizer in opts for p in optimizers.parameters(optimizer)}
+    return [node for node in alone if id(node.value) in ids]
 
 
 def state_of(node: Node) -> Any:
@@ -165,7 +179,7 @@ def _add_module(result: Walk, node: Node, entries: Mapping[str, Any], paths: Seq
             result.tensors.extend(tensors)
 
 
-def _name(signature: object, modules: _Dicts, opts: Sequence[Node]) -> Names:
+def _name(signature: object, modules: _Dicts, opts: Sequence[Node], alone: Sequence[Node]) -> Names:
     owners: dict[int, tuple[str, str]] = {}
     paths = []
     for node, entries in modules:
@@ -174,8 +188,11 @@ def _name(signature: object, modules: _Dicts, opts: Sequence[Node]) -> Names:
             owners.setdefault(id(value), (node.path, child("", key)))
         paths.append([child(node.path, key) for key in keys])
         _refuse_fsdp1(node)
+    for node in alone:
+        owners.setdefault(id(node.value), (node.path, ""))
     named = [optimizers.name_optimizer(node.path, node.value, owners) for node in opts]
-    return Names(signature, paths, named, [find_replicas(node.value) for node, _ in modules])
+    replicas = [find_replicas(node.value) for node, _ in modules]
+    return Names(signature, paths, named, replicas, owners)
 
 
 def _refuse_fsdp1(node: Node) -> None:
@@ -223,7 +240,8 @@ def capture(
     objects[EXTRA] = tree
     if grads:
         objects[GRADS] = _add_gradients(found)
-    objects[KINDS] = {node.path: _kind_name(node) for node in found.nodes}
+    owners = found.names.owners
+    objects[KINDS] = {node.path: _kind_name(node, owners) for node in found.nodes}
     if rng:
         objects[RNG] = read_streams()  # last: whatever drew from them above has drawn
     return _captured(found, objects, _alike(found, tuple(replicated), grads), previous)
@@ -250,21 +268,38 @@ def _alike(found: Walk, declared: tuple[str, ...], grads: bool) -> Alike:
 
 def _add_gradients(found: Walk) -> object:
     """Add the gradients of all parameters that modules have, under the parameters' paths."""
-    held = {
-        id(tensor): (path, tensor.grad)
-        for path, tensor in zip(found.paths, found.tensors, strict=True)
-        if isinstance(tensor, nn.Parameter) and tensor.grad is not None
-    }
+    held: dict[int, tuple[str, Tensor]] = {}
+    for path, parameter in parameters_of(found.nodes):
+        if parameter.grad is not None:
+            held.setdefault(id(parameter), (path, parameter.grad))
     tree, paths, tensors = _split(dict(held.values()), GRADS)
     found.paths.extend(paths)
     found.tensors.extend(tensors)
     return tree
 
 
-def _kind_name(node: Node) -> str:
+def parameters_of(found: Sequence[Node]) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of all modules, by each path: also those that no ``state_dict()`` shows."""
+    for node in found:
+        if node.kind is Kind.MODULE:
+            for name, parameter in node.value.named_parameters(remove_duplicate=False):
+                yield child(node.path, clean(node.value, name)), parameter
+
+
+def _kind_name(node: Node, owners: optimizers.Owners) -> str:
+    """What a restore needs to know: another class would take the state without a word."""
+    about = ""
     if node.kind is Kind.SCHEDULER:
-        return f"{node.kind.value}:{_class_name(node.value)}"
-    return node.kind.value
+        about = _class_name(node.value)
+    elif node.kind is Kind.GENERATOR:
+        about = generator_class(node.value)
+    elif isinstance(node.value, Optimizer) and node.kind is Kind.OBJECT:
+        # It goes by the order of its parameters.
+        names = optimizers.name_parameters(node.value, owners)
+        order = [[names[id(p)] for p in group["params"]] for group in node.value.param_groups]
+        digest = blake2b(msgspec.msgpack.encode(order), digest_size=4).hexdigest()
+        about = f"{type(node.value).__name__}(parameters {digest})"
+    return f"{node.kind.value}:{about}" if about else node.kind.value
 
 
 def _class_name(scheduler: object) -> str:

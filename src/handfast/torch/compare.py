@@ -1,8 +1,10 @@
 """What a saved state and a live one differ in, found before anything is changed."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from handfast.checkpoint.spelling import some
 from handfast.core.verdict import Verdict
@@ -10,9 +12,11 @@ from handfast.errors import Refused
 from handfast.store.image import TensorSpec
 from handfast.store.manifest import Manifest
 from handfast.store.objects import TensorRef, child
+from handfast.torch import memory
 from handfast.torch.capture import Captured
 from handfast.torch.names import matches
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED, Saved, Source
+from handfast.torch.tensors import local
 from handfast.torch.tree import Kind, entries
 
 __all__ = [
@@ -24,6 +28,7 @@ __all__ = [
     "refuse",
     "refuse_homeless",
     "refuse_lacking",
+    "torn",
 ]
 
 
@@ -40,6 +45,7 @@ class Difference(NamedTuple):
 
 
 ABSENT = "nothing"
+_OURS = (KINDS, EXTRA, RNG, GRADS)
 
 
 def differences(
@@ -47,12 +53,14 @@ def differences(
 ) -> list[Difference]:
     """Everything that a restore of ``saved`` into ``live`` would get wrong, by path.
 
-    Compared are the live things and their kinds; the tensors of modules and plain ones, by path,
-    dtype, local and global shape, offset and ties; optimizers by the names in their groups; scalers
-    by whether they are enabled. Their state is not: it is made as it was saved. With
-    ``strict=False`` what only one side has is none.
+    Compared are the live things and their kinds; the boxes that hold them, and those that can't be
+    replaced; the tensors of modules and plain ones, by path, dtype, local and global shape, offset
+    and ties; which extra state modules have; optimizers by the names in their groups; scalers by
+    whether they are enabled. Their state is not: it is made as it was saved. With ``strict=False``
+    what only one side has is none.
     """
-    found = [*_things(live, saved), *_tensors(live, saved)]
+    found = [*_things(live, saved), *_components(live, saved)]
+    found += [*_tensors(live, saved), *_extras(live, saved)]
     found += [*_optimizers(live, saved), *_scalers(live, saved)]
     return sorted(
         difference
@@ -60,6 +68,15 @@ def differences(
         if matches(difference.path, only)
         and (strict or ABSENT not in (difference.saved, difference.live))
     )
+
+
+def torn(live: Mapping[str, Tensor], source: Source, only: Sequence[str]) -> list[Difference]:
+    """Live tensors that overlap, where what was saved of them can't lie in the same bytes."""
+    asked = {p: local(t) for p, t in live.items() if matches(p, only) and source.saved.spec(p)}
+    return [
+        Difference(path, "memory", "values of its own", f"bytes that {other} has, too")
+        for path, other in sorted(memory.torn(asked, source))
+    ]
 
 
 def refuse(found: Sequence[Difference], shard: str) -> None:
@@ -235,6 +252,44 @@ def _things(live: Captured, saved: Saved) -> Iterator[Difference]:
             yield Difference(path, "kind", was or ABSENT, now or ABSENT)
 
 
+def _components(live: Captured, saved: Saved) -> Iterator[Difference]:
+    """Boxes that a restore would leave as they are, or put plain values for the things in them."""
+    here: Any = live.objects[KINDS]
+    kinds = {*saved.kinds, *here}
+    was, now = ({k: v for k, v in s.objects.items() if k not in _OURS} for s in (saved, live))
+    for name in sorted(was.keys() | now.keys()):
+        path = child("", name)
+        if name in was and name in now:
+            yield from _box(was[name], now[name], path, kinds, placed=False)
+        elif path not in kinds and not _lives(path, kinds):  # else its things are told of
+            one, two = (
+                type(side[name]).__name__ if name in side else ABSENT for side in (was, now)
+            )
+            yield Difference(path, "component", one, two)
+
+
+def _box(was: Any, now: Any, path: str, kinds: set[str], *, placed: bool) -> Iterator[Difference]:
+    """Hold two boxes against each other; ``placed``: what holds them could take another one."""
+    if path in kinds:
+        return
+    one, two = dict(entries(was)), dict(entries(now))
+    fixed = not placed or _lives(path, kinds)
+    if type(was) is not type(now):
+        if fixed and (one or two or not placed):
+            yield Difference(path, "box", type(was).__name__, type(now).__name__)
+        return
+    if type(was) is tuple and fixed and len(one) != len(two):
+        yield Difference(path, "length", str(len(one)), str(len(two)))
+    for key in one.keys() & two.keys():
+        inside = placed or type(was) is not tuple
+        yield from _box(one[key], two[key], child(path, key), kinds, placed=inside)
+
+
+def _lives(path: str, kinds: Iterable[str]) -> bool:
+    """Whether a box, on one side or the other, has live things in it."""
+    return any(other.startswith((f"{path}/", f"{path}[")) for other in kinds)
+
+
 def _way(kind: str | None) -> str | None:
     base = (kind or "").partition(":")[0]
     return Kind(base).restored_by if base in set(Kind) else kind
@@ -331,6 +386,16 @@ def _optimizers(live: Captured, saved: Saved) -> Iterator[Difference]:
             for name in sorted(set(old["params"]) ^ set(new["params"])):
                 sides = (name, ABSENT) if name in old["params"] else (ABSENT, name)
                 yield Difference(where, "parameter", *sides)
+
+
+def _extras(live: Captured, saved: Saved) -> Iterator[Difference]:
+    """What ``get_extra_state()`` or a hook gave besides tensors, on one side only."""
+    here: Any = live.objects[KINDS]
+    for path, now, was in _paired(live.objects, saved.objects, "", here):
+        if here[path] == saved.kinds.get(path) == Kind.MODULE:
+            for key in sorted((now.keys() ^ was.keys()) - {UNSYNCED}):
+                sides = ("there", ABSENT) if key in was else (ABSENT, "there")
+                yield Difference(f"{path}/{key}", "extra state", *sides)
 
 
 def _scalers(live: Captured, saved: Saved) -> Iterator[Difference]:

@@ -12,27 +12,31 @@ FSDP2's unsharded gradients under ``set_requires_gradient_sync(False)``.
 What is not: a skipped step of a scaler that came into the state since the last save (that save is
 refused); gradients of parameters that no optimizer in the state has; changes behind autograd's
 back (``grad.data``, collectives and kernels that do not count versions, the replay of a captured
-CUDA graph) to a gradient that carries a mark; optimizers inside of the user's own objects; and
+CUDA graph) to a gradient that carries a mark; optimizers deep inside of the user's own objects; and
 gradients that lie in buffers of another library. A gradient that one optimizer's backward left to
 another's parameters (a GAN's two losses) is pending: ``zero_grad()`` before the save.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from handfast.torch.capture import Walk
+from handfast.torch.capture import Walk, parameters_of
 from handfast.torch.marks import MARK, Mark, gradients, mark_consumed, version_of
 from handfast.torch.names import clean, loaded, matches
 from handfast.torch.saved import GRADS, Source
 from handfast.torch.tensors import local, place_of
-from handfast.torch.tree import Node, nodes
+from handfast.torch.tree import Kind, Node, nodes
 
-__all__ = ["Watch", "restore_gradients", "unclean_gradients"]
+__all__ = ["Watch", "optimizers_of", "restore_gradients", "unclean_gradients"]
+
+DEEP: Final = 3
+MANY: Final = 64
+"""So deep, and in collections of so many, optimizers are looked for in the user's objects."""
 
 
 class Watch:
@@ -121,11 +125,32 @@ def _changed(found: Iterable[Node]) -> list[tuple[Tensor, Any]]:
     """Parameters of optimizers, with a gradient that changed since the last step."""
     return [
         (parameter, gradient)
-        for node in found
-        if isinstance(node.value, Optimizer)
-        for parameter, gradient in gradients(node.value)
+        for optimizer in optimizers_of(found)
+        for parameter, gradient in gradients(optimizer)
         if (mark := getattr(gradient, MARK, None)) is None or mark.version != version_of(gradient)
     ]
+
+
+def optimizers_of(found: Iterable[Node]) -> Iterator[Optimizer]:
+    """The optimizers of a state, with those that the user's own objects hold: once each."""
+    seen: set[int] = set()
+
+    def visit(value: object, depth: int) -> Iterator[Optimizer]:
+        if id(value) in seen or depth > DEEP:
+            return
+        seen.add(id(value))
+        if isinstance(value, Optimizer):
+            yield value
+        elif isinstance(value, dict | list | tuple | set) and len(value) <= MANY:
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from visit(item, depth + 1)
+        elif hasattr(value, "state_dict") and not isinstance(value, nn.Module | type):
+            for item in list(vars(value).values()) if hasattr(value, "__dict__") else ():
+                yield from visit(item, depth + 1)
+
+    for node in found:
+        if isinstance(node.value, Optimizer) or node.kind is Kind.OBJECT:
+            yield from visit(node.value, 0)
 
 
 def restore_gradients(live: Walk, source: Source, only: Sequence[str] = ("**",)) -> None:
@@ -134,9 +159,9 @@ def restore_gradients(live: Walk, source: Source, only: Sequence[str] = ("**",))
     Only epochs that were saved in the middle of an accumulation hold any.
     """
     saved: Any = source.saved.objects.get(GRADS, {})
-    for path, tensor in zip(live.paths, live.tensors, strict=True):
+    for path, parameter in parameters_of(live.nodes):
         if path in saved and matches(path, only):
-            tensor.grad = source.tensor(saved[path].path, place_of(tensor))
+            parameter.grad = source.tensor(saved[path].path, place_of(parameter))
 
 
 def _nonzero(changed: list[tuple[Tensor, Any]]) -> list[bool]:

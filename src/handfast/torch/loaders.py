@@ -19,7 +19,7 @@ from handfast.torch.names import loaded
 from handfast.torch.rng import read_generator, unmoved_streams, write_generator
 from handfast.torch.tree import Kind, nodes
 
-__all__ = ["iterated", "load", "may_begin", "not_begun", "read", "warn_of_orders"]
+__all__ = ["iterated", "load", "may_begin", "not_begun", "of_dataset", "read", "warn_of_orders"]
 
 _LOG = logging.getLogger("handfast")
 
@@ -53,6 +53,14 @@ def load(loader: Any, tree: Any) -> None:
 def not_begun(tree: object) -> bool:
     """Say whether the state is that of a loader which nobody had iterated."""
     return isinstance(tree, dict) and tree.keys() == {UNBEGUN}
+
+
+def of_dataset(path: str) -> bool:
+    """Say whether a path lies in the part of torchdata's state that the dataset itself gives.
+
+    Some take theirs up only when they are iterated, Hugging Face's IterableDataset among them.
+    """
+    return any(f"/{key}" in path for key in ("dataset_state", "dataset_iter_state"))
 
 
 def iterated(loader: Any) -> bool:

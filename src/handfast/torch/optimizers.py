@@ -12,7 +12,8 @@ parameter is; ``state``, what is no tensor; ``other``, state that belongs to no 
 ``zero_grad(set_to_none=False)`` keeps; older images lack it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, compress
 from typing import Any, NamedTuple
 
@@ -22,9 +23,10 @@ from torch.optim import Optimizer
 
 from handfast.errors import Unstorable
 from handfast.store.image import TensorSpec
-from handfast.store.objects import child
+from handfast.store.objects import TensorRef, child
 from handfast.torch.alike import STATE_KEYS
 from handfast.torch.marks import MARK
+from handfast.torch.memory import Remade
 from handfast.torch.names import matches
 from handfast.torch.saved import Source
 from handfast.torch.tensors import (
@@ -32,16 +34,12 @@ from handfast.torch.tensors import (
     Place,
     all_tensors,
     any_dtensor,
-    copy_into,
     dims_of,
     is_dtensor,
     local,
-    make,
-    place_of,
     placements,
 )
 from handfast.torch.tree import split
-from handfast.torch.types import DTYPE_NAMES
 
 __all__ = [
     "Names",
@@ -54,7 +52,8 @@ __all__ = [
 ]
 
 Owners = Mapping[int, tuple[str, str]]
-"""id of a parameter -> its module's path in the state, and its name there."""
+"""id of a parameter -> its module's path in the state, and its name there; of a tensor that stands
+in the state by itself its path, and no name."""
 
 
 class Names(NamedTuple):
@@ -90,27 +89,39 @@ def _flat(optimizer: Optimizer) -> tuple[list[dict[object, Any]], list[Any]]:
 
 
 def name_parameters(optimizer: Optimizer, owners: Owners) -> dict[int, str]:
-    """id -> name: the module's own name, or ``group/index`` where no module in the state has it.
+    """id -> name: the module's own name, ``/path`` of a tensor that stands by itself, or
+    ``group/index`` of what is nowhere in the state.
 
     Where the optimizer's parameters belong to several modules of the state, the module's path
     stands before the name. Names depend only on modules that this optimizer trains, so that one
     more in the state (an EMA copy, say) changes none.
     """
-    several = len({owners[id(p)][0] for p in parameters(optimizer) if id(p) in owners}) > 1
+    known = [owners[id(p)] for p in parameters(optimizer) if id(p) in owners]
+    several = len({owner for owner, name in known if name}) > 1
     names = {}
     for number, group in enumerate(optimizer.param_groups):
         for index, parameter in enumerate(group["params"]):
             owner, name = owners.get(id(parameter), ("", f"{number}/{index}"))
-            names[id(parameter)] = f"{owner}.{name}" if several and owner else name
+            if not name:
+                name = f"/{owner}"
+            elif several and owner:
+                name = f"{owner}.{name}"
+            names[id(parameter)] = name
     return names
 
 
 def name_optimizer(path: str, optimizer: Optimizer, owners: Owners) -> Names:
     """All names of an optimizer that stands at ``path``.
 
-    Raises Unstorable for state of a parameter that is in none of the optimizer's groups.
+    Raises Unstorable for state of a parameter that is in none of the optimizer's groups, and
+    ValueError where two parameters have one name: each would be given the other's state.
     """
     names = name_parameters(optimizer, owners)
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"state: two parameters of {path} have the name {twice[0]}: rename a component"
+        )
     groups = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
     paths: list[str] = []
     ids: list[int | None] = []
@@ -221,6 +232,7 @@ def write(
     names: Mapping[int, str],
     tree: dict[str, Any],
     source: Source,
+    made: Remade,
     keep_live: Sequence[str],
 ) -> list[str]:
     """Put a saved optimizer in place: its state, then its hyperparameters.
@@ -232,21 +244,23 @@ def write(
     (by key, or by path) that keep theirs.
     """
     by_name = {names[id(p)]: p for p in parameters(optimizer)}
-    fresh = _state(path, optimizer, by_name, tree, source)
+    fresh = _state(path, optimizer, by_name, tree, source, made)
+    other = {key: made.tree(value) for key, value in tree["other"].items()}
     saved_order = chain.from_iterable(group["params"] for group in tree["param_groups"])
     zeros = set(compress(saved_order, tree.get("zeros", b"")))
+    changed: list[str] = []
+    pairs = zip(optimizer.param_groups, tree["param_groups"], strict=True)
+    for number, (live, saved) in enumerate(pairs):
+        where = child(f"{path}/param_groups", number)
+        changed += _hyperparameters(where, live, saved, source, made, keep_live)
     optimizer.state.clear()
     for name, parameter in by_name.items():
         parameter.grad = torch.zeros_like(parameter) if name in zeros else None
         if name in fresh:
             optimizer.state[parameter] = fresh[name]
-    for key, value in tree["other"].items():
-        optimizer.state[key] = source.tree(value)
-    changed: list[str] = []
-    pairs = zip(optimizer.param_groups, tree["param_groups"], strict=True)
-    for number, (live, saved) in enumerate(pairs):
-        where = child(f"{path}/param_groups", number)
-        changed += _hyperparameters(where, live, saved, source, keep_live)
+    for key, value in other.items():
+        optimizer.state[key] = value
+    made.fill()
     return changed
 
 
@@ -256,11 +270,10 @@ def _state(
     by_name: Mapping[str, Tensor],
     tree: dict[str, Any],
     source: Source,
+    made: Remade,
 ) -> dict[str, dict[object, Any]]:
     """Every parameter's saved state by name, in live tensors where they fit, else in new ones."""
     fresh: dict[str, dict[object, Any]] = {}
-    made: dict[str, Tensor] = {}  # by the path that is stored: what was one tensor is one again
-    used: set[int] = set()
     for keys, host, names in tree["tensors"]:
         for name in filter(by_name.__contains__, names):
             parameter = by_name[name]
@@ -269,21 +282,13 @@ def _state(
             entry = fresh[name] = {}
             for key in keys:
                 where = child(f"{path}/state/{name}", key)
-                spec = source.spec(where)
                 device = torch.device("cpu") if key in host else parameter.device
-                place = _place(parameter, device, spec, placed.get(key, ()))
-                value, kept = old.get(key), source.saved.aliases.get(where, where)
-                if kept not in made:
-                    fits = id(value) not in used and _fits(value, spec, place)
-                    made[kept] = value if fits else make(spec, place)
-                    used.add(id(made[kept]))
-                entry[key] = made[kept]
-    copy_into([local(t) for t in made.values()], [source.view(kept) for kept in made])
+                place = _place(parameter, device, source.spec(where), placed.get(key, ()))
+                entry[key] = made.take(where, place, old.get(key))
     for name in filter(by_name.__contains__, tree["state"]):
-        beside = _beside(by_name[name])
         entry = fresh.setdefault(name, {})
         for key, value in tree["state"][name].items():
-            entry[key] = source.tree(value, beside)
+            entry[key] = made.tree(value, by_name[name].device)
     return fresh
 
 
@@ -303,23 +308,12 @@ def _place(
     return Place(device, parameter.device_mesh, parameter.placements)
 
 
-def _fits(value: Any, spec: TensorSpec, place: Place) -> bool:
-    """Whether a live tensor can take the saved values and be what was saved.
-
-    One that was made in inference mode can't: no step outside of that mode could change it.
-    """
-    if not isinstance(value, Tensor) or value.is_inference() or place_of(value) != place:
-        return False
-    part = local(value)
-    same = DTYPE_NAMES.get(part.dtype) == spec.dtype and tuple(part.shape) == spec.shape
-    return same and tuple(part.stride()) == spec.stride
-
-
 def _hyperparameters(
     path: str,
     live: dict[str, Any],
     saved: dict[str, Any],
     source: Source,
+    made: Remade,
     keep_live: Sequence[str],
 ) -> list[str]:
     changed = []
@@ -329,19 +323,13 @@ def _hyperparameters(
         if key == "params" or key in keep_live or matches(where, keep_live):
             continue
         old = live.get(key)
-        fresh = source.tree(value, _beside(old))
-        if key in live and key not in driven and _shown(live[key]) != _shown(fresh):
-            changed.append(f"{where}: saved {_shown(fresh)!r}, live was {_shown(live[key])!r}")
-        if isinstance(old, Tensor) and isinstance(fresh, Tensor) and old.shape == fresh.shape:
-            copy_into([old], [fresh])  # in place: a captured CUDA graph or scheduler may hold it
-        else:
-            live[key] = fresh
+        was, now = _shown(value, source), _shown(old, source)
+        if key in live and key not in driven and was != now:
+            changed.append(f"{where}: saved {was!r}, live was {now!r}")
+        # in place where it can be: a captured CUDA graph or a scheduler may hold it
+        device = old.device if isinstance(old, Tensor) else HOST.device
+        live[key] = made.tree(value, device, old)
     return changed
-
-
-def _beside(other: object) -> Callable[[str], Place]:
-    place = Place(other.device) if isinstance(other, Tensor) else HOST
-    return lambda _: place
 
 
 def _driven_by_scheduler(live: Mapping[str, Any], saved: Mapping[str, Any]) -> set[str]:
@@ -355,5 +343,12 @@ def _driven_by_scheduler(live: Mapping[str, Any], saved: Mapping[str, Any]) -> s
     return driven
 
 
-def _shown(value: object) -> object:
-    return value.tolist() if isinstance(value, Tensor) else value
+def _shown(value: Any, source: Source) -> Any:
+    """A hyperparameter as people read it: tensors as numbers."""
+    if isinstance(value, TensorRef):
+        return source.view(value.path).tolist()
+    if isinstance(value, Tensor):
+        return local(value).tolist()
+    if type(value) in (list, tuple):
+        return type(value)(_shown(item, source) for item in value)
+    return value

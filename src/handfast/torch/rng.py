@@ -16,6 +16,7 @@ import torch
 from handfast.torch.names import loaded
 
 __all__ = [
+    "generator_class",
     "is_generator",
     "read_generator",
     "read_streams",
@@ -64,6 +65,16 @@ _KINDS = (
 
 def _kind(value: object) -> _Kind | None:
     return next((k for k in _KINDS if isinstance(value, loaded(k.module, k.name))), None)
+
+
+def generator_class(generator: Any) -> str:
+    """Which kind of generator it is: no two of these can take one another's state."""
+    inner = getattr(generator, "bit_generator", None)  # NumPy's algorithm
+    device = getattr(generator, "device", None)  # where torch's draws
+    about = "" if inner is None else type(inner).__name__
+    about = about if device is None else device.type
+    name = f"{type(generator).__module__}.{type(generator).__qualname__}"
+    return f"{name}({about})" if about else name
 
 
 def is_generator(value: object) -> bool:

@@ -32,7 +32,8 @@ KINDS = ""
 """The entry of the objects that says which kind of live thing each path was.
 
 A scheduler's has its class behind a colon, and the classes of those that it chains in brackets:
-another one would take its attributes without a word.
+another one would take its attributes without a word. So has a generator's, and that of an optimizer
+which is an object, with a digest of its parameters' names in their order: it goes by that.
 """
 
 EXTRA = "extra"

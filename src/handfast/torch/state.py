@@ -221,13 +221,13 @@ class TorchState:
             compare.check_patterns(saved, only)
         with unmoved_streams():  # a loader's state_dict() may draw the seed of its workers
             live = capture(self._state, rng=False, replicated=self._declared)
-            _, source = restore.look(self._state, saved, {})
+            walked, source = restore.look(self._state, saved, _views(copies))
         for copy in copies[1:]:
             compare.refuse_unlike(copies[0].manifest, copy.manifest, only)
         compare.refuse_lacking(compare.lacking(live, saved, only=only), shards)
         compare.refuse_homeless(compare.homeless(live, source, only=only), shards[0])
         found = compare.differences(live, saved, only=only, strict=strict)
-        compare.refuse(found, shards[0])
+        compare.refuse(found or compare.torn(restore.live_tensors(walked), source, only), shards[0])
         was, now = copies[0].manifest.environment, environment()
         changed = [f"{k}: was {was[k]}, is {now.get(k)}" for k in was if was[k] != now.get(k)]
         if changed:
@@ -240,11 +240,7 @@ class TorchState:
         saved = self._read(copies)
         if not self._rng:
             saved.objects.pop(RNG, None)
-        views = map_image(copies[0].manifest.slots, copies[0].memory)
-        for copy in copies[1:]:
-            theirs = map_image(copy.manifest.slots, copy.memory)
-            views |= {p: theirs[kept] for p, kept in taken(copies[0].manifest, copy.manifest)}
-        return restore.apply(self._state, saved, views, only=only, keep_live=keep_live)
+        return restore.apply(self._state, saved, _views(copies), only=only, keep_live=keep_live)
 
     def _read(self, copies: Sequence[Loaded]) -> Saved:
         manifests = [copy.manifest for copy in copies]
@@ -272,6 +268,15 @@ class TorchState:
                 )
                 for slot in islice(own, HINTS)
             }
+
+
+def _views(copies: Sequence[Loaded]) -> dict[str, torch.Tensor]:
+    """Map every stored path to its values: this rank's own, and what it left to the others."""
+    views = map_image(copies[0].manifest.slots, copies[0].memory)
+    for copy in copies[1:]:
+        theirs = map_image(copy.manifest.slots, copy.memory)
+        views |= {p: theirs[kept] for p, kept in taken(copies[0].manifest, copy.manifest)}
+    return views
 
 
 def _only(captured: Captured, mine: Sequence[bool]) -> Captured:

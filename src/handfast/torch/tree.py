@@ -19,7 +19,7 @@ from handfast.store.objects import DEPTH_LIMIT, TensorRef, child
 from handfast.torch.rng import is_generator
 from handfast.torch.tensors import dims_of
 
-__all__ = ["Kind", "Node", "assemble", "join", "kind_of", "nodes", "split"]
+__all__ = ["Kind", "Node", "assemble", "is_torchs", "join", "kind_of", "nodes", "split"]
 
 
 class Kind(StrEnum):
@@ -56,9 +56,9 @@ _SEQUENCES = (list, tuple, deque)
 def kind_of(value: object) -> Kind | None:
     """The kind of a live thing; None for boxes and plain values.
 
-    An optimizer whose class has a ``state_dict`` of its own, or that has hooks on it or on
-    ``load_state_dict``, keeps more than torch's do, or shares it out in its own way: that one is
-    an object like any other.
+    An optimizer whose class has a ``state_dict``, ``load_state_dict`` or ``__setstate__`` of its
+    own, or that has hooks on them, keeps more than torch's do, makes more of it, or shares it out
+    in its own way: that one is an object like any other.
     """
     if isinstance(value, nn.Module):
         return Kind.MODULE
@@ -88,10 +88,17 @@ _OPTIMIZER_HOOKS = tuple(
 
 
 def _is_plain(optimizer: Optimizer) -> bool:
-    """Whether its state is all that torch's own optimizers have."""
-    return type(optimizer).state_dict is Optimizer.state_dict and not any(
-        getattr(optimizer, hooks, None) for hooks in _OPTIMIZER_HOOKS
-    )
+    """Whether its state is all that torch's own optimizers have, and nothing is made of it."""
+    kind = type(optimizer)
+    if kind.state_dict is not Optimizer.state_dict:
+        return False
+    loads = kind.load_state_dict is Optimizer.load_state_dict and is_torchs(kind.__setstate__)
+    return loads and not any(getattr(optimizer, hooks, None) for hooks in _OPTIMIZER_HOOKS)
+
+
+def is_torchs(call: Any) -> bool:
+    """Whether a method or a hook is torch's own: those only serve what torch itself loads."""
+    return str(getattr(getattr(call, "hook", call), "__module__", "")).startswith("torch.")
 
 
 def entries(box: Any) -> Iterator[tuple[object, Any]]:
@@ -106,12 +113,15 @@ def nodes(state: Mapping[str, object]) -> list[Node]:
     """Every live thing of a state, in its order.
 
     Raises TypeError for a plain value that no dict or list holds, or a component without a name,
-    and ValueError if two live things have one path: each would be given the other's state.
+    and ValueError if a live thing has the path of another one, or of a plain value: each would be
+    given the other's state.
     """
     found: list[Node] = []
+    seen: Counter[str] = Counter()
 
     def visit(path: str, value: object, replaceable: bool, depth: int) -> None:
         kind = kind_of(value)
+        seen[path] += 1
         if kind is not None:
             found.append(Node(path, kind, value))
         elif type(value) in _MAPPINGS or type(value) in _SEQUENCES:
@@ -128,9 +138,9 @@ def nodes(state: Mapping[str, object]) -> list[Node]:
         if not isinstance(name, str) or not name:
             raise TypeError(f"a component's name must be a string that is not empty, not {name!r}")
         visit(child("", name), value, False, 1)
-    twice = [path for path, count in Counter(node.path for node in found).items() if count > 1]
+    twice = [node.path for node in found if seen[node.path] > 1]
     if twice:
-        raise ValueError(f"state: two live things have the path {twice[0]}: rename one of them")
+        raise ValueError(f"state: two things have the path {twice[0]}: rename one of them")
     return found
 
 

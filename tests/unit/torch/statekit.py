@@ -10,9 +10,9 @@ from torch import multiprocessing as mp
 
 from handfast.store import objects
 from handfast.store.image import plan
-from handfast.torch.apply import apply
+from handfast.torch.apply import apply, live_tensors, look
 from handfast.torch.capture import Captured, capture
-from handfast.torch.compare import Difference, differences
+from handfast.torch.compare import Difference, differences, torn
 from handfast.torch.saved import Saved
 from handfast.torch.stage import map_image, stage
 
@@ -43,7 +43,9 @@ class Snapshot:
 
     def differences(self, live: State, **options: Any) -> list[Difference]:
         """What a restore into `live` would get wrong."""
-        return differences(capture(live), self.saved, **options)
+        found = differences(capture(live), self.saved, **options)
+        walked, source = look(live, self.saved, self.views)
+        return found or torn(live_tensors(walked), source, options.get("only", ("**",)))
 
     def restore(self, live: State, **options: Any) -> object:
         """A restore that finds no difference; gives what was saved as extra."""

@@ -138,7 +138,7 @@ def test_a_slash_in_a_name_makes_no_level() -> None:
 def test_equal_paths_are_refused() -> None:
     """One of the two would be lost in silence."""
     inner = {"b": torch.ones(1)}
-    with pytest.raises(ValueError, match=r"two live things have the path a\[1\]"):
+    with pytest.raises(ValueError, match=r"two things have the path a\[1\]"):
         capture({"a": {1: torch.ones(1)}, "a[1]": torch.zeros(1), "x": inner})
 
 

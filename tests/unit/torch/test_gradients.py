@@ -10,7 +10,8 @@ from statekit import Snapshot, same_bytes
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
-from handfast.torch.gradients import Watch, unclean_gradients
+from handfast.torch.gradients import Watch, optimizers_of, unclean_gradients
+from handfast.torch.tree import nodes
 
 NAMES = ("model/weight", "model/bias")
 
@@ -411,3 +412,75 @@ def test_a_compiled_step_leaves_its_mark() -> None:
         assert unclean_gradients(state) == NAMES
         step()
         assert unclean_gradients(state) == ()
+
+
+class Hiding(nn.Linear):
+    """Its state shows the weight as a copy, and the bias not at all."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        held = super().state_dict(*args, **kwargs)
+        held["weight"] = held["weight"].detach().clone()
+        del held["bias"]
+        return held
+
+
+def test_gradients_of_parameters_that_no_state_shows_are_stored() -> None:
+    """They counted as stored, and were passed by."""
+    one, other = Hiding(4, 2), Hiding(4, 2)
+    backward(one)
+    opt = torch.optim.SGD(one.parameters())
+    assert unclean_gradients({"model": one, "opt": opt}, stored=True) == ()
+    Snapshot({"model": one}, grads=True).restore({"model": other})
+    for mine, theirs in zip(other.parameters(), one.parameters(), strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert same_bytes(mine.grad, theirs.grad)
+
+
+class Wrapper:
+    """A user's object around an optimizer, which the state has instead of it."""
+
+    def __init__(self, held: object) -> None:
+        self.held = held
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, tree: dict[str, Any]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        Wrapper,
+        lambda opt: Wrapper([opt]),
+        lambda opt: Wrapper({"a": (opt,)}),
+        lambda opt: Wrapper(Wrapper(opt)),
+    ],
+    ids=["plain", "list", "dict", "twice"],
+)
+def test_an_optimizer_inside_of_an_object_counts(around: Callable[[Any], Any]) -> None:
+    """What it has accumulated is pending, a step clears it, and a restore drops it."""
+    model = nn.Linear(4, 2)
+    opt = torch.optim.SGD(model.parameters())
+    state = {"model": model, "opt": around(opt)}
+    end = Watch(state).end
+    saved = Snapshot(state)
+    backward(model)
+    assert unclean_gradients(state) == NAMES
+    opt.step()
+    assert unclean_gradients(state) == ()
+    backward(model)
+    saved.restore(state)
+    assert model.weight.grad is None
+    end()
+
+
+def test_collections_too_large_for_optimizers_are_not_searched() -> None:
+    """An object may hold a million examples; and may hold itself."""
+    opt = torch.optim.SGD(nn.Linear(4, 2).parameters())
+    many, itself = Wrapper([opt] * 65), Wrapper(opt)
+    itself.held = [itself, opt, opt]
+    assert list(optimizers_of(nodes({"many": many}))) == []
+    assert list(optimizers_of(nodes({"itself": itself, "opt": opt}))) == [opt]

@@ -10,9 +10,10 @@ import pytest
 import torch
 from statekit import Snapshot
 from torch import Generator
-from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler
+from torch.utils.data import IterableDataset, RandomSampler, SequentialSampler, SubsetRandomSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from handfast.errors import Poisoned
 from handfast.torch import loaders
 from handfast.torch.rng import unmoved_streams
 
@@ -161,3 +162,52 @@ def test_a_loader_without_batches_has_its_sampler() -> None:
     again = StatefulDataLoader(ITEMS, batch_sampler=[[0, 1], [2, 3]])
     saved.restore({"loader": again})
     assert items(iter(again)) == [2, 3]
+
+
+class Late(IterableDataset[int]):
+    """Takes its state up when it is iterated, as Hugging Face's do."""
+
+    def __init__(self) -> None:
+        self.at = 0
+        self.start = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.at = self.start
+        while self.at < 9:
+            self.at += 1
+            yield self.at - 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, tree: dict[str, int]) -> None:
+        self.start = tree["at"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_that_takes_its_state_up_late_goes_on_where_it_was(
+    workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It reads back as it was before; every restore was refused half-way because of that."""
+    one, two = (StatefulDataLoader(Late(), 3, num_workers=workers) for _ in range(2))
+    first = iter(one)
+    next(first)
+    Snapshot({"loader": one}).restore({"loader": two})
+    assert "dataset_state" in caplog.text
+    assert "takes its state up only when it is iterated" in caplog.text
+    assert items(iter(two)) == items(first) == [3, 4, 5, 6, 7, 8]
+
+
+class Deaf(StatefulDataLoader[int]):
+    """A loader that forgets what it is given."""
+
+    def load_state_dict(self, tree: Any) -> None:
+        super().load_state_dict({**tree, "_num_yielded": 0})
+
+
+def test_a_loader_that_is_elsewhere_is_an_error() -> None:
+    """Whatever its dataset says: its own count is another one."""
+    one, two = Deaf(Late(), 3), Deaf(Late(), 3)
+    next(iter(one))
+    with pytest.raises(Poisoned, match=r"reads back as another value than the one it was given"):
+        Snapshot({"loader": one}).restore({"loader": two})

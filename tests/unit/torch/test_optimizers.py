@@ -313,7 +313,7 @@ def test_an_optimizer_with_hooks_on_its_state_is_asked_itself() -> None:
     train(one, opt)
     train(other, live)
     saved = Snapshot({"model": one, "opt": opt})
-    assert saved.saved.kinds["opt"] == Kind.OBJECT
+    assert saved.saved.kinds["opt"].startswith("object:SGD(parameters ")
     saved.restore({"model": other, "opt": live})
     assert live.scale == 1.0
     assert other.weight.grad is None
@@ -331,3 +331,85 @@ def test_each_kind_of_hook_makes_an_object_of_an_optimizer(call: str, when: str)
     assert kind_of(opt) is Kind.OBJECT
     hook.remove()
     assert kind_of(opt) is Kind.OPTIMIZER
+
+
+class Derived(torch.optim.SGD):
+    """Makes something of what it loads."""
+
+    def load_state_dict(self, tree: Any) -> None:
+        super().load_state_dict(tree)
+        self.seen = [len(self.state)]
+
+
+class Revived(torch.optim.SGD):
+    """The same, at the door that torch's own loading goes through."""
+
+    def __setstate__(self, tree: Any) -> None:
+        super().__setstate__(tree)
+        self.seen = [len(self.state)]
+
+
+@pytest.mark.parametrize("kind", [Derived, Revived])
+def test_what_an_optimizer_makes_of_its_state_is_made(kind: type[Any]) -> None:
+    """Its own loading was passed by, and what it derives stayed as it had been."""
+    (one, other) = (nn.Linear(4, 4) for _ in range(2))
+    opt, live = (kind(m.parameters(), lr=0.1, momentum=0.9) for m in (one, other))
+    train(one, opt)
+    Snapshot({"model": one, "opt": opt}).restore({"model": other, "opt": live})
+    assert live.seen == [2]
+    assert same_bytes(live.state[other.bias]["momentum_buffer"],
+                      opt.state[one.bias]["momentum_buffer"])  # fmt: skip
+
+
+def test_torchs_own_optimizers_are_read_by_name() -> None:
+    """However many of them have a `__setstate__` for what older releases wrote."""
+    for name in ("Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"):
+        opt = getattr(torch.optim, name)(nn.Linear(1, 1).parameters())
+        assert kind_of(opt) is Kind.OPTIMIZER
+
+
+def test_an_optimizer_that_goes_by_order_is_refused_in_another_one() -> None:
+    """One with hooks loads by position: moments would go to other parameters."""
+
+    def parts(*order: int) -> dict[str, Any]:
+        layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
+        opt = torch.optim.SGD([layers[i].weight for i in order], lr=0.1, momentum=0.9)
+        opt.register_state_dict_post_hook(lambda o, tree: tree)
+        return {"a": layers[0], "b": layers[1], "opt": opt}
+
+    saved = Snapshot(parts(0, 1))
+    saved.restore(parts(0, 1))
+    (found,) = saved.differences(parts(1, 0))
+    assert (found.path, found.what) == ("opt", "kind")
+    assert "parameters" in found.saved
+
+
+def test_tensors_of_the_state_go_by_their_paths() -> None:
+    """Parameters that no module has went by position; and those that are nowhere still do."""
+
+    def parts(*order: str) -> dict[str, Any]:
+        box = {key: torch.zeros(2, requires_grad=True) for key in ("a", "b")}
+        nowhere = torch.zeros(2, requires_grad=True)
+        opt = torch.optim.SGD([*(box[key] for key in order), nowhere], lr=0.1, momentum=0.9)
+        return {"box": box, "opt": opt, "model": nn.Linear(1, 1)}
+
+    one = parts("a", "b")
+    for value, parameter in enumerate(one["opt"].param_groups[0]["params"]):
+        one["opt"].state[parameter]["momentum_buffer"] = torch.full((2,), float(value))
+    saved = Snapshot(one)
+    assert "opt/state//box/a/momentum_buffer" in saved.paths()
+    assert "opt/state/0/2/momentum_buffer" in saved.paths()
+    other = parts("b", "a")
+    saved.restore(other)
+    held = {k: other["opt"].state[other["box"][k]]["momentum_buffer"][0].item() for k in ("a", "b")}
+    assert held == {"a": 0.0, "b": 1.0}
+
+
+def test_two_parameters_of_one_name_are_refused() -> None:
+    """The child `b` of the component `a`, and the component `a.b`."""
+    a = nn.Module()
+    a.b = nn.Linear(1, 1)
+    state = {"a": a, "a.b": nn.Linear(1, 1), "c": nn.Linear(1, 1)}
+    opt = torch.optim.SGD([p for m in state.values() for p in m.parameters()])
+    with pytest.raises(ValueError, match=r"two parameters of opt have the name a.b.weight"):
+        Snapshot({**state, "opt": opt})

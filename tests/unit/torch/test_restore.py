@@ -554,7 +554,7 @@ DIFFERENCES: dict[str, tuple[Any, Any, list[str]]] = {
     "kind": (
         {"x": nn.Sequential()},
         {"x": torch.Generator()},
-        ["x: kind: saved module, live generator"],
+        ["x: kind: saved module, live generator:torch._C.Generator(cpu)"],
     ),
     "scheduler": (  # load_state_dict() would give one the attributes of the other
         one_scheduler(torch.optim.lr_scheduler.StepLR, step_size=3),
@@ -920,7 +920,7 @@ def test_two_things_of_one_path_are_refused() -> None:
         {"x": [Counter()], "x[0]": Counter()},
         {"g": [torch.Generator()], "g[0]": torch.Generator()},
     ):
-        with pytest.raises(ValueError, match=r"two live things have the path [xg]\[0\]"):
+        with pytest.raises(ValueError, match=r"two things have the path [xg]\[0\]"):
             capture(state)
 
 
@@ -1013,3 +1013,149 @@ def test_a_rank_that_is_not_in_the_group_is_told_so() -> None:
     outside: Any = torch.distributed.GroupMember.NON_GROUP_MEMBER
     with pytest.raises(ValueError, match=r"group=: this rank is not in it"):
         Group(outside, "run")
+
+
+BOXES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
+    "type": ({"a": {"x": 1}}, {"a": OrderedDict(x=1)}, ["a: box: saved dict, live OrderedDict"]),
+    "sequence": ({"a": [1]}, {"a": deque([1])}, ["a: box: saved list, live deque"]),
+    "in a tuple": (
+        {"a": ([1], {})},
+        {"a": ({}, {})},
+        ["a[0]: box: saved list, live dict"],
+    ),
+    "length": ({"a": ([1], [2])}, {"a": ([1],)}, ["a: length: saved 2, live 1"]),
+    "gone": ({"a": {"x": 1}, "m": nn.Linear(1, 1)}, {"m": nn.Linear(1, 1)},
+             ["a: component: saved dict, live nothing"]),
+    "new": ({"m": nn.Linear(1, 1)}, {"a": [1], "m": nn.Linear(1, 1)},
+            ["a: component: saved nothing, live list"]),
+    "holds things": (
+        {"a": {"b": (torch.Generator(),)}},
+        {"a": {"b": [torch.Generator()]}},
+        ["a/b: box: saved tuple, live list"],
+    ),
+    "generators": (
+        {"a": [torch.Generator()]},
+        {"a": [random.Random(1)]},
+        ["a[0]: kind: saved generator:torch._C.Generator(cpu), live generator:random.Random"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_boxes_that_can_t_become_what_was_saved_are_refused(name: str) -> None:
+    """They kept their live values in silence, or got plain values for the things in them."""
+    saved, live, expected = BOXES[name]
+    assert list(map(str, Snapshot(saved).differences(live))) == expected
+
+
+def test_boxes_inside_of_boxes_are_replaced() -> None:
+    """Whatever they were before: what holds them can take another one."""
+    live: dict[str, Any] = {"a": {"x": None, "y": [1], "z": ({},)}, "b": [1]}
+    saved = Snapshot({"a": {"x": [1], "y": OrderedDict(q=2), "z": ([5], 6)}, "b": [{"c": 1}, 2]})
+    saved.restore(live)
+    assert live == {"a": {"x": [1], "y": OrderedDict(q=2), "z": ([5], 6)}, "b": [{"c": 1}, 2]}
+
+
+def hide_bias(_: nn.Module, tree: dict[str, Any], *__: Any) -> None:
+    """A hook that leaves something out."""
+    del tree["bias"]
+
+
+class Extra(nn.Linear):
+    """Has a state beside its tensors, and hides its bias from its own state."""
+
+    def __init__(self, seen: int, *, hides: bool = False) -> None:
+        super().__init__(2, 2)
+        self.seen = seen
+        if hides:
+            self.register_state_dict_post_hook(hide_bias)
+
+    def get_extra_state(self) -> Any:
+        return self.seen
+
+    def set_extra_state(self, state: Any) -> None:
+        self.seen = state
+
+
+def test_extra_state_of_one_side_is_refused() -> None:
+    """It was dropped, or stayed as it was."""
+    plain, extra = {"m": nn.Linear(2, 2)}, {"m": Extra(1)}
+    there = "m/_extra_state: extra state: saved there, live nothing"
+    assert list(map(str, Snapshot(extra).differences(plain))) == [there]
+    there = "m/_extra_state: extra state: saved nothing, live there"
+    assert list(map(str, Snapshot(plain).differences(extra))) == [there]
+    assert Snapshot(plain).differences(extra, strict=False) == []
+
+
+def test_a_module_that_leaves_something_out_takes_its_extra_state() -> None:
+    """What its own state leaves out was missed in the load, after all else had been restored."""
+    one, other = Extra(5, hides=True), Extra(6, hides=True)
+    Snapshot({"m": one}).restore({"m": other})
+    assert other.seen == 5
+    assert same_bytes(other.weight, one.weight)
+
+
+class Own(Extra):
+    """Loads by a method of its own, which knows no `strict`."""
+
+    def load_state_dict(self, tree: Any) -> None:  # type: ignore[override]
+        super().load_state_dict(tree)
+
+
+def test_a_module_that_loads_in_its_own_way_is_given_what_it_asks_for() -> None:
+    """Its method gets the state, and nothing that it does not know."""
+    one, other = Own(5), Own(6)
+    Snapshot({"m": one}).restore({"m": other})
+    assert other.seen == 5
+
+
+class Refusing(Extra):
+    """Takes no extra state any more, though it gives one."""
+
+    def _load_from_state_dict(self, tree: Any, prefix: str, *args: Any) -> None:
+        extra = tree.pop(f"{prefix}_extra_state")
+        super()._load_from_state_dict(tree | {}, prefix, *args)
+        args[3].append(f"{prefix}_extra_state")
+        tree[f"{prefix}_extra_state"] = extra
+
+
+def test_what_a_module_does_not_take_is_an_error() -> None:
+    """It would be lost without a word."""
+    with pytest.raises(Poisoned, match="did not take _extra_state"):
+        Snapshot({"m": Refusing(5)}).restore({"m": Refusing(6)})
+
+
+def test_things_that_are_not_there_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Not strict: a box never gets the plain tree of a module or a generator; tensors it does."""
+    saved = Snapshot({
+        "box": {"m": nn.Linear(1, 1), "g": torch.Generator(), "deep": {"g": torch.Generator()},
+                "t": torch.ones(1), "n": 5},
+    })  # fmt: skip
+    live: dict[str, Any] = {"box": {}}
+    assert saved.differences(live, strict=False) == []
+    apply(live, saved.saved, saved.views)
+    assert live["box"] == {"t": torch.ones(1), "n": 5}
+    assert caplog.text.count("has no place in the live state") == 3
+
+
+def test_a_later_item_of_a_list_is_not_moved_to_its_beginning() -> None:
+    """`only=` names the third of three; there is no second to stand behind."""
+    saved, live = Snapshot({"h": [10, 20, 30]}), {"h": list[int]()}
+    apply(live, saved.saved, saved.views, only=("h[2]",))
+    assert live == {"h": []}
+    apply(live, saved.saved, saved.views, only=("h[0]", "h[1]"))
+    assert live == {"h": [10, 20]}
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        {"g": [torch.Generator()], "g[0]": 5},
+        {"g[0]": [torch.Generator()], "g": [[7]]},
+    ],
+    ids=["value", "box"],
+)
+def test_a_plain_value_with_the_path_of_a_thing_is_refused(box: dict[str, Any]) -> None:
+    """It was saved as that thing's state."""
+    with pytest.raises(ValueError, match=r"two things have the path box/g\[0\]"):
+        Snapshot({"box": box})

@@ -1,0 +1,174 @@
+"""Who has which bytes: live tensors that share memory can't hold what was saved apart."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from handfast.store.objects import TensorRef
+from handfast.torch.saved import Source
+from handfast.torch.tensors import HOST, Place, copy_into, local, make, place_of
+from handfast.torch.tree import join
+from handfast.torch.types import DTYPE_NAMES
+
+__all__ = ["Memory", "Remade", "torn"]
+
+
+class Memory:
+    """The bytes that are taken so far."""
+
+    def __init__(self, tensors: Sequence[Tensor] = ()) -> None:
+        self._starts: dict[tuple[torch.device, int], list[int]] = {}
+        self._ends: dict[tuple[torch.device, int], list[int]] = {}
+        for tensor in tensors:
+            self.claim(tensor)
+
+    def claim(self, tensor: Tensor) -> bool:
+        """Take a tensor's bytes, gaps included; say whether all of them were free."""
+        part = local(tensor)
+        first, end = _extent(part)
+        if first == end:
+            return True
+        key = part.device, part.untyped_storage().data_ptr()
+        starts, ends = self._starts.setdefault(key, []), self._ends.setdefault(key, [])
+        at, behind = bisect_right(ends, first), bisect_left(starts, end)
+        if at < behind:
+            first, end = min(first, starts[at]), max(end, ends[behind - 1])
+        starts[at:behind], ends[at:behind] = [first], [end]
+        return at >= behind
+
+
+def _extent(part: Tensor) -> tuple[int, int]:
+    """The first byte of a tensor and the one behind its last."""
+    if not part.numel():
+        return 0, 0
+    far = sum((size - 1) * step for size, step in zip(part.shape, part.stride(), strict=True))
+    first = part.data_ptr()
+    return first, first + (far + 1) * part.element_size()
+
+
+class Remade:
+    """What an optimizer's saved tensors become: what was one tensor is one again, and no other.
+
+    A live tensor serves where it can be what was saved: not one that was made in inference mode
+    (no step outside of that mode could change it), nor one whose memory another has. ``standing``
+    are the live tensors by path that are filled for themselves; what was tied to one is so again.
+    """
+
+    def __init__(self, source: Source, standing: Mapping[str, Tensor], memory: Memory) -> None:
+        self._source = source
+        self._standing = standing
+        self._memory = memory
+        self._made: dict[tuple[str, bool], Tensor] = {}
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def take(self, path: str, place: Place, live: object = None) -> Tensor:
+        """The tensor that stands for a saved path; its values come with :meth:`fill`."""
+        kept = self._source.saved.aliases.get(path, path)
+        key = kept, place.mesh is None
+        if key not in self._made:
+            tied = self._tied(kept, place, live)
+            self._made[key] = self._own(kept, place, live) if tied is None else tied
+        return self._made[key]
+
+    def _tied(self, path: str, place: Place, live: object) -> Tensor | None:
+        other = self._standing.get(path)
+        if other is None or place_of(other) != place:
+            return None
+        return live if isinstance(live, Tensor) and _same(live, other) else other.detach()
+
+    def _own(self, path: str, place: Place, live: object) -> Tensor:
+        if not isinstance(live, Tensor) or not self._fits(live, path, place):
+            live = make(self._source.spec(path), place)
+        self._pairs.append((local(live), self._source.view(path)))
+        return live
+
+    def _fits(self, live: Tensor, path: str, place: Place) -> bool:
+        if live.is_inference() or place_of(live) != place:
+            return False
+        part, spec = local(live), self._source.spec(path)
+        same = DTYPE_NAMES.get(part.dtype) == spec.dtype and tuple(part.shape) == spec.shape
+        return same and tuple(part.stride()) == spec.stride and self._memory.claim(live)
+
+    def tree(self, tree: object, device: torch.device = HOST.device, live: object = None) -> object:
+        """A plain tree with the tensors that stand for its references.
+
+        ``live`` is what stands there now, and serves where the tree is nothing but a reference.
+        Raises LookupError where a DTensor has no mesh.
+        """
+
+        def fetch(ref: TensorRef) -> Tensor:
+            place = self._source.place(ref, device)
+            if place is None:
+                raise LookupError(f"no mesh of the live state is that of {ref.path}")
+            return self.take(ref.path, place, live if ref is tree else None)
+
+        return join(tree, fetch)
+
+    def fill(self) -> None:
+        """Copy the saved values, once."""
+        copy_into([target for target, _ in self._pairs], [source for _, source in self._pairs])
+        self._pairs.clear()
+
+
+def _same(live: Tensor, other: Tensor) -> bool:
+    """Whether a live tensor is another one's memory, seen in the same way."""
+    return place_of(live) == place_of(other) and _look(local(live)) == _look(local(other))
+
+
+def _look(part: Tensor) -> tuple[object, ...]:
+    seen = part.data_ptr(), part.dtype, part.shape, part.stride()
+    return *seen, part.is_conj(), part.is_neg()
+
+
+def torn(live: Mapping[str, Tensor], source: Source) -> Iterator[tuple[str, str]]:
+    """Live tensors that can't all be filled, since they overlap and what was saved does not agree.
+
+    Gives the path of each, and that of one it shares bytes with. Tried on a copy of those bytes.
+    """
+    for group in _overlapping(live):
+        start = min(_extent(part)[0] for _, part in group) & ~63
+        size = max(_extent(part)[1] for _, part in group) - start
+        scratch = torch.zeros(size, dtype=torch.uint8)
+        views = [(path, _placed(scratch, part, start), source.view(path)) for path, part in group]
+        for _, target, saved in views:
+            copy_into([target], [saved])
+        for path, target, saved in views:
+            if not torch.equal(_bytes(target), _bytes(saved)):
+                yield path, next(other for other, _ in group if other != path)
+
+
+def _overlapping(live: Mapping[str, Tensor]) -> Iterator[list[tuple[str, Tensor]]]:
+    """Groups of tensors that overlap without being one and the same."""
+    parts = [(*_extent(part), path, part) for path, part in live.items() if part.numel()]
+    parts.sort(key=lambda one: (str(one[3].device), one[0]))
+    group: list[tuple[str, Tensor]] = []
+    behind, device = 0, None
+    for first, end, path, part in parts:
+        if group and (part.device != device or first >= behind):
+            yield from _several(group)
+            group = []
+        behind = max(behind, end) if group else end
+        device = part.device
+        group.append((path, part))
+    yield from _several(group)
+
+
+def _several(group: list[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
+    if any(not _same(part, group[0][1]) for _, part in group[1:]):
+        yield group
+
+
+def _placed(scratch: Tensor, part: Tensor, start: int) -> Tensor:
+    """A view of the scratch bytes where, and as, a tensor lies in memory."""
+    at = part.data_ptr() - start
+    whole = scratch[at : at + (scratch.numel() - at) // part.element_size() * part.element_size()]
+    view = whole.view(part.dtype).as_strided(part.shape, part.stride())
+    view = view.conj() if part.is_conj() else view
+    return torch._neg_view(view) if part.is_neg() else view
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    dense = tensor.resolve_conj().resolve_neg().contiguous()
+    return dense.reshape(-1).view(torch.uint8)

@@ -1,0 +1,203 @@
+"""Shows that live tensors which share memory are never filled with what was saved apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from statekit import Snapshot, train
+from torch import Tensor, nn
+
+from handfast.torch.memory import Memory
+
+SPANS = st.tuples(st.integers(0, 60), st.integers(1, 12))
+
+
+@given(st.lists(SPANS, max_size=12))
+def test_bytes_are_taken_once(spans: list[tuple[int, int]]) -> None:
+    """Shows, against a plain set of bytes, which claims find all of theirs free."""
+    memory, held, taken = Memory(), torch.zeros(80, dtype=torch.uint8), set[int]()
+    for first, length in spans:
+        bytes_ = set(range(first, first + length))
+        assert memory.claim(held[first : first + length]) == taken.isdisjoint(bytes_)
+        taken |= bytes_
+
+
+def test_gaps_and_other_storages() -> None:
+    """A strided tensor takes its gaps, too, an empty one nothing, and each storage is its own."""
+    held = torch.zeros(10)
+    memory = Memory([held[::4]])
+    assert not memory.claim(held[1:2])
+    assert memory.claim(held[9:])
+    assert memory.claim(torch.zeros(10))
+    assert memory.claim(held[:0])
+    assert memory.claim(held[2:2])
+
+
+def stepped(**entry: Any) -> tuple[nn.Linear, torch.optim.Optimizer]:
+    """A model and an optimizer with something else in its state."""
+    model = nn.Linear(2, 1, bias=False)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    opt.state[model.weight] = entry
+    return model, opt
+
+
+def test_state_that_lies_on_a_parameter_is_made_anew() -> None:
+    """It was an average of its own when it was saved; copied in place it replaced the weights."""
+    model, opt = stepped(avg=torch.full((1, 2), 7.0))
+    weight = model.weight.detach().clone()
+    other, live = stepped()
+    live.state[other.weight]["avg"] = other.weight.data
+    Snapshot({"m": model, "o": opt}).restore({"m": other, "o": live})
+    assert torch.equal(other.weight, weight)
+    assert live.state[other.weight]["avg"].tolist() == [[7.0, 7.0]]
+
+
+def test_state_that_lies_on_a_buffer_or_on_other_state_is_made_anew() -> None:
+    """Of whatever else is restored: a buffer, an entry beside it, another optimizer's."""
+    model = nn.BatchNorm1d(2)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    opt.state[model.weight] = {"a": torch.ones(2), "b": torch.full((2,), 2.0)}
+    opt.state[model.bias] = {"a": torch.full((2,), 3.0)}
+    saved = Snapshot({"m": model, "o": opt})
+    other = nn.BatchNorm1d(2)
+    live = torch.optim.SGD(other.parameters(), lr=0.1)
+    one = torch.zeros(2)
+    live.state[other.weight] = {"a": one, "b": one}
+    live.state[other.bias] = {"a": other.running_mean}
+    saved.restore({"m": other, "o": live})
+    entries = [live.state[p][k].tolist() for p, k in ((other.weight, "a"), (other.weight, "b"),
+               (other.bias, "a"))]  # fmt: skip
+    assert entries == [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
+    assert other.running_mean is not None
+    assert other.running_mean.tolist() == [0.0, 0.0]
+
+
+def test_what_was_tied_to_a_parameter_is_tied_again() -> None:
+    """Whether it is there already or not: one step would move both, and so it does again."""
+    model, opt = stepped()
+    opt.state[model.weight]["seen"] = model.weight.data
+    saved = Snapshot({"m": model, "o": opt})
+    for made in (True, False):
+        other, live = stepped()
+        if made:
+            live.state[other.weight]["seen"] = other.weight.data
+        saved.restore({"m": other, "o": live})
+        seen = live.state[other.weight]["seen"]
+        assert seen.data_ptr() == other.weight.data_ptr()
+        assert not seen.requires_grad
+
+
+def test_what_was_one_tensor_is_one_again_wherever_it_stood() -> None:
+    """In an entry, in a list beside it, under a key of no parameter, and as a hyperparameter."""
+    model, opt = stepped()
+    one = torch.ones(3)
+    opt.state[model.weight] |= {"last": one, "history": [torch.zeros(3), one]}
+    opt.state["all"] = {"one": one}  # type: ignore[index]
+    opt.param_groups[0]["scale"] = one
+    other, live = stepped()
+    Snapshot({"m": model, "o": opt}).restore({"m": other, "o": live})
+    entry, there = live.state[other.weight], live.param_groups[0]["scale"]
+    assert entry["last"] is entry["history"][1] is there
+    assert live.state["all"]["one"] is there  # type: ignore[index]
+    assert entry["history"][0].tolist() == [0.0] * 3
+
+
+def groups(*rates: Tensor) -> tuple[nn.Sequential, torch.optim.Optimizer]:
+    """A group a layer, each with its rate as a tensor."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    layers = [{"params": layer.parameters()} for layer in model]
+    opt = torch.optim.SGD(layers, lr=rates[0])
+    for group, rate in zip(opt.param_groups, rates, strict=True):
+        group["lr"] = rate
+    return model, opt
+
+
+def test_rates_that_were_two_tensors_are_two_again() -> None:
+    """A fresh optimizer has one for all groups; filled in place it kept the last one's value."""
+    model, opt = groups(torch.tensor(0.5), torch.tensor(0.25))
+    rate = torch.tensor(0.5)
+    other, live = groups(rate, rate)
+    Snapshot({"m": model, "o": opt}).restore({"m": other, "o": live})
+    assert [group["lr"].item() for group in live.param_groups] == [0.5, 0.25]
+    assert live.param_groups[0]["lr"] is rate  # what holds it sees the value
+
+
+def test_a_rate_that_was_one_tensor_is_one_again() -> None:
+    """Whoever fills it fills all groups', as before."""
+    rate = torch.tensor(0.5)
+    model, opt = groups(rate, rate)
+    other, live = groups(torch.tensor(0.1), torch.tensor(0.2))
+    Snapshot({"m": model, "o": opt}).restore({"m": other, "o": live})
+    assert live.param_groups[0]["lr"] is live.param_groups[1]["lr"]
+
+
+def test_a_rate_comes_back_with_its_dtype() -> None:
+    """A tensor of another dtype is none that could hold it."""
+    model, opt = groups(*[torch.tensor(0.1, dtype=torch.float64)] * 2)
+    other, live = groups(*[torch.tensor(0.1)] * 2)
+    Snapshot({"m": model, "o": opt}).restore({"m": other, "o": live})
+    assert live.param_groups[0]["lr"].dtype == torch.float64
+
+
+class Flat(nn.Module):
+    """A flat buffer, and a head that is a part of it, or its own."""
+
+    def __init__(self, *, apart: bool, at: int = 0, turned: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("flat", torch.arange(6.0).view(2, 3))
+        part = self.flat[at] if not turned else self.flat.t()[at]
+        self.register_buffer("head", part.clone() + 1 if apart else part)
+
+
+def test_overlapping_tensors_are_refused_where_the_saved_ones_disagree() -> None:
+    """One would be filled over the other. Where the saved ones overlapped alike they agree."""
+    apart = Snapshot({"m": Flat(apart=True)})
+    for turned in (False, True):
+        found = apart.differences({"m": Flat(apart=False, turned=turned)}, strict=True)
+        if turned:
+            assert [d.what for d in found] == ["shape"]
+            continue
+        assert [str(d) for d in found] == [
+            "m/flat: memory: saved values of its own, live bytes that m/head has, too"
+        ]
+    assert not apart.differences({"m": Flat(apart=False)}, only=("m/head",))
+    for at in (0, 1):
+        alike = Snapshot({"m": Flat(apart=False, at=at)})
+        live = Flat(apart=False, at=at)
+        live.flat.zero_()
+        alike.restore({"m": live})
+        assert live.head.tolist() == [3.0 * at, 3.0 * at + 1, 3.0 * at + 2]
+    assert alike.differences({"m": Flat(apart=False, at=0)})
+
+
+def test_overlapping_tensors_of_other_looks_are_tried_as_they_lie() -> None:
+    """Real parts of complex numbers, transposed, conjugated: the bytes decide."""
+    base = torch.tensor([[1 + 2j, 3 + 4j], [5 + 6j, 7 + 8j]])
+    looks = {"a": base, "b": torch.view_as_real(base)[..., 0], "c": base.t(), "d": base.conj(),
+             "e": torch.view_as_real(base.conj().resolve_conj())}  # fmt: skip
+    saved = Snapshot({"box": [looks]})
+    live = torch.zeros(2, 2, dtype=torch.complex64)
+    fits = {"a": live, "b": torch.view_as_real(live)[..., 0], "c": live.t(), "d": live.conj(),
+            "e": torch.zeros(2, 2, 2)}  # fmt: skip
+    saved.restore({"box": [fits]})
+    assert torch.equal(live, base)
+    assert fits["d"].resolve_conj().tolist() == base.conj().resolve_conj().tolist()
+    wrong = fits | {"c": live.t().conj()}
+    assert {d.what for d in saved.differences({"box": [wrong]})} == {"memory"}
+
+
+def test_a_trained_optimizer_keeps_its_tensors() -> None:
+    """Shows that a restore in the same process fills what is there, and makes nothing."""
+    model = nn.Linear(4, 2)
+    opt = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.01))
+    train(model, opt)
+    saved = Snapshot({"m": model, "o": opt})
+    before = {id(value) for entry in opt.state.values() for value in entry.values()}
+    rate = opt.param_groups[0]["lr"]
+    train(model, opt)
+    saved.restore({"m": model, "o": opt})
+    assert before == {id(value) for entry in opt.state.values() for value in entry.values()}
+    assert opt.param_groups[0]["lr"] is rate
