@@ -238,22 +238,25 @@ def write(
     """Put a saved optimizer in place: its state, then its hyperparameters.
 
     State is copied into live tensors of the saved dtype and shape; all else is created with the
-    saved dtype and strides, and state that was not saved is dropped. The gradients are dropped
-    too, or made zeros where they were to become zeros: they are of another moment. Gives a
+    saved dtype and strides, and state that a saved parameter did not have is dropped. The gradients
+    are, too, or made zeros where they were to become zeros: they are of another moment. Gives a
     sentence for each hyperparameter whose saved value replaced another; ``keep_live`` lists those
     (by key, or by path) that keep theirs.
     """
     by_name = {names[id(p)]: p for p in parameters(optimizer)}
     fresh = _state(path, optimizer, by_name, tree, source, made)
     other = {key: made.tree(value) for key, value in tree["other"].items()}
-    saved_order = chain.from_iterable(group["params"] for group in tree["param_groups"])
+    saved_order = [name for group in tree["param_groups"] for name in group["params"]]
     zeros = set(compress(saved_order, tree.get("zeros", b"")))
+    known = set(saved_order)  # what was not saved at all, as strict=False allows, is left alone
+    kept = {p: e for p, e in _by_parameter(optimizer) if names.get(id(p)) not in known}
     changed: list[str] = []
     pairs = zip(optimizer.param_groups, tree["param_groups"], strict=True)
     for number, (live, saved) in enumerate(pairs):
         where = child(f"{path}/param_groups", number)
         changed += _hyperparameters(where, live, saved, source, made, keep_live)
     optimizer.state.clear()
+    optimizer.state.update(kept)
     for name, parameter in by_name.items():
         parameter.grad = torch.zeros_like(parameter) if name in zeros else None
         if name in fresh:

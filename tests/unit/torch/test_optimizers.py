@@ -10,6 +10,7 @@ import torch
 from statekit import Snapshot, same_bytes, train
 from torch import Tensor, nn
 
+from handfast.torch.apply import apply
 from handfast.torch.tree import Kind, kind_of
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -413,3 +414,18 @@ def test_two_parameters_of_one_name_are_refused() -> None:
     opt = torch.optim.SGD([p for m in state.values() for p in m.parameters()])
     with pytest.raises(ValueError, match=r"two parameters of opt have the name a.b.weight"):
         Snapshot({**state, "opt": opt})
+
+
+def test_what_was_not_saved_keeps_its_state_where_that_is_allowed() -> None:
+    """A new layer's moments were dropped by a restore that is not strict."""
+    one, other = nn.ModuleList([nn.Linear(2, 2)]), nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    opt, live = (torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (one, other))
+    for part, optimizer, value in ((one, opt, 1.0), (other, live, 2.0)):
+        for parameter in part.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.full_like(parameter, value)
+    saved, state = Snapshot({"m": one, "o": opt}), {"m": other, "o": live}
+    assert saved.differences(state)
+    assert saved.differences(state, strict=False) == []
+    apply(state, saved.saved, saved.views)
+    held = [live.state[p]["momentum_buffer"].flatten()[0].item() for p in other.parameters()]
+    assert held == [1.0, 1.0, 2.0, 2.0]
