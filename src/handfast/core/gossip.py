@@ -8,7 +8,7 @@ tick, and once both masks agree nothing more is sent (L5).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import TypeVar
 
@@ -202,14 +202,15 @@ def restless(member: Member) -> int:
     roster = member.roster
     if roster is None or member.generation == 0:
         return 0
-    return sum(1 << i for i in roster.neighbours[member.me] if _due(member, i))
+    near = _near(member)
+    return sum(1 << i for i in roster.neighbours[member.me] if _due(member, i, near))
 
 
-def _due(member: Member, at: int) -> bool:
+def _due(member: Member, at: int, near: Collection[int]) -> bool:
     peer = member.peers[at]
     if peer.owed:
         return True
-    if _beside(member, at) and not _asks(member, peer.knows):
+    if at not in near and not _asks(member, peer.knows):
         return False
     return bool(lacking(member, peer.knows))
 
@@ -228,10 +229,15 @@ def _asks(member: Member, peer: Knows) -> bool:
     )
 
 
-def _beside(member: Member, at: int) -> bool:
-    """Say whether a neighbour is none in the tree that carries an open generation's votes."""
-    tree = member.roster.tree if member.roster is not None and member.open else None
-    return tree is not None and tree.above(member.me) != at and tree.above(at) != member.me
+def _near(member: Member) -> Collection[int]:
+    """List who is next to a member in the tree that carries an open generation's votes.
+
+    All neighbours are, where there is no tree.
+    """
+    roster = member.roster
+    if roster is None or roster.tree is None or not member.open:
+        return range(roster.size if roster is not None else 0)
+    return roster.tree.next_to(member.me)
 
 
 def turn(member: Member) -> tuple[int, int]:
@@ -241,8 +247,8 @@ def turn(member: Member) -> tuple[int, int]:
     next time, while the job saves: a rank that is slow costs each member one message a tick, and a
     tree that is broken heals in about as many ticks as there are neighbours.
     """
-    loud = bits(restless(member))
-    beside = [i for i in loud if _beside(member, i)]
+    loud, near = bits(restless(member)), _near(member)
+    beside = [i for i in loud if i not in near]
     later = [i for i in beside if i > member.turned]
     chosen = (later or beside)[:1]
     to = sum(1 << i for i in loud if i not in beside or i in chosen)
