@@ -24,19 +24,21 @@ class Memory:
         for tensor in tensors:
             self.claim(tensor)
 
-    def claim(self, tensor: Tensor) -> bool:
-        """Take a tensor's bytes, gaps included; say whether all of them were free."""
+    def claim(self, tensor: Tensor) -> list[tuple[int, int]]:
+        """Take a tensor's bytes, gaps included; gives the stretches that were taken before."""
         part = local(tensor)
         first, end = _extent(part)
         if first == end:
-            return True
+            return []
         key = part.device, part.untyped_storage().data_ptr()
         starts, ends = self._starts.setdefault(key, []), self._ends.setdefault(key, [])
         at, behind = bisect_right(ends, first), bisect_left(starts, end)
-        if at < behind:
+        pairs = zip(starts[at:behind], ends[at:behind], strict=True)
+        before = [(max(first, one), min(end, other)) for one, other in pairs]
+        if before:
             first, end = min(first, starts[at]), max(end, ends[behind - 1])
         starts[at:behind], ends[at:behind] = [first], [end]
-        return at >= behind
+        return before
 
 
 def _extent(part: Tensor) -> tuple[int, int]:
@@ -52,8 +54,9 @@ class Remade:
     """What an optimizer's saved tensors become: what was one tensor is one again, and no other.
 
     A live tensor serves where it can be what was saved: not one that was made in inference mode
-    (no step outside of that mode could change it), nor one whose memory another has. ``standing``
-    are the live tensors by path that are filled for themselves; what was tied to one is so again.
+    (no step outside of that mode could change it), nor one whose memory another has that was saved
+    with other bytes. ``standing`` are the live tensors by path that are filled for themselves, by
+    now; what was tied to one is so again.
     """
 
     def __init__(self, source: Source, standing: Mapping[str, Tensor], memory: Memory) -> None:
@@ -79,17 +82,25 @@ class Remade:
         return live if isinstance(live, Tensor) and _same(live, other) else other.detach()
 
     def _own(self, path: str, place: Place, live: object) -> Tensor:
-        if not isinstance(live, Tensor) or not self._fits(live, path, place):
-            live = make(self._source.spec(path), place)
-        self._pairs.append((local(live), self._source.view(path)))
-        return live
+        saved = self._source.view(path)
+        if isinstance(live, Tensor) and self._fits(live, path, place):
+            taken = self._memory.claim(live)
+            if not taken:
+                self._pairs.append((local(live), saved))
+                return live
+            self.fill()
+            if _agrees(local(live), saved, taken):
+                return live
+        made = make(self._source.spec(path), place)
+        self._pairs.append((local(made), saved))
+        return made
 
     def _fits(self, live: Tensor, path: str, place: Place) -> bool:
         if live.is_inference() or place_of(live) != place:
             return False
         part, spec = local(live), self._source.spec(path)
         same = DTYPE_NAMES.get(part.dtype) == spec.dtype and tuple(part.shape) == spec.shape
-        return same and tuple(part.stride()) == spec.stride and self._memory.claim(live)
+        return same and tuple(part.stride()) == spec.stride
 
     def tree(self, tree: object, device: torch.device = HOST.device, live: object = None) -> object:
         """A plain tree with the tensors that stand for its references.
@@ -107,9 +118,27 @@ class Remade:
         return join(tree, fetch)
 
     def fill(self) -> None:
-        """Copy the saved values, once."""
+        """Copy the saved values of what was taken since the last time."""
         copy_into([target for target, _ in self._pairs], [source for _, source in self._pairs])
         self._pairs.clear()
+
+
+def _agrees(part: Tensor, saved: Tensor, taken: Sequence[tuple[int, int]]) -> bool:
+    """Fill a tensor if that leaves the bytes as they are that others have filled.
+
+    So it is with a view of what else was saved, as it was when it was saved.
+    """
+    storage = part.untyped_storage()
+    start = storage.data_ptr()
+    raw = torch.empty(0, dtype=torch.uint8, device=part.device).set_(storage)
+    first, end = (at - start for at in _extent(part))
+    before = raw[first:end].clone()
+    copy_into([part], [saved])
+    spans = [(one - start, other - start) for one, other in taken]
+    alike = all(torch.equal(raw[a:b], before[a - first : b - first]) for a, b in spans)
+    if not alike:
+        raw[first:end].copy_(before)
+    return alike
 
 
 def _same(live: Tensor, other: Tensor) -> bool:

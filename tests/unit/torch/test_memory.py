@@ -17,11 +17,13 @@ SPANS = st.tuples(st.integers(0, 60), st.integers(1, 12))
 
 @given(st.lists(SPANS, max_size=12))
 def test_bytes_are_taken_once(spans: list[tuple[int, int]]) -> None:
-    """Shows, against a plain set of bytes, which claims find all of theirs free."""
+    """Shows, against a plain set of bytes, what a claim finds taken."""
     memory, held, taken = Memory(), torch.zeros(80, dtype=torch.uint8), set[int]()
     for first, length in spans:
         bytes_ = set(range(first, first + length))
-        assert memory.claim(held[first : first + length]) == taken.isdisjoint(bytes_)
+        before = memory.claim(held[first : first + length])
+        spans = [range(one - held.data_ptr(), end - held.data_ptr()) for one, end in before]
+        assert {byte for span in spans for byte in span} == bytes_ & taken
         taken |= bytes_
 
 
@@ -29,11 +31,11 @@ def test_gaps_and_other_storages() -> None:
     """A strided tensor takes its gaps, too, an empty one nothing, and each storage is its own."""
     held = torch.zeros(10)
     memory = Memory([held[::4]])
-    assert not memory.claim(held[1:2])
-    assert memory.claim(held[9:])
-    assert memory.claim(torch.zeros(10))
-    assert memory.claim(held[:0])
-    assert memory.claim(held[2:2])
+    assert memory.claim(held[1:2])
+    assert not memory.claim(held[9:])
+    assert not memory.claim(torch.zeros(10))
+    assert not memory.claim(held[:0])
+    assert not memory.claim(held[2:2])
 
 
 def stepped(**entry: Any) -> tuple[nn.Linear, torch.optim.Optimizer]:
@@ -88,6 +90,24 @@ def test_what_was_tied_to_a_parameter_is_tied_again() -> None:
         seen = live.state[other.weight]["seen"]
         assert seen.data_ptr() == other.weight.data_ptr()
         assert not seen.requires_grad
+
+
+def test_what_was_a_view_of_something_else_stays_one() -> None:
+    """A row of a parameter, overlapping parts of a buffer: their bytes agree, then and now."""
+
+    def viewed(value: float) -> tuple[nn.Linear, torch.optim.Optimizer]:
+        model, opt = stepped()
+        flat = torch.arange(4.0) + value
+        opt.state[model.weight] = {"row": model.weight.data[0], "a": flat[:3], "b": flat[1:]}
+        return model, opt
+
+    (model, opt), (other, live) = viewed(0.0), viewed(5.0)
+    Snapshot({"m": model, "o": opt}).restore({"m": other, "o": live})
+    entry = live.state[other.weight]
+    assert entry["row"].data_ptr() == other.weight.data_ptr()
+    assert entry["a"][1:].data_ptr() == entry["b"].data_ptr()
+    assert torch.equal(other.weight, model.weight)
+    assert (entry["a"].tolist(), entry["b"].tolist()) == ([0.0, 1.0, 2.0], [1.0, 2.0, 3.0])
 
 
 def test_what_was_one_tensor_is_one_again_wherever_it_stood() -> None:
