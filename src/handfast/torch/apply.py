@@ -29,7 +29,7 @@ from handfast.torch.names import matches
 from handfast.torch.rng import write_generator, write_streams
 from handfast.torch.saved import EXTRA, RNG, UNSYNCED, Saved, Source
 from handfast.torch.tensors import HOST, copy_into, dims_of, is_dtensor, local, place_of
-from handfast.torch.tree import Kind, Node, entries, is_torchs, kind_of
+from handfast.torch.tree import Kind, Node, above, alike, entries, is_torchs, kind_of
 
 __all__ = ["apply", "live_tensors", "look"]
 
@@ -71,23 +71,27 @@ def apply(
         live, source = look(state, saved, views)
         trees: dict[str, object] = {}
         _pair(state, saved.objects, "", trees)
-        memory = Memory(list(live_tensors(live).values()))
-        restore = _Restore(live, trees, source, only, keep_live, memory, {})
+        standing: dict[str, Tensor] = {}
+        made = Remade(source, standing, _memory(live, trees, only))
+        restore = _Restore(live, trees, source, only, keep_live, made, standing)
         where = "the tensors"
         restore.tensors()
         for node in restore.of(Kind.OPTIMIZER):
             where = node.path
             restore.optimizer(node)
+        written = [node.value for node in live.nodes if node.kind is Kind.OPTIMIZER]
         for optimizer in optimizers_of(restore.of(Kind.OBJECT)):
-            optimizer.zero_grad()  # of another moment, as those that write() drops
+            if not any(optimizer is other for other in written):
+                optimizer.zero_grad()  # of another moment, as those that write() drops
         restore_gradients(live, source, only)
         for node in restore.of(*_BY_STATE_DICT):
             where = node.path
             restore.thing(node)
         where = "the plain values"
+        merge = _Merge(source, only, _beyond(saved.kinds))
         for name, value in state.items():
             if kind_of(value) is None and name in saved.objects:
-                _merge(value, saved.objects[name], child("", name), source, only)
+                merge.box(value, saved.objects[name], child("", name), placed=False)
         for node in restore.of(Kind.LOADER, Kind.OBJECT):
             where = node.path
             restore.read_back(node)
@@ -143,6 +147,30 @@ def live_tensors(live: Walk) -> dict[str, Tensor]:
     return found | {p: held[p] for p in paths if p in held and id(held[p]) in own}
 
 
+def _memory(live: Walk, trees: Mapping[str, object], only: Sequence[str]) -> Memory:
+    """What optimizers' state must not be copied over: all but what is restored of them.
+
+    The tensors of modules, those that no name leads to as well, and those by themselves; of objects
+    what their state shows; of optimizers that are not restored all.
+    """
+    memory = Memory()
+    restored = tuple(
+        f"{node.path}/"
+        for node in live.nodes
+        if node.kind is Kind.OPTIMIZER and node.path in trees and matches(node.path, only)
+    )
+    shown: set[int] = set()
+    for path, tensor in zip(live.paths, live.tensors, strict=True):
+        if not path.startswith(restored):
+            memory.claim(path, tensor)
+            shown.add(id(tensor))
+    for module in (node.value for node in live.nodes if node.kind is Kind.MODULE):
+        for tensor in chain(module.parameters(), module.buffers()):
+            if id(tensor) not in shown:
+                memory.claim("", tensor)
+    return memory
+
+
 class _Restore(NamedTuple):
     """One restore: the live state as it was walked, and what is to become of it."""
 
@@ -151,8 +179,8 @@ class _Restore(NamedTuple):
     source: Source
     only: Sequence[str]
     keep_live: Sequence[str]
-    memory: Memory  # what belongs to tensors that stand for themselves, and then to optimizers
-    standing: dict[str, Tensor]  # those of them that were filled, by path
+    made: Remade
+    standing: dict[str, Tensor]  # what was filled for itself, by the path that is stored
 
     def of(self, *kinds: Kind) -> list[Node]:
         """The live things of these kinds that are to be restored, in the order of the kinds."""
@@ -173,7 +201,8 @@ class _Restore(NamedTuple):
     def _copy(self, pairs: Sequence[tuple[str, Any]]) -> None:
         found = [p for p in pairs if matches(p[0], self.only) and self.source.saved.spec(p[0])]
         copy_into([local(t) for _, t in found], [self.source.view(path) for path, _ in found])
-        self.standing.update(found)
+        aliases = self.source.saved.aliases
+        self.standing.update({aliases.get(path, path): tensor for path, tensor in found})
 
     def _module(self, node: Node, paths: Sequence[str]) -> None:
         module = node.value
@@ -211,9 +240,8 @@ class _Restore(NamedTuple):
         own = [n for n in self.live.nodes if n.kind is Kind.OPTIMIZER].index(node)
         names = self.live.names.optimizers[own].parameters
         tree: Any = self.trees[node.path]
-        made = Remade(self.source, self.standing, self.memory)
         changed = optimizers.write(
-            node.path, node.value, names, tree, self.source, made, self.keep_live
+            node.path, node.value, names, tree, self.source, self.made, self.keep_live
         )
         if changed:
             _LOG.warning(
@@ -256,7 +284,7 @@ class _Restore(NamedTuple):
                 _LOG.warning("handfast: restore: %s %s than was loaded", unlike[0], OTHERWISE)
             return
         for path in unlike:
-            if not loaders.of_dataset(path):
+            if not loaders.of_dataset(path.removeprefix(node.path)):
                 raise HandfastError(f"{path} {OTHERWISE} than the one it was given. {LATE}")
         if unlike:
             _LOG.warning("handfast: restore: %s %s than was loaded. %s", unlike[0], OTHERWISE, LATE)
@@ -318,42 +346,52 @@ def _same_bytes(wanted: Tensor, found: Tensor) -> bool:
     return torch.equal(*pair)
 
 
-def _merge(live: Any, saved: Any, path: str, source: Source, only: Sequence[str]) -> Any:
-    """What belongs at a place: boxes updated in place, live things as they are, saved values."""
-    if kind_of(live) is not None:
+class _Merge(NamedTuple):
+    """Saved boxes put into live ones. ``beyond`` are paths at which nothing can be made anew."""
+
+    source: Source
+    only: Sequence[str]
+    beyond: frozenset[str]
+
+    def box(self, live: Any, saved: Any, path: str, *, placed: bool = True) -> Any:
+        """What belongs at a place: boxes updated in place, live things as they are, saved values.
+
+        ``placed``: what holds the box could take another one.
+        """
+        if kind_of(live) is not None:
+            return live
+        mapping = isinstance(live, MutableMapping)
+        fits = type(live) is type(saved) and (mapping or isinstance(live, list | deque | tuple))
+        if not fits and ((placed and not _holds_live(live)) or not alike(live, saved)):
+            return self.source.tree(saved) if matches(path, self.only) else live
+        now, before = dict(entries(live)), dict(entries(saved))
+        merged: dict[object, Any] = {}
+        for key in {**before, **now}:
+            where = child(path, key)
+            if key not in before:
+                if not matches(where, self.only) or _holds_live(now[key]):
+                    merged[key] = now[key]
+            elif key in now:
+                inside = placed or not isinstance(live, tuple)
+                merged[key] = self.box(now[key], before[key], where, placed=inside)
+            elif matches(where, self.only):
+                if (not mapping and key != len(merged)) or where in self.beyond:
+                    _LOG.warning("handfast: restore: %s has no place in the live state", where)
+                    continue
+                merged[key] = self.source.tree(before[key])
+        if isinstance(live, tuple):
+            same = len(merged) == len(live) and all(merged[i] is item for i, item in now.items())
+            return live if same else tuple(merged.values())
+        live.clear()
+        fill: Callable[[Any], None] = live.update if mapping else live.extend
+        fill(merged if mapping else merged.values())
         return live
-    mapping = isinstance(live, MutableMapping)
-    if type(live) is not type(saved) or not (mapping or isinstance(live, list | deque | tuple)):
-        return source.tree(saved) if matches(path, only) else live
-    now, before = dict(entries(live)), dict(entries(saved))
-    merged = {}
-    for key in {**before, **now}:
-        where = child(path, key)
-        if key not in before:
-            if not matches(where, only) or _holds_live(now[key]):
-                merged[key] = now[key]
-        elif key in now:
-            merged[key] = _merge(now[key], before[key], where, source, only)
-        elif matches(where, only):
-            if (not mapping and key != len(merged)) or _was_alive(where, source.saved.kinds):
-                _LOG.warning("handfast: restore: %s has no place in the live state", where)
-                continue
-            merged[key] = source.tree(before[key])
-    if isinstance(live, tuple):
-        same = len(merged) == len(live) and all(merged[i] is item for i, item in now.items())
-        return live if same else tuple(merged.values())
-    live.clear()
-    fill: Callable[[Any], None] = live.update if mapping else live.extend
-    fill(merged if mapping else merged.values())
-    return live
 
 
-def _was_alive(path: str, kinds: Mapping[str, str]) -> bool:
-    """Whether a thing that can't be made anew, a module say, was saved there or below."""
-    return any(
-        kind != Kind.TENSOR and (at == path or at.startswith((f"{path}/", f"{path}[")))
-        for at, kind in kinds.items()
-    )
+def _beyond(kinds: Mapping[str, str]) -> frozenset[str]:
+    """Where things were saved, or below, that can't be made anew: a module, say."""
+    paths = [path for path, kind in kinds.items() if kind != Kind.TENSOR]
+    return above(paths).union(paths)
 
 
 def _holds_live(value: object) -> bool:

@@ -269,7 +269,7 @@ def _alike(found: Walk, declared: tuple[str, ...], grads: bool) -> Alike:
 def _add_gradients(found: Walk) -> object:
     """Add the gradients of all parameters that modules have, under the parameters' paths."""
     held: dict[int, tuple[str, Tensor]] = {}
-    for path, parameter in parameters_of(found.nodes):
+    for path, parameter in parameters_of(found):
         if parameter.grad is not None:
             held.setdefault(id(parameter), (path, parameter.grad))
     tree, paths, tensors = _split(dict(held.values()), GRADS)
@@ -278,11 +278,21 @@ def _add_gradients(found: Walk) -> object:
     return tree
 
 
-def parameters_of(found: Sequence[Node]) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of all modules, by each path: also those that no ``state_dict()`` shows."""
-    for node in found:
-        if node.kind is Kind.MODULE:
-            for name, parameter in node.value.named_parameters(remove_duplicate=False):
+def parameters_of(found: Walk) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of all modules, by each path that their state has for them.
+
+    By their own names those that no state shows.
+    """
+    shown = set()
+    for path, tensor in zip(found.paths, found.tensors, strict=True):
+        if isinstance(tensor, nn.Parameter):
+            shown.add(id(tensor))
+            yield path, tensor
+    for node in (node for node in found.nodes if node.kind is Kind.MODULE):
+        if all(id(parameter) in shown for parameter in node.value.parameters()):
+            continue
+        for name, parameter in node.value.named_parameters():
+            if id(parameter) not in shown:
                 yield child(node.path, clean(node.value, name)), parameter
 
 

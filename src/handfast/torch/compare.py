@@ -1,7 +1,8 @@
 """What a saved state and a live one differ in, found before anything is changed."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from handfast.torch.capture import Captured
 from handfast.torch.names import matches
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED, Saved, Source
 from handfast.torch.tensors import local
-from handfast.torch.tree import Kind, entries
+from handfast.torch.tree import Kind, above, alike, entries
 
 __all__ = [
     "Difference",
@@ -71,11 +72,16 @@ def differences(
 
 
 def torn(live: Mapping[str, Tensor], source: Source, only: Sequence[str]) -> list[Difference]:
-    """Live tensors that overlap, where what was saved of them can't lie in the same bytes."""
-    asked = {p: local(t) for p, t in live.items() if matches(p, only) and source.saved.spec(p)}
+    """Live tensors that overlap, where what they are to be can't lie in the same bytes.
+
+    What is not restored is to stay as it is.
+    """
+    parts = {path: local(tensor) for path, tensor in live.items()}
+    asked = {path for path in parts if matches(path, only) and source.saved.spec(path)}
+    values = {path: source.view(path) if path in asked else part for path, part in parts.items()}
     return [
         Difference(path, "memory", "values of its own", f"bytes that {other} has, too")
-        for path, other in sorted(memory.torn(asked, source))
+        for path, other in sorted(memory.torn(parts, values))
     ]
 
 
@@ -255,39 +261,44 @@ def _things(live: Captured, saved: Saved) -> Iterator[Difference]:
 def _components(live: Captured, saved: Saved) -> Iterator[Difference]:
     """Boxes that a restore would leave as they are, or put plain values for the things in them."""
     here: Any = live.objects[KINDS]
-    kinds = {*saved.kinds, *here}
+    kinds = saved.kinds.keys() | here.keys()
+    alive = above(kinds)
     was, now = ({k: v for k, v in s.objects.items() if k not in _OURS} for s in (saved, live))
     for name in sorted(was.keys() | now.keys()):
         path = child("", name)
         if name in was and name in now:
-            yield from _box(was[name], now[name], path, kinds, placed=False)
-        elif path not in kinds and not _lives(path, kinds):  # else its things are told of
+            yield from _box(was[name], now[name], path, (kinds, alive), placed=False)
+        elif path not in kinds and path not in alive:  # else its things are told of
             one, two = (
                 type(side[name]).__name__ if name in side else ABSENT for side in (was, now)
             )
             yield Difference(path, "component", one, two)
 
 
-def _box(was: Any, now: Any, path: str, kinds: set[str], *, placed: bool) -> Iterator[Difference]:
-    """Hold two boxes against each other; ``placed``: what holds them could take another one."""
+Paths = AbstractSet[str]
+
+
+def _box(
+    was: Any, now: Any, path: str, things: tuple[Paths, Paths], *, placed: bool
+) -> Iterator[Difference]:
+    """Hold two boxes against each other; ``placed``: what holds them could take another one.
+
+    ``things`` are the paths of live things, and of the boxes that hold any.
+    """
+    kinds, alive = things
     if path in kinds:
         return
     one, two = dict(entries(was)), dict(entries(now))
-    fixed = not placed or _lives(path, kinds)
-    if type(was) is not type(now):
-        if fixed and (one or two or not placed):
+    fixed = path in alive or not placed
+    if type(was) is not type(now) and not (fixed and alike(was, now)):
+        if fixed:
             yield Difference(path, "box", type(was).__name__, type(now).__name__)
         return
     if type(was) is tuple and fixed and len(one) != len(two):
         yield Difference(path, "length", str(len(one)), str(len(two)))
     for key in one.keys() & two.keys():
-        inside = placed or type(was) is not tuple
-        yield from _box(one[key], two[key], child(path, key), kinds, placed=inside)
-
-
-def _lives(path: str, kinds: Iterable[str]) -> bool:
-    """Whether a box, on one side or the other, has live things in it."""
-    return any(other.startswith((f"{path}/", f"{path}[")) for other in kinds)
+        inside = placed or type(now) is not tuple
+        yield from _box(one[key], two[key], child(path, key), things, placed=inside)
 
 
 def _way(kind: str | None) -> str | None:

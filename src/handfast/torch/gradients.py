@@ -17,8 +17,11 @@ gradients that lie in buffers of another library. A gradient that one optimizer'
 another's parameters (a GAN's two losses) is pending: ``zero_grad()`` before the save.
 """
 
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from contextlib import suppress
+from types import MemberDescriptorType, SimpleNamespace
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +37,7 @@ from handfast.torch.tree import Kind, Node, nodes
 
 __all__ = ["Watch", "optimizers_of", "restore_gradients", "unclean_gradients"]
 
-DEEP: Final = 3
+DEEP: Final = 4
 MANY: Final = 64
 """So deep, and in collections of so many, optimizers are looked for in the user's objects."""
 
@@ -132,25 +135,57 @@ def _changed(found: Iterable[Node]) -> list[tuple[Tensor, Any]]:
 
 
 def optimizers_of(found: Iterable[Node]) -> Iterator[Optimizer]:
-    """The optimizers of a state, with those that the user's own objects hold: once each."""
+    """The optimizers of a state, with those that the user's own objects hold: once each.
+
+    Nothing of the user's is called on the way: neither properties nor what proxies stand for.
+    """
+    layer: list[object] = [
+        node.value
+        for node in found
+        if isinstance(node.value, Optimizer) or node.kind is Kind.OBJECT
+    ]
     seen: set[int] = set()
+    for _ in range(DEEP + 1):  # the nearest first: what is near and far is near
+        below: list[object] = []
+        for value in layer:
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            if not issubclass(type(value), Optimizer):
+                below += _inside(value)
+            elif "param_groups" in vars(value):
+                yield cast(Optimizer, value)
+        layer = below
 
-    def visit(value: object, depth: int) -> Iterator[Optimizer]:
-        if id(value) in seen or depth > DEEP:
-            return
-        seen.add(id(value))
-        if isinstance(value, Optimizer):
-            yield value
-        elif isinstance(value, dict | list | tuple | set) and len(value) <= MANY:
-            for item in value.values() if isinstance(value, dict) else value:
-                yield from visit(item, depth + 1)
-        elif hasattr(value, "state_dict") and not isinstance(value, nn.Module | type):
-            for item in list(vars(value).values()) if hasattr(value, "__dict__") else ():
-                yield from visit(item, depth + 1)
 
-    for node in found:
-        if isinstance(node.value, Optimizer) or node.kind is Kind.OBJECT:
-            yield from visit(node.value, 0)
+def _inside(value: Any) -> Iterable[object]:
+    """What a collection or an object holds, if it may hold optimizers, and is no large one."""
+    if type(value) in (list, tuple, set, deque):
+        return list(value) if len(value) <= MANY else ()
+    if type(value) in (dict, OrderedDict):
+        return list(value.values()) if len(value) <= MANY else ()
+    kind = type(value)
+    if not hasattr(kind, "state_dict") and kind is not SimpleNamespace:
+        return ()
+    if issubclass(kind, nn.Module | type):
+        return ()
+    slots = [
+        member
+        for base in kind.__mro__
+        for name, member in vars(base).items()
+        if type(member) is MemberDescriptorType and name != "__dict__"
+    ]
+    held = [item for slot in slots if (item := _slot(slot, value)) is not None]
+    with suppress(AttributeError):
+        held += object.__getattribute__(value, "__dict__").values()
+    return held
+
+
+def _slot(slot: MemberDescriptorType, value: object) -> object:
+    try:
+        return slot.__get__(value)
+    except AttributeError:  # nothing is in it yet
+        return None
 
 
 def restore_gradients(live: Walk, source: Source, only: Sequence[str] = ("**",)) -> None:
@@ -159,7 +194,7 @@ def restore_gradients(live: Walk, source: Source, only: Sequence[str] = ("**",))
     Only epochs that were saved in the middle of an accumulation hold any.
     """
     saved: Any = source.saved.objects.get(GRADS, {})
-    for path, parameter in parameters_of(live.nodes):
+    for path, parameter in parameters_of(live) if saved else ():
         if path in saved and matches(path, only):
             parameter.grad = source.tensor(saved[path].path, place_of(parameter))
 

@@ -1,7 +1,7 @@
 """Who has which bytes: live tensors that share memory can't hold what was saved apart."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,31 +14,34 @@ from handfast.torch.types import DTYPE_NAMES
 
 __all__ = ["Memory", "Remade", "torn"]
 
+Held = tuple[str, Tensor]
+"""A path in the state, empty where none leads there, and a local tensor."""
+
 
 class Memory:
-    """The bytes that are taken so far."""
+    """The bytes that are taken so far, and by whom."""
 
-    def __init__(self, tensors: Sequence[Tensor] = ()) -> None:
-        self._starts: dict[tuple[torch.device, int], list[int]] = {}
-        self._ends: dict[tuple[torch.device, int], list[int]] = {}
-        for tensor in tensors:
-            self.claim(tensor)
+    def __init__(self) -> None:
+        self._starts: dict[torch.device, list[int]] = {}
+        self._ends: dict[torch.device, list[int]] = {}
+        self._owners: dict[torch.device, list[list[Held]]] = {}
 
-    def claim(self, tensor: Tensor) -> list[tuple[int, int]]:
-        """Take a tensor's bytes, gaps included; gives the stretches that were taken before."""
+    def claim(self, path: str, tensor: Tensor) -> list[Held]:
+        """Take a tensor's bytes; gives those who have some of them, or of the gaps in between."""
         part = local(tensor)
         first, end = _extent(part)
         if first == end:
             return []
-        key = part.device, part.untyped_storage().data_ptr()
-        starts, ends = self._starts.setdefault(key, []), self._ends.setdefault(key, [])
+        starts = self._starts.setdefault(part.device, [])
+        ends = self._ends.setdefault(part.device, [])
+        owners = self._owners.setdefault(part.device, [])
         at, behind = bisect_right(ends, first), bisect_left(starts, end)
-        pairs = zip(starts[at:behind], ends[at:behind], strict=True)
-        before = [(max(first, one), min(end, other)) for one, other in pairs]
-        if before:
+        held = [one for group in owners[at:behind] for one in group]
+        if held:
             first, end = min(first, starts[at]), max(end, ends[behind - 1])
         starts[at:behind], ends[at:behind] = [first], [end]
-        return before
+        owners[at:behind] = [[*held, (path, part)]]
+        return [one for one in held if _meet(one[1], part)]
 
 
 def _extent(part: Tensor) -> tuple[int, int]:
@@ -50,13 +53,19 @@ def _extent(part: Tensor) -> tuple[int, int]:
     return first, first + (far + 1) * part.element_size()
 
 
+def _meet(one: Tensor, other: Tensor) -> bool:
+    (first, end), (start, behind) = _extent(one), _extent(other)
+    return first < behind and start < end
+
+
 class Remade:
-    """What an optimizer's saved tensors become: what was one tensor is one again, and no other.
+    """What optimizers' saved tensors become: what was one tensor is one again, and no other.
 
     A live tensor serves where it can be what was saved: not one that was made in inference mode
-    (no step outside of that mode could change it), nor one whose memory another has that was saved
-    with other bytes. ``standing`` are the live tensors by path that are filled for themselves, by
-    now; what was tied to one is so again.
+    (no step outside of that mode could change it), nor one that can't be filled without a change
+    of what another has, be that restored by now or to be left alone. ``standing`` are the live
+    tensors, by the path that is stored, that have been filled for themselves; what was tied to
+    one is so again.
     """
 
     def __init__(self, source: Source, standing: Mapping[str, Tensor], memory: Memory) -> None:
@@ -65,6 +74,12 @@ class Remade:
         self._memory = memory
         self._made: dict[tuple[str, bool], Tensor] = {}
         self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def leave(self, values: Iterable[object]) -> None:
+        """Let live tensors among these keep their values, whatever is restored."""
+        for value in values:
+            if isinstance(value, Tensor):
+                self._memory.claim("", value)
 
     def take(self, path: str, place: Place, live: object = None) -> Tensor:
         """The tensor that stands for a saved path; its values come with :meth:`fill`."""
@@ -84,12 +99,14 @@ class Remade:
     def _own(self, path: str, place: Place, live: object) -> Tensor:
         saved = self._source.view(path)
         if isinstance(live, Tensor) and self._fits(live, path, place):
-            taken = self._memory.claim(live)
-            if not taken:
+            aliases = self._source.saved.aliases
+            held = self._memory.claim(path, live)
+            others = [part for at, part in held if not at or aliases.get(at, at) != path]
+            if not others:
                 self._pairs.append((local(live), saved))
                 return live
             self.fill()
-            if _agrees(local(live), saved, taken):
+            if _agrees(local(live), saved, others):
                 return live
         made = make(self._source.spec(path), place)
         self._pairs.append((local(made), saved))
@@ -123,21 +140,16 @@ class Remade:
         self._pairs.clear()
 
 
-def _agrees(part: Tensor, saved: Tensor, taken: Sequence[tuple[int, int]]) -> bool:
-    """Fill a tensor if that leaves the bytes as they are that others have filled.
+def _agrees(part: Tensor, saved: Tensor, others: Sequence[Tensor]) -> bool:
+    """Fill a tensor, if that leaves all others as they are.
 
     So it is with a view of what else was saved, as it was when it was saved.
     """
-    storage = part.untyped_storage()
-    start = storage.data_ptr()
-    raw = torch.empty(0, dtype=torch.uint8, device=part.device).set_(storage)
-    first, end = (at - start for at in _extent(part))
-    before = raw[first:end].clone()
+    before, mine = [_bytes(other).clone() for other in others], part.clone()
     copy_into([part], [saved])
-    spans = [(one - start, other - start) for one, other in taken]
-    alike = all(torch.equal(raw[a:b], before[a - first : b - first]) for a, b in spans)
+    alike = all(torch.equal(_bytes(o), b) for o, b in zip(others, before, strict=True))
     if not alike:
-        raw[first:end].copy_(before)
+        copy_into([part], [mine])
     return alike
 
 
@@ -151,28 +163,27 @@ def _look(part: Tensor) -> tuple[object, ...]:
     return *seen, part.is_conj(), part.is_neg()
 
 
-def torn(live: Mapping[str, Tensor], source: Source) -> Iterator[tuple[str, str]]:
-    """Live tensors that can't all be filled, since they overlap and what was saved does not agree.
+def torn(parts: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Live tensors that can't all have the values that they are to have, since they overlap.
 
     Gives the path of each, and that of one it shares bytes with. Tried on a copy of those bytes.
     """
-    for group in _overlapping(live):
-        start = min(_extent(part)[0] for _, part in group) & ~63
-        size = max(_extent(part)[1] for _, part in group) - start
-        scratch = torch.zeros(size, dtype=torch.uint8)
-        views = [(path, _placed(scratch, part, start), source.view(path)) for path, part in group]
-        for _, target, saved in views:
-            copy_into([target], [saved])
-        for path, target, saved in views:
-            if not torch.equal(_bytes(target), _bytes(saved)):
+    for group in _overlapping(parts):
+        start = min(_extent(part)[0] for _, part in group)
+        scratch = bytearray(max(_extent(part)[1] for _, part in group) - start)
+        views = [(path, _placed(scratch, part, start), values[path].cpu()) for path, part in group]
+        for _, target, value in views:
+            copy_into([target], [value])
+        for path, target, value in views:
+            if not torch.equal(_bytes(target), _bytes(value)):
                 yield path, next(other for other, _ in group if other != path)
 
 
-def _overlapping(live: Mapping[str, Tensor]) -> Iterator[list[tuple[str, Tensor]]]:
+def _overlapping(live: Mapping[str, Tensor]) -> Iterator[list[Held]]:
     """Groups of tensors that overlap without being one and the same."""
     parts = [(*_extent(part), path, part) for path, part in live.items() if part.numel()]
     parts.sort(key=lambda one: (str(one[3].device), one[0]))
-    group: list[tuple[str, Tensor]] = []
+    group: list[Held] = []
     behind, device = 0, None
     for first, end, path, part in parts:
         if group and (part.device != device or first >= behind):
@@ -184,16 +195,17 @@ def _overlapping(live: Mapping[str, Tensor]) -> Iterator[list[tuple[str, Tensor]
     yield from _several(group)
 
 
-def _several(group: list[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
+def _several(group: list[Held]) -> Iterator[list[Held]]:
     if any(not _same(part, group[0][1]) for _, part in group[1:]):
         yield group
 
 
-def _placed(scratch: Tensor, part: Tensor, start: int) -> Tensor:
+def _placed(scratch: bytearray, part: Tensor, start: int) -> Tensor:
     """A view of the scratch bytes where, and as, a tensor lies in memory."""
     at = part.data_ptr() - start
-    whole = scratch[at : at + (scratch.numel() - at) // part.element_size() * part.element_size()]
-    view = whole.view(part.dtype).as_strided(part.shape, part.stride())
+    count = (len(scratch) - at) // part.element_size()
+    view = torch.frombuffer(scratch, dtype=part.dtype, count=count, offset=at)
+    view = view.as_strided(part.shape, part.stride())
     view = view.conj() if part.is_conj() else view
     return torch._neg_view(view) if part.is_neg() else view
 

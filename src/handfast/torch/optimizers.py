@@ -39,7 +39,7 @@ from handfast.torch.tensors import (
     local,
     placements,
 )
-from handfast.torch.tree import split
+from handfast.torch.tree import is_torchs, split
 
 __all__ = [
     "Names",
@@ -244,12 +244,16 @@ def write(
     (by key, or by path) that keep theirs.
     """
     by_name = {names[id(p)]: p for p in parameters(optimizer)}
-    fresh = _state(path, optimizer, by_name, tree, source, made)
-    other = {key: made.tree(value) for key, value in tree["other"].items()}
     saved_order = [name for group in tree["param_groups"] for name in group["params"]]
-    zeros = set(compress(saved_order, tree.get("zeros", b"")))
     known = set(saved_order)  # what was not saved at all, as strict=False allows, is left alone
     kept = {p: e for p, e in _by_parameter(optimizer) if names.get(id(p)) not in known}
+    made.leave(chain.from_iterable(entry.values() for entry in kept.values()))
+    for number, group in enumerate(optimizer.param_groups):
+        where = child(f"{path}/param_groups", number)
+        made.leave(group[key] for key in group if _keeps(where, key, keep_live))
+    fresh = _state(path, optimizer, by_name, tree, source, made)
+    other = {key: made.tree(value) for key, value in tree["other"].items()}
+    zeros = set(compress(saved_order, tree.get("zeros", b"")))
     changed: list[str] = []
     pairs = zip(optimizer.param_groups, tree["param_groups"], strict=True)
     for number, (live, saved) in enumerate(pairs):
@@ -264,7 +268,13 @@ def write(
     for key, value in other.items():
         optimizer.state[key] = value
     made.fill()
+    if not is_torchs(type(optimizer).__setstate__):  # as torch's own loading does
+        optimizer.__setstate__({"state": optimizer.state, "param_groups": optimizer.param_groups})
     return changed
+
+
+def _keeps(where: str, key: str, keep_live: Sequence[str]) -> bool:
+    return key in keep_live or matches(child(where, key), keep_live)
 
 
 def _state(
@@ -323,7 +333,7 @@ def _hyperparameters(
     driven = _driven_by_scheduler(live, saved)
     for key, value in saved.items():
         where = child(path, key)
-        if key == "params" or key in keep_live or matches(where, keep_live):
+        if key == "params" or _keeps(path, key, keep_live):
             continue
         old = live.get(key)
         was, now = _shown(value, source), _shown(old, source)

@@ -73,7 +73,8 @@ def generator_class(generator: Any) -> str:
     device = getattr(generator, "device", None)  # where torch's draws
     about = "" if inner is None else type(inner).__name__
     about = about if device is None else device.type
-    name = f"{type(generator).__module__}.{type(generator).__qualname__}"
+    kind = _kind(generator)
+    name = f"{kind.module}.{kind.name}" if kind is not None else type(generator).__name__
     return f"{name}({about})" if about else name
 
 

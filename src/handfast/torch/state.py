@@ -221,12 +221,13 @@ class TorchState:
             compare.check_patterns(saved, only)
         with unmoved_streams():  # a loader's state_dict() may draw the seed of its workers
             live = capture(self._state, rng=False, replicated=self._declared)
-            walked, source = restore.look(self._state, saved, _views(copies))
+            walked, source = restore.look(self._state, saved, {})
         for copy in copies[1:]:
             compare.refuse_unlike(copies[0].manifest, copy.manifest, only)
         compare.refuse_lacking(compare.lacking(live, saved, only=only), shards)
         compare.refuse_homeless(compare.homeless(live, source, only=only), shards[0])
         found = compare.differences(live, saved, only=only, strict=strict)
+        source = source._replace(views=_views(copies))
         compare.refuse(found or compare.torn(restore.live_tensors(walked), source, only), shards[0])
         was, now = copies[0].manifest.environment, environment()
         changed = [f"{k}: was {was[k]}, is {now.get(k)}" for k in was if was[k] != now.get(k)]

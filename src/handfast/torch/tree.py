@@ -5,6 +5,7 @@ place. Dicts and lists are boxes: they may hold live things and plain values, an
 place too. A plain value can't be changed in place, so it may stand only inside of a dict or list.
 """
 
+import re
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
@@ -19,7 +20,18 @@ from handfast.store.objects import DEPTH_LIMIT, TensorRef, child
 from handfast.torch.rng import is_generator
 from handfast.torch.tensors import dims_of
 
-__all__ = ["Kind", "Node", "assemble", "is_torchs", "join", "kind_of", "nodes", "split"]
+__all__ = [
+    "Kind",
+    "Node",
+    "above",
+    "alike",
+    "assemble",
+    "is_torchs",
+    "join",
+    "kind_of",
+    "nodes",
+    "split",
+]
 
 
 class Kind(StrEnum):
@@ -56,9 +68,9 @@ _SEQUENCES = (list, tuple, deque)
 def kind_of(value: object) -> Kind | None:
     """The kind of a live thing; None for boxes and plain values.
 
-    An optimizer whose class has a ``state_dict``, ``load_state_dict`` or ``__setstate__`` of its
-    own, or that has hooks on them, keeps more than torch's do, makes more of it, or shares it out
-    in its own way: that one is an object like any other.
+    An optimizer whose class has a ``state_dict`` or ``load_state_dict`` of its own, or that has
+    hooks on them, keeps more than torch's do, makes more of it, or shares it out in its own way:
+    that one is an object like any other.
     """
     if isinstance(value, nn.Module):
         return Kind.MODULE
@@ -88,12 +100,11 @@ _OPTIMIZER_HOOKS = tuple(
 
 
 def _is_plain(optimizer: Optimizer) -> bool:
-    """Whether its state is all that torch's own optimizers have, and nothing is made of it."""
-    kind = type(optimizer)
-    if kind.state_dict is not Optimizer.state_dict:
-        return False
-    loads = kind.load_state_dict is Optimizer.load_state_dict and is_torchs(kind.__setstate__)
-    return loads and not any(getattr(optimizer, hooks, None) for hooks in _OPTIMIZER_HOOKS)
+    """Whether its state is all that torch's own optimizers have."""
+    own = (type(optimizer).state_dict, type(optimizer).load_state_dict)
+    return own == (Optimizer.state_dict, Optimizer.load_state_dict) and not any(
+        getattr(optimizer, hooks, None) for hooks in _OPTIMIZER_HOOKS
+    )
 
 
 def is_torchs(call: Any) -> bool:
@@ -142,6 +153,17 @@ def nodes(state: Mapping[str, object]) -> list[Node]:
     if twice:
         raise ValueError(f"state: two things have the path {twice[0]}: rename one of them")
     return found
+
+
+def above(paths: Iterable[str]) -> frozenset[str]:
+    """The paths of all boxes that hold something at one of these paths."""
+    return frozenset(path[: cut.start()] for path in paths for cut in re.finditer(r"[/\[]", path))
+
+
+def alike(one: object, other: object) -> bool:
+    """Whether a box can be filled in place with what is in another one."""
+    kinds = {type(one), type(other)}
+    return kinds <= {*_MAPPINGS} or kinds <= {list, deque}
 
 
 def _check_living(path: str, box: Any) -> None:

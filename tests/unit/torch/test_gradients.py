@@ -1,7 +1,9 @@
 """Shows when a save falls into the middle of gradient accumulation, and when it does not."""
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from statekit import Snapshot, same_bytes
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
+from handfast.torch.apply import apply
 from handfast.torch.gradients import Watch, optimizers_of, unclean_gradients
 from handfast.torch.tree import nodes
 
@@ -484,3 +487,77 @@ def test_collections_too_large_for_optimizers_are_not_searched() -> None:
     itself.held = [itself, opt, opt]
     assert list(optimizers_of(nodes({"many": many}))) == []
     assert list(optimizers_of(nodes({"itself": itself, "opt": opt}))) == [opt]
+
+
+def test_an_object_that_holds_an_optimizer_of_the_state_drops_nothing() -> None:
+    """A scheduler of the user's, say: zeros that a restore has made, or gradients that stay."""
+    model = nn.Linear(4, 2)
+    opt = torch.optim.SGD(model.parameters())
+    state = {"model": model, "opt": opt, "s": Wrapper(opt)}
+    backward(model)
+    saved = Snapshot(state)
+    saved.restore(state)
+    assert model.weight.grad is not None
+    assert not model.weight.grad.any()
+    backward(model)
+    apply(state, saved.saved, saved.views, only=("s",))
+    assert model.weight.grad.any()
+
+
+class Thorny:
+    """An object that must not be looked at closely."""
+
+    __slots__ = ("__weakref__", "held", "never")
+
+    def __init__(self, held: object) -> None:
+        self.held = held
+
+    def __getattr__(self, name: str) -> object:
+        raise KeyError(name)
+
+    @property
+    def lazy(self) -> object:
+        raise RuntimeError("called")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    load_state_dict = Wrapper.load_state_dict
+
+
+class Bare(torch.optim.SGD):
+    """Not made yet."""
+
+    def __init__(self) -> None:
+        """Have no groups."""
+
+
+def test_nothing_of_the_users_is_called_in_the_search() -> None:
+    """No property, no `__getattr__`, no proxy; what lies in a slot is found."""
+    opt = torch.optim.SGD(nn.Linear(4, 2).parameters())
+    gone = weakref.proxy(Wrapper(None))
+    held = Wrapper([gone, Bare(), SimpleNamespace(o=Thorny(opt)), {"x": 1}.values(), type(opt)])
+    assert list(optimizers_of(nodes({"held": held}))) == [opt]
+
+
+def test_gradients_are_found_under_the_names_that_a_state_gives() -> None:
+    """As earlier epochs have them: a hook had renamed the keys."""
+
+    def renamed() -> nn.Linear:
+        model = nn.Linear(4, 2)
+        model.register_state_dict_post_hook(
+            lambda m, tree, *_: tree.update({f"old.{key}": tree.pop(key) for key in list(tree)})
+        )
+        model.register_load_state_dict_pre_hook(
+            lambda m, tree, *_: tree.update({key[4:]: tree.pop(key) for key in list(tree)})
+        )
+        return model
+
+    one, other = renamed(), renamed()
+    backward(one)
+    saved = Snapshot({"model": one}, grads=True)
+    assert "grads/model~1old.weight" in saved.paths()
+    saved.restore({"model": other})
+    assert one.weight.grad is not None
+    assert other.weight.grad is not None
+    assert same_bytes(other.weight.grad, one.weight.grad)

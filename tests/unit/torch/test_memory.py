@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from statekit import Snapshot, train
 from torch import Tensor, nn
 
+from handfast.torch.apply import apply
 from handfast.torch.memory import Memory
 
 SPANS = st.tuples(st.integers(0, 60), st.integers(1, 12))
@@ -17,25 +19,26 @@ SPANS = st.tuples(st.integers(0, 60), st.integers(1, 12))
 
 @given(st.lists(SPANS, max_size=12))
 def test_bytes_are_taken_once(spans: list[tuple[int, int]]) -> None:
-    """Shows, against a plain set of bytes, what a claim finds taken."""
-    memory, held, taken = Memory(), torch.zeros(80, dtype=torch.uint8), set[int]()
-    for first, length in spans:
+    """Shows, against plain sets of bytes, whom a claim finds to have some of its own."""
+    memory, held = Memory(), torch.zeros(80, dtype=torch.uint8)
+    taken: dict[str, set[int]] = {}
+    for number, (first, length) in enumerate(spans):
         bytes_ = set(range(first, first + length))
-        before = memory.claim(held[first : first + length])
-        spans = [range(one - held.data_ptr(), end - held.data_ptr()) for one, end in before]
-        assert {byte for span in spans for byte in span} == bytes_ & taken
-        taken |= bytes_
+        found = memory.claim(str(number), held[first : first + length])
+        assert {path for path, _ in found} == {p for p, b in taken.items() if b & bytes_}
+        taken[str(number)] = bytes_
 
 
 def test_gaps_and_other_storages() -> None:
     """A strided tensor takes its gaps, too, an empty one nothing, and each storage is its own."""
     held = torch.zeros(10)
-    memory = Memory([held[::4]])
-    assert memory.claim(held[1:2])
-    assert not memory.claim(held[9:])
-    assert not memory.claim(torch.zeros(10))
-    assert not memory.claim(held[:0])
-    assert not memory.claim(held[2:2])
+    memory = Memory()
+    assert not memory.claim("a", held[::4])
+    assert [path for path, _ in memory.claim("b", held[1:2])] == ["a"]
+    assert not memory.claim("c", held[9:])
+    assert not memory.claim("d", torch.zeros(10))
+    assert not memory.claim("e", held[:0])
+    assert not memory.claim("f", held[2:2])
 
 
 def stepped(**entry: Any) -> tuple[nn.Linear, torch.optim.Optimizer]:
@@ -183,7 +186,9 @@ def test_overlapping_tensors_are_refused_where_the_saved_ones_disagree() -> None
         assert [str(d) for d in found] == [
             "m/flat: memory: saved values of its own, live bytes that m/head has, too"
         ]
-    assert not apart.differences({"m": Flat(apart=False)}, only=("m/head",))
+    # alone, it would change what is not restored
+    assert apart.differences({"m": Flat(apart=False)}, only=("m/head",))
+    assert not apart.differences({"m": Flat(apart=True)}, only=("m/head",))
     for at in (0, 1):
         alike = Snapshot({"m": Flat(apart=False, at=at)})
         live = Flat(apart=False, at=at)
@@ -221,3 +226,108 @@ def test_a_trained_optimizer_keeps_its_tensors() -> None:
     saved.restore({"m": model, "o": opt})
     assert before == {id(value) for entry in opt.state.values() for value in entry.values()}
     assert opt.param_groups[0]["lr"] is rate
+
+
+def test_a_rate_that_stands_in_the_state_too_stays_one() -> None:
+    """A box has it as well: who fills it fills the optimizer's. So it is with a state's tensor."""
+
+    def parts(value: float, *, made: bool) -> dict[str, Any]:
+        model, opt = stepped()
+        rate, seen = torch.tensor(value), torch.full((2,), value)
+        opt.param_groups[0]["lr"] = rate
+        if made:
+            opt.state[model.weight]["seen"] = seen
+        return {"o": opt, "m": model, "box": {"lr": rate, "seen": seen}}
+
+    saved = Snapshot(parts(0.5, made=True))
+    for made in (True, False):
+        live = parts(0.1, made=made)
+        saved.restore(live)
+        live["box"]["lr"].fill_(7.0)
+        live["box"]["seen"].fill_(8.0)
+        assert live["o"].param_groups[0]["lr"].item() == 7.0
+        assert live["o"].state[live["m"].weight]["seen"].tolist() == [8.0, 8.0]
+
+
+def test_a_tensor_of_two_optimizers_stays_one() -> None:
+    """Their rate, here; made apart one of them would not see it change."""
+
+    def parts(value: float) -> dict[str, Any]:
+        (_, one), (_, two) = stepped(), stepped()
+        one.param_groups[0]["lr"] = two.param_groups[0]["lr"] = torch.tensor(value)
+        return {"one": one, "two": two}
+
+    live = parts(0.1)
+    Snapshot(parts(0.5)).restore(live)
+    rates = [live[name].param_groups[0]["lr"] for name in ("one", "two")]
+    assert rates[0] is rates[1]
+    assert rates[0].item() == 0.5
+
+
+def test_columns_of_one_buffer_are_filled_where_they_lie() -> None:
+    """The bytes of each lie in the gaps of the other."""
+
+    def parts(value: float) -> dict[str, Any]:
+        model, opt = stepped()
+        base = torch.arange(6.0).view(3, 2) + value
+        opt.state[model.weight] = {"a": base[:, 0], "b": base[:, 1]}
+        return {"base": [base], "m": model, "o": opt}
+
+    live = parts(9.0)
+    Snapshot(parts(0.0)).restore(live)
+    assert live["base"][0].tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    entry = live["o"].state[live["m"].weight]
+    assert entry["b"].data_ptr() == live["base"][0][:, 1].data_ptr()
+
+
+def test_what_is_not_restored_is_left_alone() -> None:
+    """Another optimizer, a rate that is to be kept, a buffer that is not saved."""
+    model, opt = stepped(seen=torch.full((2,), 1.0))
+    opt.param_groups[0]["lr"] = torch.tensor(0.5)
+    _, second = stepped(seen=torch.full((2,), 2.0))
+    second.param_groups[0]["lr"] = torch.tensor(0.25)
+    saved = Snapshot({"m": model, "one": opt, "two": second})
+    other, live = stepped()
+    beside, rest = stepped()
+    rate, lost = torch.tensor(0.1), torch.full((2,), 7.0)
+    live.param_groups[0]["lr"] = rest.param_groups[0]["lr"] = rate
+    live.state[other.weight]["seen"] = lost
+    other.register_buffer("lost", lost, persistent=False)
+    state = {"m": other, "one": live, "two": rest}
+    apply(state, saved.saved, saved.views, only=("one",))
+    assert (rate.item(), rest.param_groups[0]["lr"].item()) == (torch.tensor(0.1).item(),) * 2
+    assert live.param_groups[0]["lr"].item() == 0.5
+    assert (lost.tolist(), live.state[other.weight]["seen"].tolist()) == ([7.0, 7.0], [1.0, 1.0])
+    kept = torch.tensor(0.1)
+    live.param_groups[0]["lr"] = rest.param_groups[0]["lr"] = kept
+    apply(state, saved.saved, saved.views, keep_live=("one/param_groups[0]/lr",))
+    assert live.param_groups[0]["lr"] is kept
+    assert kept.item() == torch.tensor(0.1).item()
+    assert rest.param_groups[0]["lr"].item() == 0.25
+    assert beside.weight is rest.param_groups[0]["params"][0]
+
+
+def test_two_storages_over_one_array_are_one_memory() -> None:
+    """NumPy's, say: what counts are addresses."""
+    array = np.arange(4, dtype=np.float32)
+    model, opt = stepped()
+    opt.state[model.weight]["seen"] = torch.tensor([7.0, 8.0])
+    saved = Snapshot({"m": model, "o": opt})
+    other = nn.Linear(2, 1, bias=False)
+    other.weight = nn.Parameter(torch.from_numpy(array)[:2].view(1, 2))
+    live = torch.optim.SGD(other.parameters(), lr=0.1)
+    live.state[other.weight]["seen"] = torch.from_numpy(array)[:2]
+    saved.restore({"m": other, "o": live})
+    assert torch.equal(other.weight, model.weight)
+    assert live.state[other.weight]["seen"].tolist() == [7.0, 8.0]
+
+
+def test_tensors_at_odd_addresses_are_tried_too() -> None:
+    """As `frombuffer` makes them."""
+
+    def parts() -> dict[str, Any]:
+        held = bytearray(range(32))
+        return {"box": [torch.frombuffer(held, dtype=torch.float32, count=3, offset=3),
+                        torch.frombuffer(held, dtype=torch.uint8, count=16)]}  # fmt: skip
+
+    Snapshot(parts()).restore(parts())

@@ -343,7 +343,7 @@ class Derived(torch.optim.SGD):
 
 
 class Revived(torch.optim.SGD):
-    """The same, at the door that torch's own loading goes through."""
+    """The same, at the door that torch's own loading goes through; as timm's optimizers have."""
 
     def __setstate__(self, tree: Any) -> None:
         super().__setstate__(tree)
@@ -429,3 +429,18 @@ def test_what_was_not_saved_keeps_its_state_where_that_is_allowed() -> None:
     apply(state, saved.saved, saved.views)
     held = [live.state[p]["momentum_buffer"].flatten()[0].item() for p in other.parameters()]
     assert held == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_an_optimizer_with_a_door_of_its_own_goes_by_name_all_the_same() -> None:
+    """Exact moments of bf16 parameters, the live rate where it is to be kept, and its door."""
+    one, other = (nn.Linear(2, 2).bfloat16() for _ in range(2))
+    opt, live = (Revived(m.parameters(), lr=v, momentum=0.9) for m, v in ((one, 0.1), (other, 0.2)))
+    for parameter in one.parameters():
+        opt.state[parameter]["momentum_buffer"] = torch.rand(parameter.shape)
+    saved = Snapshot({"m": one, "o": opt})
+    assert saved.saved.kinds["o"] == Kind.OPTIMIZER
+    saved.restore({"m": other, "o": live}, keep_live=("lr",))
+    assert live.param_groups[0]["lr"] == 0.2
+    assert live.seen == [2]
+    assert same_bytes(live.state[other.bias]["momentum_buffer"],
+                      opt.state[one.bias]["momentum_buffer"])  # fmt: skip

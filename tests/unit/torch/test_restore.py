@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import random
+import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -554,7 +555,7 @@ DIFFERENCES: dict[str, tuple[Any, Any, list[str]]] = {
     "kind": (
         {"x": nn.Sequential()},
         {"x": torch.Generator()},
-        ["x: kind: saved module, live generator:torch._C.Generator(cpu)"],
+        ["x: kind: saved module, live generator:torch.Generator(cpu)"],
     ),
     "scheduler": (  # load_state_dict() would give one the attributes of the other
         one_scheduler(torch.optim.lr_scheduler.StepLR, step_size=3),
@@ -1016,8 +1017,7 @@ def test_a_rank_that_is_not_in_the_group_is_told_so() -> None:
 
 
 BOXES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
-    "type": ({"a": {"x": 1}}, {"a": OrderedDict(x=1)}, ["a: box: saved dict, live OrderedDict"]),
-    "sequence": ({"a": [1]}, {"a": deque([1])}, ["a: box: saved list, live deque"]),
+    "type": ({"a": {"x": 1}}, {"a": [1]}, ["a: box: saved dict, live list"]),
     "in a tuple": (
         {"a": ([1], {})},
         {"a": ({}, {})},
@@ -1036,7 +1036,7 @@ BOXES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "generators": (
         {"a": [torch.Generator()]},
         {"a": [random.Random(1)]},
-        ["a[0]: kind: saved generator:torch._C.Generator(cpu), live generator:random.Random"],
+        ["a[0]: kind: saved generator:torch.Generator(cpu), live generator:random.Random"],
     ),
 }  # fmt: skip
 
@@ -1046,6 +1046,18 @@ def test_boxes_that_can_t_become_what_was_saved_are_refused(name: str) -> None:
     """They kept their live values in silence, or got plain values for the things in them."""
     saved, live, expected = BOXES[name]
     assert list(map(str, Snapshot(saved).differences(live))) == expected
+
+
+def test_boxes_that_can_be_filled_in_place_keep_their_type() -> None:
+    """An OrderedDict of modules that became a dict, a list that became a deque."""
+    model = nn.Linear(1, 1)
+    inner = {"d": OrderedDict(m=model)}
+    saved = Snapshot({"a": OrderedDict(m=model, x=1), "b": [[1, 2]], "c": inner})
+    other = nn.Linear(1, 1)
+    live: dict[str, Any] = {"a": {"m": other}, "b": deque([3]), "c": {"d": {"m": other}}}
+    saved.restore(live)
+    assert live == {"a": {"m": other, "x": 1}, "b": deque([[1, 2]]), "c": {"d": {"m": other}}}
+    assert same_bytes(other.weight, model.weight)
 
 
 def test_boxes_inside_of_boxes_are_replaced() -> None:
@@ -1159,3 +1171,25 @@ def test_a_plain_value_with_the_path_of_a_thing_is_refused(box: dict[str, Any]) 
     """It was saved as that thing's state."""
     with pytest.raises(ValueError, match=r"two things have the path box/g\[0\]"):
         Snapshot({"box": box})
+
+
+def test_many_boxes_cost_no_more_than_their_number() -> None:
+    """Shows that paths are looked up, and not searched: 4,000 things and as many plain boxes."""
+
+    def parts() -> dict[str, Any]:
+        things = {str(i): torch.ones(1) for i in range(4000)}
+        return {"ema": things, "log": [{"a": i} for i in range(4000)]}
+
+    saved, live = Snapshot(parts()), parts()
+    counted: dict[str, int] = defaultdict(int)
+
+    def count(frame: Any, event: str, _: object) -> None:
+        if event == "call":
+            counted[frame.f_code.co_name] += 1
+
+    sys.setprofile(count)
+    try:
+        saved.restore(live)
+    finally:
+        sys.setprofile(None)
+    assert max(counted.values()) < 400_000
