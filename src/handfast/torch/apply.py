@@ -79,10 +79,7 @@ def apply(
         for node in restore.of(Kind.OPTIMIZER):
             where = node.path
             restore.optimizer(node)
-        written = [node.value for node in live.nodes if node.kind is Kind.OPTIMIZER]
-        for optimizer in optimizers_of(restore.of(Kind.OBJECT)):
-            if not any(optimizer is other for other in written):
-                optimizer.zero_grad()  # of another moment, as those that write() drops
+        restore.drop_gradients()
         restore_gradients(live, source, only)
         for node in restore.of(*_BY_STATE_DICT):
             where = node.path
@@ -249,6 +246,13 @@ class _Restore(NamedTuple):
                 "it): %s",
                 "; ".join(changed),
             )
+
+    def drop_gradients(self) -> None:
+        """Drop those of optimizers in objects: of another moment, as those that write() drops."""
+        written = [node.value for node in self.live.nodes if node.kind is Kind.OPTIMIZER]
+        for optimizer in optimizers_of(self.of(Kind.OBJECT)):
+            if not any(optimizer is other for other in written):
+                optimizer.zero_grad()
 
     def thing(self, node: Node) -> None:
         """Restore by ``load_state_dict``, on a tree that is its own to keep."""
