@@ -195,6 +195,32 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, object], words
         compose(broken, claim)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"epochs": 3}, r"no way on from all that it may find in file: Restart\(3\)"),
+        ({"restart": BACK.reads(FILE, lambda v: STOP if v == 1 else BACK.loads((v,)))},
+         r"after `the restart reads file and finds epoch 1` it neither loads nor refuses"),
+        ({"restart": STOP}, "load a piece for each rank, always as many, not none"),
+        ({"restart": BACK.loads(())}, r"always as many, not \[0\]"),
+        ({"restart": BACK.reads(FILE, lambda v: BACK.loads((v,) * (2 + v)))},
+         r"not \[1, 2, 3, 4\]"),
+        ({"claims": Claim("when it is saved", "saved")}, "claims is to be a tuple of one or more"),
+        ({"servers": ()}, "servers is to be a tuple of one or more"),
+        ({"actors": {}}, "it needs actors"),
+        ({"epochs": 0}, "at least one epoch"),
+    ],
+    ids=["epochs", "dead end", "nothing", "nobody", "uneven", "comma", "none", "actors", "zero"],
+)  # fmt: skip
+def test_a_restart_that_could_come_to_nothing_is_refused(
+    changes: dict[str, object], words: str
+) -> None:
+    """It would be judged by nothing, and the claim would hold whatever was torn."""
+    broken = pipeline(**changes)
+    with pytest.raises(ValueError, match=words):
+        compose(broken, Claim("when it is saved", "saved"))
+
+
 def test_epochs_without_end_are_refused() -> None:
     """A rank that saves for ever has too many states, and is told what to do."""
 

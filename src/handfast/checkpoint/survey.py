@@ -136,7 +136,7 @@ def _boot(
     records = _decode(shelf, shelf.records(then))
     member = _booted(shelf, records)
     entries = shelf.manifests()
-    lost = _lost(member, entries)
+    lost = _lost(shelf, member, entries)
     going: frozenset[Epoch] = frozenset()
     if lost:
         now = _released(_decode(shelf, shelf.records()))
@@ -170,19 +170,21 @@ def _booted(shelf: Shelf, records: tuple[Record, ...]) -> Member:
         ) from error
 
 
-def _lost(member: Member, entries: dict[Epoch, Entry]) -> list[Lost]:
-    """Hold what the journal says is retained against the manifests that are there."""
+def _lost(shelf: Shelf, member: Member, entries: dict[Epoch, Entry]) -> list[Lost]:
+    """Hold what the journal says is retained against the files that are there, unread."""
     lost = []
     for copy in member.retained:
         entry = entries.get(copy.epoch)
-        if copy.epoch == GENESIS or (entry is not None and entry.digest == copy.digest):
+        if copy.epoch == GENESIS:
             continue
         if entry is None:
             lost.append(Lost(copy.epoch, "its manifest is missing"))
-        else:
+        elif entry.digest != copy.digest or entry.manifest is None:
             lost.append(
                 Lost(copy.epoch, entry.problem or f"{entry.path}: not the manifest attested")
             )
+        elif problem := shelf.lacks(entry.manifest):
+            lost.append(Lost(copy.epoch, problem))
     return lost
 
 

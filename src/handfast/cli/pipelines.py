@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from handfast.cli.console import DAMAGED, answer, answering, out
+from handfast.errors import HandfastError
 from handfast.model.boundary import NOON, instants
 from handfast.model.catalogue import CATALOGUE
 from handfast.model.paper import torn_at
@@ -78,10 +79,10 @@ def _pipelines(file: str, svg: str | None, promela: str | None, as_json: bool) -
 
 
 def _load(file: str) -> list[Pipeline]:
+    if not Path(file).is_file():
+        raise HandfastError(f"{file}: no such file. What to do: name one that describes a pipeline")
     try:
         names = runpy.run_path(file)
-    except OSError:
-        raise
     except Exception as error:
         raise ValueError(f"{file} can't be run: {type(error).__name__}: {error}") from error
     found = [value for value in names.values() if isinstance(value, Pipeline)]

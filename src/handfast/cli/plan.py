@@ -191,7 +191,12 @@ def _plain(value: Any) -> Any:
         return None
     if isinstance(value, Finding):
         return _plain(
-            msgspec.structs.asdict(value) | {"shown": value.shown, "agrees": value.agrees}
+            msgspec.structs.asdict(value)
+            | {
+                "shown": value.shown,
+                "agrees": value.agrees,
+                "tested": value.tested,
+            }
         )
     if isinstance(value, msgspec.Struct):
         return _plain({name: getattr(value, name) for name in value.__struct_fields__})
@@ -229,6 +234,8 @@ def _show_finding(console: Console, finding: Finding) -> None:
     lines = [f"{escape(finding.formula)}: [bold]{finding.shown}[/]"]
     if (seen := finding.seen) is not None:
         verdict = "agrees" if finding.agrees else "[bold red]DISAGREES[/]"
+        if finding.agrees and not finding.tested:
+            verdict = "too rare for so many trials to tell"
         lines.append(
             f"simulated {seen.mean:.6g}, true value in [{seen.low:.4g}, {seen.high:.4g}] "
             f"({seen.trials:,} trials, by {seen.by}): {verdict}"

@@ -29,9 +29,12 @@ from handfast.model.pipeline import (
     POWER,
     STOP,
     TORN,
+    Barrier,
     Claim,
     Event,
+    Mail,
     Pipeline,
+    Place,
     alive,
     choice,
     process,
@@ -153,9 +156,11 @@ def strikes(epoch: int, last: int) -> Process:
 def compose(pipeline: Pipeline, claim: Claim) -> Network:
     """Put a pipeline, its restart, and a watcher of one claim in parallel.
 
-    Raises ValueError where names are used twice, a claim names an instant that no actor has, or
-    actors do things to what is no server of the pipeline.
+    Raises ValueError where names are used twice, a claim names an instant that no actor has,
+    actors do things to what is no server of the pipeline, or its restart may end without having
+    loaded anything or refused to: nothing could be judged by that.
     """
+    _check(pipeline)
     actors = dict(pipeline.actors)
     if claim is NOON:
         actors["the clock"] = strikes(1, pipeline.epochs)
@@ -179,6 +184,43 @@ def compose(pipeline: Pipeline, claim: Claim) -> Network:
     parts[WATCH] = watch(0, instants, ends)
     refused[WATCH] = frozenset(instants)
     return Network(parts, refused)
+
+
+def _check(pipeline: Pipeline) -> None:
+    """Raise ValueError for what users write that is no pipeline, whatever its types say."""
+    name, fields = pipeline.name, {"claims": Claim, "servers": Place | Barrier | Mail}
+    for field, kind in fields.items():
+        value: object = getattr(pipeline, field)
+        if not (isinstance(value, tuple) and value and all(isinstance(v, kind) for v in value)):
+            raise ValueError(f"{name}: {field} is to be a tuple of one or more, not {value!r}")
+    if not pipeline.actors or pipeline.epochs < 1:
+        raise ValueError(f"{name}: it needs actors, by name, and at least one epoch")
+    _check_restart(pipeline)
+
+
+def _check_restart(pipeline: Pipeline) -> None:
+    """Raise ValueError for a restart that may come to nothing, or to other ranks each time."""
+    name, known = pipeline.name, set(range(TORN, pipeline.epochs + 1))
+    edges = automaton(pipeline.restart).edges
+    counts: set[int] = set()
+    for row in edges or ((),):
+        events = [(event, target) for event, target in row if isinstance(event, Event)]
+        counts |= {len(event.of) for event, _ in events if event.does == "loads"}
+        for event, target in events:
+            if event.does not in ("loads", "refuses") and not edges[target]:
+                raise ValueError(f"{name}: after `{event}` it neither loads nor refuses")
+        for place in {event.what for event, _ in events if event.does == "reads"}:
+            found = {e.epoch for e, _ in events if (e.does, e.what) == ("reads", place)}
+            if not known <= found:
+                raise ValueError(
+                    f"{name}: the restart has no way on from all that it may find in {place}: "
+                    f"Restart({pipeline.epochs}) knows {pipeline.epochs} epochs"
+                )
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"{name}: the restart is to load a piece for each rank, always as many, "
+            f"not {sorted(counts) or 'none'}"
+        )
 
 
 def _events(parts: dict[str, Process]) -> tuple[Event, ...]:

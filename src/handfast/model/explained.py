@@ -108,6 +108,18 @@ class Finding(msgspec.Struct, frozen=True):
         return f"at most {spelled}" if self.bound else spelled
 
     @property
+    def tested(self) -> bool:
+        """Say whether so many trials could tell the value from another one.
+
+        What comes less than once in all of them (or fails to) they can't.
+        """
+        seen = self.seen
+        if seen is None:
+            return False
+        rare = seen.low <= 0 and self.value * seen.trials < 1
+        return not (rare or (seen.high >= 1 and 0 <= (1 - self.value) * seen.trials < 1))
+
+    @property
     def agrees(self) -> bool:
         """Say whether the simulation leaves the formula standing."""
         if self.seen is None:

@@ -121,6 +121,19 @@ class Shelf:
         self._read_parts(manifest, chosen, view, progress=progress)
         return manifest
 
+    def lacks(self, manifest: Manifest) -> str:
+        """Say which data file of an epoch is missing or too short, without reading any; or ''."""
+        needed = lengths(manifest)
+        for source in manifest.sources:
+            path = f"{self.path}/{source}"
+            try:
+                with reading(path), closing(self.files, self.files.open(path)) as fd:
+                    if self.files.size(fd) < needed.get(source, 0):
+                        return f"{path}: is cut"
+            except Damaged as error:
+                return str(error)
+        return ""
+
     def _read_parts(
         self,
         manifest: Manifest,

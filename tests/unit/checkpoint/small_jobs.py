@@ -82,9 +82,13 @@ def meanwhile(
     inner: Files = FILES,
     *,
     calls: tuple[str, ...] = ("open", "listdir"),
+    at: int = 1,
 ) -> FaultyFiles:
-    """A system on which something happens just before a path is first opened or listed."""
-    return FaultyFiles(inner, 1, lambda: (deed(), None)[1], kinds=calls, path=part)
+    """A system on which something happens just before a path is first opened or listed.
+
+    A survey opens each data file once, to see how long it is; ``at=2`` is whoever reads it then.
+    """
+    return FaultyFiles(inner, at, lambda: (deed(), None)[1], kinds=calls, path=part)
 
 
 class Rank:

@@ -693,12 +693,12 @@ def test_an_epoch_released_while_it_is_verified_is_left_for_the_new_line(tmp_pat
     job = Job(tmp_path, 2, keep=Keep(newest=1))
     job.start()
     job.save(1, 2)
-    busy = meanwhile("rank-00001/1/chunks/1-2", lambda: job.save(3, 4, 5))
+    busy = meanwhile("rank-00001/1/chunks/1-2", lambda: job.save(3, 4, 5), at=2)
     result = open_run(tmp_path, files=busy).verify()
     assert busy.fired
     assert result.sound
     assert result.line == Epoch(1, 5)
-    busy = meanwhile("rank-00001/1/chunks/1-5", lambda: job.save(6, 7))
+    busy = meanwhile("rank-00001/1/chunks/1-5", lambda: job.save(6, 7), at=2)
     with pytest.raises(Refused, match="no domain holds step 5"):
         open_run(tmp_path, files=busy).verify(5)
     job.stop()
@@ -822,7 +822,7 @@ def test_verify_of_everything_leaves_out_what_is_released_meanwhile(tmp_path: Pa
     job = Job(tmp_path, 2)
     job.start()
     job.save(1, 2, 3)
-    busy = meanwhile("rank-00000/1/chunks/1-1", lambda: job.save(4, 5))
+    busy = meanwhile("rank-00000/1/chunks/1-1", lambda: job.save(4, 5), calls=("pread",))
     result = open_run(tmp_path, files=busy).verify(everything=True)
     assert busy.fired
     assert (result.sound, result.checked) == (True, (Epoch(1, 3), Epoch(1, 2)))

@@ -429,7 +429,7 @@ def test_two_tensors_of_one_name_are_never_taken_for_copies(
 def test_copies_are_read_only_where_their_hashes_leave_it_open(tmp_path: Path, shard: int) -> None:
     """Shards 1 and 3 are alike in every chunk of it; shard 0 has a header of its own."""
     halved(tmp_path, (0, 1, 0, 1))
-    seen = meanwhile(f"rank-{shard:05d}/1/chunks", lambda: None)
+    seen = meanwhile(f"rank-{shard:05d}/1/chunks", lambda: None, calls=("pread",))
     open_run(tmp_path / "run", files=seen).export(tmp_path / "out", only=("a/s",))
     count = (2 * CHUNK - BLOCK) // 4
     found = load_file(tmp_path / "out")["a/s"].tobytes()
@@ -445,7 +445,7 @@ def test_an_export_holds_its_epoch_while_the_training_goes_on(tmp_path: Path) ->
     job = Job(tmp_path / "run", 2, keep=Keep(newest=1))
     job.start()
     job.save(1, 2)
-    busy = meanwhile("rank-00001/1/chunks/1-2", lambda: job.save(3, 4, 5))
+    busy = meanwhile("rank-00001/1/chunks/1-2", lambda: job.save(3, 4, 5), calls=("pread",))
     done = open_run(tmp_path / "run", files=busy).export(tmp_path / "out")
     assert busy.fired
     assert done.epoch == Epoch(1, 2)
@@ -500,7 +500,7 @@ def test_a_read_only_run_is_exported_without_a_pin(
     job.save(1, 2)
     open_run(tmp_path / "run", files=ReadOnly()).export(tmp_path / "out")
     assert "is read without a pin" in caplog.text
-    busy = meanwhile("rank-00001/1/chunks/1-2", lambda: job.save(3, 4, 5), ReadOnly())
+    busy = meanwhile("rank-00001/1/chunks/1-2", lambda: job.save(3, 4, 5), ReadOnly(), at=3)
     with pytest.raises(Refused, match="released while it was read, for it could not be pinned"):
         open_run(tmp_path / "run", files=busy).export(tmp_path / "more")
     assert sorted(os.listdir(tmp_path)) == ["out", "run"]
@@ -518,7 +518,7 @@ def test_an_epoch_whose_pin_was_taken_away_is_said_to_be(tmp_path: Path) -> None
             file.unlink()
         job.save(3, 4, 5)
 
-    busy = meanwhile("rank-00001/1/chunks/1-2", free)
+    busy = meanwhile("rank-00001/1/chunks/1-2", free, at=3)
     with pytest.raises(Refused, match="released while it was read, for its pin was taken away"):
         open_run(tmp_path / "run", files=busy).export(tmp_path / "out")
     job.stop()
