@@ -730,3 +730,18 @@ def votes_before_its_first_freeze_is_written(patch: Patch) -> None:
             original(turn, fact)
 
     patch.setattr(member._Turn, "say", say)
+
+
+@mutant("s7")
+def publishes_what_it_refuses(patch: Patch) -> None:
+    """Whoever has no room for a save says that it converged: a deed that leaves no other trace."""
+
+    def captured(original, turn, event):
+        original(turn, event)
+        for action in [*turn.actions]:
+            if isinstance(action, events.Refuse) and action.by:
+                run, roster = turn.state.roster.configuration.run, turn.state.roster
+                forged = Certificate(run, roster.digest, roster.tiers[0], action.epoch, "forged")
+                turn.do(events.Publish(forged))
+
+    handler(patch, events.Captured, captured)

@@ -56,6 +56,7 @@ SEARCHED = {
     "rolls_up_the_second_half_first": "tree",
     "trusts_that_the_tree_holds": "tree",
     "skips_for_a_cadence": "window",
+    "publishes_what_it_refuses": "window",
     "takes_a_change_in_the_middle_of_a_restore": "change",
     "votes_before_its_first_freeze_is_written": "window",
 }

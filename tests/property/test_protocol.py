@@ -403,3 +403,22 @@ class Protocol(RuleBasedStateMachine):
 
 Protocol.TestCase.settings = settings(max_examples=25, stateful_step_count=40)
 TestProtocol = Protocol.TestCase
+
+
+@pytest.mark.parametrize("shape", ["two", "tiers", "tree"])
+def test_epochs_that_a_rank_can_t_save_do_not_fill_the_others_disks(shape: str) -> None:
+    """Of a shard that every tier has skipped no copy will ever be: the others' go at once."""
+    where, rng = World(SHAPES[shape], keep=Keep(1)), random.Random(0)
+    round_ = where.launch()
+    for node in where.here():
+        where.look(node)
+        where.begin(round_, node)
+    where.settle(rng)
+    for save in range(12):
+        for shard in sorted(round_.step):
+            where.save(round_, shard)
+        for node in where.here():
+            while node.todo:
+                where.work(node, fail=save > 0 and node.domain.shard == 0)
+        where.settle(rng)
+    assert {len(node.member.retained) for node in where.here()} == {1}

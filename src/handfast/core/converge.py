@@ -8,12 +8,13 @@ two-phase commit with its log at every member and no right to abort (the design,
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from handfast.core.lattice import Epoch
-from handfast.core.membership import Roster
+from handfast.core.membership import Roster, bits
 from handfast.core.messages import Certificate, Rolled, Skipped, Staged, leaf, merkle_root, node
 
 __all__ = [
@@ -230,15 +231,22 @@ def complete(roster: Roster, tier: int, ballot: Ballot) -> bool:
     return all((staged & mask).bit_count() >= need for mask in roster.holders[tier])
 
 
-def void(roster: Roster, ballot: Ballot) -> bool:
-    """Say whether the epoch can never be available: all domains of some shard skipped it.
+def void(roster: Roster, tallies: Sequence[Tally]) -> tuple[Epoch, ...]:
+    """List the epochs that can never be available: all domains of some shard, in any tier, skipped.
 
     Votes are write-once, so this is as stable as convergence.
     """
-    skipped = ballot.skipped
-    shards = [roster.configuration.domains[skip.domain].shard for skip in ballot.skips]
-    return any(
-        all(skipped >> i & 1 for tier in roster.copies for i in tier[shard]) for shard in shards
+    skipped: dict[Epoch, int] = {}
+    for ballot in (ballot for tally in tallies for ballot in tally.ballots if ballot.skips):
+        skipped[ballot.epoch] = skipped.get(ballot.epoch, 0) | ballot.skipped
+    homes = roster.configuration.domains
+    return tuple(
+        epoch
+        for epoch, mask in skipped.items()
+        if any(
+            all(mask >> i & 1 for tier in roster.copies for i in tier[homes[at].shard])
+            for at in bits(mask)
+        )
     )
 
 

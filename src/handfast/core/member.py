@@ -421,7 +421,7 @@ def _release(turn: _Turn, roster: Roster) -> None:
     state = turn.state
     tally = state.tallies[roster.tier_of[state.me]]
     held = [copy.epoch for copy in state.retained]
-    void = {*state.void, *(b.epoch for b in tally.ballots if converge.void(roster, b))}
+    void = {*state.void, *converge.void(roster, state.tallies)}
     turn.set(void=tuple(epoch for epoch in held if epoch in void))
     if state.restored is None or state.keep is None or state.pinned is None:
         return

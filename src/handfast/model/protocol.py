@@ -51,7 +51,10 @@ class Move(msgspec.Struct, frozen=True):
 
 
 class _Way(NamedTuple):
-    """Where a move of one place leads: what it becomes, sends, spends, and reaches."""
+    """Where a move of one place leads: what it becomes, sends, spends, and reaches.
+
+    ``still``: it changes nothing, and is there for what it does to be judged.
+    """
 
     move: Move
     place: int
@@ -61,6 +64,7 @@ class _Way(NamedTuple):
     step: int
     breach: str
     goals: tuple[str, ...]
+    still: bool = False
 
 
 class Protocol:
@@ -130,6 +134,9 @@ class Protocol:
         if quiet or self.rules.bounds.early:
             for who in range(self.size):
                 for way in self._tick(who, state[1 + who]):
+                    if way.still:
+                        yield from self._wrong(state, who, way)
+                        continue
                     after = self._after(state, who, way, -1, "" if quiet else "early")
                     if after is not None:
                         yield way.move, after
@@ -142,6 +149,9 @@ class Protocol:
                 if not (first or self.rules.bounds.overtakes):
                     continue
                 for way in self._hear(who, state[1 + who], message):
+                    if way.still:
+                        yield from self._wrong(state, who, way)
+                        continue
                     quiet = quiet and not (way.move.calm and first)
                     after = self._after(state, who, way, message, "" if first else "overtakes")
                     if after is not None:
@@ -161,6 +171,9 @@ class Protocol:
             for way in self._plan(who, state[1 + who], changed):
                 if way.step and not self._may_save(state, way.step):
                     continue
+                if way.still:
+                    yield from self._wrong(state, who, way)
+                    continue
                 quiet = quiet and not way.move.calm
                 after = self._after(state, who, way, -1)
                 if after is not None:
@@ -169,11 +182,18 @@ class Protocol:
             yield from self._change(state)
         return quiet
 
+    def _wrong(self, state: State, who: int, way: _Way) -> Iterator[tuple[Move, State]]:
+        """Give a move that changes nothing only where it breaks a law."""
+        after = self._after(state, who, way, -1)
+        if after is not None and after[0] < 0:
+            yield way.move, after
+
     def _lose(
         self, state: State, who: int, message: int, quiet: bool
     ) -> Generator[tuple[Move, State], None, bool]:
         """Lose a message: at a fault's price, or for nothing where its receiver would not care."""
-        idle = not any(way.move.calm for way in self._hear(who, state[1 + who], message))
+        heard = self._hear(who, state[1 + who], message)
+        idle = not any(way.move.calm and not way.still for way in heard)
         fault = 0 if idle else self.costs.number(("losses",))
         spent = self._spend(state[0], fault) if fault else state[0]
         if spent >= 0:
@@ -368,7 +388,7 @@ class Protocol:
 
     def _ways(self, who: int, place: int, errands: Iterable[Errand]) -> tuple[_Way, ...]:
         """Work out where errands lead; what changes nothing is no move."""
-        found: dict[tuple[int, tuple[tuple[int, int], ...], int, int], _Way] = {}
+        found: dict[tuple[object, ...], _Way] = {}
         bounds = self.rules.bounds
         for errand in errands:
             if not all(getattr(bounds, fault) for fault in errand.faults):
@@ -381,8 +401,11 @@ class Protocol:
                 if way.place == place and not (way.posts or way.breach):
                     if way.cost == 0 and way.step <= bounds.epochs:
                         self.met.update(way.goals)
-                    continue
-                found.setdefault((way.place, way.posts, way.cost, way.step), way)
+                    if not way.seen:
+                        continue
+                    way = way._replace(still=True)
+                key = (way.place, way.posts, way.cost, way.step, way.seen, way.breach)
+                found.setdefault(key, way)
         return tuple(found.values())
 
     def _outcomes(self, errand: Errand) -> Iterator[Taken]:

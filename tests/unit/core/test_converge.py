@@ -86,10 +86,10 @@ def test_a_higher_epoch_supersedes_what_lies_below():
 
 def test_an_epoch_that_a_shard_skipped_everywhere_is_void():
     two, spare = roster(), roster(copies=2)
-    assert converge.void(two, tally(two, Skipped(0, E1, "full")).ballots[0])
-    assert not converge.void(spare, tally(spare, Skipped(0, E1, "full")).ballots[0])
+    assert converge.void(two, [tally(two, Skipped(0, E1, "full"))]) == (E1,)
+    assert not converge.void(spare, [tally(spare, Skipped(0, E1, "full"))])
     gone = tally(spare, Skipped(0, E1, "full"), Skipped(1, E1, "full"))
-    assert converge.void(spare, gone.ballots[0])
+    assert converge.void(spare, [gone]) == (E1,)
     assert converge.waiting(two, 0, tally(two, Skipped(0, E1, "full")).ballots[0]) == 0b10
 
 
@@ -100,3 +100,20 @@ def test_a_ballot_is_found_by_its_epoch():
     assert converge.ballot_of(held, E2) == held.ballots[1]
     assert converge.ballot_of(held, Epoch(1, 15)) is None
     assert converge.ballot_of(held, Epoch(1, 25)) is None
+
+
+def test_a_spare_that_nobody_needs_is_not_waited_for():
+    """Two copies of each shard, one needed: with one vote a shard nobody is in the way."""
+    spare = roster(copies=2)
+    held = tally(spare, *(Staged(at, E1, "a") for at in range(0, spare.size, 2)))
+    assert converge.waiting(spare, 0, held.ballots[0]) == 0
+
+
+def test_the_greatest_of_several_complete_epochs_is_certified_at_once():
+    """Votes on two may come in one message; a later step has nothing left to conclude."""
+    two = roster()
+    held = tally(two, *(Staged(at, epoch, "a") for epoch in (E1, E2) for at in (0, 1)))
+    settled = converge.settle(two, 0, held)
+    assert settled.line is not None
+    assert settled.line.epoch == E2
+    assert converge.settle(two, 0, settled) is settled
