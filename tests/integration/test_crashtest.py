@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from handfast.cli.main import app
-from handfast.errors import Damaged
+from handfast.errors import Damaged, HandfastError
 from handfast.store.files import Posix
 from handfast.testing import storage
 
@@ -212,3 +213,29 @@ def test_only_a_pulled_plug_finds_a_lie_about_syncs(lossy: tuple[Path, bool]) ->
         codes.append(crashtest(point, "--after", told[-1].strip()).exit_code)
         subprocess.run(["rm", "-rf", str(point / storage.LEFT)], check=True)
     assert codes == ([1, 1] if lies else [0, 0])
+
+
+def test_writers_that_attest_nothing_show_nothing(tmp_path: Path) -> None:
+    """All of no epochs is whole: on a disk that was too full that was called proof."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, hard))  # half an image
+    try:
+        with pytest.raises(HandfastError, match=r"ended by itself|no epoch was attested"):
+            storage._killed_writers(str(tmp_path / "kills"), 3, seed=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_slow_storage_is_given_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until epochs are attested at all; and where none ever is, that is an error."""
+    given: list[float] = []
+
+    def slow(home: str, after_s: float) -> list[int]:
+        given.append(after_s)
+        return []
+
+    monkeypatch.setattr(storage, "_until_killed", slow)
+    monkeypatch.setattr(storage, "_lost", lambda home, told: "")
+    with pytest.raises(HandfastError, match="no epoch was attested before any of 20 kills"):
+        storage._killed_writers(str(tmp_path / "kills"), 12, seed=0)
+    assert max(given) > 1.0

@@ -37,6 +37,8 @@ NAME, RUN = "rank0", "crashtest"
 NBYTES: Final = 1 << 20
 LEFT: Final = "handfast-crashtest"  # what `plug` leaves, for `after` to find and to remove
 PREFIX: Final = ".handfast-crashtest-"
+MORE: Final = 8  # kills, where nothing was attested before any of those that were asked for
+LONGEST_S: Final = 10.0  # that a writer on slow storage is given before it is killed
 
 VOLATILE: Final = {"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"}
 SHARED: Final = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "lustre", "beegfs", "gpfs", "afs",
@@ -299,35 +301,49 @@ TRIALS: Final[dict[str, tuple[Callable[[str], Seen], str]]] = {
 
 
 def _killed_writers(home: str, kills: int, seed: int) -> Trial:
-    """Kill a process that saves, again and again; hold what it had told against what is there."""
+    """Kill a process that saves, again and again; hold what it had told against what is there.
+
+    Where storage is slow it is given more time, until some epochs are attested at all. Raises
+    HandfastError where none is: that would show nothing.
+    """
     rests = "an epoch that was attested is there, whole, whoever is killed"
     chance = random.Random(seed)
     os.mkdir(home)
     told: list[int] = []
-    problem = ""
-    for _ in range(kills):
-        told += _until_killed(home, chance)
+    problem, longest_s = "", 0.1
+    count = 0
+    while count < kills or (not told and count < kills + MORE):
+        count += 1
+        said = _until_killed(home, chance.uniform(0.0, longest_s))
+        longest_s = longest_s if said else min(2 * longest_s, LONGEST_S)
+        told += said
         try:
             problem = _lost(home, told)
         except HandfastError as error:
             problem = str(error)
         if problem:
             break
-    seen = problem or f"{kills} kills, {len(told)} epochs attested, all of them read back whole"
+    if not (told or problem):
+        raise HandfastError(
+            f"{home}: no epoch was attested before any of {count} kills, so nothing was tried. "
+            "What to do: use more --kills, or faster storage"
+        )
+    seen = problem or f"{count} kills, {len(told)} epochs attested, all of them read back whole"
     return Trial("killed writers", not problem, seen, rests)
 
 
-def _until_killed(home: str, chance: random.Random) -> list[int]:
-    """Start a writer and kill it somewhere behind its first words; returns what it attested."""
+def _until_killed(home: str, after_s: float) -> list[int]:
+    """Start a writer and kill it so long behind its first words; returns what it attested."""
     argv = [sys.executable, "-m", "handfast.testing.storage", home]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         first = writer.stdout.readline()  # from here on it writes
-        if first:
-            time.sleep(chance.uniform(0.0, 0.1))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            writer.wait(after_s if first else 0)
+        ended = writer.returncode is not None
         writer.send_signal(signal.SIGKILL)
         lines = (first + writer.stdout.read()).split(b"\n")[:-1]  # one without an end was not told
-    if not lines:
+    if ended or not lines:
         raise HandfastError(
             "a process that writes there ended by itself. What to do: see what it wrote above"
         )
