@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from handfast.cli.main import app
+from handfast.core.membership import Configuration, Domain
 from handfast.sim.scale import job
 from handfast.sim.synchrony import PATIENCE, Synchronous, Timed
 from mutants import MUTANTS
@@ -28,7 +29,7 @@ def test_all_know_within_the_bound(size: int, fanout: int) -> None:
     """Whatever the storm swallowed or kept for later, and whoever came back in it."""
     took = 0
     for seed in range(3):
-        for timed in run(size, fanout, back=min(seed, size - 1), seed=seed):
+        for timed in run(size, fanout, back=min(seed, size - 1), bad=seed, seed=seed):
             assert timed.took_us <= timed.bound_us, seed
             took = max(took, timed.took_us)
     assert took > 0
@@ -41,6 +42,27 @@ def test_the_bound_of_an_epoch_is_reached(size: int, fanout: int) -> None:
     epoch, recovery = run(size, fanout, worst=True)
     assert 0.97 * epoch.bound_us < epoch.took_us <= epoch.bound_us
     assert recovery.took_us <= recovery.bound_us
+
+
+@pytest.mark.parametrize(("bad", "base"), [(0, "1/20"), (1, "1/10"), (2, "0/0")])
+def test_a_recovery_that_descends_keeps_its_bound(bad: int, base: str) -> None:
+    """Each candidate that turns out to be damaged costs another reading, and another way round."""
+    for size in (2, 10):
+        world = Synchronous(
+            job(size), delay_us=DELAY_US, tick_us=TICK_US, check_us=3_000_000, bad=bad, worst=True
+        )
+        world.converge()
+        timed = world.restore()
+        assert timed.took_us <= timed.bound_us
+        assert {str(m.restored.base) for m in world.members if m.restored} == {base}
+
+
+def test_the_bounds_are_those_of_one_tier() -> None:
+    """Between the heads of two a certificate goes a link more."""
+    domains = tuple(Domain(f"{tier}{i}", tier, i) for tier in ("dir", "mem") for i in (0, 1))
+    two = Configuration("run", 2, domains, (("dir", 1), ("mem", 1)))
+    with pytest.raises(ValueError, match="one tier"):
+        Synchronous(two, delay_us=1, tick_us=1)
 
 
 def test_hops_cost_gossip_ticks_and_a_tree_delays() -> None:

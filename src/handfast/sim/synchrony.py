@@ -17,8 +17,10 @@ whose votes were all durable at the moment is known to have converged by all wit
 
 A recovery that all had begun is over within ``3 D (tick + delay) + check + accept``: reports,
 judgements and acceptances travel one after the other, a copy is read within `check`, and a rank
-answers within `accept`. Where a member came back in the storm with nothing but its journal, peers
-believe what its past life had shown until they hear of this one: one `delay` more.
+answers within `accept`. Each candidate that turns out BAD costs ``D (tick + delay) + check`` more:
+another one is read, and judged. Where a member came back in the storm with nothing but its journal,
+peers believe what its past life had shown until they hear of this one: one `delay` more. All of it
+is for jobs of one tier: where there are several, certificates cross from one to another besides.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ class Synchronous:
     """A job in a storm that ends at one moment.
 
     ``delay_us`` and ``tick_us`` are the network's promise and the members'; ``check_us`` and
-    ``accept_us`` how long a copy is read and a rank takes to answer. ``back`` members lose all but
+    ``accept_us`` how long a copy is read and a rank takes to answer. The first domain's copies of
+    the newest ``bad`` epochs, of two, are damaged. ``back`` members lose all but
     their journals in the storm. ``worst``: every message of the storm is lost, later ones take all
     of the delay, and each member ticks just before it would hear of the first one's word.
     """
@@ -75,11 +78,15 @@ class Synchronous:
         tick_us: int,
         check_us: int = 0,
         accept_us: int = 0,
+        bad: int = 0,
         back: int = 0,
         worst: bool = False,
         seed: int = 0,
     ) -> None:
         self.roster = Roster(configuration)
+        if len(self.roster.tiers) != 1:
+            raise ValueError("the bounds are those of a job of one tier")
+        self._bad = (EPOCH, BEFORE)[:bad]
         self.delay_us, self.tick_us = delay_us, tick_us
         self.check_us, self.accept_us, self.worst = check_us, accept_us, worst
         self._chance = Random(f"synchrony/{seed}")  # noqa: S311 - a simulation, and no secret
@@ -122,8 +129,9 @@ class Synchronous:
         for at in range(self.roster.size):
             self._take(at, ev.Begin(2, "again", self.roster))
         took = self._until(lambda member: member.open and member.generation == 2)
-        hops = 3 * diameter(self.roster) * (self.tick_us + self.delay_us)
-        return self._timed(took, hops + self.check_us + self.accept_us)
+        hop = diameter(self.roster) * (self.tick_us + self.delay_us)
+        read = (1 + len(self._bad)) * self.check_us
+        return self._timed(took, (3 + len(self._bad)) * hop + read + self.accept_us)
 
     def _timed(self, took_us: int, bound_us: int) -> Timed:
         return Timed(took_us, bound_us + (self.delay_us if self._back else 0))
@@ -177,7 +185,9 @@ class Synchronous:
     def _act(self, at: int, action: ev.Action) -> None:
         match action:
             case ev.Check(generation=generation, epoch=epoch):
-                self._agenda.after(self.check_us, self._take, at, ev.Checked(generation, epoch))
+                reason = "damaged" if at == 0 and epoch in self._bad else ""
+                verdict = ev.Checked(generation, epoch, reason)
+                self._agenda.after(self.check_us, self._take, at, verdict)
             case ev.Propose(generation=generation, epoch=epoch, copies=copies):
                 shard = self.roster.configuration.domains[at].shard
                 if self.roster.homes[shard] == at:
