@@ -745,3 +745,14 @@ def publishes_what_it_refuses(patch: Patch) -> None:
                 turn.do(events.Publish(forged))
 
     handler(patch, events.Captured, captured)
+
+
+@mutant("s14")
+def counts_on_what_is_lost(patch: Patch) -> None:
+    """A copy that is gone goes on to be retained; where it is the line, all below it may go."""
+    original = member.boot
+
+    def boot(name, incarnation, records, lost=()):
+        return replace(original(name, incarnation, records), lost=tuple(lost))
+
+    patch.setattr(member, "boot", boot)

@@ -182,6 +182,7 @@ def test_an_instant_that_never_comes_proves_nothing() -> None:
     ("changes", "words"),
     [
         ({"servers": (FILE, FILE)}, "names used twice: file"),
+        ({"servers": (FILE, Barrier("rank 0", ("rank 0",)))}, "names used twice: rank 0"),
         ({"servers": (Place("other"),)}, "in no server: file"),
         ({"claims": (Claim("when", "vanishes", "file"),)}, "no actor ever vanishes file"),
         ({"actors": {"rank 0": Event("rank 0", "eats", "file", 1) >> STOP}}, "by 'eats'"),

@@ -90,7 +90,8 @@ def test_a_scenario_is_checked_and_rewritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [[], ["--seed", "1", "--seeds", "2"], ["--seeds", "5..5"], ["--seeds", "x"],
-     ["--seeds", "2", "--transcript"]],
+     ["--seeds", "2", "--transcript"], ["--minutes", "nan"], ["--minutes", "-1"],
+     ["--seeds", "1", "--tally", "/nowhere/at/all"], ["--synchrony", "2", "--scale", "2"]],
 )  # fmt: skip
 def test_wrong_usage_is_2(wrong: list[str]) -> None:
     """Shows that what can't be run is said before anything runs."""

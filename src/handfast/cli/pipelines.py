@@ -83,7 +83,7 @@ def _load(file: str) -> list[Pipeline]:
         raise HandfastError(f"{file}: no such file. What to do: name one that describes a pipeline")
     try:
         names = runpy.run_path(file)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{file} can't be run: {type(error).__name__}: {error}") from error
     found = [value for value in names.values() if isinstance(value, Pipeline)]
     if not found:

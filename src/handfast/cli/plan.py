@@ -131,7 +131,13 @@ def plan(
             ours = {name for name in given if _is_default(ctx, name)}
             given |= {k: v for k, v in fitted(told, given, hints).items() if k in ours}
         setting = Setting(**given)
-        findings = list(explain(setting, seed, trials if explained else 0))
+        try:
+            findings = list(explain(setting, seed, trials if explained else 0))
+        except OverflowError as error:
+            raise ValueError(
+                "these figures are so far apart that the formulas can't be worked out: a save, or "
+                "a restart, may take longer than the job ever lives. What to do: check their units"
+            ) from error
         plots = _draw(svg, setting, seed, trials) if svg is not None else []
         if as_json:
             answer(_plain({"setting": setting, "fit": _told(told) if told else None,

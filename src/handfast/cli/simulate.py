@@ -98,7 +98,9 @@ def sizes_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
 @click.option("--transcript", is_flag=True, help="With --seed: tell everything that happened.")
 @click.option("--thorough", is_flag=True, help="Hold every law after every step; slow.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
-@click.option("--minutes", type=float, help="Go on with further seeds for so long.")
+@click.option(
+    "--minutes", type=click.FloatRange(0, 1e6), help="Go on with further seeds for so long."
+)
 @click.option(
     "--tally", type=click.Path(dir_okay=False, path_type=Path),
     help="Add this slice's figures to those in a file, and go on where that left off.",
@@ -147,6 +149,10 @@ def simulate(
         raise click.UsageError(f"say what to run, one of: {asked}")
     if transcript and seed is None:
         raise click.UsageError("--transcript tells one seed: give --seed N")
+    if minutes is not None and not minutes <= 1e6:
+        raise click.UsageError(f"--minutes {minutes} is no length of time")
+    if tally is not None and not tally.absolute().parent.is_dir():
+        raise click.UsageError(f"--tally {tally}: there is no directory for it")
     with answering(as_json):
         if scale:
             measure(scale, svg, as_json)

@@ -39,6 +39,8 @@ def reached(turn: Turn) -> Iterator[str]:
                 if set(epochs) & {*turn.before.void, *turn.after.void}:
                     yield "a void epoch is released"
     yield from filter(None, map(_told, turn.effects.apply))
+    if heard and any(isinstance(action, events.Reject) for action in turn.effects.apply):
+        yield "a stale message is refused"
     if turn.first and turn.before.recovery is not None and turn.before.incarnation > 1:
         yield "a member boots in the middle of a recovery"
 
@@ -61,8 +63,6 @@ def _told(action: events.Action) -> str:
     match action:
         case events.Refuse(by=by) if by:
             return "a window blocks and names"
-        case events.Reject():
-            return "a stale message is refused"
         case events.Overtaken():
             return "a round is overtaken"
         case events.Stuck(phase=Phase.DECLINED):

@@ -318,7 +318,13 @@ def s13_no_interaction_across_epochs(truth: Truth) -> Iterator[str]:
 
 
 def s14_what_is_corrupt_never_counts(truth: Truth) -> Iterator[str]:
-    """VALID is said of what was sound when it was read; no certificate names what was BAD."""
+    """VALID is said of what was sound when it was read; no certificate names what was BAD, and
+    nobody counts on what it has reported lost.
+    """
+    for name, frozen in truth.records(messages.Frozen):
+        both = {c.epoch for c in frozen.report.retained} & {x.epoch for x in frozen.report.lost}
+        if both:
+            yield f"{name} reports {min(both)} as lost, and as retained"
     sound = {(d, e) for d, e, _ in truth.sound}
     who = truth.turn.after.id if truth.turn else ""
     said = truth.turn.effects.persist if truth.turn else ()

@@ -168,9 +168,10 @@ def compose(pipeline: Pipeline, claim: Claim) -> Network:
     parts["the restart"] = choice(*(Prefix(fault, pipeline.restart) for fault in FAULTS.values()))
     events = _events(parts)
     names = [server.name for server in pipeline.servers]
+    names += [*actors, "the restart", WATCH]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{pipeline.name}: names used twice: {', '.join(sorted(twice))}")
-    if strange := {e.what for e in events} - {"", *names}:
+    if strange := {e.what for e in events} - {"", *(server.name for server in pipeline.servers)}:
         raise ValueError(f"{pipeline.name}: in no server: {', '.join(sorted(strange))}")
     instants = tuple(event for event in events if claim.matches(event))
     if not instants:

@@ -31,7 +31,7 @@ _VOTED: Final = (laws.s5_votes_are_write_once, laws.s10_stale_is_not_written)
 
 OF_RECORD: Final[Mapping[type, tuple[Law, ...]]] = {
     messages.Configured: (laws.s3_something_is_retained_by_all, laws.s10_stale_is_not_written),
-    messages.Frozen: _VOTED,
+    messages.Frozen: (*_VOTED, laws.s14_what_is_corrupt_never_counts),
     messages.Staged: (laws.s1_attested_is_durable, *_VOTED),
     messages.Skipped: (*_VOTED, laws.s5_skips_are_ones_own),
     messages.Valid: (*_VOTED, laws.s14_what_is_corrupt_never_counts),
@@ -173,7 +173,12 @@ class Ledger:
             self._hold(laws.ALWAYS, self.truth(turn))
             return
         before, after = turn.before, turn.after
-        if before.recovery is not after.recovery or before.restored is not after.restored:
+        tree = after.roster is not None and after.roster.tree is not None
+        if (
+            before.recovery is not after.recovery
+            or before.restored is not after.restored
+            or (tree and before.tallies is not after.tallies)
+        ):
             due[laws.s9_joins_agree] = None
         if due:
             self._look(tuple(due), id_, turn, fresh)

@@ -168,3 +168,21 @@ def test_what_is_given_wrongly_is_refused(wrong: list[str]) -> None:
 def test_a_run_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     """With exit code 3: it could not look."""
     assert CliRunner().invoke(app, ["plan", "--fit", str(tmp_path / "none")]).exit_code == 3
+
+
+def test_what_is_too_rare_for_the_trials_is_not_said_to_agree() -> None:
+    """A chance of 1e-11 is never seen in thousands of trials, nor would one of 1e-6 be."""
+    found = CliRunner().invoke(app, ["plan", "--explain", "--json", "--trials", "2000"])
+    rows = {row["name"]: row for row in json.loads(found.output)["findings"]}
+    rare = [row for name, row in rows.items() if "copies lost" in name]
+    assert rare
+    assert not any(row["tested"] for row in rare)
+    assert any(row["tested"] for row in rows.values())
+    shown = CliRunner().invoke(app, ["plan", "--explain", "--trials", "2000"]).output
+    assert "too rare for so many trials to tell" in " ".join(shown.split())
+
+
+def test_figures_that_can_t_be_worked_out_are_wrong_usage() -> None:
+    """A job that fails a billion times in each save."""
+    done = CliRunner().invoke(app, ["plan", "--cost", "999999999999d", "--mtbf", "1s"])
+    assert (done.exit_code, "check their units" in " ".join(done.output.split())) == (2, True)
