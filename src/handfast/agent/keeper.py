@@ -10,6 +10,7 @@ import contextlib
 import gc
 import mmap
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -290,7 +291,9 @@ class Keeper:
         with writing("publish the certificate", path):
             make_directory(self.files, home, above=self.root)
             temporary = f"{path}.{self.directory.incarnation}.tmp"
-            discard(self.files, temporary)  # what an earlier call left that failed half-way
+            left = re.compile(rf"{re.escape(name)}\.json\.\d+\.tmp")  # by calls that ended half-way
+            found = filter(left.fullmatch, self.files.listdir(home))
+            discard(self.files, *(f"{home}/{one}" for one in found))
             write_file(self.files, temporary, msgspec.json.encode(certificate_fields(certificate)))
             self.files.rename(temporary, path)
             self.files.fsync_dir(home)

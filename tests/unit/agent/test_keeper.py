@@ -365,6 +365,11 @@ def test_a_published_certificate_is_the_old_one_or_the_new_one(root: str, error:
             break
     assert k > (1 if error == "short" else 5)
     assert os.listdir(path.parent) == ["rank0.json"]
+    (path.parent / "rank0.json.17.tmp").touch()  # of an incarnation that was killed
+    other = path.parent / "rank0.json.x.json"  # of another domain
+    other.touch()
+    alone.keeper.publish("rank0", certificate(1))
+    assert sorted(os.listdir(path.parent)) == ["rank0.json", other.name]
     alone.close()
 
 
