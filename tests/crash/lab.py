@@ -355,7 +355,8 @@ def story_looks(disk: Disk, files: Files) -> None:
     lengths_now(files, f"{ROOT}/domains/{NAME}")
     shelf = Shelf(files, ROOT, NAME)
     shelf.records()
-    for epoch in shelf.manifests():
+    for epoch, entry in shelf.manifests().items():
+        shelf.lacks(entry.sound())
         shelf.read(epoch)
     pins(files, ROOT, NAME)
     rounds.peek(files, ROOT, "node", 0)
