@@ -24,7 +24,7 @@ from handfast.torch import loaders, optimizers
 from handfast.torch.alike import ddp_modules
 from handfast.torch.capture import Walk, state_of, walk
 from handfast.torch.gradients import optimizers_of, restore_gradients
-from handfast.torch.memory import Memory, Remade
+from handfast.torch.memory import UNNAMED, Memory, Remade
 from handfast.torch.names import matches
 from handfast.torch.rng import write_generator, write_streams
 from handfast.torch.saved import EXTRA, RNG, UNSYNCED, Saved, Source
@@ -159,12 +159,12 @@ def _memory(live: Walk, trees: Mapping[str, object], only: Sequence[str]) -> Mem
     shown: set[int] = set()
     for path, tensor in zip(live.paths, live.tensors, strict=True):
         if not path.startswith(restored):
-            memory.claim(path, tensor)
+            memory.hold(path, tensor)
             shown.add(id(tensor))
     for module in (node.value for node in live.nodes if node.kind is Kind.MODULE):
         for tensor in chain(module.parameters(), module.buffers()):
             if id(tensor) not in shown:
-                memory.claim("", tensor)
+                memory.hold(UNNAMED, tensor)
     return memory
 
 

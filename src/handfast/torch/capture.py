@@ -303,7 +303,11 @@ def _kind_name(node: Node, owners: optimizers.Owners) -> str:
         about = _class_name(node.value)
     elif node.kind is Kind.GENERATOR:
         about = generator_class(node.value)
-    elif isinstance(node.value, Optimizer) and node.kind is Kind.OBJECT:
+    elif (
+        isinstance(node.value, Optimizer)
+        and node.kind is Kind.OBJECT
+        and hasattr(node.value, "param_groups")
+    ):
         # It goes by the order of its parameters.
         names = optimizers.name_parameters(node.value, owners)
         order = [[names[id(p)] for p in group["params"]] for group in node.value.param_groups]

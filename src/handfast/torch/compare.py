@@ -262,7 +262,8 @@ def _components(live: Captured, saved: Saved) -> Iterator[Difference]:
     """Boxes that a restore would leave as they are, or put plain values for the things in them."""
     here: Any = live.objects[KINDS]
     kinds = saved.kinds.keys() | here.keys()
-    alive = above(kinds)
+    # Tensors can be made anew; all else that lives can't, and stands where it is.
+    alive = above(here) | above(path for path, kind in saved.kinds.items() if kind != Kind.TENSOR)
     was, now = ({k: v for k, v in s.objects.items() if k not in _OURS} for s in (saved, live))
     for name in sorted(was.keys() | now.keys()):
         path = child("", name)

@@ -153,7 +153,7 @@ def optimizers_of(found: Iterable[Node]) -> Iterator[Optimizer]:
             seen.add(id(value))
             if not issubclass(type(value), Optimizer):
                 below += _inside(value)
-            elif "param_groups" in vars(value):
+            elif hasattr(value, "param_groups"):  # a wrapper's may be a property
                 yield cast(Optimizer, value)
         layer = below
 

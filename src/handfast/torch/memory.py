@@ -12,10 +12,14 @@ from handfast.torch.tensors import HOST, Place, copy_into, local, make, place_of
 from handfast.torch.tree import join
 from handfast.torch.types import DTYPE_NAMES
 
-__all__ = ["Memory", "Remade", "torn"]
+__all__ = ["UNNAMED", "Memory", "Remade", "torn"]
 
+UNNAMED = ""
+"""The path of a live tensor that no name of the state leads to."""
+LEFT = "\0"
+"""The path of one that is to keep its value."""
 Held = tuple[str, Tensor]
-"""A path in the state, empty where none leads there, and a local tensor."""
+"""A path in the state, or one of these two, and a local tensor."""
 
 
 class Memory:
@@ -24,38 +28,52 @@ class Memory:
     def __init__(self) -> None:
         self._starts: dict[torch.device, list[int]] = {}
         self._ends: dict[torch.device, list[int]] = {}
-        self._owners: dict[torch.device, list[list[Held]]] = {}
+        self._groups: dict[torch.device, list[list[tuple[int, int, Held]]]] = {}
+
+    def hold(self, path: str, tensor: Tensor) -> None:
+        """Take a tensor's bytes, and those of the gaps in between."""
+        self._take(path, tensor)
 
     def claim(self, path: str, tensor: Tensor) -> list[Held]:
-        """Take a tensor's bytes; gives those who have some of them, or of the gaps in between."""
+        """Take them, too; gives those who have some of them."""
+        first, end = _extent(local(tensor))
+        group = self._take(path, tensor)
+        return [held for start, behind, held in group[:-1] if first < behind and start < end]
+
+    def _take(self, path: str, tensor: Tensor) -> list[tuple[int, int, Held]]:
+        """Give the group of all that are connected by their bytes, the new one last."""
         part = local(tensor)
         first, end = _extent(part)
+        mine = (first, end, (path, part))
         if first == end:
-            return []
+            return [mine]
         starts = self._starts.setdefault(part.device, [])
         ends = self._ends.setdefault(part.device, [])
-        owners = self._owners.setdefault(part.device, [])
+        groups = self._groups.setdefault(part.device, [])
         at, behind = bisect_right(ends, first), bisect_left(starts, end)
-        held = [one for group in owners[at:behind] for one in group]
-        if held:
+        group = groups[at] if at < behind else []
+        for other in groups[at + 1 : behind]:
+            group += other
+        group.append(mine)
+        if at < behind:
             first, end = min(first, starts[at]), max(end, ends[behind - 1])
-        starts[at:behind], ends[at:behind] = [first], [end]
-        owners[at:behind] = [[*held, (path, part)]]
-        return [one for one in held if _meet(one[1], part)]
+        starts[at:behind], ends[at:behind], groups[at:behind] = [first], [end], [group]
+        return group
 
 
 def _extent(part: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor and the one behind its last."""
-    if not part.numel():
+    """The first byte of a tensor and the one behind its last; nothing of what has no plain memory:
+    sparse, nested, or not there yet.
+    """
+    try:
+        if part.layout is not torch.strided or not part.numel():
+            return 0, 0
+        sizes = zip(part.shape, part.stride(), strict=True)
+        far = sum((size - 1) * step for size, step in sizes)
+        first = part.data_ptr()
+    except (RuntimeError, NotImplementedError, ValueError, TypeError):
         return 0, 0
-    far = sum((size - 1) * step for size, step in zip(part.shape, part.stride(), strict=True))
-    first = part.data_ptr()
     return first, first + (far + 1) * part.element_size()
-
-
-def _meet(one: Tensor, other: Tensor) -> bool:
-    (first, end), (start, behind) = _extent(one), _extent(other)
-    return first < behind and start < end
 
 
 class Remade:
@@ -79,7 +97,7 @@ class Remade:
         """Let live tensors among these keep their values, whatever is restored."""
         for value in values:
             if isinstance(value, Tensor):
-                self._memory.claim("", value)
+                self._memory.hold(LEFT, value)
 
     def take(self, path: str, place: Place, live: object = None) -> Tensor:
         """The tensor that stands for a saved path; its values come with :meth:`fill`."""
@@ -101,7 +119,13 @@ class Remade:
         if isinstance(live, Tensor) and self._fits(live, path, place):
             aliases = self._source.saved.aliases
             held = self._memory.claim(path, live)
-            others = [part for at, part in held if not at or aliases.get(at, at) != path]
+            mine = _look(local(live))
+            others = [
+                part
+                for at, part in held
+                # the very same tensor under no name is tied to this one, and goes with it
+                if not (aliases.get(at, at) == path or (at == UNNAMED and _look(part) == mine))
+            ]
             if not others:
                 self._pairs.append((local(live), saved))
                 return live

@@ -561,3 +561,34 @@ def test_gradients_are_found_under_the_names_that_a_state_gives() -> None:
     assert one.weight.grad is not None
     assert other.weight.grad is not None
     assert same_bytes(other.weight.grad, one.weight.grad)
+
+
+class Accelerated(torch.optim.Optimizer):
+    """As Accelerate wraps one: an optimizer whose groups are a property."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.optimizer = inner
+
+    @property
+    def param_groups(self) -> Any:
+        return self.optimizer.param_groups
+
+    def state_dict(self) -> Any:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, tree: Any) -> None:
+        self.optimizer.load_state_dict(tree)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+
+def test_a_wrapper_whose_groups_are_a_property_counts() -> None:
+    """Its accumulation is pending, and a restore drops it."""
+    model = nn.Linear(4, 2)
+    state = {"model": model, "opt": Accelerated(torch.optim.SGD(model.parameters()))}
+    saved = Snapshot(state)
+    backward(model)
+    assert unclean_gradients(state) == NAMES
+    saved.restore(state)
+    assert model.weight.grad is None

@@ -289,10 +289,11 @@ def test_what_is_not_restored_is_left_alone() -> None:
     saved = Snapshot({"m": model, "one": opt, "two": second})
     other, live = stepped()
     beside, rest = stepped()
-    rate, lost = torch.tensor(0.1), torch.full((2,), 7.0)
+    rate, around = torch.tensor(0.1), torch.full((3,), 7.0)
+    lost = around[:2]
     live.param_groups[0]["lr"] = rest.param_groups[0]["lr"] = rate
     live.state[other.weight]["seen"] = lost
-    other.register_buffer("lost", lost, persistent=False)
+    other.register_buffer("lost", around, persistent=False)
     state = {"m": other, "one": live, "two": rest}
     apply(state, saved.saved, saved.views, only=("one",))
     assert (rate.item(), rest.param_groups[0]["lr"].item()) == (torch.tensor(0.1).item(),) * 2
@@ -331,3 +332,37 @@ def test_tensors_at_odd_addresses_are_tried_too() -> None:
                         torch.frombuffer(held, dtype=torch.uint8, count=16)]}  # fmt: skip
 
     Snapshot(parts()).restore(parts())
+
+
+def test_a_rate_that_is_a_buffer_which_is_not_saved_stays_one_with_it() -> None:
+    """The very same tensor, that the forward pass reads."""
+    model, opt = stepped()
+    opt.param_groups[0]["lr"] = torch.tensor(0.5)
+    other, live = stepped()
+    rate = live.param_groups[0]["lr"] = torch.tensor(0.1)
+    other.register_buffer("rate", rate, persistent=False)
+    Snapshot({"m": model, "o": opt}).restore({"m": other, "o": live})
+    assert live.param_groups[0]["lr"] is rate
+    assert rate.item() == 0.5
+
+
+def test_what_has_no_plain_memory_is_in_nobodys_way() -> None:
+    """A sparse adjacency, say, that is not saved."""
+    model, opt = stepped()
+    other, live = stepped()
+    for module in (model, other):
+        module.register_buffer("adj", torch.eye(3).to_sparse(), persistent=False)
+        module.register_buffer("late", nn.UninitializedBuffer(), persistent=False)
+    Snapshot({"m": model, "o": opt}).restore({"m": other, "o": live})
+    assert torch.equal(other.weight, model.weight)
+
+
+def test_a_flat_tensor_and_its_many_views_cost_what_they_are() -> None:
+    """Nobody asks whom plain tensors meet: they are filled for themselves."""
+    held = torch.zeros(4000)
+    memory = Memory()
+    memory.hold("flat", held)
+    for at in range(1000):
+        memory.hold(str(at), held[at * 4 : at * 4 + 4])
+    found = memory.claim("one", held[6:7])
+    assert [path for path, _ in found] == ["flat", "1"]

@@ -1193,3 +1193,13 @@ def test_many_boxes_cost_no_more_than_their_number() -> None:
     finally:
         sys.setprofile(None)
     assert max(counted.values()) < 400_000
+
+
+@pytest.mark.parametrize("value", [{"w": torch.ones(2)}, (torch.ones(1), torch.zeros(1)),
+                                   [torch.ones(1)]])  # fmt: skip
+def test_a_placeholder_is_filled_with_a_box_of_tensors(value: Any) -> None:
+    """`best = None` until there is one: tensors can be made anew."""
+    live: dict[str, Any] = {"p": {"best": None}}
+    Snapshot({"p": {"best": value}}).restore(live)
+    assert type(live["p"]["best"]) is type(value)
+    assert len(live["p"]["best"]) == len(value)
