@@ -756,3 +756,14 @@ def counts_on_what_is_lost(patch: Patch) -> None:
         return replace(original(name, incarnation, records), lost=tuple(lost))
 
     patch.setattr(member, "boot", boot)
+
+
+@mutant("s1", "s2", "s9", shape="tree")
+def keeps_a_block_under_another_root(patch: Patch) -> None:
+    """What came up rolled up is held otherwise than it was told."""
+    original = member._learn_vote
+
+    def learn(turn, roster, vote):
+        original(turn, roster, replace(vote, root=bytes(16)) if isinstance(vote, Rolled) else vote)
+
+    patch.setattr(member, "_learn_vote", learn)

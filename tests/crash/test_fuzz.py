@@ -46,7 +46,7 @@ def test_a_decoder_that_raises_something_else_is_found() -> None:
 @pytest.mark.parametrize("name", fuzz.TARGETS)
 def test_ten_million_executions(name: str, tmp_path: Path) -> None:
     """Shows it for as many inputs as coverage leads to; prints how many a second."""
-    pytest.importorskip("atheris")
+    pytest.importorskip("atheris", reason="atheris is not installed (pip install atheris)")
     runs = -(-RUNS // len(fuzz.TARGETS))
     runner = Path(__file__).with_name("fuzzer.py")
     argv = [sys.executable, str(runner), name, f"-runs={runs}", "-seed=1", "-max_len=4096"]

@@ -19,7 +19,7 @@ BY_STORMS = {
     "forgets_the_certificates_of_others", "puts_copies_of_a_run_together", "blames_nobody",
     "rolls_up_what_a_block_lacks", "counts_a_block_twice", "takes_a_block_of_another_generation",
     "rolls_up_the_epoch_before_with_this_one", "rolls_up_a_skip_as_if_it_were_a_vote",
-    "counts_on_what_is_lost",
+    "counts_on_what_is_lost", "keeps_a_block_under_another_root",
 }  # fmt: skip
 """What needs a larger world than is searched: three rounds of two members, copies of a whole run,
 a member that is away for good, a loss and then a boot, and a tree of four with a SKIP, two epochs

@@ -105,6 +105,7 @@ FAULTS = (
     "never_sends_again",
     "rolls_up_a_skip_as_if_it_were_a_vote",
     "rolls_up_the_second_half_first",
+    "keeps_a_block_under_another_root",
 )
 
 

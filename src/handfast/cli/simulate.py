@@ -6,6 +6,7 @@ import difflib
 import gc
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -149,7 +150,7 @@ def simulate(
         raise click.UsageError(f"say what to run, one of: {asked}")
     if transcript and seed is None:
         raise click.UsageError("--transcript tells one seed: give --seed N")
-    if minutes is not None and not minutes <= 1e6:
+    if minutes is not None and math.isnan(minutes):  # which a range lets pass
         raise click.UsageError(f"--minutes {minutes} is no length of time")
     if tally is not None and not tally.absolute().parent.is_dir():
         raise click.UsageError(f"--tally {tally}: there is no directory for it")

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 from rich.table import Table
 
+from handfast.agent.domain import TICK_MOST_S
 from handfast.cli.console import answer, out
 from handfast.cli.scale import WAYS
 from handfast.sim.agenda import MS, SECOND
@@ -18,8 +19,7 @@ from handfast.sim.synchrony import Synchronous, Timed
 __all__ = ["hold"]
 
 DELAY_US: Final = 20 * MS
-TICK_US: Final = 2 * SECOND
-"""As long as an agent ever waits between two ticks."""
+TICK_US: Final = int(TICK_MOST_S * SECOND)
 CHECK_US: Final = 500 * MS
 ACCEPT_US: Final = 300 * MS
 STORMS: Final = 6

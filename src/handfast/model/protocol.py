@@ -53,7 +53,7 @@ class Move(msgspec.Struct, frozen=True):
 class _Way(NamedTuple):
     """Where a move of one place leads: what it becomes, sends, spends, and reaches.
 
-    ``still``: it changes nothing, and is there for what it does to be judged.
+    ``still``: it changes nothing, and is a move only where what it does breaks a law.
     """
 
     move: Move
@@ -134,9 +134,6 @@ class Protocol:
         if quiet or self.rules.bounds.early:
             for who in range(self.size):
                 for way in self._tick(who, state[1 + who]):
-                    if way.still:
-                        yield from self._wrong(state, who, way)
-                        continue
                     after = self._after(state, who, way, -1, "" if quiet else "early")
                     if after is not None:
                         yield way.move, after
@@ -149,9 +146,6 @@ class Protocol:
                 if not (first or self.rules.bounds.overtakes):
                     continue
                 for way in self._hear(who, state[1 + who], message):
-                    if way.still:
-                        yield from self._wrong(state, who, way)
-                        continue
                     quiet = quiet and not (way.move.calm and first)
                     after = self._after(state, who, way, message, "" if first else "overtakes")
                     if after is not None:
@@ -171,9 +165,6 @@ class Protocol:
             for way in self._plan(who, state[1 + who], changed):
                 if way.step and not self._may_save(state, way.step):
                     continue
-                if way.still:
-                    yield from self._wrong(state, who, way)
-                    continue
                 quiet = quiet and not way.move.calm
                 after = self._after(state, who, way, -1)
                 if after is not None:
@@ -182,18 +173,11 @@ class Protocol:
             yield from self._change(state)
         return quiet
 
-    def _wrong(self, state: State, who: int, way: _Way) -> Iterator[tuple[Move, State]]:
-        """Give a move that changes nothing only where it breaks a law."""
-        after = self._after(state, who, way, -1)
-        if after is not None and after[0] < 0:
-            yield way.move, after
-
     def _lose(
         self, state: State, who: int, message: int, quiet: bool
     ) -> Generator[tuple[Move, State], None, bool]:
         """Lose a message: at a fault's price, or for nothing where its receiver would not care."""
-        heard = self._hear(who, state[1 + who], message)
-        idle = not any(way.move.calm and not way.still for way in heard)
+        idle = not any(way.move.calm for way in self._hear(who, state[1 + who], message))
         fault = 0 if idle else self.costs.number(("losses",))
         spent = self._spend(state[0], fault) if fault else state[0]
         if spent >= 0:
@@ -308,7 +292,9 @@ class Protocol:
         for to, post in way.posts:
             after[1 + size + to] = self.air.post(after[1 + to], after[1 + size + to], post)
         found = self._judge(state, after, who, way.seen)
-        return tuple(after) if not found else (-1, self.breaches.number(found))
+        if found:
+            return -1, self.breaches.number(found)
+        return None if way.still else tuple(after)
 
     def _judge(self, state: State, after: Sequence[int], who: int, seen: int) -> str:
         before, place = state[1 + who], after[1 + who]
@@ -403,7 +389,9 @@ class Protocol:
                         self.met.update(way.goals)
                     if not way.seen:
                         continue
-                    way = way._replace(still=True)
+                    # not calm: nobody is to wait for what changes nothing
+                    move = msgspec.structs.replace(way.move, calm=False)
+                    way = way._replace(still=True, move=move)
                 key = (way.place, way.posts, way.cost, way.step, way.seen, way.breach)
                 found.setdefault(key, way)
         return tuple(found.values())

@@ -137,7 +137,8 @@ def _changed(found: Iterable[Node]) -> list[tuple[Tensor, Any]]:
 def optimizers_of(found: Iterable[Node]) -> Iterator[Optimizer]:
     """The optimizers of a state, with those that the user's own objects hold: once each.
 
-    Nothing of the user's is called on the way: neither properties nor what proxies stand for.
+    Nothing of the user's is called on the way, neither properties nor what proxies stand for, but
+    for the groups of what is an optimizer itself: one that is not made yet has none.
     """
     layer: list[object] = [
         node.value

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from handfast.store.objects import TensorRef
 from handfast.torch.saved import Source
@@ -62,18 +63,15 @@ class Memory:
 
 
 def _extent(part: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor and the one behind its last; nothing of what has no plain memory:
-    sparse, nested, or not there yet.
+    """The first byte of a tensor and the one behind its last; twice 0 of one without plain memory:
+    sparse, nested, on the meta device, or not there yet. No image holds such a one.
     """
-    try:
-        if part.layout is not torch.strided or not part.numel():
-            return 0, 0
-        sizes = zip(part.shape, part.stride(), strict=True)
-        far = sum((size - 1) * step for size, step in sizes)
-        first = part.data_ptr()
-    except (RuntimeError, NotImplementedError, ValueError, TypeError):
+    if part.layout is not torch.strided or part.is_nested or is_lazy(part) or not part.numel():
         return 0, 0
-    return first, first + (far + 1) * part.element_size()
+    sizes = zip(part.shape, part.stride(), strict=True)
+    far = sum((size - 1) * step for size, step in sizes)
+    first = part.data_ptr()
+    return (first, first + (far + 1) * part.element_size()) if first else (0, 0)
 
 
 class Remade:
@@ -151,9 +149,7 @@ class Remade:
         """
 
         def fetch(ref: TensorRef) -> Tensor:
-            place = self._source.place(ref, device)
-            if place is None:
-                raise LookupError(f"no mesh of the live state is that of {ref.path}")
+            place = self._source.home(ref, device)
             return self.take(ref.path, place, live if ref is tree else None)
 
         return join(tree, fetch)

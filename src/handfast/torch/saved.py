@@ -137,6 +137,13 @@ class Source(NamedTuple):
             return place_like(spec, ref.dims, self.places.get(ref.path, HOST), self.meshed)
         return Place(device) if spec.shape == spec.global_shape else None
 
+    def home(self, ref: TensorRef, device: torch.device = HOST.device) -> Place:
+        """:meth:`place` of a tensor that has to be made. Raises LookupError if there is none."""
+        place = self.place(ref, device)
+        if place is None:
+            raise LookupError(f"no mesh of the live state is that of {ref.path}")
+        return place
+
     def tree(self, tree: object, near: Callable[[str], Place] = lambda _: HOST) -> object:
         """A plain tree with new tensors for its references; nothing aliases the image.
 
@@ -146,9 +153,7 @@ class Source(NamedTuple):
         made: dict[object, Tensor] = {}
 
         def fetch(ref: TensorRef) -> Tensor:
-            place = self.place(ref, near(ref.path).device)
-            if place is None:
-                raise LookupError(f"no mesh of the live state is that of {ref.path}")
+            place = self.home(ref, near(ref.path).device)
             key = self.saved.aliases.get(ref.path, ref.path), ref.dims, place.device
             if key not in made:
                 made[key] = self.tensor(ref.path, place)

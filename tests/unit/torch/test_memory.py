@@ -347,12 +347,15 @@ def test_a_rate_that_is_a_buffer_which_is_not_saved_stays_one_with_it() -> None:
 
 
 def test_what_has_no_plain_memory_is_in_nobodys_way() -> None:
-    """A sparse adjacency, say, that is not saved."""
+    """A sparse adjacency, say, that is not saved; nor in a meta tensor's, at address 0."""
     model, opt = stepped()
     other, live = stepped()
     for module in (model, other):
         module.register_buffer("adj", torch.eye(3).to_sparse(), persistent=False)
         module.register_buffer("late", nn.UninitializedBuffer(), persistent=False)
+        parts = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])
+        module.register_buffer("parts", parts, persistent=False)
+        module.register_buffer("none", torch.ones(2, device="meta"), persistent=False)
     Snapshot({"m": model, "o": opt}).restore({"m": other, "o": live})
     assert torch.equal(other.weight, model.weight)
 
