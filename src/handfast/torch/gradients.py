@@ -177,7 +177,7 @@ def _inside(value: Any) -> Iterable[object]:
         if type(member) is MemberDescriptorType and name != "__dict__"
     ]
     held = [item for slot in slots if (item := _slot(slot, value)) is not None]
-    with suppress(AttributeError):
+    with suppress(AttributeError):  # it has slots alone
         held += object.__getattribute__(value, "__dict__").values()
     return held
 
