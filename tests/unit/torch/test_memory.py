@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -346,6 +347,7 @@ def test_a_rate_that_is_a_buffer_which_is_not_saved_stays_one_with_it() -> None:
     assert rate.item() == 0.5
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested")  # a prototype
 def test_what_has_no_plain_memory_is_in_nobodys_way() -> None:
     """A sparse adjacency, say, that is not saved; nor in a meta tensor's, at address 0."""
     model, opt = stepped()
