@@ -392,6 +392,82 @@ def lets_tries_that_nobody_will_join_fill_the_window(patch: Patch) -> None:
     )
 
 
+@mutant("l6")
+def admits_what_is_beyond_the_window(patch: Patch) -> None:
+    original = member._unfit
+    patch.setattr(member, "_unfit", lambda m, epoch: original(replace(m, persisting=()), epoch))
+
+
+@mutant("l6")
+def admits_whatever_was_passed_by(patch: Patch) -> None:
+    patch.setattr(converge, "STRANDED", 1_000_000)
+
+
+@mutant("s5")
+def saves_a_step_again(patch: Patch) -> None:
+    original = member._unfit
+
+    def unfit(state, epoch):
+        return original(state, Epoch(epoch.generation, epoch.step + 1))
+
+    patch.setattr(member, "_unfit", unfit)
+
+
+@mutant("l4")
+def refuses_a_skip_for_a_full_window(patch: Patch) -> None:
+    def forgone(original, turn, event):
+        why, by = member._unfit(turn.state, event.epoch)
+        if why:
+            turn.do(events.Refuse(event.epoch, why, by))
+        else:
+            original(turn, event)
+
+    handler(patch, events.Forgone, forgone)
+
+
+@mutant("l4")
+def tells_a_trainer_that_begins_again_nothing(patch: Patch) -> None:
+    def begin(original, turn, event):
+        before = turn.state
+        original(turn, event)
+        if (before.generation, before.round) == (event.generation, event.round):
+            turn.set(told=before.told)
+
+    handler(patch, events.Begin, begin)
+
+
+@mutant("l6")
+def writes_what_it_knows_once_more(patch: Patch) -> None:
+    original = member._learn_converged
+
+    def learn(turn, roster, fact):
+        tier = roster.tiers.index(fact.certificate.tier)
+        line = turn.state.tallies[tier].line
+        if turn.state.open and line == fact.certificate:
+            turn.write(fact)
+        else:
+            original(turn, roster, fact)
+
+    patch.setattr(member, "_learn_converged", learn)
+
+
+@mutant("s8")
+def never_trusts_again_what_was_bad_once(patch: Patch) -> None:
+    original = fold._said
+
+    def said(state, record):
+        after = original(state, record)
+        return replace(after, doubted=tuple({*state.doubted, *after.doubted}))
+
+    patch.setattr(fold, "_said", said)
+
+
+@mutant("l2", shape="tree")
+def speaks_to_one_neighbour_beside_the_tree(patch: Patch) -> None:
+    original = gossip.turn
+    patch.setattr(gossip, "turn", lambda m: original(replace(m, turned=-1)))
+
+
 @mutant("s15")
 def skips_after_a_timeout(patch: Patch) -> None:
     def tick(original, turn, event):
@@ -473,8 +549,8 @@ def takes_saves_of_a_past_generation(patch: Patch) -> None:
     original = member._unfit
 
     def unfit(state, epoch):
-        present = replace(epoch, generation=state.generation)
-        return ("", ()) if state.open else original(state, present)
+        past = epoch.generation < state.generation
+        return ("", ()) if past and state.open else original(state, epoch)
 
     patch.setattr(member, "_unfit", unfit)
 

@@ -19,11 +19,12 @@ BY_STORMS = {
     "forgets_the_certificates_of_others", "puts_copies_of_a_run_together", "blames_nobody",
     "rolls_up_what_a_block_lacks", "counts_a_block_twice", "takes_a_block_of_another_generation",
     "rolls_up_the_epoch_before_with_this_one", "rolls_up_a_skip_as_if_it_were_a_vote",
-    "counts_on_what_is_lost", "keeps_a_block_under_another_root",
+    "counts_on_what_is_lost", "keeps_a_block_under_another_root", "admits_whatever_was_passed_by",
+    "speaks_to_one_neighbour_beside_the_tree",
 }  # fmt: skip
 """What needs a larger world than is searched: three rounds of two members, copies of a whole run,
-a member that is away for good, a loss and then a boot, and a tree of four with a SKIP, two epochs
-or two rounds.
+a member that is away for good, a loss and then a boot, more epochs than one window, and a tree of
+four with a SKIP, two epochs, two rounds, or two members away.
 `tests/property/test_mutants.py` catches them."""
 
 SEARCHED = {
@@ -42,6 +43,12 @@ SEARCHED = {
     "releases_as_soon_as_it_boots": "reader",
     "lets_skipped_epochs_fill_the_window": "retry",
     "lets_tries_that_nobody_will_join_fill_the_window": "passed by",
+    "admits_what_is_beyond_the_window": "window",
+    "saves_a_step_again": "again",
+    "refuses_a_skip_for_a_full_window": "forgone",
+    "tells_a_trainer_that_begins_again_nothing": "again",
+    "writes_what_it_knows_once_more": "again",
+    "never_trusts_again_what_was_bad_once": "misread",
     "skips_after_a_timeout": "network",
     "never_sends_again": "window",
     "never_falls_silent": "path",

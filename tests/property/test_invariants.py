@@ -24,6 +24,7 @@ from handfast.laws.invariants import (
 )
 
 E1, E2, E3 = Epoch(1, 10), Epoch(1, 20), Epoch(2, 30)
+E4, E5, E6 = Epoch(2, 40), Epoch(2, 50), Epoch(2, 60)
 
 
 def grown(name: str = "two") -> World:
@@ -125,6 +126,20 @@ def asking(w: Written):
     return w.record
 
 
+def open_on(*epochs: Epoch):
+    """Let the first member have voted on epochs that have not converged."""
+    ballots = tuple(Ballot(epoch, (ms.Staged(0, epoch, "x"),)) for epoch in epochs)
+    return replace(MEMBER, tallies=(replace(MEMBER.tallies[0], ballots=ballots),))
+
+
+def passed_by(many: int):
+    """Let it have voted on so many epochs that the other one went past."""
+    held = open_on(*(Epoch(2, 40 + i) for i in range(many)))
+    late = Ballot(Epoch(2, 90), (ms.Staged(1, Epoch(2, 90), "x"),))
+    ballots = (*held.tallies[0].ballots, late)
+    return replace(held, tallies=(replace(held.tallies[0], ballots=ballots),))
+
+
 DECLARED = {
     "s1": [
         replace(TRUTH, sound=frozenset()),
@@ -152,6 +167,10 @@ DECLARED = {
         also(ms.Bad(0, 2, E2, "late")),
         also(ms.Accepted(0, 2, E1, 0)),
         also(next(f for d, f in TRUTH.records(ms.Frozen) if d == "dir0a")),
+        turn(apply=[ev.Persist(E3)]),
+        turn(before=replace(MEMBER, persisting=(E4,)), apply=[ev.Persist(E4)]),
+        turn(before=open_on(E4), apply=[ev.Persist(E4)]),
+        turn(ev.Tick(), persist=[ms.Skipped(0, E4, "slow")]),
     ],
     "s6": [
         also(ms.Restored(replace(CERTIFICATE, base=E1))),
@@ -202,7 +221,13 @@ DECLARED = {
     "l2": [replace(TRUTH, exchanges=99)],
     "l3": [replace(TRUTH, members=(replace(MEMBER, generation=1), OTHER))],
     "l5": [replace(TRUTH, members=(replace(MEMBER, peers=Peers()), OTHER))],
-    "l6": [replace(TRUTH, keep=Keep(1), members=(replace(MEMBER, retained=MEMBER.retained * 2),))],
+    "l6": [
+        replace(TRUTH, keep=Keep(1), members=(replace(MEMBER, retained=MEMBER.retained * 2),)),
+        turn(after=replace(MEMBER, persisting=(E4, E5, E6)), apply=[ev.Persist(E6)]),
+        turn(after=replace(open_on(E4, E5), persisting=(E6,)), apply=[ev.Persist(E6)]),
+        turn(after=passed_by(8), apply=[ev.Persist(Epoch(2, 99))]),
+        turn(persist=[ms.Converged(MEMBER.tallies[0].line)]),
+    ],
 }  # fmt: skip
 
 
@@ -276,6 +301,37 @@ def test_a_refusal_must_be_true():
     assert "l4" in broken(turn(apply=[refuse]))
     assert "l4" not in broken(turn(apply=[replace(refuse, by=())]))
     assert "l4" not in broken(turn(after=replace(MEMBER, persisting=(E2, E3)), apply=[refuse]))
+
+
+def test_a_window_holds_what_it_says():
+    """What others have passed by does not count in it, nor what somebody skipped; a few may lie."""
+    fine = turn(after=replace(open_on(E4), persisting=(E5,)), apply=[ev.Persist(E5)])
+    assert broken(fine) == set()
+    assert broken(turn(after=passed_by(7), apply=[ev.Persist(Epoch(2, 99))])) == set()
+    forgone = ev.Forgone(E6, "skipped")
+    full, refuse = open_on(E4, E5), ev.Refuse(E6, "full", ("dir1a",))
+    assert broken(turn(ev.Captured(E6), after=full, apply=[refuse])) == set()
+    assert broken(turn(forgone, after=full, apply=[refuse])) == {"l4"}
+
+
+def test_whoever_begins_is_told():
+    """At once, and as often as it begins; of an overtaken round it hears no more than that."""
+    world, rng = World(SHAPES["two"]), random.Random(0)
+    round_ = world.launch()
+    for node in world.here():
+        world.begin(round_, node)
+    begin = round_.begin(Keep(1), 2)
+    while not any(isinstance(action, ev.Propose) for action in world.nodes["dir0a"].todo):
+        world.deliver(world.pending.pop(0))
+    ready = world.nodes["dir0a"].member
+    propose = world.nodes["dir0a"].todo[0]
+    assert broken(turn(begin, ready, apply=[propose])) == set()
+    assert broken(turn(begin, ready)) == {"l4"}
+    world.settle(rng)
+    done = world.nodes["dir0a"].member
+    assert broken(turn(begin, done)) == {"l4"}
+    assert broken(turn(begin, done, apply=[ev.Resume(done.restored)])) == set()
+    assert broken(turn(replace(begin, round="other"), done)) == set()
 
 
 def waiting() -> tuple[World, Truth]:

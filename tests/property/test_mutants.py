@@ -15,6 +15,8 @@ from msgspec.structs import replace
 from world import SHAPES, Breach, World, storm
 
 from handfast.core import recover
+from handfast.core.converge import STRANDED
+from handfast.core.events import Tick
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Roster
 from handfast.core.messages import Accepted, RestoreCertificate, Restored, decode_message
@@ -22,6 +24,7 @@ from handfast.core.retain import Keep
 from handfast.laws.invariants import (
     EVENTUALLY,
     l2_heals_in_diameter,
+    l2_whoever_is_there_knows_alike,
     s13_no_interaction_across_epochs,
 )
 from handfast.laws.truth import Truth
@@ -121,7 +124,8 @@ def gone_apart(where: World, rng: random.Random) -> None:
 
 BY_SEARCH = {
     "accepts_again_in_a_new_life", "restores_without_every_report",
-    "votes_before_its_first_freeze_is_written",
+    "votes_before_its_first_freeze_is_written", "never_trusts_again_what_was_bad_once",
+    "saves_a_step_again",
 }  # fmt: skip
 """What so few storms miss, and the search of `tests/model/test_mutants.py` finds."""
 
@@ -141,7 +145,35 @@ def lost(where: World, rng: random.Random) -> None:
     where.judge(laws=EVENTUALLY)
 
 
-SCENES = (replay, tie, half_told, one_bad, gone_apart, lost)
+def out_of_step(where: World, rng: random.Random) -> None:
+    """Each rank saves at steps of its own: nobody ever joins, and in the end all are refused."""
+    advance(where, rng)
+    round_ = where.rounds[-1]
+    for shard in round_.step:
+        round_.step[shard] += shard
+    for _ in range(STRANDED * where.window + 2):
+        for shard in sorted(round_.step):
+            where.save(round_, shard)
+        where.settle(rng)
+
+
+def cut_off(where: World, rng: random.Random) -> None:
+    """Of a tree the first domain and another go away while all save: the others still meet."""
+    advance(where, rng, saves=1)
+    for node in where.here()[0::2]:
+        where.crash(node)
+    round_ = where.rounds[-1]
+    for shard in sorted(round_.step):
+        where.save(round_, shard)
+    for _ in range(2 * len(where.nodes)):
+        where.drain(rng)
+        for node in where.here():
+            where.run(node, Tick())
+    where.drain(rng)
+    where.judge(laws=(l2_whoever_is_there_knows_alike,))
+
+
+SCENES = (replay, tie, half_told, one_bad, gone_apart, lost, out_of_step, cut_off)
 
 
 def searches(fault: Mutant) -> Iterator[Callable[[], object]]:

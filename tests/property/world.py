@@ -52,13 +52,13 @@ from handfast.laws.invariants import (
     Written,
     breaches,
 )
+from handfast.laws.steps import OF_A_STEP
 from handfast.model.scenarios import shape
 from handfast.model.tell import brief
 
-HEARING = tuple(
-    law
-    for law in ALWAYS
-    if law.__name__[:3] in ("s1_", "s2_", "s9_", "s15") or law.__name__ == "s10_stale_is_refused"
+HEARING = (
+    *(law for law in ALWAYS if law.__name__[:3] in ("s1_", "s2_", "s9_")),
+    *OF_A_STEP,
 )
 
 
@@ -230,7 +230,7 @@ class World:
         # What is only heard can break no law of the journals and the disks.
         laws = self.laws if persist or apply or self.stirred else HEARING
         self.stirred = False
-        self.judge(Turn(before, event, after, done, node.turns == 1), laws)
+        self.judge(Turn(before, event, after, done, node.turns == 1, crashed), laws)
         if persist and not crashed:
             again = door.boot(node.id, node.incarnation, node.records, after.lost)
             assert durable(again) == durable(after), f"{durable(again)}\n{durable(after)}"

@@ -8,29 +8,27 @@ core never sees: the files behind S1 and the damage behind S14 are for the tests
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final, TypeAlias
+from collections.abc import Iterator
+from typing import Final
 
-from handfast.core import events, gossip, messages
-from handfast.core.converge import STRANDED, Ballot, Tally
+from handfast.core import gossip, messages
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import Roster
 from handfast.core.state import Member
 from handfast.core.view import view
-from handfast.laws.truth import Truth, Turn, Written, rolled_up
+from handfast.laws import steps
+from handfast.laws.truth import Law, Truth, Turn, Written, rolled_up
 
 __all__ = [
     "ALWAYS",
     "EVENTUALLY",
     "STANDSTILL",
+    "Law",
     "Truth",
     "Turn",
     "Written",
     "breaches",
 ]
-
-Law: TypeAlias = "Callable[[Truth], Iterator[str]]"
-
 
 # --- always -------------------------------------------------------------------------------------
 
@@ -136,17 +134,6 @@ def s5_votes_are_write_once(truth: Truth) -> Iterator[str]:
         if key in said:
             yield f"{w.domain} wrote {said[key]} and then {w.record}"
         said[key] = w.record
-
-
-def s5_skips_are_ones_own(truth: Truth) -> Iterator[str]:
-    """A SKIP follows from one's own save; not being scheduled is no vote (design, section 2)."""
-    turn = truth.turn
-    for skip in turn.effects.persist if turn else ():
-        if isinstance(skip, messages.Skipped) and turn:
-            cause = turn.event
-            own = isinstance(cause, events.Failed | events.Forgone) and cause.epoch == skip.epoch
-            if not own:
-                yield f"{turn.before.id} skipped {skip.epoch} on {type(cause).__name__}"
 
 
 def s10_stale_is_not_written(truth: Truth) -> Iterator[str]:
@@ -256,21 +243,6 @@ def s9_joins_agree(truth: Truth) -> Iterator[str]:
             yield f"{a.id} and {b.id} hold different votes of the same members"
 
 
-def s10_stale_is_refused(truth: Truth) -> Iterator[str]:
-    """What is of another generation, round, configuration or a past incarnation changes nothing."""
-    turn = truth.turn
-    if turn is not None and isinstance(turn.event, events.Received) and turn.before.roster:
-        m, old, new = turn.event.message, turn.before, turn.after
-        here = (old.generation, old.round, turn.before.roster.digest)
-        past = m.sender != old.me and m.incarnation < old.peers[m.sender].incarnation
-        if (past or (m.generation, m.round, m.configuration) != here) and not turn.first:
-            then, now = (
-                [(i, p.incarnation, p.knows) for i, p in k.peers.heard] for k in (old, new)
-            )
-            if then != now or turn.effects.persist:
-                yield f"{old.id} took {m.generation}/{m.incarnation} from member {m.sender}"
-
-
 def s11_nothing_is_mutated_unvalidated(truth: Truth) -> Iterator[str]:
     """A rank resumes only what is VALID in a named copy of every shard, and every rank ACCEPTed."""
     valid = {(d, v.generation, v.epoch) for d, v in truth.records(messages.Valid)}
@@ -338,40 +310,6 @@ def s14_what_is_corrupt_never_counts(truth: Truth) -> Iterator[str]:
                 yield f"generation {c.generation} took {c.base} from a bad copy"
 
 
-def s15_time_changes_nothing(truth: Truth) -> Iterator[str]:
-    """A tick, early or late, only sends."""
-    turn = truth.turn
-    if turn is None or turn.first or not isinstance(turn.event, events.Tick):
-        return
-    if turn.effects.persist or turn.effects.apply:
-        yield f"a tick made {turn.before.id} do {turn.effects}"
-
-
-def l4_refusals_are_true(truth: Truth) -> Iterator[str]:
-    """A save is refused for the window only while as many epochs may yet converge, by name."""
-    turn = truth.turn
-    for action in turn.effects.apply if turn else ():
-        if isinstance(action, events.Refuse) and action.by and turn and turn.after.roster:
-            m, roster = turn.after, turn.after.roster
-            tally = m.tallies[roster.tier_of[m.me]]
-            held = [b for b in tally.ballots if b.staged >> m.me & 1 and not b.skipped]
-            open_ = [b for b in held if not _passed(tally, b, action.by, roster)]
-            full = len(open_) + len(m.persisting) >= m.window
-            if not full and len(held) < STRANDED * m.window:
-                yield f"{m.id} refused {action.epoch}, and {len(open_)} epochs are open"
-
-
-def _passed(tally: Tally, ballot: Ballot, by: tuple[str, ...], roster: Roster) -> bool:
-    """Say whether one of those who are blamed has staged a later epoch, and not this one."""
-    blamed = [i for i, name in enumerate(roster.ids) if name in by]
-    return any(
-        later.staged >> i & 1 and not ballot.staged >> i & 1
-        for later in tally.ballots
-        if later.epoch > ballot.epoch
-        for i in blamed
-    )
-
-
 # --- eventually: judged in the calm after a storm, once what was restored has saved once more ----
 
 
@@ -388,6 +326,23 @@ def l2_heals_in_diameter(truth: Truth) -> Iterator[str]:
     """The exchanges needed grow with the diameter (log2 n), not with the length of the storm."""
     if truth.exchanges > 4 * (truth.rosters[-1].size.bit_length() + 2):
         yield f"it took {truth.exchanges} exchanges"
+
+
+def l2_whoever_is_there_knows_alike(truth: Truth) -> Iterator[str]:
+    """With someone away the others still learn all that there is to know of each other."""
+    first: dict[tuple[object, ...], Member] = {}
+    for m in truth.members:
+        other = first.setdefault((m.generation, m.round, m.roster, m.open), m)
+        if _learnt(m) != _learnt(other):
+            yield f"{m.id} and {other.id} do not know the same votes"
+
+
+def _learnt(member: Member) -> tuple[object, ...]:
+    """Give what is said in this generation; what had converged before, a restore will level."""
+    if held := member.recovery:
+        return held.reports, held.checks, held.accepted
+    lines = [t.line and t.line.epoch for t in member.tallies]
+    return lines, [[(b.epoch, b.staged, b.skipped) for b in t.ballots] for t in member.tallies]
 
 
 def l3_no_orphaned_knowledge(truth: Truth) -> Iterator[str]:
@@ -427,17 +382,18 @@ def l6_storage_is_bounded(truth: Truth) -> Iterator[str]:
 ALWAYS: Final[tuple[Law, ...]] = (
     s1_attested_is_durable, s2_knowledge_is_sound, s3_something_is_retained_by_all,
     s4_certified_is_not_lost, s5_votes_are_write_once, s6_certificates_are_of_one_whole,
-    s10_stale_is_not_written, s5_skips_are_ones_own,
+    s10_stale_is_not_written,
     s7_nothing_acts_without_a_certificate, s8_release_follows_knowledge, s9_joins_agree,
-    s10_stale_is_refused, s11_nothing_is_mutated_unvalidated, s12_recovery_is_a_function,
-    s13_no_interaction_across_epochs, s14_what_is_corrupt_never_counts, s15_time_changes_nothing,
-    l4_refusals_are_true,
+    s11_nothing_is_mutated_unvalidated, s12_recovery_is_a_function,
+    s13_no_interaction_across_epochs, s14_what_is_corrupt_never_counts, *steps.OF_A_STEP,
 )  # fmt: skip
 EVENTUALLY: Final[tuple[Law, ...]] = (
     l1_all_learn, l2_heals_in_diameter, l3_no_orphaned_knowledge, l5_traffic_quiesces,
     l6_storage_is_bounded,
 )  # fmt: skip
-STANDSTILL: Final[tuple[Law, ...]] = (l4_whoever_blocks_is_named, l5_traffic_quiesces)
+STANDSTILL: Final[tuple[Law, ...]] = (
+    l2_whoever_is_there_knows_alike, l4_whoever_blocks_is_named, l5_traffic_quiesces,
+)  # fmt: skip
 
 
 def breaches(truth: Truth, laws: tuple[Law, ...] = ALWAYS) -> tuple[str, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -15,9 +15,11 @@ from handfast.core.membership import Roster
 from handfast.core.retain import Keep
 from handfast.core.state import Member
 
-__all__ = ["Truth", "Turn", "Written", "rolled_up"]
+__all__ = ["Law", "Truth", "Turn", "Written", "rolled_up"]
 
 R = TypeVar("R", bound=messages.Record)
+Law: TypeAlias = "Callable[[Truth], Iterator[str]]"
+"""Yields the breaches of one promise, in words."""
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -29,13 +31,17 @@ class Written(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """One call of ``step``; the ``first`` of a life also concludes what its journal allows."""
+    """One call of ``step``; the ``first`` of a life also concludes what its journal allows.
+
+    ``cut``: a crash came before all of its effects were carried out, and these are those that were.
+    """
 
     before: Member
     event: events.Event
     after: Member
     effects: events.Effects
     first: bool = False
+    cut: bool = False
 
 
 class Truth(msgspec.Struct, frozen=True, dict=True):

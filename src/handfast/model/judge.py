@@ -27,7 +27,7 @@ from handfast.core.lattice import Epoch
 from handfast.core.membership import Roster
 from handfast.core.retain import Keep
 from handfast.core.state import Member
-from handfast.laws import invariants
+from handfast.laws import invariants, steps
 from handfast.laws.truth import Truth, Turn, Written
 from handfast.model.place import Deed, Image, Place
 
@@ -35,11 +35,7 @@ __all__ = ["Judge", "Table"]
 
 V = TypeVar("V", bound=Hashable)
 
-OF_A_STEP: Final = (
-    invariants.s10_stale_is_refused, invariants.s14_what_is_corrupt_never_counts,
-    invariants.s15_time_changes_nothing, invariants.s5_skips_are_ones_own,
-    invariants.l4_refusals_are_true,
-)  # fmt: skip
+OF_A_STEP: Final = (*steps.OF_A_STEP, invariants.s14_what_is_corrupt_never_counts)
 OF_A_PAIR: Final = (invariants.s9_joins_agree,)
 OF_ALL: Final = tuple(
     law

@@ -28,7 +28,7 @@ from handfast.core import events as ev
 from handfast.core import member as door
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import Change, Roster, bits
-from handfast.core.messages import Certificate, Lost, Record, RestoreCertificate, Staged
+from handfast.core.messages import Certificate, Lost, Record, RestoreCertificate, Skipped, Staged
 from handfast.core.retain import Keep
 from handfast.core.state import Member
 from handfast.laws.truth import Turn
@@ -48,11 +48,11 @@ class Bounds(msgspec.Struct, frozen=True):
     ``lives`` each domain has. The others count over the whole run: ``crashes``; ``early`` ticks,
     while something else could still happen; ``losses``, ``overtakes`` and ``echoes`` of messages
     (see :mod:`handfast.model.protocol`); ``agains``, links that come up anew and trainers that
-    begin once more; ``rots``, copies damaged or vanished; ``misreads``, sound copies that could
-    not be read once, which is taken for a loss; ``skips`` and ``failures`` to save; ``declines``
-    by a rank (neither these nor misreads in the last round, which they would end); ``pins`` of
-    readers; ``ghosts``, agents that were frozen and wake up behind their successors; ``changes``
-    of the configuration.
+    begin once more; ``repeats``, ranks that save the same step again; ``rots``, copies damaged or
+    vanished; ``misreads``, sound copies that could not be read once, which is taken for a loss;
+    ``skips`` and ``failures`` to save; ``declines`` by a rank (neither these nor misreads in the
+    last round, which they would end); ``pins`` of readers; ``ghosts``, agents that were frozen and
+    wake up behind their successors; ``changes`` of the configuration.
     """
 
     epochs: int = 1
@@ -63,6 +63,7 @@ class Bounds(msgspec.Struct, frozen=True):
     overtakes: int = 0
     echoes: int = 0
     agains: int = 0
+    repeats: int = 0
     rots: int = 0
     misreads: int = 0
     skips: int = 0
@@ -141,6 +142,11 @@ class Place(msgspec.Struct, frozen=True):
         """Say whether the journal holds the vote STAGED on an epoch."""
         return any(isinstance(r, Staged) and r.epoch == epoch for r in self.records)
 
+    def handed(self, epoch: Epoch) -> bool:
+        """Say whether an epoch was voted on, or is being persisted."""
+        voted = any(isinstance(r, Staged | Skipped) and r.epoch == epoch for r in self.records)
+        return voted or ev.Persist(epoch) in self.todo
+
 
 class Errand(msgspec.Struct, frozen=True):
     """Something that can happen to a place: what its disk and rank are by then, and the event.
@@ -216,7 +222,7 @@ def cuts(rules: Rules, place: Place, event: ev.Event, whole: Taken) -> Iterator[
             turn.effects.send[: max(0, at)],
             turn.effects.apply[: max(0, at - len(turn.effects.send))],
         )
-        down = _carry(rules, place, event, turn.after, done)
+        down = _carry(rules, place, event, turn.after, done, cut=True)
         up = crash(rules, down.place)
         yield Taken(
             up.place, down.sends + up.sends, down.turns + up.turns, down.deeds + up.deeds, cut
@@ -224,7 +230,13 @@ def cuts(rules: Rules, place: Place, event: ev.Event, whole: Taken) -> Iterator[
 
 
 def _carry(
-    rules: Rules, place: Place, event: ev.Event, after: Member, effects: ev.Effects
+    rules: Rules,
+    place: Place,
+    event: ev.Event,
+    after: Member,
+    effects: ev.Effects,
+    *,
+    cut: bool = False,
 ) -> Taken:
     images, todo, trainers = place.images, place.todo, place.trainers
     deeds: list[Deed] = []
@@ -239,13 +251,13 @@ def _carry(
             case ev.Resume():
                 deeds.append(action.certificate)
                 trainers = _resumed(rules, trainers, action.certificate)
-            case ev.Refuse():
+            case ev.Refuse() if not place.handed(action.epoch):
                 trainers = _waiting(rules, trainers, action.epoch)
             case ev.Release():
                 images = tuple(image for image in images if image.epoch not in action.epochs)
             case _:
                 pass
-    turn = Turn(place.member or after, event, after, effects, place.fresh)
+    turn = Turn(place.member or after, event, after, effects, place.fresh, cut)
     now = _replace(
         place, member=after, records=place.records + effects.persist, images=images, todo=todo,
         trainers=trainers, fresh=False,
@@ -378,6 +390,9 @@ def _save(rules: Rules, place: Place, number: int, round_: Round) -> Iterator[Er
         return
     last = number == len(rules.rounds) - 1
     base, at = position
+    if at > base:
+        again = ev.Captured(Epoch(round_.generation, at))
+        yield Errand(place, again, ("repeats",), calm=False)
     if at >= base + rules.bounds.epochs and not last:
         return
     trainers = (*place.trainers[:number], (base, at + 1), *place.trainers[number + 1 :])

@@ -189,9 +189,7 @@ class Agent:
                 self.disk.commit(self.incarnation, part)
                 if part:
                     done = Effects(part)
-                    self._port.wrote(
-                        self, Turn(turn.before, turn.event, turn.after, done, turn.first)
-                    )
+                    self._port.wrote(self, msgspec.structs.replace(turn, effects=done, cut=True))
         self._end("crashes")
 
     def _end(self, why: str) -> None:

@@ -20,6 +20,7 @@ from handfast.core.membership import Roster
 from handfast.core.retain import Keep
 from handfast.core.state import Member
 from handfast.laws import invariants as laws
+from handfast.laws import steps
 from handfast.laws.truth import Truth, Turn, Written
 
 __all__ = ["Breach", "Ledger"]
@@ -33,7 +34,7 @@ OF_RECORD: Final[Mapping[type, tuple[Law, ...]]] = {
     messages.Configured: (laws.s3_something_is_retained_by_all, laws.s10_stale_is_not_written),
     messages.Frozen: (*_VOTED, laws.s14_what_is_corrupt_never_counts),
     messages.Staged: (laws.s1_attested_is_durable, *_VOTED),
-    messages.Skipped: (*_VOTED, laws.s5_skips_are_ones_own),
+    messages.Skipped: _VOTED,
     messages.Valid: (*_VOTED, laws.s14_what_is_corrupt_never_counts),
     messages.Bad: (
         *_VOTED, laws.s12_recovery_is_a_function, laws.s14_what_is_corrupt_never_counts,
@@ -63,11 +64,22 @@ OF_DEED: Final[Mapping[type, tuple[Law, ...]]] = {
 }  # fmt: skip
 """The laws that a deed could break."""
 
-OF_EVENT: Final[Mapping[type, Law]] = {
-    events.Received: laws.s10_stale_is_refused,
-    events.Tick: laws.s15_time_changes_nothing,
+OF_EVENT: Final[Mapping[type, tuple[Law, ...]]] = {
+    events.Received: (steps.s10_stale_is_refused,),
+    events.Tick: (steps.s15_time_changes_nothing,),
+    events.Begin: (steps.l4_whoever_begins_is_told,),
 }
 """The laws that taking an event could break, whatever came of it."""
+
+OF_EFFECT: Final[Mapping[type, tuple[Law, ...]]] = {
+    messages.Skipped: (steps.s5_skips_are_ones_own,),
+    messages.Converged: (steps.l6_a_certificate_is_learnt_once,),
+    events.Persist: (
+        steps.s5_nothing_is_saved_twice, steps.l6_no_more_is_saved_than_the_window,
+    ),
+    events.Refuse: (steps.l4_refusals_are_true,),
+}  # fmt: skip
+"""The laws of one step that what it did could break."""
 
 OF_DAMAGE: Final = (laws.s3_something_is_retained_by_all, laws.s4_certified_is_not_lost)
 """The laws that a loss, or a change of the configuration, could break."""
@@ -182,9 +194,9 @@ class Ledger:
             due[laws.s9_joins_agree] = None
         if due:
             self._look(tuple(due), id_, turn, fresh)
-        light = [OF_EVENT[type(turn.event)]] if type(turn.event) in OF_EVENT else []
-        if turn.effects.apply and any(type(a) is events.Refuse for a in turn.effects.apply):
-            light.append(laws.l4_refusals_are_true)
+        light = list(OF_EVENT.get(type(turn.event), ()))
+        for effect in (*turn.effects.persist, *turn.effects.apply):
+            light += OF_EFFECT.get(type(effect), ())
         if light:
             self._hold(tuple(light), Truth(rosters=(), journal=(), turn=turn))
         if laws.s1_attested_is_durable not in due and _offers(turn.effects.send):
