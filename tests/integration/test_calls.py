@@ -443,8 +443,14 @@ def test_a_first_start_is_refused_where_a_run_is_required(run: str) -> None:
     with pytest.raises(Refused, match=r"restore\(require=True\)") as caught:
         ckpt.restore(require=True)
     assert caught.value.verdict == "missing"
+    assert run in caught.value.shards[0]
+    assert not os.path.exists(run)  # a path that was mistyped does not become a run
     assert ckpt.restore() == 0
     ckpt.close()
+    again = Checkpointer(run, Training().state(), **PATIENT)
+    with pytest.raises(Refused, match=r"restore\(require=True\)"):
+        again.restore(require=True)  # it has begun by now, and still nothing was saved
+    again.close()
 
 
 def test_a_dry_run_changes_nothing(run: str) -> None:

@@ -24,6 +24,7 @@ from handfast.checkpoint.alone import alone
 from handfast.checkpoint.arguments import kept, patterns, seconds, whole
 from handfast.checkpoint.images import Loaded, StagingImage
 from handfast.checkpoint.refusal import Load, suggest, words
+from handfast.checkpoint.rounds import none_begun
 from handfast.checkpoint.save import Save
 from handfast.checkpoint.session import Session
 from handfast.core.lattice import GENESIS, Epoch
@@ -203,6 +204,7 @@ class Checkpointer:
             window=self._window,
             drain_s=self._drain_s,
             patience_s=self._patience_s,
+            require=require,
         )
         self._state.shares(session.collective.place.rank, session.neighbours())
         proposal = session.await_proposal(self._patience_s)
@@ -255,11 +257,7 @@ class Checkpointer:
                 remedy="build model, optimizer and all else anew, and a new Checkpointer for them",
             )
         if require:
-            raise Refused(
-                "nothing was ever saved in this run, and restore(require=True) asks for an epoch",
-                verdict=Verdict.MISSING,
-                remedy="look at the path; without require=True this is a first start",
-            )
+            raise none_begun()
 
     def _load(self, proposal: Proposal) -> list[Loaded]:
         """Get this rank's own shard, and the one that holds what it has left to another."""

@@ -93,6 +93,7 @@ class _Hand(msgspec.Struct, frozen=True):
     nonce: str
     run: str
     secret: bytes
+    require: bool = False
 
 
 class Meeting(msgspec.Struct, frozen=True):
@@ -143,22 +144,36 @@ def _look_beside(files: Files, root: str, node: str) -> Peek:
     return Peek(node, root, run=begun.run, known=begun.known, shards=begun.shards, others=others)
 
 
-def meet(collective: Collective, mine: Peek) -> Meeting:
+def meet(collective: Collective, mine: Peek, *, require: bool = False) -> Meeting:
     """Lay all peeks side by side. Every rank sees the same, so every rank raises the same.
 
     Raises Refused: CORRUPT for a directory that can't be read, FOREIGN for several runs, MIXED for
     directories that have changed ranks, MISSING where the run exists on some ranks and another's
-    directory is empty, or where only certificates are left of it. Nothing has been created.
+    directory is empty, where only certificates are left of it, or where there is none and some rank
+    does ``require`` one. Nothing has been created.
     """
-    hand = _Hand(mine, secrets.token_hex(16), secrets.token_hex(8), secrets.token_bytes(32))
+    nonce, run, secret = secrets.token_hex(16), secrets.token_hex(8), secrets.token_bytes(32)
+    hand = _Hand(mine, nonce, run, secret, require)
     hands = [
         msgspec.msgpack.decode(data, type=_Hand)
         for data in collective.gather("peek", msgspec.msgpack.encode(hand))
     ]
     peeks = tuple(h.peek for h in hands)
     _refuse(peeks)
+    if any(h.require for h in hands) and not any(p.known for p in peeks):
+        raise none_begun([f"rank {r}: {p.root} on {p.node}" for r, p in enumerate(peeks)])
     runs = sorted({p.run for p in peeks if p.run})
     return Meeting(peeks, hands[0].nonce, runs[0] if runs else hands[0].run, hands[0].secret)
+
+
+def none_begun(shards: Sequence[str] = ()) -> Refused:
+    """Say that a first start is not what was asked for."""
+    return Refused(
+        "nothing was ever saved in this run, and restore(require=True) asks for an epoch",
+        verdict=Verdict.MISSING,
+        shards=shards,
+        remedy="look at the path; without require=True this is a first start",
+    )
 
 
 def _refuse(peeks: Sequence[Peek]) -> None:

@@ -116,17 +116,18 @@ class Session:
         window: int,
         drain_s: float,
         patience_s: float | None = 600.0,
+        require: bool = False,
     ) -> Formation:
         """Meet the other ranks, open this rank's domain, and begin a generation.
 
-        ``patience_s`` bounds how long an agent may leave a call unanswered. Raises Refused, the
-        same on every rank, where the directories don't make one run.
+        ``patience_s`` bounds how long an agent may be silent. Raises Refused, the same on every
+        rank, where directories make no one run, or there is none and some rank does ``require`` it.
         """
         self._line.patience_s = patience_s
         self._accepted = None
         place = self.collective.place
         mine = rounds.peek(self._files, self.root, place.node, place.rank)
-        self._meeting = rounds.meet(self.collective, mine)
+        self._meeting = rounds.meet(self.collective, mine, require=require)
         hand = Hand(want=want)
         try:  # whatever happens here, the others must hear of it: they wait in the gathering
             generation = self._count(self._meeting) if place.rank == 0 else 0
