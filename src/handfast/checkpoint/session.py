@@ -123,8 +123,7 @@ class Session:
         ``patience_s`` bounds how long an agent may be silent. Raises Refused, the same on every
         rank, where directories make no one run, or there is none and some rank does ``require`` it.
         """
-        self._line.patience_s = patience_s
-        self._accepted = None
+        self._line.patience_s, self._accepted = patience_s, None
         place = self.collective.place
         mine = rounds.peek(self._files, self.root, place.node, place.rank)
         self._meeting = rounds.meet(self.collective, mine, require=require)
