@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from handfast.store.objects import TensorRef, child
 from handfast.torch import loaders, optimizers
 from handfast.torch.alike import ddp_modules
 from handfast.torch.capture import Walk, state_of, walk
-from handfast.torch.gradients import optimizers_of, restore_gradients
+from handfast.torch.gradients import drop_gradients, restore_gradients
 from handfast.torch.memory import UNNAMED, Memory, Remade
 from handfast.torch.names import matches
 from handfast.torch.rng import write_generator, write_streams
@@ -54,6 +55,7 @@ def apply(
     *,
     only: Sequence[str] = ("**",),
     keep_live: Sequence[str] = (),
+    given: Mapping[Optimizer, optimizers.Given] = MappingProxyType({}),
 ) -> object:
     """Put a saved state in place; gives what was saved as ``extra``.
 
@@ -61,7 +63,8 @@ def apply(
     live state aliases them. Hold the two sides against each other with ``differences`` before: what
     only one side has is left alone here. ``only`` are patterns of paths. ``keep_live`` names
     hyperparameters by key (``lr``), or entries of optimizers, schedulers and other objects by path
-    (``scheduler/base_lrs``), that keep their live values.
+    (``scheduler/base_lrs``), that keep their live values. ``given`` are the keys that optimizers'
+    groups had before the training began: those that came since and were not saved are dropped.
 
     Raises Poisoned if anything went wrong on the way: the live state is then of no epoch, as it is
     after a KeyboardInterrupt, which goes through.
@@ -76,19 +79,18 @@ def apply(
         restore = _Restore(live, trees, source, only, keep_live, made, standing)
         where = "the tensors"
         restore.tensors()
+        opts = [node.path for node in live.nodes if node.kind is Kind.OPTIMIZER]
+        named = dict(zip(opts, live.names.optimizers, strict=True))
         for node in restore.of(Kind.OPTIMIZER):
             where = node.path
-            restore.optimizer(node)
-        restore.drop_gradients()
+            restore.optimizer(node, named[node.path].parameters, given.get(node.value))
+        drop_gradients(live, restore.of(Kind.OPTIMIZER, Kind.OBJECT, Kind.SCALER), source, only)
         restore_gradients(live, source, only)
         for node in restore.of(*_BY_STATE_DICT):
             where = node.path
             restore.thing(node)
         where = "the plain values"
-        merge = _Merge(source, only, _beyond(saved.kinds))
-        for name, value in state.items():
-            if kind_of(value) is None and name in saved.objects:
-                merge.box(value, saved.objects[name], child("", name), placed=False)
+        restore.boxes(state)
         for node in restore.of(Kind.LOADER, Kind.OBJECT):
             where = node.path
             restore.read_back(node)
@@ -194,6 +196,7 @@ class _Restore(NamedTuple):
         for node, paths in zip(modules, self.live.names.modules, strict=True):
             self._module(node, paths)
         self._copy([(n.path, n.value) for n in self.live.nodes if n.kind is Kind.TENSOR])
+        torch.clear_autocast_cache()  # casts of what the weights were
 
     def _copy(self, pairs: Sequence[tuple[str, Any]]) -> None:
         found = [p for p in pairs if matches(p[0], self.only) and self.source.saved.spec(p[0])]
@@ -232,27 +235,27 @@ class _Restore(NamedTuple):
         tree = self.trees.get(node.path)
         return tree if isinstance(tree, dict) else {}
 
-    def optimizer(self, node: Node) -> None:
+    def boxes(self, state: Mapping[str, object]) -> None:
+        """Put the saved boxes of plain values, and of things, into the live ones."""
+        saved = self.source.saved
+        merge = _Merge(self.source, self.only, _beyond(saved.kinds))
+        for name, value in state.items():
+            if kind_of(value) is None and name in saved.objects:
+                merge.box(value, saved.objects[name], child("", name), placed=False)
+
+    def optimizer(self, node: Node, names: Mapping[int, str], given: optimizers.Given) -> None:
         """Put an optimizer in place, and say once which hyperparameters were replaced."""
-        own = [n for n in self.live.nodes if n.kind is Kind.OPTIMIZER].index(node)
-        names = self.live.names.optimizers[own].parameters
         tree: Any = self.trees[node.path]
         changed = optimizers.write(
             node.path, node.value, names, tree, self.source, self.made, self.keep_live
         )
+        changed += optimizers.drop_late(node.path, node.value, tree, given, self.keep_live)
         if changed:
             _LOG.warning(
                 "handfast: restore: saved hyperparameters replaced live ones (keep_live= reverses "
                 "it): %s",
                 "; ".join(changed),
             )
-
-    def drop_gradients(self) -> None:
-        """Drop those of optimizers in objects: of another moment, as those that write() drops."""
-        written = [node.value for node in self.live.nodes if node.kind is Kind.OPTIMIZER]
-        for optimizer in optimizers_of(self.of(Kind.OBJECT)):
-            if not any(optimizer is other for other in written):
-                optimizer.zero_grad()
 
     def thing(self, node: Node) -> None:
         """Restore by ``load_state_dict``, on a tree that is its own to keep."""
@@ -362,8 +365,9 @@ class _Merge(NamedTuple):
 
         ``placed``: what holds the box could take another one.
         """
-        if kind_of(live) is not None:
-            return live
+        if (kind := kind_of(live)) is not None:
+            gone = kind is Kind.TENSOR and placed and not isinstance(saved, TensorRef)
+            return self.source.tree(saved) if gone and matches(path, self.only) else live
         mapping = isinstance(live, MutableMapping)
         fits = type(live) is type(saved) and (mapping or isinstance(live, list | deque | tuple))
         if not fits and ((placed and not _holds_live(live)) or not alike(live, saved)):
@@ -373,7 +377,9 @@ class _Merge(NamedTuple):
         for key in {**before, **now}:
             where = child(path, key)
             if key not in before:
-                if not matches(where, self.only) or _holds_live(now[key]):
+                # the end of a list goes, but for things that can't be made anew
+                stays = _holds_live(now[key], tensors=mapping)
+                if stays or not matches(where, self.only):
                     merged[key] = now[key]
             elif key in now:
                 inside = placed or not isinstance(live, tuple)
@@ -398,5 +404,8 @@ def _beyond(kinds: Mapping[str, str]) -> frozenset[str]:
     return above(paths).union(paths)
 
 
-def _holds_live(value: object) -> bool:
-    return kind_of(value) is not None or any(_holds_live(item) for _, item in entries(value))
+def _holds_live(value: object, *, tensors: bool = True) -> bool:
+    kind = kind_of(value)
+    if kind is not None:
+        return tensors or kind is not Kind.TENSOR
+    return any(_holds_live(item, tensors=tensors) for _, item in entries(value))

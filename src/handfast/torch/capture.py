@@ -143,8 +143,23 @@ def _stepped(found: Sequence[Node]) -> list[Node]:
 
 
 def state_of(node: Node) -> Any:
-    """The state of a thing that knows its own."""
-    return loaders.read(node.value) if node.kind is Kind.LOADER else node.value.state_dict()
+    """The state of a thing that knows its own.
+
+    Raises Unstorable for ``ZeroRedundancyOptimizer``; what else ``state_dict()`` raises goes
+    through, with a note that says whose it is.
+    """
+    if isinstance(node.value, loaded("torch.distributed.optim", "ZeroRedundancyOptimizer")):
+        raise Unstorable(
+            node.path,
+            "torch.distributed.optim.ZeroRedundancyOptimizer",
+            "a rank can read only what it has, and its state_dict() wants all on one rank",
+            "shard model and optimizer with fully_shard()",
+        )
+    try:
+        return loaders.read(node.value) if node.kind is Kind.LOADER else node.value.state_dict()
+    except Exception as error:
+        error.add_note(f"handfast: this is what state_dict() of {node.path!r} in the state raised")
+        raise
 
 
 def _add(

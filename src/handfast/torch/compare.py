@@ -1,6 +1,6 @@
 """What a saved state and a live one differ in, found before anything is changed."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
@@ -46,6 +46,10 @@ class Difference(NamedTuple):
 
 
 ABSENT = "nothing"
+_GROWN = (
+    ". A tensor of a dict or list that grew as the training went can be None, or missing, before "
+    "restore(): it is made anew then"
+)
 _OURS = (KINDS, EXTRA, RNG, GRADS)
 
 
@@ -100,7 +104,7 @@ def refuse(found: Sequence[Difference], shard: str) -> None:
         verdict=Verdict.FOREIGN,
         shards=(shard,),
         remedy="build the model and optimizers as they were at the save, or restore a part of "
-        "them with only= or strict=False",
+        "them with only= or strict=False" + _GROWN * ("shape" in counts),
     )
 
 
@@ -336,7 +340,13 @@ def _tensors(live: Captured, saved: Saved) -> Iterator[Difference]:
     here: Any = live.objects[KINDS]
     now = _in_place(specs, here)
     was = _in_place(dict.fromkeys(saved.paths()), saved.kinds)
-    for path in now - was:
+    gone = {
+        path
+        for name in live.objects.keys() & saved.objects.keys() - set(_OURS)
+        if child("", name) not in here
+        for path in _gone(live.objects[name], saved.objects[name], child("", name), here)
+    }
+    for path in now - was - gone:
         yield Difference(path, "tensor", ABSENT, _shown(specs[path]))
     for path in was - now:
         spec = saved.spec(path)
@@ -349,6 +359,33 @@ def _tensors(live: Captured, saved: Saved) -> Iterator[Difference]:
         if spec is not None:
             yield from _tensor(path, spec, specs[path])
     yield from _ties(now & was, saved.aliases, live.aliases)
+
+
+def _gone(
+    now: Any, was: Any, path: str, kinds: Mapping[str, str], *, placed: bool = False
+) -> Iterator[str]:
+    """Tensors in live boxes that give way: to what else was saved there, or as the end of a list.
+
+    So it is after a rollback to a moment at which there was no best one yet, or fewer of them.
+    """
+    if path in kinds:
+        if kinds[path] == Kind.TENSOR and placed and not isinstance(was, TensorRef):
+            yield path
+    elif type(now) is type(was):
+        before, here = dict(entries(was)), dict(entries(now))
+        for key in here.keys() & before.keys():
+            inside = placed or type(now) is not tuple
+            yield from _gone(here[key], before[key], child(path, key), kinds, placed=inside)
+        if isinstance(now, list | deque):
+            for key in here.keys() - before.keys():
+                yield from _under(here[key], child(path, key), kinds)
+
+
+def _under(tree: Any, path: str, kinds: Mapping[str, str]) -> Iterator[str]:
+    if path in kinds:
+        yield path
+    for key, item in entries(tree) if path not in kinds else ():
+        yield from _under(item, child(path, key), kinds)
 
 
 def _shown(spec: TensorSpec) -> str:
@@ -398,6 +435,15 @@ def _optimizers(live: Captured, saved: Saved) -> Iterator[Difference]:
             for name in sorted(set(old["params"]) ^ set(new["params"])):
                 sides = (name, ABSENT) if name in old["params"] else (ABSENT, name)
                 yield Difference(where, "parameter", *sides)
+            first = (i for i, pair in enumerate(zip(old["params"], new["params"], strict=False))
+                     if pair[0] != pair[1])  # fmt: skip
+            if now["type"] in _BY_ORDER and (at := next(first, None)) is not None:
+                sides = old["params"][at], new["params"][at]
+                yield Difference(where, "order", *sides)
+
+
+_BY_ORDER = frozenset({"LBFGS"})
+"""Torch's optimizers whose state lies in the order of all their parameters, not with each."""
 
 
 def _extras(live: Captured, saved: Saved) -> Iterator[Difference]:

@@ -7,10 +7,13 @@ later version, has changed since, and is clean only if it is zero.
 
 What is seen: accumulation by autograd, into new and into old gradients; all in-place operations
 that count versions, clipping and ``zero_grad`` among them; a step that ``GradScaler.step`` skipped;
-FSDP2's unsharded gradients under ``set_requires_gradient_sync(False)``.
+FSDP2's unsharded gradients under ``set_requires_gradient_sync(False)``, and those that are reduced
+in part under ``set_requires_all_reduce(False)``; a scaler between ``unscale_``, ``step`` and
+``update``.
 
 What is not: a skipped step of a scaler that came into the state since the last save (that save is
-refused); gradients of parameters that no optimizer in the state has; changes behind autograd's
+refused); gradients of parameters that no optimizer in the state has (:func:`unowned` names them);
+what a step has consumed and the next backward pass adds to, unzeroed; changes behind autograd's
 back (``grad.data``, collectives and kernels that do not count versions, the replay of a captured
 CUDA graph) to a gradient that carries a mark; optimizers deep inside of the user's own objects; and
 gradients that lie in buffers of another library. A gradient that one optimizer's backward left to
@@ -21,13 +24,14 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import MemberDescriptorType, SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from handfast.store.objects import child
 from handfast.torch.capture import Walk, parameters_of
 from handfast.torch.marks import MARK, Mark, gradients, mark_consumed, version_of
 from handfast.torch.names import clean, loaded, matches
@@ -35,7 +39,14 @@ from handfast.torch.saved import GRADS, Source
 from handfast.torch.tensors import local, place_of
 from handfast.torch.tree import Kind, Node, nodes
 
-__all__ = ["Watch", "optimizers_of", "restore_gradients", "unclean_gradients"]
+__all__ = [
+    "Watch",
+    "drop_gradients",
+    "optimizers_of",
+    "restore_gradients",
+    "unclean_gradients",
+    "unowned",
+]
 
 DEEP: Final = 4
 MANY: Final = 64
@@ -104,10 +115,10 @@ def unclean_gradients(state: Mapping[str, object], *, stored: bool = False) -> t
     """The parameters whose gradients changed since their optimizer's last step; empty if clean.
 
     With ``stored`` gradients are saved, and only those count that can't be: of parameters that no
-    module has, and what FSDP2 has not reduced yet. Names are those of the first module in the state
-    that has the parameter. Costs a look at each parameter, and a pass over the values of those
-    gradients that changed. Without a :class:`Watch` before, each gradient that is not zero
-    counts as changed.
+    module has, what FSDP2 has not reduced yet, and what a scaler knows of them. Names are those of
+    the first module in the state that has the parameter. Costs a look at each parameter, and a pass
+    over the values of those gradients that changed. Without a :class:`Watch` before, each gradient
+    that is not zero counts as changed.
     """
     found = nodes(state)
     modules = [(node.path, node.value) for node in found if isinstance(node.value, nn.Module)]
@@ -120,8 +131,45 @@ def unclean_gradients(state: Mapping[str, object], *, stored: bool = False) -> t
         else:
             # So that its values are read once. It was zeroed, and so it lasts.
             setattr(gradient, MARK, Mark(version_of(gradient), True))
-    unsharded = [name for path, module in modules for name in _unsharded(path, module)]
-    return (*_named(pending, modules), *unsharded)
+    unreduced = [held.name for path, module in modules for held in _unreduced(path, module)]
+    return (*_named(pending, modules), *unreduced, *_between(found))
+
+
+def _between(found: Iterable[Node]) -> Iterator[str]:
+    """Scalers that are in the middle of a step: they know more than their state says."""
+    for node in found:
+        if isinstance(node.value, torch.amp.GradScaler):
+            states = _stages(node.value).values()
+            for stage in sorted({state["stage"].name for state in states} - {"READY"}):
+                due = "update()" if stage == "STEPPED" else "step()"
+                yield f"{node.path} (its {due} is still to come)"
+
+
+def _stages(scaler: Any) -> dict[int, dict[str, Any]]:
+    """What a scaler knows of each optimizer, by id, until its next update: no public way to it."""
+    return getattr(scaler, "_per_optimizer_states", {})
+
+
+@torch.no_grad()
+def unowned(state: Mapping[str, object]) -> tuple[str, ...]:
+    """The parameters of modules that have a gradient, and that no optimizer of the state has."""
+    found = nodes(state)
+    owned = _owned(optimizers_of(found))
+    modules = [(node.path, node.value) for node in found if isinstance(node.value, nn.Module)]
+    left: list[tuple[Tensor, Any]] = [
+        (parameter, parameter.grad)
+        for parameter in {id(p): p for _, m in modules for p in m.parameters()}.values()
+        if parameter.grad is not None and id(parameter) not in owned
+    ]
+    nonzero = zip(left, _nonzero(left), strict=True)
+    pending = {id(p): tuple(p.shape) for (p, _), some in nonzero if some}
+    return tuple(_named(pending, modules))
+
+
+def _owned(opts: Iterable[Optimizer]) -> set[int]:
+    return {
+        id(p) for optimizer in opts for group in optimizer.param_groups for p in group["params"]
+    }
 
 
 def _changed(found: Iterable[Node]) -> list[tuple[Tensor, Any]]:
@@ -189,6 +237,51 @@ def _slot(slot: MemberDescriptorType, value: object) -> object:
         return None
 
 
+def drop_gradients(
+    live: Walk, restored: Sequence[Node], source: Source, only: Sequence[str] = ("**",)
+) -> None:
+    """Drop what is of another moment, once optimizers are ``restored``, plain ones by ``write``.
+
+    That are the gradients of those in objects, and of parameters that no optimizer has; what FSDP2
+    has not reduced yet; and at which point of a step scalers are. An optimizer of the state that is
+    not restored itself keeps all, whoever else holds it.
+    """
+    plain = {id(node.value): node for node in live.nodes if node.kind is Kind.OPTIMIZER}
+    kept = plain.keys() - {id(node.value) for node in restored}
+    opts = [optimizer for optimizer in optimizers_of(restored) if id(optimizer) not in kept]
+    for optimizer in opts:
+        if id(optimizer) not in plain:
+            _drop_own(optimizer)
+    owned = _owned(optimizers_of(live.nodes))
+    for path, parameter in parameters_of(live):
+        if id(parameter) not in owned and matches(path, only) and source.saved.spec(path):
+            parameter.grad = None
+    _drop_hidden(live, restored, opts)
+
+
+def _drop_own(optimizer: Optimizer) -> None:
+    optimizer.zero_grad()
+    # Accelerate's does nothing in the middle of an accumulation.
+    held = list(gradients(optimizer))
+    for (parameter, _), nonzero in zip(held, _nonzero(held), strict=True):
+        if nonzero:
+            parameter.grad = None
+
+
+def _drop_hidden(live: Walk, restored: Sequence[Node], opts: Sequence[Optimizer]) -> None:
+    """Drop what modules and scalers hold of these optimizers' gradients."""
+    dropped, whole = _owned(opts), {id(node.value) for node in restored}
+    for node in live.nodes:
+        if isinstance(node.value, nn.Module):
+            for part in _unreduced(node.path, node.value):
+                if id(part.parameter) in dropped:
+                    part.drop()
+        elif isinstance(node.value, torch.amp.GradScaler):
+            stages = _stages(node.value)
+            for key in list(stages) if id(node.value) in whole else map(id, opts):
+                stages.pop(key, None)
+
+
 def restore_gradients(live: Walk, source: Source, only: Sequence[str] = ("**",)) -> None:
     """Put saved gradients in place, once the restored optimizers have dropped those that they had.
 
@@ -222,21 +315,38 @@ def _named(
     yield from (f"a parameter of shape {shape} in no module" for shape in left.values())
 
 
-def _unsharded(path: str, root: nn.Module) -> Iterator[str]:
-    """FSDP2 keeps gradients that it has not reduced yet out of ``grad``, in parameters of its own.
+class _Unreduced(NamedTuple):
+    """A gradient that FSDP2 holds back, of which parameter, and where."""
+
+    name: str
+    parameter: Tensor
+    holder: Any
+    attribute: str
+
+    def drop(self) -> None:
+        """Forget it."""
+        setattr(self.holder, self.attribute, None)
+
+
+def _unreduced(path: str, root: nn.Module) -> Iterator[_Unreduced]:
+    """FSDP2 keeps gradients that it has not reduced yet out of ``grad``, in places of its own.
 
     There is no public way to them.
     """
     fsdp = loaded("torch.distributed.fsdp", "FSDPModule")
     for name, module in root.named_modules():
-        if not isinstance(module, fsdp):
+        group = module._get_fsdp_state()._fsdp_param_group if isinstance(module, fsdp) else None
+        if group is None:
             continue
-        group = module._get_fsdp_state()._fsdp_param_group
-        for held in group.fsdp_params if group is not None else ():
+        for held in group.fsdp_params:
+            where = f"{name}.{held._module_info.param_name}".lstrip(".")
+            label = f"{path}/{clean(root, where)} (not reduced yet)"
             own = getattr(held, "_unsharded_param", None)
-            if (
-                held.unsharded_accumulated_grad is not None
-                or getattr(own, "grad", None) is not None
-            ):
-                where = f"{name}.{held._module_info.param_name}".lstrip(".")
-                yield f"{path}/{clean(root, where)} (not reduced yet)"
+            if held.unsharded_accumulated_grad is not None:
+                yield _Unreduced(label, held.sharded_param, held, "unsharded_accumulated_grad")
+            if getattr(own, "grad", None) is not None:
+                yield _Unreduced(label, held.sharded_param, own, "grad")
+        part = "_partial_reduce_output"  # of all its parameters, under set_requires_all_reduce()
+        if getattr(group, part, None) is not None:
+            label = f"{child(path, name) if name else path} (not reduced by all yet)"
+            yield _Unreduced(label, group.fsdp_params[0].sharded_param, group, part)

@@ -165,12 +165,21 @@ def _agrees(part: Tensor, saved: Tensor, others: Sequence[Tensor]) -> bool:
 
     So it is with a view of what else was saved, as it was when it was saved.
     """
-    before, mine = [_bytes(other).clone() for other in others], part.clone()
+    shared = [_within(other, *_extent(part)) for other in others]
+    before, mine = [_bytes(other).clone() for other in shared], part.clone()
     copy_into([part], [saved])
-    alike = all(torch.equal(_bytes(o), b) for o, b in zip(others, before, strict=True))
+    alike = all(torch.equal(_bytes(o), b) for o, b in zip(shared, before, strict=True))
     if not alike:
         copy_into([part], [mine])
     return alike
+
+
+def _within(other: Tensor, first: int, end: int) -> Tensor:
+    """What of a tensor may lie between two bytes: all of it, unless it lies in one piece."""
+    if not other.is_contiguous() or other.is_conj() or other.is_neg():
+        return other
+    size, start = other.element_size(), other.data_ptr()
+    return other.reshape(-1)[max(0, first - start) // size : -(-(end - start) // size)]
 
 
 def _same(live: Tensor, other: Tensor) -> bool:

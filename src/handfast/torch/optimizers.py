@@ -42,8 +42,11 @@ from handfast.torch.tensors import (
 from handfast.torch.tree import is_torchs, split
 
 __all__ = [
+    "Given",
     "Names",
     "Owners",
+    "drop_late",
+    "given_to",
     "name_optimizer",
     "parameters",
     "read",
@@ -54,6 +57,14 @@ __all__ = [
 Owners = Mapping[int, tuple[str, str]]
 """id of a parameter -> its module's path in the state, and its name there; of a tensor that stands
 in the state by itself its path, and no name."""
+
+
+Given = Sequence[frozenset[str]] | None
+"""The keys of each group of an optimizer at first; None where that is not known."""
+
+_LABELS = frozenset({"params", "param_names"})
+"""What says which parameters a group has; saved are the names that they have in the state."""
+_SCHEDULERS = frozenset({"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"})
 
 
 class Names(NamedTuple):
@@ -333,7 +344,7 @@ def _hyperparameters(
     driven = _driven_by_scheduler(live, saved)
     for key, value in saved.items():
         where = child(path, key)
-        if key == "params" or _keeps(path, key, keep_live):
+        if key in _LABELS or _keeps(path, key, keep_live):
             continue
         old = live.get(key)
         was, now = _shown(value, source), _shown(old, source)
@@ -343,6 +354,42 @@ def _hyperparameters(
         device = old.device if isinstance(old, Tensor) else HOST.device
         live[key] = made.tree(value, device, old)
     return changed
+
+
+def given_to(optimizer: Optimizer) -> Given:
+    """Which keys the groups have: what they were made with, if nothing has been trained yet."""
+    return [frozenset(group) for group in optimizer.param_groups]
+
+
+def drop_late(
+    path: str,
+    optimizer: Optimizer,
+    tree: dict[str, Any],
+    given: Given,
+    keep_live: Sequence[str],
+) -> list[str]:
+    """Drop the keys of groups that the training made, if the saved moment had none yet.
+
+    A counter, say, that the first step makes: it is of an abandoned timeline. What a group was
+    ``given`` at first stays, and what a scheduler put there; where that is not known all stays.
+    Gives a sentence for each that was dropped, or may have to be.
+    """
+    told = []
+    defaults: Mapping[str, object] = getattr(optimizer, "defaults", {})
+    for number, (live, saved) in enumerate(
+        zip(optimizer.param_groups, tree["param_groups"], strict=True)
+    ):
+        where = child(f"{path}/param_groups", number)
+        first = given[number] if given is not None and number < len(given) else None
+        late = live.keys() - saved.keys() - defaults.keys() - (first or set()) - _SCHEDULERS
+        for key in sorted(late - _LABELS, key=str):
+            if _keeps(where, key, keep_live):
+                continue
+            way = "dropped" if first is not None else "left as it is"
+            told.append(f"{child(where, key)}: nothing was saved, live was {live[key]!r}: {way}")
+            if first is not None:
+                del live[key]
+    return told
 
 
 def _driven_by_scheduler(live: Mapping[str, Any], saved: Mapping[str, Any]) -> set[str]:

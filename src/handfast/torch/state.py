@@ -9,10 +9,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress, islice
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import msgspec
 import torch
 import xxhash
+from torch.optim import Optimizer
 
 from handfast.agent.keeper import Plan
 from handfast.checkpoint.checkpointer import Prove
@@ -22,13 +24,14 @@ from handfast.store import objects
 from handfast.store.image import Layout, TensorSpec, plan
 from handfast.store.port import Verify
 from handfast.torch import apply as restore
-from handfast.torch import compare
+from handfast.torch import compare, optimizers
 from handfast.torch.capture import Captured, capture
-from handfast.torch.gradients import Watch, unclean_gradients
+from handfast.torch.gradients import Watch, unclean_gradients, unowned
 from handfast.torch.rng import unmoved_streams
 from handfast.torch.saved import GRADS, RNG, Saved, read_manifests, taken
 from handfast.torch.stage import map_image, stage
 from handfast.torch.tensors import digest
+from handfast.torch.tree import Kind, nodes
 
 __all__ = ["TorchState", "environment"]
 
@@ -90,6 +93,11 @@ class TorchState:
         self._layout: Layout | None = None
         self._plan: Plan | None = None
         self._watch: Watch | None = None
+        self._unowned = False
+        self._given: WeakKeyDictionary[Optimizer, optimizers.Given] = WeakKeyDictionary()
+        for node in nodes(state):
+            if node.kind is Kind.OPTIMIZER:
+                self._given[node.value] = optimizers.given_to(node.value)
 
     def watch(self) -> Callable[[], None]:
         """Watch what steps consume from now on, for :meth:`pending`; gives what ends it."""
@@ -208,6 +216,15 @@ class TorchState:
         """See the port."""
         if self._watch is not None:
             self._watch.look()
+        if not (grads or self._unowned) and (left := unowned(self._state)):
+            self._unowned = True
+            logger.warning(
+                "%s: no optimizer of the state has these parameters, and they have gradients. "
+                "Those are not saved, and a resume begins without: a loop that uses them (clips by "
+                "their norm, say) would go on otherwise. What to do: freeze such parameters with "
+                "requires_grad_(False), or zero their gradients, too",
+                some(left, 3),
+            )
         return unclean_gradients(self._state, stored=grads)
 
     def compare(self, copies: Sequence[Loaded], only: Sequence[str], strict: bool) -> None:
@@ -241,7 +258,9 @@ class TorchState:
         saved = self._read(copies)
         if not self._rng:
             saved.objects.pop(RNG, None)
-        return restore.apply(self._state, saved, _views(copies), only=only, keep_live=keep_live)
+        return restore.apply(
+            self._state, saved, _views(copies), only=only, keep_live=keep_live, given=self._given
+        )
 
     def _read(self, copies: Sequence[Loaded]) -> Saved:
         manifests = [copy.manifest for copy in copies]

@@ -510,6 +510,34 @@ def fsdp_accumulation_is_seen(rank: int) -> None:
             assert unclean_gradients(state) == ()
 
 
+def fsdp_gradients_that_are_held_back_go_at_a_restore(rank: int) -> None:
+    """In the middle of an accumulation: they were added to those of the moment that was restored.
+
+    Under HSDP those that only a part of the job has reduced, too.
+    """
+    model, _ = sharded(0)
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    other = net(0)
+    fully_shard(other, mesh=mesh)
+    for built, hold, mark in (
+        (model, model.set_requires_gradient_sync, "(not reduced yet)"),
+        (other, other.set_requires_all_reduce, "(not reduced by all yet)"),
+    ):
+        opt = torch.optim.SGD(built.parameters(), lr=0.1)
+        state = {"model": built, "opt": opt}
+        Watch(state)
+        train(built, opt)
+        saved = Snapshot(state)
+        hold(False)
+        built(torch.randn(3, 4)).square().sum().backward()
+        hold(True)
+        assert any(mark in name for name in unclean_gradients(state, stored=True))
+        apply(state, saved.saved, saved.views, only=("model",))
+        assert any(mark in name for name in unclean_gradients(state, stored=True))
+        saved.restore(state)
+        assert unclean_gradients(state) == ()
+
+
 def other_placements_are_refused_dry(rank: int) -> None:
     """Another world size or dimension: by path, before anything is touched."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))

@@ -384,6 +384,7 @@ def test_watches_that_share_a_scaler_end_in_any_order(order: tuple[int, ...]) ->
     opt.zero_grad()
     scaler.scale(model(torch.full((3, 4), float("inf"))).sum()).backward()
     scaler.step(opt)
+    scaler.update()
     assert unclean_gradients(state) == NAMES
 
 
