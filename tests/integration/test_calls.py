@@ -453,6 +453,20 @@ def test_a_first_start_is_refused_where_a_run_is_required(run: str) -> None:
     again.close()
 
 
+def test_a_rollback_drops_what_came_since_and_keeps_what_was_given(run: str) -> None:
+    """A counter that the training made, and a key that the code has by now; in one process."""
+    trained(run, 1)
+    training = Training()
+    (group,) = training.optimizer.param_groups
+    with Checkpointer(run, training.state(), **PATIENT) as ckpt:
+        group["lr_scale"] = 0.5
+        assert ckpt.restore() == 1
+        group["counted"] = 3
+        assert ckpt.restore() == 1
+    assert "counted" not in group
+    assert group["lr_scale"] == 0.5
+
+
 def test_a_dry_run_changes_nothing(run: str) -> None:
     trained(run, 1, 2)
     training = Training(seed=3)

@@ -317,10 +317,11 @@ class Checkpointer:
             return Save(self._session, None, f"step {step} is not on the schedule")
         pending = self._state.pending(grads)
         if pending:
-            way = "let FSDP reduce them first" if grads else "or pass grads=True"
+            way = "and once all of it is reduced" if grads else "or pass grads=True"
             raise ValueError(
-                f"step {step}: gradients have changed since the last optimizer step "
-                f"({', '.join(pending[:3])}): save after the step, {way}"
+                f"step {step}: gradients have changed since the last optimizer step, or are still "
+                f"needed ({', '.join(pending[:3])}): save after the step and its scaler's update, "
+                f"{way}"
             )
         began = time.monotonic()
         epoch = Epoch(self._session.generation, step)

@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -25,12 +25,12 @@ from handfast.torch import loaders, optimizers
 from handfast.torch.alike import ddp_modules
 from handfast.torch.capture import Walk, state_of, walk
 from handfast.torch.gradients import drop_gradients, restore_gradients
-from handfast.torch.memory import UNNAMED, Memory, Remade
+from handfast.torch.memory import UNNAMED, Memory, Remade, bytes_of
 from handfast.torch.names import matches
 from handfast.torch.rng import write_generator, write_streams
 from handfast.torch.saved import EXTRA, RNG, UNSYNCED, Saved, Source
 from handfast.torch.tensors import HOST, copy_into, dims_of, is_dtensor, local, place_of
-from handfast.torch.tree import Kind, Node, above, alike, entries, is_torchs, kind_of
+from handfast.torch.tree import Kind, Node, above, alike, entries, is_torchs, kind_of, trained
 
 __all__ = ["apply", "live_tensors", "look"]
 
@@ -73,7 +73,7 @@ def apply(
     try:
         live, source = look(state, saved, views)
         trees: dict[str, object] = {}
-        _pair(state, saved.objects, "", trees)
+        _pair(state, saved.objects, "", saved.kinds, trees)
         standing: dict[str, Tensor] = {}
         made = Remade(source, standing, _memory(live, trees, only))
         restore = _Restore(live, trees, source, only, keep_live, made, standing)
@@ -125,15 +125,17 @@ def look(
     return live, Source(saved, views, places, meshed)
 
 
-def _pair(live: object, saved: object, path: str, trees: dict[str, object]) -> None:
-    """Find the saved tree of each live thing."""
+def _pair(
+    live: object, saved: object, path: str, kinds: Mapping[str, str], trees: dict[str, object]
+) -> None:
+    """Find the saved tree of each live thing, if a thing was saved there."""
     if path and kind_of(live) is not None:
-        trees[path] = saved
+        trees |= {path: saved} if path in kinds else {}
         return
     before = dict(entries(saved))
     for key, item in live.items() if isinstance(live, Mapping) else entries(live):
         if key in before:
-            _pair(item, before[key], child(path, key), trees)
+            _pair(item, before[key], child(path, key), kinds, trees)
 
 
 def live_tensors(live: Walk) -> dict[str, Tensor]:
@@ -238,18 +240,25 @@ class _Restore(NamedTuple):
     def boxes(self, state: Mapping[str, object]) -> None:
         """Put the saved boxes of plain values, and of things, into the live ones."""
         saved = self.source.saved
-        merge = _Merge(self.source, self.only, _beyond(saved.kinds))
+        merge = _Merge(self.made, self.only, _beyond(saved.kinds), trained(self.live.nodes))
         for name, value in state.items():
             if kind_of(value) is None and name in saved.objects:
                 merge.box(value, saved.objects[name], child("", name), placed=False)
+        self.made.fill()
 
     def optimizer(self, node: Node, names: Mapping[int, str], given: optimizers.Given) -> None:
         """Put an optimizer in place, and say once which hyperparameters were replaced."""
         tree: Any = self.trees[node.path]
+        late = optimizers.drop_late(node.path, node.value, tree, given, self.keep_live)
+        if late:
+            _LOG.warning(
+                "handfast: restore: hyperparameters that came after the saved moment (keep_live= "
+                "keeps them): %s",
+                "; ".join(late),
+            )
         changed = optimizers.write(
             node.path, node.value, names, tree, self.source, self.made, self.keep_live
         )
-        changed += optimizers.drop_late(node.path, node.value, tree, given, self.keep_live)
         if changed:
             _LOG.warning(
                 "handfast: restore: saved hyperparameters replaced live ones (keep_live= reverses "
@@ -349,36 +358,39 @@ def _same_bytes(wanted: Tensor, found: Tensor) -> bool:
     here = local(found).cpu()
     if (here.dtype, here.shape) != (wanted.dtype, wanted.shape):
         return False
-    pair = [t.contiguous().reshape(-1).view(torch.uint8) for t in (wanted, here)]
-    return torch.equal(*pair)
+    return torch.equal(*map(bytes_of, (wanted, here)))
 
 
 class _Merge(NamedTuple):
-    """Saved boxes put into live ones. ``beyond`` are paths at which nothing can be made anew."""
+    """Saved boxes put into live ones; ``differences`` has seen to it that they fit.
 
-    source: Source
+    ``beyond`` are paths at which nothing can be made anew, ``trained`` the ids of tensors that
+    don't give way to other values.
+    """
+
+    made: Remade
     only: Sequence[str]
     beyond: frozenset[str]
+    trained: frozenset[int]
 
     def box(self, live: Any, saved: Any, path: str, *, placed: bool = True) -> Any:
         """What belongs at a place: boxes updated in place, live things as they are, saved values.
 
         ``placed``: what holds the box could take another one.
         """
-        if (kind := kind_of(live)) is not None:
-            gone = kind is Kind.TENSOR and placed and not isinstance(saved, TensorRef)
-            return self.source.tree(saved) if gone and matches(path, self.only) else live
+        if kind_of(live) is not None:
+            return live if isinstance(saved, TensorRef) else self._value(live, saved, path, placed)
         mapping = isinstance(live, MutableMapping)
         fits = type(live) is type(saved) and (mapping or isinstance(live, list | deque | tuple))
-        if not fits and ((placed and not _holds_live(live)) or not alike(live, saved)):
-            return self.source.tree(saved) if matches(path, self.only) else live
+        if not fits and not (alike(live, saved) and (not placed or _holds_live(live))):
+            return self._value(live, saved, path, placed)
         now, before = dict(entries(live)), dict(entries(saved))
         merged: dict[object, Any] = {}
         for key in {**before, **now}:
             where = child(path, key)
             if key not in before:
-                # the end of a list goes, but for things that can't be made anew
-                stays = _holds_live(now[key], tensors=mapping)
+                # the end of a list goes, but for what does not give way
+                stays = _holds_live(now[key]) if mapping else self._bound(now[key])
                 if stays or not matches(where, self.only):
                     merged[key] = now[key]
             elif key in now:
@@ -388,14 +400,33 @@ class _Merge(NamedTuple):
                 if (not mapping and key != len(merged)) or where in self.beyond:
                     _LOG.warning("handfast: restore: %s has no place in the live state", where)
                     continue
-                merged[key] = self.source.tree(before[key])
-        if isinstance(live, tuple):
-            same = len(merged) == len(live) and all(merged[i] is item for i, item in now.items())
-            return live if same else tuple(merged.values())
-        live.clear()
-        fill: Callable[[Any], None] = live.update if mapping else live.extend
-        fill(merged if mapping else merged.values())
-        return live
+                merged[key] = self.made.tree(before[key])
+        return _filled(live, merged, now)
+
+    def _value(self, live: Any, saved: Any, path: str, placed: bool) -> Any:
+        """The saved value, where it can be put, and what stands there gives way."""
+        free = placed and path not in self.beyond and matches(path, self.only)
+        return self.made.tree(saved) if free and not self._bound(live) else live
+
+    def _bound(self, value: Any) -> bool:
+        """Whether something in it is no mere value: a thing, or a tensor that is trained."""
+        kind = kind_of(value)
+        if kind is not None:
+            return kind is not Kind.TENSOR or id(value) in self.trained
+        return any(self._bound(item) for _, item in entries(value))
+
+
+def _filled(live: Any, merged: dict[object, Any], now: Mapping[object, Any]) -> Any:
+    """The box with what was merged for it: a tuple anew, if anything in it is another."""
+    if isinstance(live, tuple):
+        same = len(merged) == len(live) and all(merged[i] is item for i, item in now.items())
+        return live if same else tuple(merged.values())
+    live.clear()
+    if isinstance(live, MutableMapping):
+        live.update(merged)
+    else:
+        live.extend(merged.values())
+    return live
 
 
 def _beyond(kinds: Mapping[str, str]) -> frozenset[str]:
@@ -404,8 +435,5 @@ def _beyond(kinds: Mapping[str, str]) -> frozenset[str]:
     return above(paths).union(paths)
 
 
-def _holds_live(value: object, *, tensors: bool = True) -> bool:
-    kind = kind_of(value)
-    if kind is not None:
-        return tensors or kind is not Kind.TENSOR
-    return any(_holds_live(item, tensors=tensors) for _, item in entries(value))
+def _holds_live(value: object) -> bool:
+    return kind_of(value) is not None or any(_holds_live(item) for _, item in entries(value))

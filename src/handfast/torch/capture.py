@@ -35,7 +35,7 @@ from handfast.torch.tensors import (
     spec_of,
     whole_everywhere,
 )
-from handfast.torch.tree import Kind, Node, assemble, nodes, split
+from handfast.torch.tree import Kind, Node, assemble, nodes, split, trained
 
 __all__ = ["Captured", "capture", "parameters_of", "state_of", "walk"]
 
@@ -49,6 +49,7 @@ class Captured:
     references for tensors. ``replicated`` are the paths that every rank of the job probably holds
     alike, by what it is (DDP, DTensor) or was declared to be. While the structure stays, ``specs``
     is the very same tuple as in the capture before, so that a layout and its views serve again.
+    ``trained`` are the paths of tensors in boxes that are no mere values.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -59,6 +60,7 @@ class Captured:
     fingerprint: object
     stored: tuple[bool, ...]
     names: "Names"
+    trained: frozenset[str] = frozenset()
 
 
 class Names(NamedTuple):
@@ -371,6 +373,7 @@ def _captured(
         tensors = tuple(compress(parts, kept.stored))
         return replace(kept, tensors=tensors, objects=objects, names=found.names)
     specs = list(map(spec_of, found.paths, found.tensors))
+    stepped = trained(found.nodes)
     shared = _replicated(found, specs, alike)
     aliases = _aliases(specs, pointers, parts, shared)
     stored = tuple(spec.path not in aliases for spec in specs)
@@ -383,6 +386,7 @@ def _captured(
         fingerprint=fingerprint,
         stored=stored,
         names=found.names,
+        trained=frozenset(node.path for node in found.nodes if id(node.value) in stepped),
     )
 
 

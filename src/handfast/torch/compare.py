@@ -1,9 +1,9 @@
 """What a saved state and a live one differ in, found before anything is changed."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from handfast.store.image import TensorSpec
 from handfast.store.manifest import Manifest
 from handfast.store.objects import TensorRef, child
 from handfast.torch import memory
+from handfast.torch.boxes import bound, changes
 from handfast.torch.capture import Captured
 from handfast.torch.names import matches
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED, Saved, Source
@@ -46,10 +47,7 @@ class Difference(NamedTuple):
 
 
 ABSENT = "nothing"
-_GROWN = (
-    ". A tensor of a dict or list that grew as the training went can be None, or missing, before "
-    "restore(): it is made anew then"
-)
+NONE: Final[AbstractSet[str]] = frozenset()
 _OURS = (KINDS, EXTRA, RNG, GRADS)
 
 
@@ -65,7 +63,7 @@ def differences(
     what only one side has is none.
     """
     found = [*_things(live, saved), *_components(live, saved)]
-    found += [*_tensors(live, saved), *_extras(live, saved)]
+    found += [*_tensors(live, saved, only), *_extras(live, saved)]
     found += [*_optimizers(live, saved), *_scalers(live, saved)]
     return sorted(
         difference
@@ -75,12 +73,14 @@ def differences(
     )
 
 
-def torn(live: Mapping[str, Tensor], source: Source, only: Sequence[str]) -> list[Difference]:
+def torn(
+    live: Mapping[str, Tensor], source: Source, only: Sequence[str], gone: AbstractSet[str] = NONE
+) -> list[Difference]:
     """Live tensors that overlap, where what they are to be can't lie in the same bytes.
 
-    What is not restored is to stay as it is.
+    What is not restored is to stay as it is, but for what is ``gone`` by then.
     """
-    parts = {path: local(tensor) for path, tensor in live.items()}
+    parts = {path: local(tensor) for path, tensor in live.items() if path not in gone}
     asked = {path for path in parts if matches(path, only) and source.saved.spec(path)}
     values = {path: source.view(path) if path in asked else part for path, part in parts.items()}
     return [
@@ -104,7 +104,7 @@ def refuse(found: Sequence[Difference], shard: str) -> None:
         verdict=Verdict.FOREIGN,
         shards=(shard,),
         remedy="build the model and optimizers as they were at the save, or restore a part of "
-        "them with only= or strict=False" + _GROWN * ("shape" in counts),
+        "them with only= or strict=False",
     )
 
 
@@ -266,36 +266,37 @@ def _components(live: Captured, saved: Saved) -> Iterator[Difference]:
     """Boxes that a restore would leave as they are, or put plain values for the things in them."""
     here: Any = live.objects[KINDS]
     kinds = saved.kinds.keys() | here.keys()
-    # Tensors can be made anew; all else that lives can't, and stands where it is.
-    alive = above(here) | above(path for path, kind in saved.kinds.items() if kind != Kind.TENSOR)
+    # Tensors that are no more than values can be made anew; all else stands where it is.
+    fixed = bound(live) | above(path for path, kind in saved.kinds.items() if kind != Kind.TENSOR)
     was, now = ({k: v for k, v in s.objects.items() if k not in _OURS} for s in (saved, live))
     for name in sorted(was.keys() | now.keys()):
         path = child("", name)
         if name in was and name in now:
-            yield from _box(was[name], now[name], path, (kinds, alive), placed=False)
-        elif path not in kinds and path not in alive:  # else its things are told of
+            things = _Things(kinds, above(here) | fixed, fixed)
+            yield from _box(was[name], now[name], path, things, placed=False)
+        elif path not in kinds and path not in above(here) | fixed:  # else its things are told of
             one, two = (
                 type(side[name]).__name__ if name in side else ABSENT for side in (was, now)
             )
             yield Difference(path, "component", one, two)
 
 
-Paths = AbstractSet[str]
+class _Things(NamedTuple):
+    """The paths of live things; of the boxes that hold any; and of those that can't be replaced."""
+
+    kinds: AbstractSet[str]
+    alive: AbstractSet[str]
+    bound: AbstractSet[str]
 
 
-def _box(
-    was: Any, now: Any, path: str, things: tuple[Paths, Paths], *, placed: bool
-) -> Iterator[Difference]:
-    """Hold two boxes against each other; ``placed``: what holds them could take another one.
-
-    ``things`` are the paths of live things, and of the boxes that hold any.
-    """
-    kinds, alive = things
-    if path in kinds:
+def _box(was: Any, now: Any, path: str, things: _Things, *, placed: bool) -> Iterator[Difference]:
+    """Hold two boxes against each other; ``placed``: what holds them could take another one."""
+    if path in things.kinds:
         return
     one, two = dict(entries(was)), dict(entries(now))
-    fixed = path in alive or not placed
-    if type(was) is not type(now) and not (fixed and alike(was, now)):
+    fixed = path in things.bound or not placed
+    in_place = path in things.alive or not placed
+    if type(was) is not type(now) and not (in_place and alike(was, now)):
         if fixed:
             yield Difference(path, "box", type(was).__name__, type(now).__name__)
         return
@@ -334,69 +335,37 @@ def kind_at(kinds: Mapping[str, str], path: str) -> str | None:
     return None
 
 
-def _tensors(live: Captured, saved: Saved) -> Iterator[Difference]:
+def _tensors(live: Captured, saved: Saved, only: Sequence[str]) -> Iterator[Difference]:
     specs = {spec.path: spec for spec in live.specs}
     specs |= {path: specs[kept] for path, kept in live.aliases.items()}
     here: Any = live.objects[KINDS]
     now = _in_place(specs, here)
     was = _in_place(dict.fromkeys(saved.paths()), saved.kinds)
-    gone = {
-        path
-        for name in live.objects.keys() & saved.objects.keys() - set(_OURS)
-        if child("", name) not in here
-        for path in _gone(live.objects[name], saved.objects[name], child("", name), here)
-    }
-    for path in now - was - gone:
+    boxed = changes(live, saved, only)
+    for path in now - was - boxed.gone:
         yield Difference(path, "tensor", ABSENT, _shown(specs[path]))
-    for path in was - now:
+    for path in was - now - boxed.anew:
         spec = saved.spec(path)
-        # A box that is filled as the training goes gets its tensors back as new ones.
-        in_box = saved.kinds.get(path) == Kind.TENSOR and ("/" in path or "[" in path)
-        if spec is not None and not in_box:
+        if spec is not None:
             yield Difference(path, "tensor", _shown(spec), ABSENT)
     for path in now & was:
         spec = saved.spec(path)
         if spec is not None:
-            yield from _tensor(path, spec, specs[path])
+            yield from _tensor(path, spec, specs[path], in_box=saved.kinds.get(path) == Kind.TENSOR)
     yield from _ties(now & was, saved.aliases, live.aliases)
-
-
-def _gone(
-    now: Any, was: Any, path: str, kinds: Mapping[str, str], *, placed: bool = False
-) -> Iterator[str]:
-    """Tensors in live boxes that give way: to what else was saved there, or as the end of a list.
-
-    So it is after a rollback to a moment at which there was no best one yet, or fewer of them.
-    """
-    if path in kinds:
-        if kinds[path] == Kind.TENSOR and placed and not isinstance(was, TensorRef):
-            yield path
-    elif type(now) is type(was):
-        before, here = dict(entries(was)), dict(entries(now))
-        for key in here.keys() & before.keys():
-            inside = placed or type(now) is not tuple
-            yield from _gone(here[key], before[key], child(path, key), kinds, placed=inside)
-        if isinstance(now, list | deque):
-            for key in here.keys() - before.keys():
-                yield from _under(here[key], child(path, key), kinds)
-
-
-def _under(tree: Any, path: str, kinds: Mapping[str, str]) -> Iterator[str]:
-    if path in kinds:
-        yield path
-    for key, item in entries(tree) if path not in kinds else ():
-        yield from _under(item, child(path, key), kinds)
 
 
 def _shown(spec: TensorSpec) -> str:
     return f"{spec.dtype}{list(spec.global_shape)}"
 
 
-def _tensor(path: str, was: TensorSpec, now: TensorSpec) -> Iterator[Difference]:
+def _tensor(path: str, was: TensorSpec, now: TensorSpec, *, in_box: bool) -> Iterator[Difference]:
     if was.dtype != now.dtype:
         yield Difference(path, "dtype", was.dtype, now.dtype)
     if was.global_shape != now.global_shape:
-        yield Difference(path, "shape", str(was.global_shape), str(now.global_shape))
+        anew = in_box and ("/" in path or "[" in path)
+        how = " (in the place of None it would be made anew)" if anew else ""
+        yield Difference(path, "shape", str(was.global_shape), f"{now.global_shape}{how}")
     elif (was.shape, was.offset) != (now.shape, now.offset):
         block = "block {0.shape} at {0.offset}"
         yield Difference(path, "placement", block.format(was), block.format(now))
@@ -437,13 +406,9 @@ def _optimizers(live: Captured, saved: Saved) -> Iterator[Difference]:
                 yield Difference(where, "parameter", *sides)
             first = (i for i, pair in enumerate(zip(old["params"], new["params"], strict=False))
                      if pair[0] != pair[1])  # fmt: skip
-            if now["type"] in _BY_ORDER and (at := next(first, None)) is not None:
+            if now["by_order"] and (at := next(first, None)) is not None:
                 sides = old["params"][at], new["params"][at]
                 yield Difference(where, "order", *sides)
-
-
-_BY_ORDER = frozenset({"LBFGS"})
-"""Torch's optimizers whose state lies in the order of all their parameters, not with each."""
 
 
 def _extras(live: Captured, saved: Saved) -> Iterator[Difference]:

@@ -253,10 +253,14 @@ def drop_gradients(
         if id(optimizer) not in plain:
             _drop_own(optimizer)
     owned = _owned(optimizers_of(live.nodes))
-    for path, parameter in parameters_of(live):
-        if id(parameter) not in owned and matches(path, only) and source.saved.spec(path):
-            parameter.grad = None
-    _drop_hidden(live, restored, opts)
+    nobodys = [
+        parameter
+        for path, parameter in parameters_of(live)
+        if id(parameter) not in owned and matches(path, only) and source.saved.spec(path)
+    ]
+    for parameter in nobodys:
+        parameter.grad = None
+    _drop_hidden(live, restored, opts, _owned(opts).union(map(id, nobodys)))
 
 
 def _drop_own(optimizer: Optimizer) -> None:
@@ -268,13 +272,15 @@ def _drop_own(optimizer: Optimizer) -> None:
             parameter.grad = None
 
 
-def _drop_hidden(live: Walk, restored: Sequence[Node], opts: Sequence[Optimizer]) -> None:
-    """Drop what modules and scalers hold of these optimizers' gradients."""
-    dropped, whole = _owned(opts), {id(node.value) for node in restored}
+def _drop_hidden(
+    live: Walk, restored: Sequence[Node], opts: Sequence[Optimizer], dropped: set[int]
+) -> None:
+    """Drop what modules hold of these parameters' gradients, and scalers of the optimizers'."""
+    whole = {id(node.value) for node in restored}
     for node in live.nodes:
         if isinstance(node.value, nn.Module):
             for part in _unreduced(node.path, node.value):
-                if id(part.parameter) in dropped:
+                if not dropped.isdisjoint(map(id, part.parameters)):
                     part.drop()
         elif isinstance(node.value, torch.amp.GradScaler):
             stages = _stages(node.value)
@@ -316,10 +322,10 @@ def _named(
 
 
 class _Unreduced(NamedTuple):
-    """A gradient that FSDP2 holds back, of which parameter, and where."""
+    """A gradient that FSDP2 holds back, of which parameters, and where."""
 
     name: str
-    parameter: Tensor
+    parameters: Sequence[Tensor]
     holder: Any
     attribute: str
 
@@ -335,18 +341,28 @@ def _unreduced(path: str, root: nn.Module) -> Iterator[_Unreduced]:
     """
     fsdp = loaded("torch.distributed.fsdp", "FSDPModule")
     for name, module in root.named_modules():
-        group = module._get_fsdp_state()._fsdp_param_group if isinstance(module, fsdp) else None
-        if group is None:
-            continue
-        for held in group.fsdp_params:
-            where = f"{name}.{held._module_info.param_name}".lstrip(".")
-            label = f"{path}/{clean(root, where)} (not reduced yet)"
-            own = getattr(held, "_unsharded_param", None)
-            if held.unsharded_accumulated_grad is not None:
-                yield _Unreduced(label, held.sharded_param, held, "unsharded_accumulated_grad")
-            if getattr(own, "grad", None) is not None:
-                yield _Unreduced(label, held.sharded_param, own, "grad")
-        part = "_partial_reduce_output"  # of all its parameters, under set_requires_all_reduce()
-        if getattr(group, part, None) is not None:
-            label = f"{child(path, name) if name else path} (not reduced by all yet)"
-            yield _Unreduced(label, group.fsdp_params[0].sharded_param, group, part)
+        for group in _groups(module) if isinstance(module, fsdp) else ():
+            for held in group.fsdp_params:
+                where = f"{name}.{held._module_info.param_name}".lstrip(".")
+                label = f"{path}/{clean(root, where)} (not reduced yet)"
+                own = getattr(held, "_unsharded_param", None)
+                if held.unsharded_accumulated_grad is not None:
+                    yield _Unreduced(label, [held.sharded_param], held, _ACCUMULATED)
+                if getattr(own, "grad", None) is not None:
+                    yield _Unreduced(label, [held.sharded_param], own, "grad")
+            if getattr(group, _PARTIAL, None) is not None:
+                label = f"{child(path, name) if name else path} (not reduced by all yet)"
+                every = [held.sharded_param for held in group.fsdp_params]
+                yield _Unreduced(label, every, group, _PARTIAL)
+
+
+_ACCUMULATED: Final = "unsharded_accumulated_grad"
+_PARTIAL: Final = "_partial_reduce_output"
+"""Of all parameters of a group, under ``set_requires_all_reduce(False)``."""
+
+
+def _groups(module: Any) -> Sequence[Any]:
+    state = module._get_fsdp_state()
+    several = getattr(state, "_fsdp_param_groups", None)  # older torch has one at most
+    groups = several if several is not None else [state._fsdp_param_group]
+    return [group for group in groups if group is not None]

@@ -13,7 +13,7 @@ from handfast.torch.tensors import HOST, Place, copy_into, local, make, place_of
 from handfast.torch.tree import join
 from handfast.torch.types import DTYPE_NAMES
 
-__all__ = ["UNNAMED", "Memory", "Remade", "torn"]
+__all__ = ["UNNAMED", "Memory", "Remade", "bytes_of", "torn"]
 
 UNNAMED = ""
 """The path of a live tensor that no name of the state leads to."""
@@ -166,9 +166,9 @@ def _agrees(part: Tensor, saved: Tensor, others: Sequence[Tensor]) -> bool:
     So it is with a view of what else was saved, as it was when it was saved.
     """
     shared = [_within(other, *_extent(part)) for other in others]
-    before, mine = [_bytes(other).clone() for other in shared], part.clone()
+    before, mine = [bytes_of(other).clone() for other in shared], part.clone()
     copy_into([part], [saved])
-    alike = all(torch.equal(_bytes(o), b) for o, b in zip(shared, before, strict=True))
+    alike = all(torch.equal(bytes_of(o), b) for o, b in zip(shared, before, strict=True))
     if not alike:
         copy_into([part], [mine])
     return alike
@@ -204,7 +204,7 @@ def torn(parts: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[
         for _, target, value in views:
             copy_into([target], [value])
         for path, target, value in views:
-            if not torch.equal(_bytes(target), _bytes(value)):
+            if not torch.equal(bytes_of(target), bytes_of(value)):
                 yield path, next(other for other, _ in group if other != path)
 
 
@@ -239,6 +239,8 @@ def _placed(scratch: bytearray, part: Tensor, start: int) -> Tensor:
     return torch._neg_view(view) if part.is_neg() else view
 
 
-def _bytes(tensor: Tensor) -> Tensor:
+def bytes_of(tensor: Tensor) -> Tensor:
+    """The values of a local tensor as bytes, in the order of its elements."""
     dense = tensor.resolve_conj().resolve_neg().contiguous()
-    return dense.reshape(-1).view(torch.uint8)
+    # one element is contiguous by any stride, and only the stride 1 can be viewed so
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)

@@ -64,7 +64,9 @@ Given = Sequence[frozenset[str]] | None
 
 _LABELS = frozenset({"params", "param_names"})
 """What says which parameters a group has; saved are the names that they have in the state."""
-_SCHEDULERS = frozenset({"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"})
+_SCHEDULERS = frozenset(
+    {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
+)
 
 
 class Names(NamedTuple):
@@ -212,6 +214,7 @@ def read(
     }
     tree: dict[str, object] = {
         "type": type(optimizer).__name__,
+        "by_order": isinstance(optimizer, torch.optim.LBFGS),  # one history for all parameters
         "param_groups": groups,
         "tensors": names.tensors,
         "placed": names.placed,
@@ -372,7 +375,8 @@ def drop_late(
 
     A counter, say, that the first step makes: it is of an abandoned timeline. What a group was
     ``given`` at first stays, and what a scheduler put there; where that is not known all stays.
-    Gives a sentence for each that was dropped, or may have to be.
+    Gives a sentence for each that was dropped, or may have to be. Goes before :func:`write`, whose
+    ``__setstate__`` may make some anew.
     """
     told = []
     defaults: Mapping[str, object] = getattr(optimizer, "defaults", {})
@@ -383,7 +387,7 @@ def drop_late(
         first = given[number] if given is not None and number < len(given) else None
         late = live.keys() - saved.keys() - defaults.keys() - (first or set()) - _SCHEDULERS
         for key in sorted(late - _LABELS, key=str):
-            if _keeps(where, key, keep_live):
+            if str(key).startswith("initial_") or _keeps(where, key, keep_live):
                 continue
             way = "dropped" if first is not None else "left as it is"
             told.append(f"{child(where, key)}: nothing was saved, live was {live[key]!r}: {way}")

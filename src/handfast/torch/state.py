@@ -24,7 +24,7 @@ from handfast.store import objects
 from handfast.store.image import Layout, TensorSpec, plan
 from handfast.store.port import Verify
 from handfast.torch import apply as restore
-from handfast.torch import compare, optimizers
+from handfast.torch import boxes, compare, optimizers
 from handfast.torch.capture import Captured, capture
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
 from handfast.torch.rng import unmoved_streams
@@ -38,6 +38,8 @@ __all__ = ["TorchState", "environment"]
 logger = logging.getLogger("handfast")
 
 HINTS: Final = 100
+LOOKS: Final = 8
+"""So many saves look for gradients that no optimizer has."""
 
 
 def environment() -> dict[str, str]:
@@ -93,11 +95,8 @@ class TorchState:
         self._layout: Layout | None = None
         self._plan: Plan | None = None
         self._watch: Watch | None = None
-        self._unowned = False
-        self._given: WeakKeyDictionary[Optimizer, optimizers.Given] = WeakKeyDictionary()
-        for node in nodes(state):
-            if node.kind is Kind.OPTIMIZER:
-                self._given[node.value] = optimizers.given_to(node.value)
+        self._looks = LOOKS
+        self._given: WeakKeyDictionary[Optimizer, optimizers.Given] | None = None
 
     def watch(self) -> Callable[[], None]:
         """Watch what steps consume from now on, for :meth:`pending`; gives what ends it."""
@@ -106,6 +105,9 @@ class TorchState:
 
     def shares(self, rank: int, node: Sequence[int]) -> None:
         """See the port."""
+        if self._given is None:  # before the first restore, when nothing was trained
+            found = [n.value for n in nodes(self._state) if n.kind is Kind.OPTIMIZER]
+            self._given = WeakKeyDictionary({opt: optimizers.given_to(opt) for opt in found})
         if (rank, tuple(node)) != (self._rank, self._node):
             self._forget()
             self._proven = frozenset()
@@ -216,13 +218,14 @@ class TorchState:
         """See the port."""
         if self._watch is not None:
             self._watch.look()
-        if not (grads or self._unowned) and (left := unowned(self._state)):
-            self._unowned = True
+        self._looks -= 1
+        if self._looks >= 0 and not grads and (left := unowned(self._state)):
+            self._looks = 0
             logger.warning(
-                "%s: no optimizer of the state has these parameters, and they have gradients. "
-                "Those are not saved, and a resume begins without: a loop that uses them (clips by "
-                "their norm, say) would go on otherwise. What to do: freeze such parameters with "
-                "requires_grad_(False), or zero their gradients, too",
+                "%s: no optimizer of the state has these parameters, and they have gradients, "
+                "which are not saved. All is well if nothing uses them after the step. Else a "
+                "resume goes on otherwise (where their norm is clipped, say): put what steps them "
+                "into the state, or freeze them with requires_grad_(False)",
                 some(left, 3),
             )
         return unclean_gradients(self._state, stored=grads)
@@ -245,7 +248,9 @@ class TorchState:
         compare.refuse_homeless(compare.homeless(live, source, only=only), shards[0])
         found = compare.differences(live, saved, only=only, strict=strict)
         source = source._replace(views=_views(copies))
-        compare.refuse(found or compare.torn(restore.live_tensors(walked), source, only), shards[0])
+        gone = boxes.changes(live, saved, only).gone
+        tensors = restore.live_tensors(walked)
+        compare.refuse(found or compare.torn(tensors, source, only, gone), shards[0])
         was, now = copies[0].manifest.environment, environment()
         changed = [f"{k}: was {was[k]}, is {now.get(k)}" for k in was if was[k] != now.get(k)]
         if changed:
@@ -259,7 +264,12 @@ class TorchState:
         if not self._rng:
             saved.objects.pop(RNG, None)
         return restore.apply(
-            self._state, saved, _views(copies), only=only, keep_live=keep_live, given=self._given
+            self._state,
+            saved,
+            _views(copies),
+            only=only,
+            keep_live=keep_live,
+            given=self._given or {},
         )
 
     def _read(self, copies: Sequence[Loaded]) -> Saved:

@@ -155,6 +155,23 @@ def nodes(state: Mapping[str, object]) -> list[Node]:
     return found
 
 
+def trained(found: Iterable[Node]) -> frozenset[int]:
+    """The ids of tensors in boxes that are no mere values: leaves, and what an optimizer steps."""
+    things = list(found)
+    stepped = {
+        id(parameter)
+        for node in things
+        if isinstance(node.value, Optimizer)
+        for group in getattr(node.value, "param_groups", ())
+        for parameter in group["params"]
+    }
+    return frozenset(
+        id(node.value)
+        for node in things
+        if node.kind is Kind.TENSOR and (node.value.requires_grad or id(node.value) in stepped)
+    )
+
+
 def above(paths: Iterable[str]) -> frozenset[str]:
     """The paths of all boxes that hold something at one of these paths."""
     return frozenset(path[: cut.start()] for path in paths for cut in re.finditer(r"[/\[]", path))

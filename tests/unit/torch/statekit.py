@@ -11,6 +11,7 @@ from torch import multiprocessing as mp
 from handfast.store import objects
 from handfast.store.image import plan
 from handfast.torch.apply import apply, live_tensors, look
+from handfast.torch.boxes import changes
 from handfast.torch.capture import Captured, capture
 from handfast.torch.compare import Difference, differences, torn
 from handfast.torch.saved import Saved
@@ -43,9 +44,12 @@ class Snapshot:
 
     def differences(self, live: State, **options: Any) -> list[Difference]:
         """What a restore into `live` would get wrong."""
-        found = differences(capture(live), self.saved, **options)
+        now = capture(live)
+        found = differences(now, self.saved, **options)
         walked, source = look(live, self.saved, self.views)
-        return found or torn(live_tensors(walked), source, options.get("only", ("**",)))
+        only = options.get("only", ("**",))
+        away = changes(now, self.saved, only).gone
+        return found or torn(live_tensors(walked), source, only, away)
 
     def restore(self, live: State, **options: Any) -> object:
         """A restore that finds no difference; gives what was saved as extra."""

@@ -36,6 +36,7 @@ from handfast.torch.tensors import block
         bodies.fsdp_goes_on_bit_for_bit,
         bodies.fsdp_accumulation_is_seen,
         bodies.fsdp_gradients_that_are_held_back_go_at_a_restore,
+        bodies.fsdp_over_several_meshes_is_looked_at,
         bodies.fsdp1_is_refused_with_its_successor,
         bodies.other_placements_are_refused_dry,
         bodies.a_tensor_that_each_rank_holds_whole_is_known,

@@ -5,10 +5,13 @@ rollback in the same process must not have them either, and no `state_dict()` sh
 """
 
 import logging
+from collections import deque
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from statekit import Snapshot, train
 from torch import Tensor, nn
 
@@ -172,20 +175,21 @@ def test_a_counter_that_came_since_goes(caplog: pytest.LogCaptureFixture) -> Non
     state: dict[str, Any] = {"model": model, "opt": opt}
     saved = Snapshot(state)
     del saved.saved.objects["opt"]["param_groups"][0]["label"]  # of code before it had one
-    given = {opt: given_to(opt)}
+    first = {opt: given_to(opt)}
     train(model, opt, steps=3)
-    schedule = torch.optim.lr_scheduler.StepLR(opt, 1)
+    schedule = torch.optim.swa_utils.SWALR(opt, swa_lr=0.05)
     with caplog.at_level(logging.WARNING, "handfast"):
-        apply(state, saved.saved, saved.views, keep_live=("step",), given=given)
+        apply(state, saved.saved, saved.views, keep_live=("step",), given=first)
         assert opt.param_groups[0]["step"] == 3
         apply(state, saved.saved, saved.views)
         assert opt.param_groups[0]["step"] == 3
         assert "live was 3: left as it is" in caplog.messages[-1]
-        apply(state, saved.saved, saved.views, given=given)
+        apply(state, saved.saved, saved.views, given=first)
     assert "opt/param_groups[0]/step: nothing was saved, live was 3: dropped" in caplog.messages[-1]
     assert "step" not in opt.param_groups[0]
     assert opt.param_groups[0]["label"] == "all"
-    assert opt.param_groups[0]["initial_lr"] == schedule.base_lrs[0]
+    assert schedule.get_last_lr()
+    assert {"swa_lr", "initial_lr"} <= opt.param_groups[0].keys()  # or its next step would fail
 
 
 def test_the_names_of_parameters_stay_with_them() -> None:
@@ -210,6 +214,10 @@ def test_a_history_in_one_vector_is_not_given_to_another_order() -> None:
     saved = Snapshot({"model": model, "opt": opt})
     (found,) = saved.differences({"model": other, "opt": live})
     assert str(found) == "opt/param_groups[0]: order: saved weight, live bias"
+    own = type("Own", (torch.optim.LBFGS,), {})
+    saved_own = Snapshot({"model": model, "opt": own(model.parameters())})
+    found_own = saved_own.differences({"model": other, "opt": own(list(other.parameters())[::-1])})
+    assert [found.what for found in found_own] == ["order"]
     same = torch.optim.LBFGS(other.parameters())
     assert saved.differences({"model": other, "opt": same}) == []
 
@@ -276,14 +284,196 @@ def test_what_can_not_give_way_is_refused() -> None:
 def test_a_tensor_of_a_box_that_grows_is_told_how_to_begin() -> None:
     saved = Snapshot({"box": {"losses": torch.ones(4)}})
     found = saved.differences({"box": {"losses": torch.zeros(0)}})
-    with pytest.raises(Exception, match="can be None, or missing, before restore"):
+    with pytest.raises(Exception, match="in the place of None it would be made anew"):
         refuse(found, "shard 0")
     fresh: dict[str, Any] = {"box": {"losses": None}}
     saved.restore(fresh)
     assert torch.equal(fresh["box"]["losses"], torch.ones(4))
 
 
+def leaves(count: int) -> list[Tensor]:
+    return [torch.zeros(2).requires_grad_() for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda count: {"params": leaves(count)},
+        lambda count: {"net": [{"w": leaf} for leaf in leaves(count)]},
+        lambda count: {"box": {"t": leaves(1)[0] if count == 3 else None}},
+        lambda count: {"box": {"t": {"w": leaves(1)[0]} if count == 3 else None}},
+    ],
+    ids=["list", "layers", "leaf", "box"],
+)
+def test_what_is_trained_gives_way_to_nothing(parts: Any) -> None:
+    """A third layer that the code has by now: it would be stepped, and never saved again."""
+    saved = Snapshot(parts(2))
+    live = parts(3)
+    assert saved.differences(live) != []
+    held = str(live)
+    apply(live, saved.saved, saved.views)  # as strict=False does
+    assert str(live) == held
+
+
+def test_what_an_optimizer_steps_gives_way_to_nothing() -> None:
+    """Without a gradient at the moment, too."""
+    weights = [torch.zeros(2), torch.zeros(2)]
+    saved = Snapshot({"params": weights[:1], "opt": torch.optim.SGD(weights[:1])})
+    live = {"params": list(weights), "opt": torch.optim.SGD(weights[:1] + weights[1:])}
+    assert "params[1]" in {d.path for d in saved.differences(live)}
+
+
+def test_a_best_state_dict_gives_way() -> None:
+    """Whole, as one tensor does; and comes back whole."""
+    model = nn.Linear(2, 2)
+
+    def best() -> dict[str, Any]:
+        return {key: value.clone() for key, value in model.state_dict().items()}
+
+    box: dict[str, Any] = {"best": None, "all": None}
+    live = {"model": model, "box": box}
+    saved = Snapshot(live)
+    box["best"], box["all"] = best(), [best()]
+    later = Snapshot(live)
+    saved.restore(live)
+    assert box == {"best": None, "all": None}
+    later.restore(live)
+    assert torch.equal(box["all"][0]["weight"], model.weight)
+
+
+def test_a_view_of_the_weights_gives_way() -> None:
+    """It shares their memory, and is gone by then."""
+    model = nn.Linear(2, 2)
+    live: dict[str, Any] = {"model": model, "box": {"last": None}}
+    saved = Snapshot(live)
+    live["box"]["last"] = model.weight.detach()[0]
+    saved.restore(live)
+    assert live["box"]["last"] is None
+
+
+def test_nothing_gives_way_to_what_can_not_be_made() -> None:
+    saved = Snapshot({"box": {"x": {"m": nn.Linear(1, 1)}}})
+    live = {"box": {"x": torch.zeros(2)}}
+    assert saved.differences(live) != []
+    apply(live, saved.saved, saved.views)
+    assert torch.equal(live["box"]["x"], torch.zeros(2))
+
+
+def test_what_was_one_tensor_is_one_again_in_a_box() -> None:
+    """With the weights that it is a reference to, and with another place."""
+    model, shared = nn.Linear(2, 2), torch.ones(2)
+    saved = Snapshot({"model": model, "box": {"ref": model.weight, "a": shared, "b": shared}})
+    other = nn.Linear(2, 2)
+    live: dict[str, Any] = {"model": other, "box": {"ref": None, "a": None, "b": None}}
+    saved.restore(live)
+    box = live["box"]
+    assert box["a"] is box["b"]
+    assert box["ref"].data_ptr() == other.weight.data_ptr()
+    assert torch.equal(other.weight, model.weight)
+
+
+def test_what_has_no_place_is_refused() -> None:
+    """In a tuple that nothing can replace, and below what only= leaves as it is."""
+    saved = Snapshot({"pair": (torch.ones(2), {"n": 1})})
+    assert "pair[0]" in {d.path for d in saved.differences({"pair": ({}, {"n": 0})})}
+    saved = Snapshot({"box": {"best": {"w": torch.ones(2)}}})
+    for box in ({"best": None}, {}, {"best": torch.zeros(1)}):
+        assert saved.differences({"box": box}, only=("box/best/w",)) != [], box
+    live: dict[str, Any] = {"box": {"best": {}}}
+    assert saved.differences(live, only=("box/best/w",)) == []
+    apply(live, saved.saved, saved.views, only=("box/best/w",))
+    assert torch.equal(live["box"]["best"]["w"], torch.ones(2))
+
+
+@pytest.mark.parametrize("kind", ["scheduler", "optimizer", "generator", "scaler"])
+def test_a_thing_in_the_place_of_none_stays_as_it_is(kind: str) -> None:
+    """Where strict=False lets it be; it was asked to load None."""
+    opt = torch.optim.SGD(leaves(1))
+    thing: Any = {
+        "scheduler": torch.optim.lr_scheduler.StepLR(opt, 1),
+        "optimizer": opt,
+        "generator": torch.Generator(),
+        "scaler": torch.amp.GradScaler("cpu"),
+    }[kind]
+    saved = Snapshot({"box": {"s": None}})
+    live = {"box": {"s": thing}}
+    assert saved.differences(live) != []
+    apply(live, saved.saved, saved.views)
+    assert live["box"]["s"] is thing
+
+
+leaf = st.one_of(st.none(), st.integers(0, 2), st.integers(0, 2).map(lambda n: torch.full((2,), n)))
+tree = st.recursive(
+    leaf,
+    lambda inside: st.one_of(
+        st.lists(inside, max_size=3),
+        st.lists(inside, max_size=3).map(tuple),
+        st.lists(inside, max_size=3).map(deque),
+        st.dictionaries(st.sampled_from("abc"), inside, max_size=3),
+    ),
+    max_leaves=6,
+)
+top = st.one_of(
+    st.dictionaries(st.sampled_from("abc"), tree, max_size=3), st.lists(tree, max_size=3)
+)
+
+
+def plain(value: Any) -> Any:
+    """A value that can be compared: its types, and tensors as their numbers."""
+    if isinstance(value, Tensor):
+        return ("tensor", tuple(value.tolist()))
+    if isinstance(value, dict):
+        return ("dict", {key: plain(item) for key, item in value.items()})
+    if isinstance(value, list | tuple | deque):
+        return (type(value).__name__, [plain(item) for item in value])
+    return value
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(top, top, st.booleans())
+def test_what_is_let_through_is_restored_to_the_letter(was: Any, now: Any, tied: bool) -> None:
+    """Any boxes, into any others: refused before anything is changed, or exactly as they were."""
+    if tied and isinstance(was, dict) and isinstance(now, dict):
+        was |= {"d": (shared := torch.full((2,), 7)), "e": [shared]}
+        now |= {"d": None, "e": []}
+    saved, expected = Snapshot({"box": was}), plain(was)
+    live = {"box": now}
+    if saved.differences(live):
+        return
+    apply(live, saved.saved, saved.views)
+    if type(was) is type(now):  # else it was empty, and nothing holds it that could take another
+        assert plain(live["box"]) == expected
+    assert live["box"] is now
+    if tied and isinstance(was, dict) and isinstance(now, dict):
+        assert now["d"] is now["e"][0]
+
+
 # --- what can't be read, and what it costs
+
+
+class Column:
+    """Shows one element by a stride that is not 1."""
+
+    def __init__(self) -> None:
+        self.table = torch.zeros(1, 4)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"column": self.table[:, 0]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.table[:, 0] = state["column"]
+
+
+def test_one_element_by_any_stride_is_compared() -> None:
+    model = nn.Linear(4, 1)
+    state = {"o": Column(), "model": model, "column": model.weight.detach()[:, 0]}
+    saved = Snapshot(state)
+    with torch.no_grad():
+        state["o"].table.add_(1.0)
+        model.weight.add_(1.0)
+    saved.restore(state)
+    assert state["o"].table[:, 0] == 0.0
+    assert torch.equal(state["column"], model.weight[:, 0])
 
 
 def test_what_a_state_dict_raises_says_whose_it_is() -> None:
