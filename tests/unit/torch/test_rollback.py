@@ -419,13 +419,16 @@ top = st.one_of(
 
 
 def plain(value: Any) -> Any:
-    """A value that can be compared: its types, and tensors as their numbers."""
+    """A value that can be compared: tensors as their numbers, and a deque may fill a list's place.
+
+    It does where tensors are in it, which are filled in place.
+    """
     if isinstance(value, Tensor):
         return ("tensor", tuple(value.tolist()))
     if isinstance(value, dict):
         return ("dict", {key: plain(item) for key, item in value.items()})
     if isinstance(value, list | tuple | deque):
-        return (type(value).__name__, [plain(item) for item in value])
+        return ("tuple" if type(value) is tuple else "list", [plain(item) for item in value])
     return value
 
 
