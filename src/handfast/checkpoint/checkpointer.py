@@ -317,11 +317,11 @@ class Checkpointer:
             return Save(self._session, None, f"step {step} is not on the schedule")
         pending = self._state.pending(grads)
         if pending:
-            way = "and once all of it is reduced" if grads else "or pass grads=True"
+            way = "or pass grads=True (a scaler has to be updated by then)"
+            way = "once all is reduced, and a scaler updated" if grads else way
             raise ValueError(
                 f"step {step}: gradients have changed since the last optimizer step, or are still "
-                f"needed ({', '.join(pending[:3])}): save after the step and its scaler's update, "
-                f"{way}"
+                f"needed ({', '.join(pending[:3])}): save after the step, {way}"
             )
         began = time.monotonic()
         epoch = Epoch(self._session.generation, step)

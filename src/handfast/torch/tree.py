@@ -168,7 +168,8 @@ def trained(found: Iterable[Node]) -> frozenset[int]:
     return frozenset(
         id(node.value)
         for node in things
-        if node.kind is Kind.TENSOR and (node.value.requires_grad or id(node.value) in stepped)
+        if node.kind is Kind.TENSOR
+        and ((node.value.requires_grad and node.value.is_leaf) or id(node.value) in stepped)
     )
 
 

@@ -349,6 +349,9 @@ def test_a_view_of_the_weights_gives_way() -> None:
     live["box"]["last"] = model.weight.detach()[0]
     saved.restore(live)
     assert live["box"]["last"] is None
+    live["box"]["last"] = model.weight.clone()  # with its graph: nothing trains it
+    saved.restore(live)
+    assert live["box"]["last"] is None
 
 
 def test_nothing_gives_way_to_what_can_not_be_made() -> None:
