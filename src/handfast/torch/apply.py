@@ -401,6 +401,9 @@ class _Merge(NamedTuple):
                     _LOG.warning("handfast: restore: %s has no place in the live state", where)
                     continue
                 merged[key] = self.made.tree(before[key])
+        limit = getattr(live, "maxlen", None)
+        if limit is not None and limit < len(merged):
+            _LOG.warning("handfast: restore: %s takes the last %d only", path, limit)
         return _filled(live, merged, now)
 
     def _value(self, live: Any, saved: Any, path: str, placed: bool) -> Any:

@@ -128,7 +128,8 @@ class Remade:
                 self._pairs.append((local(live), saved))
                 return live
             self.fill()
-            if _agrees(local(live), saved, others):
+            # what was apart and is one now would go on as one, though the values be the same
+            if mine not in map(_look, others) and _agrees(local(live), saved, others):
                 return live
         made = make(self._source.spec(path), place)
         self._pairs.append((local(made), saved))
@@ -149,7 +150,9 @@ class Remade:
         """
 
         def fetch(ref: TensorRef) -> Tensor:
-            place = self._source.home(ref, device)
+            kept = self._source.saved.aliases.get(ref.path, ref.path)
+            tied = self._standing.get(kept)
+            place = self._source.home(ref, device) if tied is None else place_of(tied)
             return self.take(ref.path, place, live if ref is tree else None)
 
         return join(tree, fetch)

@@ -16,6 +16,7 @@ from statekit import Snapshot, train
 from torch import Tensor, nn
 
 from handfast.errors import Unstorable
+from handfast.torch import memory
 from handfast.torch.apply import apply
 from handfast.torch.capture import capture
 from handfast.torch.compare import refuse
@@ -373,6 +374,44 @@ def test_what_was_one_tensor_is_one_again_in_a_box() -> None:
     assert box["a"] is box["b"]
     assert box["ref"].data_ptr() == other.weight.data_ptr()
     assert torch.equal(other.weight, model.weight)
+
+
+def test_ties_come_back_on_the_device_of_what_is_tied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights on another device than that on which plain values are made."""
+    model = nn.Linear(2, 2)
+    saved = Snapshot({"model": model, "box": {"ref": model.weight}})
+    other = nn.Linear(2, 2)
+    live: dict[str, Any] = {"model": other, "box": {"ref": None}}
+    place = memory.place_of
+    elsewhere = torch.device("meta")
+    monkeypatch.setattr(memory, "place_of", lambda t: place(t)._replace(device=elsewhere))
+    apply(live, saved.saved, saved.views)
+    assert live["box"]["ref"].data_ptr() == other.weight.data_ptr()
+
+
+def test_what_is_one_now_and_was_apart_is_apart_again() -> None:
+    """Though the values are the same at that moment: training moves one of them."""
+    model = nn.Linear(2, 2)
+    opt = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    train(model, opt, width=2)
+    buffer = opt.state[model.weight]["momentum_buffer"]
+    box: dict[str, Any] = {"m": buffer.clone()}
+    state = {"model": model, "opt": opt, "box": box}
+    saved = Snapshot(state)
+    box["m"] = buffer
+    saved.restore(state)
+    assert torch.equal(box["m"], opt.state[model.weight]["momentum_buffer"])
+    train(model, opt, width=2)
+    assert not torch.equal(box["m"], opt.state[model.weight]["momentum_buffer"])
+
+
+def test_a_deque_that_is_too_short_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    saved = Snapshot({"h": [torch.ones(1) * i for i in range(4)]})
+    live = {"h": deque([torch.zeros(1)], maxlen=2)}
+    with caplog.at_level(logging.WARNING, "handfast"):
+        saved.restore(live)
+    assert [t.item() for t in live["h"]] == [2.0, 3.0]
+    assert "h takes the last 2 only" in caplog.text
 
 
 def test_what_has_no_place_is_refused() -> None:
