@@ -30,7 +30,17 @@ from handfast.torch.names import matches
 from handfast.torch.rng import write_generator, write_streams
 from handfast.torch.saved import EXTRA, RNG, UNSYNCED, Saved, Source
 from handfast.torch.tensors import HOST, copy_into, dims_of, is_dtensor, local, place_of
-from handfast.torch.tree import Kind, Node, above, alike, entries, is_torchs, kind_of, trained
+from handfast.torch.tree import (
+    Kind,
+    Node,
+    above,
+    alike,
+    entries,
+    is_torchs,
+    kind_of,
+    refers,
+    trained,
+)
 
 __all__ = ["apply", "live_tensors", "look"]
 
@@ -383,7 +393,8 @@ class _Merge(NamedTuple):
         mapping = isinstance(live, MutableMapping)
         fits = type(live) is type(saved) and (mapping or isinstance(live, list | deque | tuple))
         if not fits and not (alike(live, saved) and (not placed or _holds_live(live))):
-            return self._value(live, saved, path, placed)
+            both = _holds_live(live) and refers(saved)
+            return live if both else self._value(live, saved, path, placed)
         now, before = dict(entries(live)), dict(entries(saved))
         merged: dict[object, Any] = {}
         for key in {**before, **now}:

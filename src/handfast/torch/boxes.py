@@ -2,7 +2,7 @@
 
 A box (a dict, list, deque or tuple of the state) is filled as the training goes: a best copy comes,
 a history grows. A fresh one has its tensors still to get, and after a rollback a live one has some
-too many. What can't be replaced, a module or a tensor that is trained, say, is refused where only
+too many. What can't be replaced, a module or a live tensor that is trained, is refused where only
 one side has it. The restore itself is :class:`handfast.torch.apply._Merge`, which decides alike.
 """
 
@@ -14,7 +14,7 @@ from handfast.store.objects import TensorRef, child
 from handfast.torch.capture import Captured
 from handfast.torch.names import matches
 from handfast.torch.saved import KINDS, Saved
-from handfast.torch.tree import Kind, above, alike, entries
+from handfast.torch.tree import Kind, above, alike, entries, refers
 
 __all__ = ["Changes", "bound", "changes"]
 
@@ -80,10 +80,13 @@ def _inside(now: Any, was: Any, path: str, sides: _Sides, *, placed: bool) -> It
             yield _Change(path, path, anew=False)
             yield from _under(was, path, path, sides.was, anew=True)
         return
+    if type(now) is type(was) and not isinstance(now, Mapping | Sequence):
+        return  # two plain values
     here, before = dict(entries(now)), dict(entries(was))
     same = type(now) is type(was) and bool(here or before)
     if not same and not (alike(now, was) and (not placed or path in sides.alive)):
-        if free:
+        # tensors on both sides stand in each other's way, in whatever boxes: that is refused
+        if free and not (path in sides.alive and refers(was)):
             yield from _under(now, path, path, sides.now, anew=False)
             yield from _under(was, path, path, sides.was, anew=True)
         return

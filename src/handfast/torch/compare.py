@@ -19,7 +19,7 @@ from handfast.torch.capture import Captured
 from handfast.torch.names import matches
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED, Saved, Source
 from handfast.torch.tensors import local
-from handfast.torch.tree import Kind, above, alike, entries
+from handfast.torch.tree import Kind, above, alike, entries, refers
 
 __all__ = [
     "Difference",
@@ -297,7 +297,7 @@ def _box(was: Any, now: Any, path: str, things: _Things, *, placed: bool) -> Ite
     fixed = path in things.bound or not placed
     in_place = path in things.alive or not placed
     if type(was) is not type(now) and not (in_place and alike(was, now)):
-        if fixed:
+        if fixed or (path in things.alive and refers(was)):
             yield Difference(path, "box", type(was).__name__, type(now).__name__)
         return
     if type(was) is tuple and fixed and len(one) != len(two):

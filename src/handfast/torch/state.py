@@ -6,6 +6,7 @@ import hashlib
 import logging
 import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import compress, islice
 from typing import Final
@@ -20,6 +21,7 @@ from handfast.agent.keeper import Plan
 from handfast.checkpoint.checkpointer import Prove
 from handfast.checkpoint.images import Loaded, StagingImage
 from handfast.checkpoint.spelling import some
+from handfast.errors import Unstorable
 from handfast.store import objects
 from handfast.store.image import Layout, TensorSpec, plan
 from handfast.store.port import Verify
@@ -106,8 +108,11 @@ class TorchState:
     def shares(self, rank: int, node: Sequence[int]) -> None:
         """See the port."""
         if self._given is None:  # before the first restore, when nothing was trained
-            found = [n.value for n in nodes(self._state) if n.kind is Kind.OPTIMIZER]
-            self._given = WeakKeyDictionary({opt: optimizers.given_to(opt) for opt in found})
+            self._given = WeakKeyDictionary()
+            # what is wrong with the state is said when it is read, and the other ranks are told
+            with suppress(TypeError, ValueError, Unstorable):
+                opts = [n.value for n in nodes(self._state) if n.kind is Kind.OPTIMIZER]
+                self._given.update({opt: optimizers.given_to(opt) for opt in opts})
         if (rank, tuple(node)) != (self._rank, self._node):
             self._forget()
             self._proven = frozenset()

@@ -156,8 +156,13 @@ def nodes(state: Mapping[str, object]) -> list[Node]:
 
 
 def trained(found: Iterable[Node]) -> frozenset[int]:
-    """The ids of tensors in boxes that are no mere values: leaves, and what an optimizer steps."""
+    """The ids of tensors in boxes that are no mere values: leaves, and what an optimizer steps.
+
+    But for what a module of the state has: that is restored with the module.
+    """
     things = list(found)
+    modules = [node.value for node in things if node.kind is Kind.MODULE]
+    owned = {id(p) for module in modules for p in module.parameters()}
     stepped = {
         id(parameter)
         for node in things
@@ -169,6 +174,7 @@ def trained(found: Iterable[Node]) -> frozenset[int]:
         id(node.value)
         for node in things
         if node.kind is Kind.TENSOR
+        and id(node.value) not in owned
         and ((node.value.requires_grad and node.value.is_leaf) or id(node.value) in stepped)
     )
 
@@ -176,6 +182,11 @@ def trained(found: Iterable[Node]) -> frozenset[int]:
 def above(paths: Iterable[str]) -> frozenset[str]:
     """The paths of all boxes that hold something at one of these paths."""
     return frozenset(path[: cut.start()] for path in paths for cut in re.finditer(r"[/\[]", path))
+
+
+def refers(tree: object) -> bool:
+    """Whether a saved tree has tensors in it."""
+    return isinstance(tree, TensorRef) or any(refers(item) for _, item in entries(tree))
 
 
 def alike(one: object, other: object) -> bool:

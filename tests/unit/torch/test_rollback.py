@@ -193,6 +193,14 @@ def test_a_counter_that_came_since_goes(caplog: pytest.LogCaptureFixture) -> Non
     assert {"swa_lr", "initial_lr"} <= opt.param_groups[0].keys()  # or its next step would fail
 
 
+def test_a_state_that_is_wrong_is_said_where_the_others_hear_of_it() -> None:
+    """Raised before the ranks have met, it let all others wait for this one."""
+    state = TorchState({"n": 5}, rng=False, replicated=(), pickle=(), verify="none")
+    state.shares(0, (0, 1))
+    with pytest.raises(TypeError, match="n is a"):
+        state.pending(False)
+
+
 def test_the_names_of_parameters_stay_with_them() -> None:
     """Into another order: the values go by name, and so do the labels."""
     torch.manual_seed(0)
@@ -353,6 +361,26 @@ def test_a_view_of_the_weights_gives_way() -> None:
     live["box"]["last"] = model.weight.clone()  # with its graph: nothing trains it
     saved.restore(live)
     assert live["box"]["last"] is None
+
+
+def test_a_reference_to_weights_of_a_module_gives_way() -> None:
+    """They are restored with the module, and nothing is lost."""
+    model = nn.Linear(2, 2)
+    box: dict[str, Any] = {"watch": None, "all": []}
+    live = {"model": model, "box": box}
+    saved = Snapshot(live)
+    box["watch"] = model.weight
+    box["all"].append(model.bias)
+    saved.restore(live)
+    assert box == {"watch": None, "all": []}
+
+
+def test_tensors_on_both_sides_are_in_the_way_of_another_box() -> None:
+    """A view in the list that goes would become a part of the tuple that comes."""
+    model = nn.Linear(2, 2)
+    saved = Snapshot({"model": model, "box": {"x": (model.weight.detach()[0].clone(),)}})
+    live = {"model": model, "box": {"x": [model.weight.detach()[0]]}}
+    assert [(d.path, d.what) for d in saved.differences(live)] == [("box/x", "box")]
 
 
 def test_nothing_gives_way_to_what_can_not_be_made() -> None:
