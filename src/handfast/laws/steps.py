@@ -118,11 +118,8 @@ def l4_whoever_begins_is_told(truth: Truth) -> Iterator[str]:
     m, begun = turn.after, turn.event
     if (m.generation, m.round) != (begun.generation, begun.round) or m.roster is None:
         return
-    due: type[events.Action] | None = None
-    if m.open:
-        due = events.Resume
-    elif m.recovery is not None:
-        due = _DUE.get(standing(m.roster, m.recovery).phase)
+    held = m.recovery
+    due = events.Resume if held is None else _DUE.get(standing(m.roster, held).phase)
     if due is not None and not any(isinstance(action, due) for action in turn.effects.apply):
         yield f"{m.id} began {begun.round}, and was told {turn.effects.apply}"
 
