@@ -103,7 +103,7 @@ def draw(seed: int) -> Plan:
 class _Storm:
     def __init__(self, seed: int, plan: Plan) -> None:
         self.plan = plan
-        self.chance = Random(f"storm/{seed}")  # noqa: S311 - likewise
+        self.chance = Random(f"storm/{seed}")  # noqa: S311 - a simulation, and no secret
         tiers = {name: (copies, need) for name, copies, need in plan.tiers}
         configuration = shape(plan.shards, plan.hosts, plan.fanout, **tiers)
         self.world = World(configuration, self.chance, keep=plan.keep, window=plan.window)

@@ -8,7 +8,6 @@ compared, because reading torchdata's draws a seed.
 import contextlib
 import inspect
 import logging
-from collections import deque
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from itertools import chain
 from types import MappingProxyType
@@ -23,24 +22,14 @@ from handfast.store import objects
 from handfast.store.objects import TensorRef, child
 from handfast.torch import loaders, optimizers
 from handfast.torch.alike import ddp_modules
-from handfast.torch.capture import Walk, state_of, walk
+from handfast.torch.capture import Walk, state_of, trained, walk
 from handfast.torch.gradients import drop_gradients, restore_gradients
 from handfast.torch.memory import UNNAMED, Memory, Remade, bytes_of
 from handfast.torch.names import matches
 from handfast.torch.rng import write_generator, write_streams
 from handfast.torch.saved import EXTRA, RNG, UNSYNCED, Saved, Source
 from handfast.torch.tensors import HOST, copy_into, dims_of, is_dtensor, local, place_of
-from handfast.torch.tree import (
-    Kind,
-    Node,
-    above,
-    alike,
-    entries,
-    is_torchs,
-    kind_of,
-    refers,
-    trained,
-)
+from handfast.torch.tree import Kind, Node, above, entries, in_place, is_torchs, kind_of, refers
 
 __all__ = ["apply", "live_tensors", "look"]
 
@@ -250,7 +239,8 @@ class _Restore(NamedTuple):
     def boxes(self, state: Mapping[str, object]) -> None:
         """Put the saved boxes of plain values, and of things, into the live ones."""
         saved = self.source.saved
-        merge = _Merge(self.made, self.only, _beyond(saved.kinds), trained(self.live.nodes))
+        kept = frozenset(id(node.value) for node in trained(self.live.nodes))
+        merge = _Merge(self.made, self.only, _beyond(saved.kinds), kept)
         for name, value in state.items():
             if kind_of(value) is None and name in saved.objects:
                 merge.box(value, saved.objects[name], child("", name), placed=False)
@@ -391,9 +381,10 @@ class _Merge(NamedTuple):
         if kind_of(live) is not None:
             return live if isinstance(saved, TensorRef) else self._value(live, saved, path, placed)
         mapping = isinstance(live, MutableMapping)
-        fits = type(live) is type(saved) and (mapping or isinstance(live, list | deque | tuple))
-        if not fits and not (alike(live, saved) and (not placed or _holds_live(live))):
-            both = _holds_live(live) and refers(saved)
+        alive = type(live) is not type(saved) and _holds_live(live)
+        if not in_place(live, saved, placed=placed, alive=alive):
+            # tensors on both sides stand in each other's way: that was refused
+            both = alive and refers(saved)
             return live if both else self._value(live, saved, path, placed)
         now, before = dict(entries(live)), dict(entries(saved))
         merged: dict[object, Any] = {}

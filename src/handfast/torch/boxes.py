@@ -14,7 +14,7 @@ from handfast.store.objects import TensorRef, child
 from handfast.torch.capture import Captured
 from handfast.torch.names import matches
 from handfast.torch.saved import KINDS, Saved
-from handfast.torch.tree import Kind, above, alike, entries, refers
+from handfast.torch.tree import Kind, above, entries, in_place, refers
 
 __all__ = ["Changes", "bound", "changes"]
 
@@ -80,16 +80,14 @@ def _inside(now: Any, was: Any, path: str, sides: _Sides, *, placed: bool) -> It
             yield _Change(path, path, anew=False)
             yield from _under(was, path, path, sides.was, anew=True)
         return
-    if type(now) is type(was) and not isinstance(now, Mapping | Sequence):
-        return  # two plain values
-    here, before = dict(entries(now)), dict(entries(was))
-    same = type(now) is type(was) and bool(here or before)
-    if not same and not (alike(now, was) and (not placed or path in sides.alive)):
-        # tensors on both sides stand in each other's way, in whatever boxes: that is refused
-        if free and not (path in sides.alive and refers(was)):
+    alive = path in sides.alive
+    if not in_place(now, was, placed=placed, alive=alive):
+        # tensors on both sides stand in each other's way: that is refused
+        if free and not (alive and refers(was)):
             yield from _under(now, path, path, sides.now, anew=False)
             yield from _under(was, path, path, sides.was, anew=True)
         return
+    here, before = dict(entries(now)), dict(entries(was))
     for key in {**before, **here}:
         where = child(path, key)
         if key in here and key in before:

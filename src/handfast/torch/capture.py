@@ -35,9 +35,9 @@ from handfast.torch.tensors import (
     spec_of,
     whole_everywhere,
 )
-from handfast.torch.tree import Kind, Node, assemble, nodes, split, trained
+from handfast.torch.tree import Kind, Node, assemble, nodes, split
 
-__all__ = ["Captured", "capture", "parameters_of", "state_of", "walk"]
+__all__ = ["Captured", "capture", "parameters_of", "state_of", "trained", "walk"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,8 +140,26 @@ def _stepped(found: Sequence[Node]) -> list[Node]:
     """The tensors that stand by themselves and that an optimizer steps."""
     alone = [node for node in found if node.kind is Kind.TENSOR]
     opts = [node.value for node in found if isinstance(node.value, Optimizer)] if alone else []
-    ids = {id(p) for optimizer in opts for p in optimizers.parameters(optimizer)}
+    made = [opt for opt in opts if hasattr(opt, "param_groups")]  # a wrapper's may come later
+    ids = {id(p) for optimizer in made for p in optimizers.parameters(optimizer)}
     return [node for node in alone if id(node.value) in ids]
+
+
+def trained(found: Sequence[Node]) -> list[Node]:
+    """The tensors in boxes that are no mere values: leaves, and what an optimizer steps.
+
+    But for what a module of the state has: that is restored with the module.
+    """
+    stepped = {id(node.value) for node in _stepped(found)}
+    modules = [node.value for node in found if node.kind is Kind.MODULE]
+    owned = {id(p) for module in modules for p in module.parameters()}
+    return [
+        node
+        for node in found
+        if node.kind is Kind.TENSOR
+        and id(node.value) not in owned
+        and ((node.value.requires_grad and node.value.is_leaf) or id(node.value) in stepped)
+    ]
 
 
 def state_of(node: Node) -> Any:
@@ -373,7 +391,6 @@ def _captured(
         tensors = tuple(compress(parts, kept.stored))
         return replace(kept, tensors=tensors, objects=objects, names=found.names)
     specs = list(map(spec_of, found.paths, found.tensors))
-    stepped = trained(found.nodes)
     shared = _replicated(found, specs, alike)
     aliases = _aliases(specs, pointers, parts, shared)
     stored = tuple(spec.path not in aliases for spec in specs)
@@ -386,7 +403,7 @@ def _captured(
         fingerprint=fingerprint,
         stored=stored,
         names=found.names,
-        trained=frozenset(node.path for node in found.nodes if id(node.value) in stepped),
+        trained=frozenset(node.path for node in trained(found.nodes)),
     )
 
 

@@ -19,7 +19,7 @@ from handfast.torch.capture import Captured
 from handfast.torch.names import matches
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED, Saved, Source
 from handfast.torch.tensors import local
-from handfast.torch.tree import Kind, above, alike, entries, refers
+from handfast.torch.tree import Kind, above, entries, in_place, refers
 
 __all__ = [
     "Difference",
@@ -268,13 +268,13 @@ def _components(live: Captured, saved: Saved) -> Iterator[Difference]:
     kinds = saved.kinds.keys() | here.keys()
     # Tensors that are no more than values can be made anew; all else stands where it is.
     fixed = bound(live) | above(path for path, kind in saved.kinds.items() if kind != Kind.TENSOR)
+    things = _Things(kinds, above(here) | fixed, fixed)
     was, now = ({k: v for k, v in s.objects.items() if k not in _OURS} for s in (saved, live))
     for name in sorted(was.keys() | now.keys()):
         path = child("", name)
         if name in was and name in now:
-            things = _Things(kinds, above(here) | fixed, fixed)
             yield from _box(was[name], now[name], path, things, placed=False)
-        elif path not in kinds and path not in above(here) | fixed:  # else its things are told of
+        elif path not in kinds and path not in things.alive:  # else its things are told of
             one, two = (
                 type(side[name]).__name__ if name in side else ABSENT for side in (was, now)
             )
@@ -293,13 +293,13 @@ def _box(was: Any, now: Any, path: str, things: _Things, *, placed: bool) -> Ite
     """Hold two boxes against each other; ``placed``: what holds them could take another one."""
     if path in things.kinds:
         return
-    one, two = dict(entries(was)), dict(entries(now))
+    alive = path in things.alive
     fixed = path in things.bound or not placed
-    in_place = path in things.alive or not placed
-    if type(was) is not type(now) and not (in_place and alike(was, now)):
-        if fixed or (path in things.alive and refers(was)):
+    if not in_place(now, was, placed=placed, alive=alive):
+        if type(was) is not type(now) and (fixed or (alive and refers(was))):
             yield Difference(path, "box", type(was).__name__, type(now).__name__)
         return
+    one, two = dict(entries(was)), dict(entries(now))
     if type(was) is tuple and fixed and len(one) != len(two):
         yield Difference(path, "length", str(len(one)), str(len(two)))
     for key in one.keys() & two.keys():

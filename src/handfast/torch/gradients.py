@@ -35,6 +35,7 @@ from handfast.store.objects import child
 from handfast.torch.capture import Walk, parameters_of
 from handfast.torch.marks import MARK, Mark, gradients, mark_consumed, version_of
 from handfast.torch.names import clean, loaded, matches
+from handfast.torch.optimizers import parameters
 from handfast.torch.saved import GRADS, Source
 from handfast.torch.tensors import local, place_of
 from handfast.torch.tree import Kind, Node, nodes
@@ -167,9 +168,7 @@ def unowned(state: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _owned(opts: Iterable[Optimizer]) -> set[int]:
-    return {
-        id(p) for optimizer in opts for group in optimizer.param_groups for p in group["params"]
-    }
+    return {id(p) for optimizer in opts for p in parameters(optimizer)}
 
 
 def _changed(found: Iterable[Node]) -> list[tuple[Tensor, Any]]:

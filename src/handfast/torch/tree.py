@@ -155,30 +155,6 @@ def nodes(state: Mapping[str, object]) -> list[Node]:
     return found
 
 
-def trained(found: Iterable[Node]) -> frozenset[int]:
-    """The ids of tensors in boxes that are no mere values: leaves, and what an optimizer steps.
-
-    But for what a module of the state has: that is restored with the module.
-    """
-    things = list(found)
-    modules = [node.value for node in things if node.kind is Kind.MODULE]
-    owned = {id(p) for module in modules for p in module.parameters()}
-    stepped = {
-        id(parameter)
-        for node in things
-        if isinstance(node.value, Optimizer)
-        for group in getattr(node.value, "param_groups", ())
-        for parameter in group["params"]
-    }
-    return frozenset(
-        id(node.value)
-        for node in things
-        if node.kind is Kind.TENSOR
-        and id(node.value) not in owned
-        and ((node.value.requires_grad and node.value.is_leaf) or id(node.value) in stepped)
-    )
-
-
 def above(paths: Iterable[str]) -> frozenset[str]:
     """The paths of all boxes that hold something at one of these paths."""
     return frozenset(path[: cut.start()] for path in paths for cut in re.finditer(r"[/\[]", path))
@@ -193,6 +169,16 @@ def alike(one: object, other: object) -> bool:
     """Whether a box can be filled in place with what is in another one."""
     kinds = {type(one), type(other)}
     return kinds <= {*_MAPPINGS} or kinds <= {list, deque}
+
+
+def in_place(live: object, saved: object, *, placed: bool, alive: bool) -> bool:
+    """Whether a live box stays, and is filled with what was saved, or a saved one takes its place.
+
+    ``placed``: what holds it could take another one; ``alive``: live things are in it.
+    """
+    if type(live) is type(saved):
+        return type(live) in _MAPPINGS or type(live) in _SEQUENCES
+    return alike(live, saved) and (alive or not placed)
 
 
 def _check_living(path: str, box: Any) -> None:

@@ -555,7 +555,7 @@ def test_what_a_state_dict_raises_says_whose_it_is() -> None:
             raise RuntimeError("consolidate first")
 
         def load_state_dict(self, state: dict[str, Any]) -> None:
-            raise NotImplementedError
+            raise AssertionError("what could not be read is loaded")
 
     with pytest.raises(RuntimeError, match="consolidate first") as caught:
         capture({"thing": Broken()})
