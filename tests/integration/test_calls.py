@@ -352,7 +352,7 @@ def test_the_end_of_with_never_masks_what_ended_the_training(
     monkeypatch.setenv("HANDFAST_NODE", "node0")
     held = HeldAgent(tmp_path, run)
     # The whole `with` is what is tested: its end must let the body's own error through.
-    with pytest.raises(ZeroDivisionError), begun(run, drain_s=0.1) as ckpt:  # noqa: PT012 - as above
+    with pytest.raises(ZeroDivisionError), begun(run, drain_s=0.1) as ckpt:  # noqa: PT012 - above
         held.hold("fsync", "chunks/")
         ckpt.save(1)
         print(1 / 0)
