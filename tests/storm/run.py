@@ -122,7 +122,7 @@ class Storm:
 
     def progress(self) -> int:
         """Read how far the slowest rank has come since this start."""
-        return min(len(_lines(f"{self.out}.{rank}")) for rank in range(SIZE))
+        return min(_count(f"{self.out}.{rank}") for rank in range(SIZE))
 
     def episode(self) -> None:
         """Start, let it come to train, kill, and clear away what is left."""
@@ -294,6 +294,13 @@ def _lines(path: str) -> list[str]:
     except FileNotFoundError:
         return []
     return data.split("\n")[:-1]
+
+
+def _count(path: str) -> int:
+    try:
+        return Path(path).read_bytes().count(b"\n")  # looked at a hundred times a second
+    except FileNotFoundError:
+        return 0
 
 
 def _steps(path: str) -> int:

@@ -70,10 +70,10 @@ def test_twenty_kills_leave_no_mixture_and_no_difference(kind: str, nodes: int, 
 @pytest.mark.heavy
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
-    ("kind", "nodes", "kills"), [("fsdp", 1, 150), ("fsdp", 4, 200), ("ddp", 2, 150)]
+    ("kind", "nodes", "kills"), [("fsdp", 1, 600), ("fsdp", 4, 700), ("ddp", 2, 700)]
 )
-def test_five_hundred_kills(kind: str, nodes: int, kills: int) -> None:
-    """Shows the same for 500 kills, over one, two and four agents; prints the counts."""
+def test_two_thousand_kills(kind: str, nodes: int, kills: int) -> None:
+    """Shows the same for 2,000 kills, over one, two and four agents; prints the counts."""
     found = storm(kills, 7000, kind=kind, nodes=nodes, seed=kills)
     print(json.dumps({"kind": kind, "nodes": nodes, **found}))
     unharmed(found)
