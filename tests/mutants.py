@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from handfast.core import converge, events, fold, gossip, member, recover
+from handfast.core import converge, events, fold, gossip, member, recover, retain
 from handfast.core import view as lattice_of_a_member
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import RoundRecord, bits
@@ -832,6 +832,39 @@ def counts_on_what_is_lost(patch: Patch) -> None:
         return replace(original(name, incarnation, records), lost=tuple(lost))
 
     patch.setattr(member, "boot", boot)
+
+
+@mutant("s8")
+def keeps_torn_saves_as_history(patch: Patch) -> None:
+    """What never converged is kept in the place of what did."""
+    original = member.releasable
+
+    def releasable(retained, **given):
+        return original(retained, **given | {"converged": [copy.epoch for copy in retained]})
+
+    patch.setattr(member, "releasable", releasable)
+
+
+@mutant("s8", "l6")
+def keeps_orphans_as_history(patch: Patch) -> None:
+    patch.setattr(retain, "eligible", lambda epoch, timeline: True)
+
+
+@mutant("l6")
+def forgets_what_had_converged(patch: Patch) -> None:
+    """So nobody ever knows of as many converged epochs as are to be kept, and all stay."""
+    patch.setattr(fold, "_known", lambda state: state)
+
+
+@mutant("l3", shape="either")
+def takes_an_heir_for_a_past_life(patch: Patch) -> None:
+    """What was known of a fenced member goes on to be held against whoever takes its place."""
+    original = fold._configured
+
+    def configured(state, record):
+        return replace(original(state, record), peers=state.peers)
+
+    patch.setattr(fold, "_configured", configured)
 
 
 @mutant("s1", "s2", "s9", shape="tree")

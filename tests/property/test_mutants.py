@@ -173,7 +173,61 @@ def cut_off(where: World, rng: random.Random) -> None:
     where.judge(laws=(l2_whoever_is_there_knows_alike,))
 
 
-SCENES = (replay, tie, half_told, one_bad, gone_apart, lost, out_of_step, cut_off)
+def torn_between(where: World, rng: random.Random) -> None:
+    """Between epochs that converge lies one that tore; what is kept is of those that did."""
+    advance(where, rng, saves=3)
+    round_, (first, *_) = where.rounds[-1], where.here()
+    for shard in sorted(round_.step):
+        where.save(round_, shard)
+    where.crash(first)
+    where.settle(rng)
+    where.boot(first)
+    where.look(first)
+    where.begin(round_, first)
+    where.settle(rng)
+    for _ in range(2):
+        for shard in sorted(round_.step):
+            where.save(round_, shard)
+        where.exchanges = 0
+        where.settle(rng)
+    where.judge(laws=EVENTUALLY)
+
+
+def gone_back(where: World, rng: random.Random) -> None:
+    """A rollback over two epochs: orphans are not what is to be kept."""
+    advance(where, rng, saves=4)
+    round_ = where.launch(want=20)
+    for node in where.here():
+        where.begin(round_, node)
+    where.settle(rng)
+    for _ in range(3):
+        for shard in sorted(round_.step):
+            where.save(round_, shard)
+        where.exchanges = 0
+        where.settle(rng)
+    where.judge(laws=EVENTUALLY)
+
+
+def fenced(where: World, rng: random.Random) -> None:
+    """A spare member that has had two lives is fenced, and its heir begins with its first."""
+    advance(where, rng, saves=1)
+    *_, last = where.here()
+    if len({node.domain.shard for node in where.here()}) == len(where.here()):
+        return  # nobody can be spared
+    where.crash(last)
+    where.boot(last)
+    where.look(last)
+    where.begin(where.rounds[-1], last)
+    where.settle(rng)
+    where.change(last)
+    advance(where, rng, saves=1)
+    where.judge(laws=EVENTUALLY)
+
+
+SCENES = (
+    replay, tie, half_told, one_bad, gone_apart, lost, out_of_step, cut_off, torn_between,
+    gone_back, fenced,
+)  # fmt: skip
 
 
 def searches(fault: Mutant) -> Iterator[Callable[[], object]]:

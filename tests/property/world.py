@@ -530,7 +530,7 @@ def durable(member: Member) -> Member:
             declined=(),
         )
     return msgspec.structs.replace(
-        member, tallies=tallies, recovery=recovery, peers=Peers(), turned=-1, void=(),
+        member, tallies=tallies, recovery=recovery, peers=Peers(), turned=-1,
         keep=None, window=2, pinned=None, told=None, checking=None, persisting=(), last=None,
     )  # fmt: skip
 

@@ -10,12 +10,19 @@ from collections import Counter
 import pytest
 
 from handfast.core import events
+from handfast.core.fold import boot
+from handfast.core.lattice import Epoch
+from handfast.core.membership import Roster
 from handfast.core.retain import Keep
+from handfast.laws.truth import Turn
 from handfast.sim.agenda import SECOND
 from handfast.sim.job import Job
+from handfast.sim.ledger import Ledger
 from handfast.sim.storm import GOALS, draw, storm
 from handfast.sim.world import World, shape
 from mutants import MUTANTS
+
+QUIET = events.Effects((), (), ())
 
 
 def test_storms_break_no_law_and_reach_every_goal() -> None:
@@ -48,6 +55,15 @@ def test_a_seed_is_a_seed_whatever_the_hash_seed() -> None:
         for hash_seed in ("0", "1", "2")
     }  # fmt: skip
     assert said == {f"{[storm(n).digest for n in (5, 14, 16)]}\n"}
+
+
+def test_what_an_owner_saw_that_wakes_up_late_is_not_what_readers_hold() -> None:
+    """Shows that a release is judged by the pins that the present owner has seen."""
+    ledger = Ledger(Roster(shape(1)), Keep())
+    for incarnation, held in ((1, ()), (2, (Epoch(1, 10),)), (1, (Epoch(1, 20),))):
+        member = boot("dir0", incarnation, [])
+        ledger.turn("dir0", incarnation, Turn(member, events.Pinned(held), member, QUIET))
+    assert ledger.holds() == {("dir0", Epoch(1, 10))}
 
 
 def test_seeds_differ() -> None:

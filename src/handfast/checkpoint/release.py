@@ -169,9 +169,10 @@ def _gone(
         member.retained,
         line=_line(member),
         timeline=member.restored.timeline,
+        converged=member.converged,
         keep=keep,
         pinned=pins,
-        void=member.void,
+        void=(),
         doubted=member.doubted,
     )
     may = tuple(epoch for epoch in may if epoch != GENESIS)

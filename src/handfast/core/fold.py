@@ -50,7 +50,8 @@ def boot(
         state = fold(state, record)
     gone = [item.epoch for item in lost]
     retained = tuple(copy for copy in state.retained if copy.epoch not in gone)
-    return _replace(state, retained=retained, lost=tuple(lost))
+    state = _replace(state, retained=retained, lost=tuple(lost))
+    return state if state.roster is None else _known(state)
 
 
 def fold(state: Member, record: Record) -> Member:
@@ -70,7 +71,7 @@ def fold(state: Member, record: Record) -> Member:
             return _converged(state, record.certificate)
         case _:  # Released
             kept = tuple(copy for copy in state.retained if copy.epoch not in record.epochs)
-            return _replace(state, retained=kept)
+            return _known(_replace(state, retained=kept))
 
 
 def roster_of(state: Member) -> Roster:
@@ -133,7 +134,7 @@ def _voted(state: Member, vote: Staged | Skipped) -> Member:
     )
     if isinstance(vote, Skipped):
         return state
-    return _replace(state, retained=(*state.retained, Copy(vote.epoch, vote.digest)))
+    return _known(_replace(state, retained=(*state.retained, Copy(vote.epoch, vote.digest))))
 
 
 def with_tally(state: Member, tier: int, tally: converge.Tally) -> Member:
@@ -159,8 +160,10 @@ def _restored(state: Member, certificate: RestoreCertificate) -> Member:
     tallies = tuple(
         _rebased(roster, tier, tally, certificate) for tier, tally in enumerate(state.tallies)
     )
-    return _replace(
-        state, restored=certificate, recovery=None, checking=None, told=None, tallies=tallies
+    return _known(
+        _replace(
+            state, restored=certificate, recovery=None, checking=None, told=None, tallies=tallies
+        )
     )
 
 
@@ -186,4 +189,23 @@ def _rebased(
 
 def _converged(state: Member, certificate: Certificate) -> Member:
     tier = roster_of(state).tiers.index(certificate.tier)
-    return with_tally(state, tier, converge.learn(state.tallies[tier], certificate))
+    return _known(with_tally(state, tier, converge.learn(state.tallies[tier], certificate)))
+
+
+def _known(state: Member) -> Member:
+    """Remember the own tier's line for when a higher one has taken its place.
+
+    Retained or not: with spare copies it may converge before this domain's own is durable. Of what
+    is older than all that is retained no more is known than the line.
+    """
+    line = state.tallies[roster_of(state).tier_of[state.me]].line
+    told = state.converged
+    if line is not None and line.epoch not in told:
+        told = (*told, line.epoch)
+    oldest = min((copy.epoch for copy in state.retained), default=None)
+    known = tuple(
+        epoch
+        for epoch in told
+        if (oldest is not None and epoch >= oldest) or (line is not None and epoch == line.epoch)
+    )
+    return state if known == state.converged else _replace(state, converged=known)

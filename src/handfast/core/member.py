@@ -420,18 +420,16 @@ def _converge(turn: _Turn, roster: Roster) -> None:
 def _release(turn: _Turn, roster: Roster) -> None:
     state = turn.state
     tally = state.tallies[roster.tier_of[state.me]]
-    held = [copy.epoch for copy in state.retained]
-    void = {*state.void, *converge.void(roster, state.tallies)}
-    turn.set(void=tuple(epoch for epoch in held if epoch in void))
     if state.restored is None or state.keep is None or state.pinned is None:
         return
     gone = releasable(
         state.retained,
         line=tally.line.epoch if tally.line else None,
         timeline=state.restored.timeline,
+        converged=state.converged,
         keep=state.keep,
         pinned=state.pinned,
-        void=turn.state.void,
+        void=converge.void(roster, state.tallies),
         doubted=state.doubted,
     )
     if gone:

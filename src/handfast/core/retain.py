@@ -24,6 +24,9 @@ __all__ = ["Keep", "releasable"]
 class Keep(msgspec.Struct, frozen=True, array_like=True):
     """Keep the ``newest`` converged epochs and, where given, every step divisible by ``every``.
 
+    A domain goes by what it knows to have converged, and other domains may know of others: so it
+    keeps whatever is newer than the last of its ``newest``, converged or not.
+
     Raises ``ValueError`` for fewer than one, or a step interval below one.
     """
 
@@ -40,6 +43,7 @@ def releasable(
     *,
     line: Epoch | None,
     timeline: Sequence[Branch],
+    converged: Collection[Epoch],
     keep: Keep,
     pinned: Collection[Epoch],
     void: Collection[Epoch],
@@ -48,20 +52,39 @@ def releasable(
     """List, lowest first, the epochs that may be released now.
 
     ``line`` is the highest epoch known converged in this domain's tier on the living timeline, or
-    None during a recovery. ``void`` are epochs that can never be available, ``doubted`` those
-    whose copy here was found BAD: it is no reason to release another, nor worth keeping.
+    None during a recovery. ``converged`` are all that were ever known converged in it: only they
+    count as history, for what is torn would be kept in their place. ``void`` are epochs that can
+    never be available, ``doubted`` those whose copy here was found BAD: it is no reason to release
+    another, nor worth keeping.
     """
     epochs = sorted(copy.epoch for copy in retained)
     if line is None:
         return ()
-    dead = [epoch for epoch in epochs if epoch in void and epoch not in pinned]
-    if line not in epochs or line in doubted:
-        return tuple(dead)
-    past = [epoch for epoch in epochs if epoch <= line and epoch not in void]
-    sound = [epoch for epoch in past if epoch != GENESIS and epoch not in doubted]
-    living = [epoch for epoch in sound if eligible(epoch, timeline)]
-    wanted = {line, *living[-keep.newest :]}
+    gone = set(void)
+    if line in epochs and line not in doubted:
+        gone.update(_superseded(epochs, line, timeline, converged, keep, doubted))
+    return tuple(epoch for epoch in epochs if epoch in gone and epoch not in pinned)
+
+
+def _superseded(
+    epochs: Sequence[Epoch],
+    line: Epoch,
+    timeline: Sequence[Branch],
+    converged: Collection[Epoch],
+    keep: Keep,
+    doubted: Collection[Epoch],
+) -> list[Epoch]:
+    """List what lies below the line, and is not wanted."""
+    past = [epoch for epoch in epochs if epoch <= line]
+    living = [
+        epoch
+        for epoch in past
+        if epoch != GENESIS and epoch not in doubted and eligible(epoch, timeline)
+    ]
+    told = frozenset(converged)
+    known = [epoch for epoch in living if epoch in told]
+    oldest = known[-keep.newest] if len(known) >= keep.newest else GENESIS
+    wanted = {line, *(epoch for epoch in living if epoch >= oldest)}
     if keep.every is not None:
         wanted.update(epoch for epoch in living if epoch.step % keep.every == 0)
-    gone = [epoch for epoch in past if epoch not in wanted and epoch not in pinned]
-    return tuple(sorted(dead + gone))
+    return [epoch for epoch in past if epoch not in wanted]

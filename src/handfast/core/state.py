@@ -61,7 +61,8 @@ class Peers(msgspec.Struct, frozen=True, array_like=True):
 class Member(msgspec.Struct, frozen=True):
     """One domain's voice in the protocol.
 
-    ``doubted`` are retained copies that were found BAD when they were last read.
+    ``converged`` are the epochs that were once the line of this domain's own tier, from the oldest
+    retained one on; ``doubted`` are retained copies that were found BAD when they were last read.
     ``generation`` is the highest frozen one (0: none yet); ``recovery`` is open between its
     freeze and its restore certificate. ``restored`` is the highest restore certificate held.
     ``last`` is the highest epoch captured or voted. ``told`` is what the trainer was last told of
@@ -79,8 +80,8 @@ class Member(msgspec.Struct, frozen=True):
     round: str = ""
     retained: tuple[Copy, ...] = ()
     lost: tuple[Lost, ...] = ()
+    converged: tuple[Epoch, ...] = ()
     doubted: tuple[Epoch, ...] = ()
-    void: tuple[Epoch, ...] = ()
     restored: RestoreCertificate | None = None
     tallies: tuple[Tally, ...] = ()
     recovery: Recovery | None = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from handfast.core import events, messages
+from handfast.core import converge, events, messages
+from handfast.core.lattice import Epoch
 from handfast.core.recover import Phase, eligible
+from handfast.core.state import Member
 from handfast.laws.truth import Turn
 
 __all__ = ["SOMETIMES", "reached"]
@@ -36,13 +38,17 @@ def reached(turn: Turn) -> Iterator[str]:
                 chain = turn.after.restored.timeline if turn.after.restored is not None else ()
                 if any(not eligible(epoch, chain) for epoch in epochs):
                     yield "an orphan is released"
-                if set(epochs) & {*turn.before.void, *turn.after.void}:
+                if {*_void(turn.before), *_void(turn.after)} & set(epochs):
                     yield "a void epoch is released"
     yield from filter(None, map(_told, turn.effects.apply))
     if heard and any(isinstance(action, events.Reject) for action in turn.effects.apply):
         yield "a stale message is refused"
     if turn.first and turn.before.recovery is not None and turn.before.incarnation > 1:
         yield "a member boots in the middle of a recovery"
+
+
+def _void(member: Member) -> tuple[Epoch, ...]:
+    return converge.void(member.roster, member.tallies) if member.roster is not None else ()
 
 
 def _resumed(turn: Turn, c: messages.RestoreCertificate) -> Iterator[str]:

@@ -217,12 +217,17 @@ def _kept(truth: Truth, member: Member, roster: Roster, epoch: Epoch) -> str:
     shards = [roster.names(mask) for mask in roster.holders[roster.tier_of[member.me]]]
     if any(all((d, line.epoch) in judged for d in names) for names in shards):
         return f"the tier has lost {line.epoch}"
-    newer = [e for e in held if epoch < e <= line.epoch]
-    every = truth.keep.every is not None and epoch.step % truth.keep.every == 0
-    wanted = every or len(newer) < truth.keep.newest
-    if epoch == GENESIS or not truth.living(epoch, member.generation) or not wanted:
+    worthless = epoch == GENESIS or (member.id, epoch) in judged
+    if worthless or not truth.living(epoch, member.generation):
         return ""
-    return "" if (member.id, epoch) in judged else "the user keeps it"
+    if truth.keep.every is not None and epoch.step % truth.keep.every == 0:
+        return "the user keeps it"
+    tier = line.tier
+    newer = sum(
+        epoch < e <= line.epoch and truth.living(e, member.generation) and truth.whole(e, tier)
+        for e in held
+    )
+    return "the user keeps it" if newer < truth.keep.newest and truth.whole(epoch, tier) else ""
 
 
 def s9_joins_agree(truth: Truth) -> Iterator[str]:
@@ -371,12 +376,32 @@ def l5_traffic_quiesces(truth: Truth) -> Iterator[str]:
 
 
 def l6_storage_is_bounded(truth: Truth) -> Iterator[str]:
-    """After progress a domain holds what is to be kept or pinned, the window, and nothing else."""
+    """After progress a domain holds what is to be kept or pinned, the window, and nothing else.
+
+    To be kept is whatever lives and is as new as the last of the ``newest`` that it was itself
+    told had converged; between them may lie some that it was not told of.
+    """
     for m in truth.members:
-        every = truth.keep.every
-        kept = [c.epoch for c in m.retained if every is None or c.epoch.step % every]
-        if sum((m.id, e) not in truth.pinned for e in kept) > truth.keep.newest + m.window + 1:
-            yield f"{m.id} retains {len(m.retained)} epochs"
+        line = m.tallies[m.roster.tier_of[m.me]].line if m.roster is not None else None
+        if line is None:
+            continue
+        held = [copy.epoch for copy in m.retained]
+        beyond = [e for e in held if e > line.epoch]
+        if len(beyond) > m.window + 1:
+            yield f"{m.id} retains {beyond} above its line"
+        told = {line.epoch}
+        told |= {
+            c.certificate.epoch for d, c in truth.records(messages.Converged)
+            if (d, c.certificate.tier) == (m.id, line.tier)
+        }  # fmt: skip
+        living = [e for e in held if e != GENESIS and truth.living(e, m.generation)]
+        known = sorted(e for e in living if e in told and (m.id, e) not in truth.bad)
+        floor = known[-truth.keep.newest] if len(known) >= truth.keep.newest else GENESIS
+        for e in held:
+            every = truth.keep.every is not None and e.step % truth.keep.every == 0
+            wanted = e in living and (every or e >= floor)
+            if e < line.epoch and not wanted and (m.id, e) not in truth.pinned:
+                yield f"{m.id} still retains {e}"
 
 
 ALWAYS: Final[tuple[Law, ...]] = (

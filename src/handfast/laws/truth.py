@@ -119,6 +119,24 @@ class Truth(msgspec.Struct, frozen=True, dict=True):
             generation = cap.generation
         return epoch == GENESIS and (cap is None or cap == GENESIS)
 
+    def whole(self, epoch: Epoch, tier: str) -> bool:
+        """Say whether an epoch converged in a tier, of whichever configuration: by all votes."""
+        votes = self._votes.get(epoch, ())
+        return any(
+            all(sum(d in votes for d in roster.names(mask)) >= roster.needs[at] for mask in holders)
+            for roster in self.rosters
+            if tier in roster.tiers
+            for at in (roster.tiers.index(tier),)
+            for holders in (roster.holders[at],)
+        )
+
+    @cached_property
+    def _votes(self) -> dict[Epoch, set[str]]:
+        votes: dict[Epoch, set[str]] = {}
+        for d, vote in self.records(messages.Staged):
+            votes.setdefault(vote.epoch, set()).add(d)
+        return votes
+
     def frozen(self, generation: int, round_: str) -> dict[str, messages.Frozen]:
         """Find what each member reported when it froze in a round."""
         frozen = self.records(messages.Frozen)

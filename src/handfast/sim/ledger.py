@@ -169,7 +169,7 @@ class Ledger:
         self.published: list[tuple[str, messages.Certificate]] = []
         self.resumed: list[tuple[str, messages.RestoreCertificate]] = []
         self.spoilt: frozenset[tuple[str, Epoch]] = frozenset()
-        self.pinned: dict[str, tuple[Epoch, ...]] = {}
+        self.pinned: dict[str, tuple[int, tuple[Epoch, ...]]] = {}
         self.images: dict[str, Mapping[Epoch, Any]] = {}
         self.shown: dict[str, Member] = {}
         self.thorough = False
@@ -178,8 +178,9 @@ class Ledger:
 
     def turn(self, id_: str, incarnation: int, turn: Turn) -> None:
         """Take a step whose records are durable now, and hold the laws that it could break."""
-        if type(turn.event) is events.Pinned:
-            self.pinned |= {id_: turn.event.epochs}
+        if type(turn.event) is events.Pinned and incarnation >= self.pinned.get(id_, (0,))[0]:
+            # An owner that wakes up late may have looked long ago, and releases nothing any more.
+            self.pinned[id_] = (incarnation, turn.event.epochs)
         due, fresh = self._write(id_, incarnation, turn.effects.persist)
         if self.thorough:
             self._hold(laws.ALWAYS, self.truth(turn))
@@ -312,7 +313,7 @@ class Ledger:
 
     def holds(self) -> frozenset[tuple[str, Epoch]]:
         """List what readers hold."""
-        return frozenset((id_, epoch) for id_, epochs in self.pinned.items() for epoch in epochs)
+        return frozenset((id_, epoch) for id_, (_, held) in self.pinned.items() for epoch in held)
 
     def sound(self) -> frozenset[tuple[str, Epoch, str]]:
         """List the images that are as they were written."""

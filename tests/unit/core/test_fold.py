@@ -70,6 +70,17 @@ def test_a_life_is_read_back():
     assert member.last == Epoch(1, 30)
 
 
+def test_what_had_converged_is_remembered_as_long_as_it_could_be_kept():
+    """Shows that a line counts once a higher one has come, also one whose own copy came later."""
+    later = Epoch(1, 30)
+    member = boot("a", 2, [*LIFE[:-1], line(later)])
+    assert member.converged == (E1, later)
+    assert fold(member, Staged(0, later, "z")).converged == (E1, later)
+    assert fold(member, Released((E1,))).converged == (later,)
+    assert fold(member, Released((E1, E2))).converged == (later,)
+    assert fold(member, restored(2, E1, timeline=(Branch(2, E1),))).converged == (E1, later)
+
+
 def test_booting_is_folding():
     state = boot("a", 2, [])
     for end, record in enumerate(LIFE, 1):

@@ -16,12 +16,13 @@ def steps(*numbers: int) -> list[Epoch]:
 NEWEST = Keep(1)
 
 
-def gone(held, *, line, keep=NEWEST, timeline=TIMELINE, pinned=(), void=(), doubted=()):
+def gone(held, *, line, keep=NEWEST, timeline=TIMELINE, torn=(), pinned=(), void=(), doubted=()):
     copies = [Copy(epoch, "x") for epoch in held]
+    known = [epoch for epoch in held if epoch not in torn]
     return list(
         releasable(
-            copies, line=line, timeline=timeline, keep=keep, pinned=pinned, void=void,
-            doubted=doubted,
+            copies, line=line, timeline=timeline, converged=known, keep=keep, pinned=pinned,
+            void=void, doubted=doubted,
         )
     )  # fmt: skip
 
@@ -38,6 +39,15 @@ def test_what_lies_below_the_line_goes_but_the_newest():
     assert gone(held, line=Epoch(1, 30), keep=Keep(2)) == [GENESIS, *steps(10)]
     assert gone(held, line=Epoch(1, 30), keep=Keep(9)) == [GENESIS]
     assert gone(held, line=GENESIS) == []
+
+
+def test_what_never_converged_is_not_kept_in_the_place_of_what_did():
+    """Shows that a torn save costs nobody history: it stays beside the newest, not for one."""
+    held, line = steps(10, 20, 30, 40), Epoch(1, 40)
+    assert gone(held, line=line, keep=Keep(2), torn=steps(30)) == steps(10)
+    assert gone(held, line=line, keep=Keep(3), torn=steps(30)) == []
+    assert gone(held, line=line, keep=Keep(2), torn=steps(10)) == steps(10, 20)
+    assert gone(held, line=line, torn=steps(10, 20, 30)) == steps(10, 20, 30)
 
 
 def test_every_nth_step_is_kept():
