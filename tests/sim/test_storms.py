@@ -16,6 +16,7 @@ from handfast.core.membership import Roster
 from handfast.core.retain import Keep
 from handfast.laws.truth import Turn
 from handfast.sim.agenda import SECOND
+from handfast.sim.agent import Agent
 from handfast.sim.job import Job
 from handfast.sim.ledger import Ledger
 from handfast.sim.storm import GOALS, draw, storm
@@ -138,6 +139,21 @@ def test_a_planted_fault_is_caught_at_the_same_step_by_both_looks(
     assert set(caught.laws) <= set(thorough.laws)
     assert caught.events == thorough.events
     assert caught.tail
+
+
+def test_an_owner_that_never_looks_for_its_successor_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Shows that no disk of the simulator does the agent's looking: what is void looks written."""
+    original = Agent._go_on
+
+    def go_on(agent: Agent) -> None:
+        agent._looked = True
+        original(agent)
+
+    monkeypatch.setattr(Agent, "_go_on", go_on)
+    caught = next(outcome for outcome in map(storm, range(60)) if outcome.laws)
+    assert {"S1", "S7"} & set(caught.laws)
 
 
 def test_a_block_that_is_told_wrongly_is_caught_when_it_is_told(

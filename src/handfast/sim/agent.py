@@ -55,8 +55,8 @@ class Agent:
     """
 
     __slots__ = (
-        "_batch", "_looked", "_port", "_rest", "alive", "asleep", "busy", "disk", "id", "inbox",
-        "incarnation", "member", "name", "shown", "trap", "turns",
+        "_batch", "_looked", "_port", "_rest", "_void", "alive", "asleep", "busy", "disk", "id",
+        "inbox", "incarnation", "member", "name", "shown", "trap", "turns",
     )  # fmt: skip
 
     def __init__(self, disk: Disk, member: Member, port: Port) -> None:
@@ -74,6 +74,7 @@ class Agent:
         self._batch: list[Turn] = []
         self._rest: deque[Send | Action] = deque()
         self._looked = False
+        self._void = False
         self._port = port
 
     def take(self, event: Event) -> None:
@@ -115,18 +116,21 @@ class Agent:
         return [record for turn in self._batch for record in turn.effects.persist]
 
     def synced(self) -> None:
-        """Hear that the records are durable; they are, also where nobody is awake to hear it."""
-        if self.alive and self.disk.commit(self.incarnation, self.unsynced):
+        """Hear that the records are durable; they are, also where nobody is awake to hear it.
+
+        Behind a seal they are void, and no disk tells: the look that follows does.
+        """
+        if self.alive:
+            self._void = not self.disk.commit(self.incarnation, self.unsynced)
             self._written()
-        elif self.alive and not self.asleep:
-            self._end("its successor has sealed its journal")
 
     def _written(self) -> None:
         batch, self._batch = self._batch, []
         rest = self._rest
         for turn in batch:
-            self.shown = turn.after
-            self._port.wrote(self, turn)
+            if not self._void:
+                self.shown = turn.after
+                self._port.wrote(self, turn)
             rest.extend(turn.effects.send)
         for turn in batch:
             rest.extend(turn.effects.apply)
@@ -139,7 +143,8 @@ class Agent:
         if not self._looked:
             self._looked = True
             if self.disk.claimed > self.incarnation:
-                self._end("it sees that it has a successor")
+                seal = ", behind whose seal it wrote" if self._void else ""
+                self._end(f"it sees that it has a successor{seal}")
                 return
         rest = self._rest
         self.busy = bool(rest)
@@ -172,9 +177,7 @@ class Agent:
         if not self.alive:
             return
         if self.busy and self._batch:
-            if self.incarnation <= self.disk.sealed:
-                self._end("its successor has sealed its journal")
-            return  # else the sync is still under way
+            return  # the sync is still under way
         if self.busy:
             self._go_on()
         elif self.inbox:

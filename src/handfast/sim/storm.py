@@ -35,8 +35,8 @@ GOALS: Final = (
     "a crash in the middle of a sync", "a journal's end is torn", "a journal's sync fails",
     "an image fails: no space left", "an image fails: fsync: input/output error",
     "the network is cut", "a host loses power", "a host is preempted", "a clock jumps",
-    "a member is fenced", "a stale trainer wakes up", "a calm resumes", "nothing could be resumed",
-    "somebody is away, and named",
+    "a disk hangs", "a member is fenced", "a stale trainer wakes up", "a calm resumes",
+    "nothing could be resumed", "somebody is away, and named",
 )  # fmt: skip
 """What a swarm of seeds must reach, or it has shown little."""
 

@@ -64,6 +64,7 @@ class Weather:
         self.world.network.heal()
         for disk in self.world.disks.values():
             disk.slow, disk.full, disk.failing = 1, False, False
+            self.world.unpark(disk)
         self.job.away.clear()
 
     def _plan(self, kind: str) -> None:
@@ -217,6 +218,13 @@ class Weather:
     def _restore(self, disk: Disk) -> None:
         disk.slow, disk.full = 1, False
 
+    def stuck(self) -> None:
+        """A disk hangs: what was begun ends once it goes on."""
+        disk = self._disk()
+        disk.stuck = True
+        self.world.goals["a disk hangs"] += 1
+        self._for(SECOND, 8 * SECOND, self.world.unpark, disk)
+
     def failing(self) -> None:
         """The next sync of a disk fails: that of an image, or of the journal itself."""
         self._disk().failing = True
@@ -297,6 +305,7 @@ KINDS: Final[Mapping[str, tuple[int, Callable[[Weather], None]]]] = {
     "clocks": (5 * SECOND, Weather.jump),
     "slow disks": (6 * SECOND, Weather.slow_disk),
     "full disks": (8 * SECOND, Weather.full),
+    "stuck disks": (8 * SECOND, Weather.stuck),
     "failing syncs": (8 * SECOND, Weather.failing),
     "damage": (8 * SECOND, Weather.damage),
     "readers": (3 * SECOND, Weather.read),

@@ -158,7 +158,7 @@ class World:
     def fell(self, agent: Agent, why: str) -> None:
         """Hear that an agent has ended (the agent's port)."""
         self.note(agent.name, why)
-        if "sealed" in why:
+        if "seal" in why:
             self.goals["a record falls behind a seal"] += 1
         elif "successor" in why:
             self.goals["an agent sees its successor"] += 1
