@@ -1,8 +1,9 @@
 """Takes one sync at a time out of the source, and puts it back.
 
 A site is a statement of the shipped source that only syncs: a call of `fsync`, `fdatasync` or
-`fsync_dir`, or of a journal's `sync`. :func:`without` parses its module, replaces that statement by
-`pass`, compiles it, and gives the new code to the living function until the block ends.
+`fsync_dir`, or of a journal's `sync`; or another call that is asked for. :func:`without` parses its
+module, replaces that statement by `pass`, compiles it, and gives the new code to the living
+function until the block ends.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import functools
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import NamedTuple
@@ -36,31 +37,36 @@ class Site(NamedTuple):
         return f"{self.path}:{self.line} {self.function}: {self.call}"
 
 
-def sites() -> list[Site]:
-    """Every sync of the shipped source, but for the tests that are shipped with it."""
+def sites(calls: Collection[str] = SYNCS) -> list[Site]:
+    """Every such call of the shipped source, but for the tests that are shipped with it."""
     found = []
     for path in sorted(SOURCE.rglob("*.py")):
         name = path.relative_to(SOURCE).as_posix()
         if not name.startswith("testing/"):
-            found += list(_below(name, ast.parse(path.read_text()), ()))
+            found += list(_below(name, ast.parse(path.read_text()), (), calls))
     return found
 
 
-def _below(path: str, node: ast.AST, names: tuple[str, ...]) -> Iterator[Site]:
+def _below(
+    path: str, node: ast.AST, names: tuple[str, ...], calls: Collection[str]
+) -> Iterator[Site]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield from _below(path, child, (*names, child.name))
+            yield from _below(path, child, (*names, child.name), calls)
         else:
-            if isinstance(child, ast.Call) and _syncs(child):
+            if isinstance(child, ast.Call) and _is_one(child, calls):
                 yield Site(path, child.lineno, ".".join(names), ast.unparse(child))
-            yield from _below(path, child, names)
+            yield from _below(path, child, names, calls)
 
 
-def _syncs(call: ast.Call) -> bool:
+def _is_one(call: ast.Call, calls: Collection[str]) -> bool:
     if not isinstance(call.func, ast.Attribute):
         return False
-    journal = re.search(r"(journal|^self)$", ast.unparse(call.func.value))
-    return call.func.attr in SYNCS or (call.func.attr == "sync" and journal is not None)
+    if call.func.attr == "sync":  # of other things, too
+        return "fdatasync" in calls and bool(
+            re.search(r"(journal|^self)$", ast.unparse(call.func.value))
+        )
+    return call.func.attr in calls
 
 
 class _Deletes(ast.NodeTransformer):

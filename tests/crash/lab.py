@@ -615,14 +615,18 @@ class Count(NamedTuple):
     lost: str
 
 
-def try_all(disk: Disk, *, limit: int = 12, sampled: int = 500, every: int = 100) -> Count:
+def try_all(
+    disk: Disk, *, limit: int = 12, sampled: int = 500, every: int = 100, since: int = 0
+) -> Count:
     """Judge every crash of a disk's story; one of `every` different ones goes on with its life.
 
-    Ends with the first that lost something.
+    Those of the first steps, up to `since`, are left out. Ends with the first that lost something.
     """
     seen: set[object] = set()
     count = 0
     for crash in crashes(disk, limit=limit, sampled=sampled):
+        if crash.after < since:
+            continue
         count += 1
         key = (crash.key, len(crash.told))
         if key not in seen:

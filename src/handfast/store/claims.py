@@ -302,7 +302,11 @@ def recall(
     `settle` is for who builds on what it reads: the dirty pages of a journal that nobody sealed,
     and its name, are synced and its clean pages dropped first, because what only the kernel holds
     may vanish, and a page that failed to be written looks clean. What is read afterwards is what
-    the medium holds; who sealed a journal had done so before.
+    the medium holds; who sealed a journal had done so before. It is read as far as it went *before*
+    that sync: an owner that is alive, or wakes up, may append behind it, which no sync of ours
+    covers. It does not act on that, for it looks after the append and finds the claim.
+
+    Raises Damaged, FormatError or Refused for what can't be read, OSError for a failed call.
     """
     there = incarnations(files, path) if then is None else sorted(then)
     found = [n for n in there if below is None or n < below]
@@ -317,12 +321,14 @@ def recall(
             _check_unused(files, path, number)
             lengths[number] = 0
             continue
+        most = None if then is None else then.get(number)
         if settle and limit is None:
             with closing(files, files.open(journal)) as fd:
+                most = files.size(fd)
                 files.fsync(fd)
                 files.forget(fd)
             files.fsync_dir(f"{path}/{number}")  # its owner may have died before its name was
-        read = scan(files, journal, limit, None if then is None else then.get(number))
+        read = scan(files, journal, limit, most)
         lengths[number] = read.length
         if limit is None and not read.records and not scan(files, journal).records:
             _check_unused(files, path, number)

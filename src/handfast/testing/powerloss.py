@@ -17,7 +17,11 @@ and CrashMonkey (Mohan et al., OSDI 2018) found file systems to do besides is gi
 directory is never torn. A name leads to the old file or to the new one (so a `rename` replaces at
 once), and a `rename` within one directory takes the old name away when it gives the new one. The
 store moves nothing from one directory to another; a disk refuses it here, so that this stays true.
-A sync that failed is a matter of failing media (`handfast.testing.faults`), and is not modelled.
+
+**A sync of a file that fails** (:meth:`Disk.fail_sync`) does what Linux does (Rebello et al., ATC
+2020): its pages are clean from then on and their bytes never come to the medium, though whoever
+reads the file still sees them; the next sync says nothing, and makes the length durable. Only who
+drops the clean pages (`forget`) reads what the medium holds. Of a directory nothing is promised.
 
 :func:`crashes` walks through **every prefix of what was done, and for each every subset of what was
 not synced by then** (two prefixes may leave one state: each is given once). More than `limit`
@@ -61,13 +65,19 @@ class Sync(NamedTuple):
     node: int
 
 
+class Failed(NamedTuple):
+    """A sync of a file failed: what was written to it since the last one is in the cache alone."""
+
+    node: int
+
+
 class Told(NamedTuple):
     """Somebody was told something: from here on it must outlive every crash."""
 
     fact: object
 
 
-Step = Names | Data | Sync | Told
+Step = Names | Data | Sync | Failed | Told
 Node = bytes | bytearray | dict[str, int]
 Found = bytes | dict[str, int]
 
@@ -87,6 +97,8 @@ class Disk:
         self._nodes: dict[int, Node] = {0: {}}
         self._open: dict[int, int] = {}
         self._next_fd = 1000
+        self._fails = False
+        self._unlike: set[int] = set()  # files whose cache holds what the medium never will
         for path in there:
             at = self._directory(0)
             for part in filter(None, path.split("/")):
@@ -114,14 +126,13 @@ class Disk:
 
     def cut(self, chance: random.Random) -> "Disk":
         """What is found if the power fails now: each change that was not synced by a coin."""
-        media = _Medium(self)
-        for step in self.steps:
-            if isinstance(step, Sync):
-                media.sync(step.node)
-            elif not isinstance(step, Told):
-                media.add(step)
+        media = self._medium()
         mask = chance.getrandbits(len(media.pending)) if media.pending else 0
         return Disk.left(media.leave(mask)[1], self.told)
+
+    def fail_sync(self) -> None:
+        """Let the next sync fail, by EIO."""
+        self._fails = True
 
     def tree(self) -> dict[str, bytes]:
         """Every file by its path."""
@@ -177,13 +188,19 @@ class Disk:
         return len(part)
 
     def fsync(self, fd: int) -> None:
-        self.steps.append(Sync(self._open[fd]))
+        self._sync(self._open[fd])
 
     def fdatasync(self, fd: int) -> None:
-        self.steps.append(Sync(self._open[fd]))
+        self._sync(self._open[fd])
 
     def forget(self, fd: int) -> None:
-        """Nothing: what was not synced stays readable until a crash."""
+        """Read what the medium holds, where a sync failed; dirty pages stay as they are."""
+        node = self._open[fd]
+        if node in self._unlike:
+            held = self._medium().holds(node)
+            assert isinstance(held, bytes)
+            self._nodes[node] = bytearray(held)
+            self._unlike.remove(node)
 
     def size(self, fd: int) -> int:
         return len(self._nodes[self._open[fd]])
@@ -238,13 +255,28 @@ class Disk:
     def fsync_dir(self, path: str) -> None:
         node = self._find(path)
         self._directory(node)
-        self.steps.append(Sync(node))
+        self._sync(node)
 
     def free_bytes(self, path: str) -> int:
         self._find(path)
         return 1 << 40
 
     # How it is kept
+
+    def _sync(self, node: int) -> None:
+        if self._fails:
+            self._fails = False
+            if not isinstance(self._nodes[node], dict):
+                self.steps.append(Failed(node))
+                self._unlike.add(node)
+            raise _error(errno.EIO, str(node))
+        self.steps.append(Sync(node))
+
+    def _medium(self) -> "_Medium":
+        media = _Medium(self)
+        for step in self.steps:
+            media.follow(step)
+        return media
 
     def _opened(self, node: int) -> int:
         self._next_fd += 1
@@ -327,17 +359,12 @@ def crashes(disk: Disk, *, limit: int = 12, sampled: int = 500, seed: int = 0) -
     told = disk.told
     yield Crashed(0, 0, 0, told, *media.leave(0))
     for done, step in enumerate(disk.steps, 1):
-        if isinstance(step, Sync):
-            many = len(media.pending) > limit
-            media.sync(step.node)
-            if not many:
-                continue  # a crash just before it could leave all that one behind it can
-            new = 0
-        elif isinstance(step, Told):
+        many = len(media.pending) > limit
+        new = media.follow(step)
+        if isinstance(step, Told):
             told = (*told, step.fact)
-            new = 0
-        else:
-            new = media.add(step)
+        elif isinstance(step, Sync | Failed) and not many:
+            continue  # a crash just before it could leave all that one behind it can
         for mask in _subsets(len(media.pending), new, limit, sampled, chance):
             key, nodes = media.leave(mask)
             kept = mask.bit_count()
@@ -373,8 +400,23 @@ class _Medium:
         self._bits: dict[int, int] = {}
         self._directories = {n for n, x in disk._nodes.items() if isinstance(x, dict)}
 
-    def add(self, step: Names | Data) -> int:
-        """Make a step pending; returns how many units it consists of."""
+    def follow(self, step: Step) -> int:
+        """Take a step; returns how many units are pending on account of it."""
+        if isinstance(step, Sync):
+            self._sync(step.node)
+        elif isinstance(step, Failed):
+            self.pending = [u for u in self.pending if u.node != step.node or not u.data]
+            self._renew()
+        elif not isinstance(step, Told):
+            return self._add(step)
+        return 0
+
+    def holds(self, node: int) -> Found:
+        """What is found in a file if all that is pending for it comes to the medium."""
+        return self._with(node, [u for u in self.pending if u.node == node and not u.stale])
+
+    def _add(self, step: Names | Data) -> int:
+        """Make a change pending; returns how many units it consists of."""
         before = len(self.pending)
         if isinstance(step, Names):
             self.pending.append(_Unit(step.node, step.names))
@@ -392,12 +434,11 @@ class _Medium:
         self._renew()
         return len(self.pending) - before
 
-    def sync(self, node: int) -> None:
+    def _sync(self, node: int) -> None:
         """Make all that is pending for a file or a directory durable."""
         if node in self._bits:
             # a hole that stays within a durable length is filled with zeros, by the file system
-            ours = [u for u in self.pending if u.node == node and not u.stale]
-            self._durable[node] = self._with(node, ours)
+            self._durable[node] = self.holds(node)
             self.pending = [unit for unit in self.pending if unit.node != node]
             self._renew()
 
