@@ -9,14 +9,18 @@ Counts are printed: pytest shows them with -s.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import deletion
 import lab
 import pytest
 
+from handfast.core.lattice import Epoch
+from handfast.errors import SaveFailed
 from handfast.store.claims import identify
 from handfast.store.directory import Directory, claim
 from handfast.store.files import Posix, make_directory, write_file
@@ -126,6 +130,60 @@ def test_the_door_hands_each_sync_to_the_system(
                 "fsync_dir": ("fsync", home)}  # fmt: skip
     missed = deleted.function.removeprefix("Posix.") if deleted else ""
     assert seen == [call for name, call in expected.items() if name != missed]
+
+
+def kernel_fails(monkeypatch: pytest.MonkeyPatch, *ends: str) -> list[str]:
+    """Let every real sync of such a path fail by EIO from now on; gives what it was asked for."""
+    asked = []
+    for name, real in (("fsync", os.fsync), ("fdatasync", os.fdatasync)):
+
+        def sync(fd: int, real: Callable[[int], None] = real) -> None:
+            path = os.readlink(f"/proc/self/fd/{fd}")
+            if re.search("|".join(ends), path):
+                asked.append(path)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            real(fd)
+
+        monkeypatch.setattr(os, name, sync)
+    return asked
+
+
+def test_the_door_hands_on_each_error_of_a_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that what the kernel says of a file, of its data or of a directory is not swallowed."""
+    files = Posix()
+    fd = files.create(str(tmp_path / "file"))
+    asked = kernel_fails(monkeypatch, "")
+    for sync in (
+        lambda: files.fsync(fd),
+        lambda: files.fdatasync(fd),
+        lambda: files.fsync_dir(str(tmp_path)),
+    ):
+        with pytest.raises(OSError, match="Input/output error"):
+            sync()
+    files.close(fd)
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    "end", [r"/chunks/1-2\..*", r"/chunks$", r"/1-2\.manifest.*", r"/manifests$", r"/journal$"]
+)
+def test_no_vote_is_given_where_the_kernel_fails_a_sync(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows it for each sync of a save, at the system's own edge: no epoch, no certificate."""
+    said: list[object] = []
+    agent = lab.Agent(Posix(), said.append, str(tmp_path))
+    agent.open(1)
+    agent.save(Epoch(1, 1))
+    asked = kernel_fails(monkeypatch, end)
+    with pytest.raises(SaveFailed, match="Input/output error"):
+        agent.save(Epoch(1, 2))
+    agent.keeper.directory.close()
+    assert asked
+    assert [fact.epoch for fact in said if isinstance(fact, lab.Kept)] == [Epoch(1, 1)]
+    assert b'"step":1,' in (tmp_path / "certificates" / f"{lab.NAME}.json").read_bytes()
 
 
 # What was found by it
