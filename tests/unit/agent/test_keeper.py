@@ -38,6 +38,8 @@ from handfast.core.retain import Keep
 from handfast.errors import Damaged, FormatError, HandfastError, SaveFailed, Superseded
 from handfast.store.claims import domain_path
 from handfast.store.journal import Journal
+from handfast.store.manifest import decode as decode_manifest
+from handfast.store.manifest import encode as encode_manifest
 from handfast.store.pins import pin
 from handfast.testing.faults import Crash, Fault, FaultyFiles
 
@@ -273,6 +275,20 @@ def test_the_bytes_of_another_epoch_are_refused(root: str) -> None:
         alone.keeper.read(alone.member, TWO)
     shutil.copy(manifest_of(root, ONE), manifest_of(root, TWO))
     with pytest.raises(HandfastError, match="stamped for epoch 1/1, found as epoch 1/2"):
+        alone.keeper.read(alone.member, TWO)
+    assert open_fds() == before
+    alone.close()
+
+
+def test_a_manifest_that_nobody_voted_for_is_refused_within_one_life_too(root: str) -> None:
+    """Shows it of a sound one of the very same epoch and incarnation: the vote names its digest."""
+    alone = saved(root, ONE, TWO)
+    path = manifest_of(root, TWO)
+    voted = decode_manifest(path.read_bytes())
+    other = msgspec.structs.replace(voted, environment={"handfast": "another"})
+    path.write_bytes(encode_manifest(other))
+    before = settled_fds()
+    with pytest.raises(Damaged, match="was voted for"):
         alone.keeper.read(alone.member, TWO)
     assert open_fds() == before
     alone.close()

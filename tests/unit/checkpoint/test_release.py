@@ -291,6 +291,22 @@ def test_a_domain_that_breaks_after_the_plan_stops_the_release(tmp_path: Path) -
     assert len(list(tmp_path.rglob("*.safetensors"))) == 6
 
 
+def test_a_plan_that_a_rollback_has_overtaken_releases_nothing(tmp_path: Path) -> None:
+    """What the journals say at the claim counts: between plan and yes, the user went back to a step
+    that was to go."""
+    job = trained(tmp_path, 2)
+    location, keep = located(tmp_path), Keep(newest=1)
+    plans = plan(location, keep)
+    assert [domain.gone for domain in plans] == [(Epoch(1, 2), Epoch(1, 3))] * 2
+    assert job.start(want=2) == Epoch(1, 2)
+    job.stop()
+    done = carry_out(location, plans, keep, None)
+    assert [(domain.gone, domain.leftovers) for domain in done] == [((), ())] * 2
+    assert held(tmp_path) == [[Epoch(1, 2), Epoch(1, 3), Epoch(1, 4)]] * 2
+    assert job.start() == Epoch(1, 2)
+    job.stop()
+
+
 def test_whoever_owned_the_domain_before_is_superseded(tmp_path: Path) -> None:
     """An agent that nobody knew of finds itself overtaken; what it writes then never counts."""
     job = Job(tmp_path, 1)
