@@ -131,6 +131,9 @@ class Keeper:
         for record in records:
             self.directory.journal.append(encode(record))
         self.directory.journal.sync()
+        self._look()
+
+    def _look(self) -> None:
         if not self.directory.current():
             raise Superseded(
                 f"a later agent has claimed {self.directory.identity.id}, or {self.directory.path} "
@@ -285,6 +288,12 @@ class Keeper:
 
         The journal is the record: of this, handfast reads only that it is there. Each domain has a
         file of its own, replaced as a whole, so that no two writers share one.
+
+        An owner that was frozen can't put its certificate over its successor's. It looks once its
+        temporary file is there, and a successor has claimed before it sweeps such files: so the
+        one sees the claim, or the other takes the file away, and the rename fails.
+
+        Raises SaveFailed, and Superseded where a later agent has claimed the domain.
         """
         home = f"{self.root}/certificates"
         path = f"{home}/{name}.json"
@@ -295,6 +304,11 @@ class Keeper:
             found = filter(left.fullmatch, self.files.listdir(home))
             discard(self.files, *(f"{home}/{one}" for one in found))
             write_file(self.files, temporary, msgspec.json.encode(certificate_fields(certificate)))
+            try:
+                self._look()
+            except HandfastError:
+                discard(self.files, temporary)
+                raise
             self.files.rename(temporary, path)
             self.files.fsync_dir(home)
 

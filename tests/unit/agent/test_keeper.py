@@ -389,6 +389,31 @@ def test_a_published_certificate_is_the_old_one_or_the_new_one(root: str, error:
     alone.close()
 
 
+def test_a_frozen_owner_puts_no_older_certificate_over_its_successors(root: str) -> None:
+    """Shows it for a successor that comes at any call, be it the rename: it finds the claim, or its
+    temporary file is gone. And that the frozen one leaves nothing behind."""
+    for k in itertools.count(1):
+        here = f"{root}/{k}"
+        frozen = Alone(here)
+
+        def succeeds(here: str = here) -> None:
+            heir = Alone(here)
+            heir.keeper.publish("rank0", certificate(5))
+            heir.close()
+
+        files = FaultyFiles(HASTY, k, succeeds)
+        frozen.keeper.files = frozen.keeper.directory.files = files
+        with contextlib.suppress(Superseded, SaveFailed):
+            frozen.keeper.publish("rank0", certificate(1))
+        frozen.close()
+        if not files.fired:
+            break
+        home = Path(here) / "certificates"
+        assert os.listdir(home) == ["rank0.json"]
+        assert msgspec.json.decode((home / "rank0.json").read_bytes())["step"] == 5, files.calls
+    assert k > 10
+
+
 # --- releases ---------------------------------------------------------------------------------
 
 
