@@ -24,7 +24,7 @@ from handfast.errors import SaveFailed
 from handfast.store.claims import identify
 from handfast.store.directory import Directory, claim
 from handfast.store.files import Posix, make_directory, write_file
-from handfast.store.journal import HEADER, Journal, scan
+from handfast.store.journal import FRAME, HEADER, Journal, scan
 from handfast.store.shelf import Shelf
 from handfast.testing.powerloss import STALE, Disk, crashes
 from handfast.testing.stores import DirectorySuite
@@ -81,8 +81,16 @@ DOOR = [site for site in SITES if site.function.startswith("Posix.")]
 INNER = [site for site in SITES if site not in DOOR]
 
 
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[str]]:
+    """What each sync is there for; printed in one piece when all have been taken out."""
+    rows: list[str] = []
+    yield rows
+    print("", *rows, sep="\n")
+
+
 @pytest.mark.parametrize("site", INNER, ids=lambda site: f"{site.path}:{site.function}")
-def test_without_any_one_sync_something_is_lost(site: deletion.Site) -> None:
+def test_without_any_one_sync_something_is_lost(site: deletion.Site, table: list[str]) -> None:
     """Shows, by taking each sync out of the source in turn, that none is there for nothing.
 
     And so that the tests above would notice if one were forgotten.
@@ -91,7 +99,7 @@ def test_without_any_one_sync_something_is_lost(site: deletion.Site) -> None:
         for name in DOINGS:
             found = lab.try_all(lab.told(name), limit=8, sampled=40)
             if found.lost:
-                print(f"{site}\n    {name}, {found.crashes:,} crashes: {found.lost}")
+                table.append(f"{site}\n    {name}, {found.crashes:,} crashes: {found.lost}")
                 return
     pytest.fail(f"nothing was lost without {site}")
 
@@ -184,6 +192,22 @@ def test_no_vote_is_given_where_the_kernel_fails_a_sync(
     assert asked
     assert [fact.epoch for fact in said if isinstance(fact, lab.Kept)] == [Epoch(1, 1)]
     assert b'"step":1,' in (tmp_path / "certificates" / f"{lab.NAME}.json").read_bytes()
+
+
+def test_a_tail_of_exactly_the_bound_is_not_left_unsynced() -> None:
+    """Shows that no power loss leaves a journal whose writer kept the bound and whose reader,
+    who calls so long a tail damage, does not."""
+    disk = Disk("/disk")
+    journal = Journal.create(disk, "/disk/journal")
+    disk.fsync_dir("/disk")
+    disk.tell("it is there")
+    for _ in range(2):
+        journal.append(bytes(lab.TAIL // 2 - FRAME))
+    assert journal.length == HEADER + lab.TAIL
+    found = [crash for crash in crashes(disk, limit=8, sampled=200) if crash.told]
+    assert len(found) > 100
+    for crash in found:
+        scan(crash.files(), "/disk/journal")
 
 
 # What was found by it
