@@ -12,6 +12,7 @@ from rich.markup import escape
 from handfast.cli.console import DAMAGED, answer, answering, as_json, out
 from handfast.errors import HandfastError
 from handfast.testing import storage
+from handfast.testing.medium import medium
 
 __all__ = ["crashtest"]
 
@@ -33,6 +34,7 @@ class Answer(msgspec.Struct, frozen=True):
     path: str
     kind: str
     device: str
+    lies_on: str
     trustworthy: bool
     trials: list[dict[str, object]]
     warnings: tuple[str, ...]
@@ -43,10 +45,21 @@ class Answer(msgspec.Struct, frozen=True):
 
 @click.command()
 @click.argument("path", metavar="DIR")
-@click.option("--kills", default=KILLS, show_default=True, help="How many writers are killed.")
+@click.option(
+    "--kills",
+    default=KILLS,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="How many writers are killed.",
+)
 @click.option("--seed", default=1, show_default=True, help="When they are killed.")
 @click.option("--plug", is_flag=True, help="Write until the plug is pulled; tell how far it came.")
-@click.option("--after", type=int, metavar="N", help="Look what is left of the first N epochs.")
+@click.option(
+    "--after",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Look what is left of the first N epochs.",
+)
 @as_json
 def crashtest(
     path: str, kills: int, seed: int, plug: bool, after: int | None, as_json: bool
@@ -54,13 +67,15 @@ def crashtest(
     """Say what a directory's storage can be trusted with, by killing processes that write to it.
 
     Tries what handfast relies on: syncs, exclusive creation, renames that replace, links, locks,
+    that a name leads to the file that is open,
     and that one process sees at once what another did; then kills writers, and looks whether
     anything that they had attested is torn or gone. Leaves nothing behind.
 
-    Exit code 0: trustworthy, as far as can be seen without pulling a plug; 1: not.
+    Exit code 0: trustworthy, as far as can be seen without pulling a plug; 1: not; 3: it could not
+    look, or nothing of --plug is there.
     """
-    if kills < 1 or (plug and after is not None) or (after is not None and after < 0):
-        raise click.UsageError("choose one of --plug and --after N, and at least one kill")
+    if plug and after is not None:
+        raise click.UsageError("choose one of --plug and --after N")
     with answering(as_json):
         _check(path)
         if plug:
@@ -102,23 +117,24 @@ def _end(path: str, trials: list[storage.Trial], as_json: bool, *, show: bool) -
 
 
 def _judge(path: str, trials: list[storage.Trial]) -> Answer:
-    medium = storage.medium(path)
+    lies_on = medium(path)
     failed = [trial for trial in trials if not trial.holds]
     may, may_not = [], [f"{trial.rests} ({trial.name})" for trial in failed]
     plugged = trials[0].name == "after the plug"
     if not failed:
         may.append(trials[0].rests if plugged else "processes that are killed, of one host")
-    if medium.volatile:
-        may_not.append("anything that is to outlive a restart: it is memory")
-    warnings = list(medium.warnings())
-    if medium.shared:
+    if lies_on.volatile:
+        may_not.append(f"anything that is to outlive a restart: it is memory: {lies_on}")
+    warnings = list(lies_on.warnings())
+    if lies_on.shared:
         warnings.append(
-            f"{medium.kind}: other hosts may write here, too; give each node a path of its own"
+            f"{lies_on.kind}: other hosts may write here, too; give each node a path of its own"
         )
     return Answer(
         path=path,
-        kind=medium.kind,
-        device=medium.device,
+        kind=lies_on.kind,
+        device=lies_on.device,
+        lies_on=str(lies_on),
         trustworthy=not may_not,
         trials=[trial._asdict() for trial in trials],
         warnings=tuple(warnings),
@@ -130,7 +146,7 @@ def _judge(path: str, trials: list[storage.Trial]) -> Answer:
 
 def _tell(found: Answer) -> None:
     console = out()
-    console.print(f"\n{escape(found.path)} lies on {escape(found.kind)} ({escape(found.device)})")
+    console.print(f"\n{escape(found.path)} lies on {escape(found.lies_on)}")
     for title, lines in (
         ("can be trusted with", found.may),
         ("[bold red]can't be trusted with[/]", found.may_not),

@@ -11,27 +11,36 @@ import fcntl
 import itertools
 import os
 import random
-import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from handfast.core.lattice import Epoch
+import msgspec
+
+from handfast.core.lattice import GENESIS, Epoch
 from handfast.errors import HandfastError
 from handfast.store.claims import identify
 from handfast.store.directory import claim
-from handfast.store.files import Files, Posix, closing, describe, write_file
+from handfast.store.files import (
+    Files,
+    Posix,
+    closing,
+    describe,
+    read_file,
+    write_file,
+    writing,
+)
+from handfast.store.pins import Holder, Pin
 from handfast.store.shelf import Shelf
 from handfast.testing.samples import picture, save
 
-__all__ = ["TRIALS", "Medium", "Trial", "after", "medium", "plug", "scratch", "try_out"]
+__all__ = ["TRIALS", "Trial", "after", "plug", "scratch", "try_out"]
 
 NAME, RUN = "rank0", "crashtest"
 NBYTES: Final = 1 << 20
@@ -39,18 +48,8 @@ LEFT: Final = "handfast-crashtest"  # what `plug` leaves, for `after` to find an
 PREFIX: Final = ".handfast-crashtest-"
 MORE: Final = 8  # kills, where nothing was attested before any of those that were asked for
 LONGEST_S: Final = 10.0  # that a writer on slow storage is given before it is killed
-
-VOLATILE: Final = {"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"}
-SHARED: Final = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "lustre", "beegfs", "gpfs", "afs",
-                 "gfs2", "ocfs2", "virtiofs"}  # fmt: skip
-RISKY: Final = {
-    "nobarrier": "the device's cache is not flushed",
-    "barrier=0": "the device's cache is not flushed",
-    "data=writeback": "files may hold old bytes after a crash",
-    "volatile": "syncs are ignored",
-    "fsync=volatile": "syncs are ignored",
-    "fsync=nobarrier": "the device's cache is not flushed",
-}
+HELD: Final = 3  # epochs that a writer keeps; older ones are released
+HOLDER: Final = "holder.json"  # who made a scratch directory, as pins have it
 
 
 class Trial(NamedTuple):
@@ -62,61 +61,44 @@ class Trial(NamedTuple):
     rests: str
 
 
-class Medium(NamedTuple):
-    """What the kernel says of the file system that a directory lies on."""
-
-    kind: str
-    options: tuple[str, ...]
-    device: str
-
-    @property
-    def volatile(self) -> bool:
-        """Whether it is memory: nothing on it outlives a restart."""
-        return self.kind in VOLATILE or not {"volatile", "fsync=volatile"}.isdisjoint(self.options)
-
-    @property
-    def shared(self) -> bool:
-        """Whether other hosts may have it mounted, too, or a program of somebody's answers."""
-        return self.kind.startswith("fuse") or self.kind in SHARED
-
-    def warnings(self) -> tuple[str, ...]:
-        """What its mount options give up."""
-        return tuple(f"mounted with {o}: {RISKY[o]}" for o in self.options if o in RISKY)
-
-
-def medium(path: str) -> Medium:
-    """Look a directory's file system up in the kernel's table of mounts. Raises OSError."""
-    real = os.path.realpath(path)
-    best, found = -1, Medium("unknown", (), "")
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as table:
-        for line in table:
-            fields, _, rest = line.partition(" - ")
-            _, _, _, _, point, options, *_ = fields.split()
-            point = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), point)
-            kind, source, *more = rest.split()
-            below = real == point or real.startswith(point.rstrip("/") + "/")
-            if below and len(point) >= best:  # the last one on a place hides those before
-                best = len(point)
-                all_options = (*options.split(","), *",".join(more).split(","))
-                found = Medium(kind, tuple(dict.fromkeys(all_options)), source)
-    return found
-
-
 @contextlib.contextmanager
 def scratch(path: str) -> Iterator[str]:
-    """A directory of our own below this one, which is gone afterwards. Raises OSError.
+    """A directory of our own below this one, which is gone afterwards.
 
-    NFS and FUSE keep a file that was open in a killed process under a name of their own, until the
-    kernel has noticed: what is not empty yet is tried again.
+    Those of others who have provably ended, by SIGKILL say, are removed first. Raises
+    HandfastError where nothing can be made there.
     """
-    made = tempfile.mkdtemp(prefix=PREFIX, dir=path)
+    _sweep(path)
     try:
+        made = tempfile.mkdtemp(prefix=PREFIX, dir=path)
+    except OSError as error:
+        raise HandfastError(
+            f"{path}: nothing can be made there: {describe(error)}. What to do: name a directory "
+            "for files, in which this user may write"
+        ) from error
+    try:
+        with writing("try this storage", made):
+            write_file(Posix(), f"{made}/{HOLDER}", msgspec.json.encode(Holder.here("crashtest")))
         yield made
     finally:
         _remove(made)
 
 
+def _sweep(path: str) -> None:
+    """NFS and FUSE keep a file that was open in a killed process under a name of their own, until
+    the kernel has noticed: what will not go now is left for the next time.
+    """
+    for name in os.listdir(path):
+        holder = f"{path}/{name}/{HOLDER}"
+        if name.startswith(PREFIX) and os.path.exists(holder):
+            with contextlib.suppress(HandfastError, msgspec.MsgspecError):
+                by = msgspec.json.decode(read_file(Posix(), holder), type=Holder)
+                if Pin(Posix(), holder, GENESIS, by).ended():
+                    shutil.rmtree(f"{path}/{name}", ignore_errors=True)
+
+
 def _remove(path: str) -> None:
+    """Try again what is not empty yet, for the reason that `_sweep` has, too."""
     for pause in (0.05, 0.2, 1.0, 3.0):
         try:
             shutil.rmtree(path)
@@ -128,7 +110,11 @@ def _remove(path: str) -> None:
 
 
 def try_out(home: str, *, kills: int, seed: int) -> Iterator[Trial]:
-    """Try everything in an empty directory; each trial is given as soon as it is over."""
+    """Try everything in a directory of our own; each trial is given as soon as it is over.
+
+    Raises HandfastError where writers end by themselves though all else holds: on a full disk, say.
+    """
+    sound = True
     for name, (trial, rests) in TRIALS.items():
         place = f"{home}/{name.replace(' ', '-')}"
         os.mkdir(place)
@@ -136,8 +122,14 @@ def try_out(home: str, *, kills: int, seed: int) -> Iterator[Trial]:
             holds, seen = trial(place)
         except OSError as error:
             holds, seen = False, f"it failed: {describe(error)}"
+        sound &= holds
         yield Trial(name, holds, seen, rests)
-    yield _killed_writers(f"{home}/kills", kills, seed)
+    try:
+        yield _killed_writers(f"{home}/kills", kills, seed)
+    except HandfastError as error:
+        if sound:
+            raise
+        yield Trial("killed writers", holds=False, seen=str(error), rests=WRITERS)
 
 
 # The trials: each gives whether it held, and what was seen
@@ -146,6 +138,7 @@ Seen = tuple[bool, str]
 RACERS: Final = 4
 ROUNDS = 25
 REPLACED = 300
+SHUT_OUT: Final = 2  # the exit status of a child that did not get a lock
 
 
 def _syncs(home: str) -> Seen:
@@ -184,21 +177,31 @@ def _race(home: str, act: Callable[[str], None]) -> Seen:
 
 
 def _fork(body: Callable[[], object]) -> int:
-    """Run a body in a child of its own; its exit status is 0 where nothing was raised."""
+    """Run a body in a child of its own; its exit status is 0 where nothing was raised.
+
+    It is SHUT_OUT where somebody else holds a lock.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it makes system calls, and no threads
         pid = os.fork()
     if pid == 0:
         status = 1
         with contextlib.suppress(BaseException):
-            body()
-            status = 0
+            try:
+                body()
+                status = 0
+            except BlockingIOError:
+                status = SHUT_OUT
         os._exit(status)
     return pid
 
 
+def _status(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def _ended(pid: int) -> bool:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    return _status(pid) == 0
 
 
 def _create(home: str) -> Seen:
@@ -268,18 +271,33 @@ def _seen_at_once(home: str) -> Seen:
     return wrong == 0, f"{ROUNDS - wrong} of {ROUNDS} files were seen by another process at once"
 
 
+def _named(home: str) -> Seen:
+    """An owner looks whether its journal's name still leads to what it has open."""
+    files = Posix()
+    path = f"{home}/file"
+    with closing(files, files.create(path)) as fd:
+        wrong = sum(not files.leads_to(path, fd) for _ in range(ROUNDS))
+    return wrong == 0, f"{ROUNDS - wrong} of {ROUNDS} looks found the file that was open"
+
+
 def _locks(home: str) -> Seen:
-    with open(f"{home}/lock", "w", encoding="ascii") as ours:
-        fcntl.flock(ours, fcntl.LOCK_EX)
+    def take() -> int:
+        # writable: NFS gives an exclusive lock to no other, and the store opens it so
+        fd = os.open(f"{home}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fd
 
-        def take() -> None:
-            with open(f"{home}/lock", encoding="ascii") as theirs:
-                fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-        shut_out = not _ended(_fork(take))
-        fcntl.flock(ours, fcntl.LOCK_UN)
-        let_in = _ended(_fork(take))
-    return shut_out and let_in, "held against others, and given back" if shut_out else "not held"
+    ours = take()
+    while_held = _status(_fork(take))
+    os.close(ours)
+    once_free = _status(_fork(take))
+    seen = {
+        (SHUT_OUT, 0): "held against others, and given back",
+        (SHUT_OUT, SHUT_OUT): "held against others, and not given back",
+    }.get((while_held, once_free), "not held: two had it at once")
+    if not {while_held, once_free} <= {0, SHUT_OUT}:
+        seen = "not tried: another process that asked for it met an error"
+    return (while_held, once_free) == (SHUT_OUT, 0), seen
 
 
 TRIALS: Final[dict[str, tuple[Callable[[str], Seen], str]]] = {
@@ -292,12 +310,15 @@ TRIALS: Final[dict[str, tuple[Callable[[str], Seen], str]]] = {
         "a manifest, a certificate and a round are the old or the new one",
     ),
     "seen at once": (_seen_at_once, "a late process notices that it has a successor"),
+    "names lead back": (_named, "an owner notices that its directory was replaced"),
     "locks": (_locks, "one launch at a time records its round"),
 }
 """What is tried, and what of handfast's rests on it. (Killed writers come last.)"""
 
 
 # Killed writers
+
+WRITERS: Final = "an epoch that was attested is there, whole, whoever is killed"
 
 
 def _killed_writers(home: str, kills: int, seed: int) -> Trial:
@@ -306,7 +327,6 @@ def _killed_writers(home: str, kills: int, seed: int) -> Trial:
     Where storage is slow it is given more time, until some epochs are attested at all. Raises
     HandfastError where none is: that would show nothing.
     """
-    rests = "an epoch that was attested is there, whole, whoever is killed"
     chance = random.Random(seed)
     os.mkdir(home)
     told: list[int] = []
@@ -318,7 +338,7 @@ def _killed_writers(home: str, kills: int, seed: int) -> Trial:
         longest_s = longest_s if said else min(2 * longest_s, LONGEST_S)
         told += said
         try:
-            problem = _lost(home, told)
+            problem = _lost(home, max(told, default=0))
         except HandfastError as error:
             problem = str(error)
         if problem:
@@ -329,24 +349,26 @@ def _killed_writers(home: str, kills: int, seed: int) -> Trial:
             "What to do: use more --kills, or faster storage"
         )
     seen = problem or f"{count} kills, {len(told)} epochs attested, all of them read back whole"
-    return Trial("killed writers", not problem, seen, rests)
+    return Trial("killed writers", not problem, seen, WRITERS)
 
 
 def _until_killed(home: str, after_s: float) -> list[int]:
     """Start a writer and kill it so long behind its first words; returns what it attested."""
     argv = [sys.executable, "-m", "handfast.testing.storage", home]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as writer:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
         assert writer.stdout is not None
-        first = writer.stdout.readline()  # from here on it writes
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            writer.wait(after_s if first else 0)
-        ended = writer.returncode is not None
-        writer.send_signal(signal.SIGKILL)
+        assert writer.stderr is not None
+        try:
+            first = writer.stdout.readline()  # from here on it writes
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                writer.wait(after_s if first else LONGEST_S)
+            ended = writer.returncode is not None
+        finally:
+            writer.kill()  # also where we are told to end ourselves
         lines = (first + writer.stdout.read()).split(b"\n")[:-1]  # one without an end was not told
+        said = writer.stderr.read().decode(errors="replace").strip()
     if ended or not lines:
-        raise HandfastError(
-            "a process that writes there ended by itself. What to do: see what it wrote above"
-        )
+        raise HandfastError(f"a process that writes there ended by itself: {said}")
     return [int(line) for line in lines[1:]]
 
 
@@ -374,30 +396,43 @@ def _write(root: str, tell: Callable[[str], None], files: Files) -> None:
         tier.journal.sync()
         if tier.current():
             tell(str(step))
-        if step > 3:
-            found = sorted(tier.manifests())
+        if step > HELD:
             tier.may_clean = True
-            tier.release(found[:-3])
+            tier.release([epoch for epoch in tier.manifests() if epoch.step <= step - HELD])
 
 
-def _lost(root: str, told: list[int]) -> str:
-    """What is missing or torn of all that was told; empty where nothing is."""
+def _lost(root: str, told: int) -> str:
+    """What is missing or torn of all up to the last that was told; empty where nothing is.
+
+    Each is recorded, and the last that are recorded are there: those before were released.
+    """
     files = Posix()
     shelf = Shelf(files, root, NAME)
     recorded = [int(record) for record in shelf.records()]
-    if missing := set(told) - set(recorded):
-        return f"attested and not in the journals: {sorted(missing)}"
+    last = max(recorded, default=0)
+    if told > last:
+        return (
+            f"attested and not in the journals: {told - last} epochs from {last + 1} on, unless "
+            f"{told} is more than was ever told"
+        )
+    if missing := sorted(set(range(1, last + 1)).difference(recorded)):
+        return f"attested and not in the journals: {_few(missing)}"
     found = shelf.manifests()
     layout, _ = picture(0, nbytes=NBYTES)
-    for step in told[-1:]:
-        if not any(epoch.step == step for epoch in found):
-            return f"epoch {step} was attested, and its manifest is gone"
+    there = {epoch.step for epoch in found}
+    if gone := [step for step in recorded[-HELD:] if step not in there]:
+        return f"attested, and the manifest is gone: {_few(gone)}"
     for epoch in found:
         into = bytearray(layout.nbytes)
         shelf.read(epoch, into)
         if into != _picture(epoch.step):
             return f"epoch {epoch} reads well and holds other bytes than were written"
     return ""
+
+
+def _few(steps: Sequence[int]) -> str:
+    more = f" and {len(steps) - 5} more" if len(steps) > 5 else ""
+    return ", ".join(map(str, steps[:5])) + more
 
 
 # Pulling the plug, and looking from elsewhere
@@ -422,16 +457,18 @@ def plug(path: str, tell: Callable[[str], None]) -> None:
 def after(path: str, step: int) -> Trial:
     """Look whether all up to the last epoch that `plug` told of is there, and remove it.
 
-    Raises HandfastError where `plug` was never begun.
+    Raises HandfastError where nothing of `plug` is there: nobody can tell from that whether it was
+    ever begun.
     """
     root = f"{path}/{LEFT}"
-    problem = ""
     if not os.path.isdir(root):
-        if not step:
-            raise HandfastError(f"{root} is not there. What to do: begin with --plug")
-        problem = f"{root} is gone, though it was synced (or --plug wrote to another directory)"
+        raise HandfastError(
+            f"{root} is not there: --plug was never begun in this directory, or all that it wrote "
+            "is gone, and then this storage can't be trusted with a power loss. What to do: see "
+            "that it is mounted, and that this is the directory; begin with --plug"
+        )
     try:
-        problem = problem or _lost(root, list(range(1, step + 1)))
+        problem = _lost(root, step)
     except HandfastError as error:
         problem = str(error)
     if not problem:
@@ -441,5 +478,19 @@ def after(path: str, step: int) -> Trial:
     return Trial("after the plug", not problem, seen, rests)
 
 
+def main() -> None:
+    """Write until killed, or until nobody hears it any more; what goes wrong is said in a line."""
+
+    def tell(line: str) -> None:
+        os.write(1, f"{line}\n".encode())  # past all buffers, which would complain at the end
+
+    try:
+        _write(sys.argv[1], tell, Posix())
+    except BrokenPipeError:
+        pass
+    except (HandfastError, OSError) as error:
+        sys.exit(str(error))
+
+
 if __name__ == "__main__":
-    _write(sys.argv[1], lambda line: print(line, flush=True), Posix())
+    main()
