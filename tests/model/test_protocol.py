@@ -7,6 +7,10 @@ each must reach what it is there for.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -45,6 +49,7 @@ def holds(scenario: Scenario) -> None:
     assert not found.breach, "\n".join((found.breach, *found.story))
     assert not found.unmet
     assert bool(found.frontier) == (scenario.limit is not None)
+    assert scenario.heavy or found.states < 300_000  # so `--protocol short` takes about a minute
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -164,9 +169,37 @@ def test_the_command_searches_a_scenario() -> None:
 def test_the_command_knows_its_scenarios() -> None:
     """A list of them, and a usage error for one that there is none of."""
     assert "two rounds at once" in run("--protocol", "list").output
+    listed = json.loads(run("--protocol", "list", "--json").stdout)["scenarios"]
+    assert {one["name"]: one["short"] for one in listed}["ghost"] is False
     wrong = run("--protocol", "nothing")
     assert (wrong.exit_code, "--protocol list" in wrong.output) == (2, True)
     assert run().exit_code == 2
+
+
+def test_what_was_searched_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ctrl-C in the second search leaves the row of the first on the screen."""
+    searched: list[Scenario] = []
+
+    def impatient(scenario: Scenario, **how: Any) -> Found:
+        searched.append(scenario)
+        if len(searched) == 2:
+            raise KeyboardInterrupt
+        return search(scenario, **how)
+
+    monkeypatch.setattr("handfast.cli.protocol.search", impatient)
+    told = run("--protocol", "short")
+    assert told.exit_code == 128 + 2
+    assert [line.split()[0] for line in told.output.splitlines()] == ["scenario", "crash"]
+
+
+def test_a_reader_of_the_list_may_leave() -> None:
+    """`--protocol list | head -0` ends as a closed pipe ends a command: 141, without a word."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "handfast", "prove", "--protocol", "list"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_the_command_tells_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

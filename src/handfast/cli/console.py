@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
@@ -35,7 +35,17 @@ from handfast.errors import Damaged, HandfastError, Refused
 from handfast.store.files import describe, remedy
 from handfast.store.port import Progress
 
-__all__ = ["answer", "answering", "as_json", "epoch_of", "out", "paths", "showing", "step"]
+__all__ = [
+    "answer",
+    "answering",
+    "as_json",
+    "epoch_of",
+    "out",
+    "paths",
+    "showing",
+    "step",
+    "telling_how_far",
+]
 
 DAMAGED: Final = 1
 USAGE: Final = 2
@@ -231,3 +241,17 @@ def showing(what: str) -> Iterator[Progress | None]:
     with Bars(*columns, console=console, transient=True) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextmanager
+def telling_how_far() -> Iterator[Callable[[str], None]]:
+    """Show one line on a terminal, for as long as the body works; nothing at all elsewhere.
+
+    The body is given how to change the line, and should print nothing else meanwhile.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("") as line:
+        yield lambda words: line.update(escape(words))

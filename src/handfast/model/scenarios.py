@@ -1,7 +1,7 @@
 """What is searched: small jobs, each with the faults that it may suffer and what it must reach.
 
-Each scenario is a bound on one question, so that it can be searched to its end. ``heavy`` ones
-take minutes.
+Each scenario is a bound on one question, so that it can be searched to its end. On one core that
+takes up to ten seconds; those that are ``heavy`` take longer, most of them minutes.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ _ALL = (
     Scenario("both", "two domains, both needed", shape(1, dir=(2, 2)), Bounds(crashes=1),
              reach=BOOTS),
     Scenario("tiers", "a shard in two tiers, two rounds", shape(1, dir=(1, 1), mem=(1, 1)),
-             Bounds(rots=1), (Launch(), Launch()), ("an epoch converges",)),
+             Bounds(rots=1), (Launch(), Launch()), ("an epoch converges",), heavy=True),
     Scenario("change", "one of two copies is lost for good, and an heir takes its place", SPARE,
              Bounds(changes=1), (Launch(), Launch(changed=True)),
              ("a changed configuration resumes",), fenced="dir0b"),
@@ -278,14 +278,14 @@ _ALL = (
              Bounds(epochs=2, skips=1), window=1,
              reach=(*CONVERGES, "a skip is voted", "a window blocks and names")),
     Scenario("failures", "a save fails, another is forgone", TWO,
-             Bounds(epochs=1, skips=1, failures=1),
+             Bounds(epochs=1, skips=1, failures=1), heavy=True,
              reach=(*CONVERGES, "a skip is voted", "a void epoch is released")),
     Scenario("window", "a window of one", TWO, Bounds(epochs=2), window=1,
              reach=(*CONVERGES, "a window blocks and names")),
     Scenario("decline", "a rank can't take what is offered", TWO, Bounds(declines=1),
              (Launch(), Launch()), (*CONVERGES, "a rank declines")),
     Scenario("ghost", "an agent that was frozen wakes up behind its successor", TWO,
-             Bounds(crashes=1, ghosts=1), reach=BOOTS),
+             Bounds(crashes=1, ghosts=1), reach=BOOTS, heavy=True),
     Scenario("stale", "messages of a past generation come late", TWO, Bounds(),
              (Launch(), Launch()), (*CONVERGES, "a stale message is refused"), stale=True),
     Scenario("restart", "two rounds and a crash", TWO, Bounds(crashes=1), (Launch(), Launch()),
