@@ -1,14 +1,18 @@
 """`handfast simulate`: what it answers, and with which exit code."""
 
 import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from handfast.cli.main import app
+from handfast.cli.swarm import run_batch
 from handfast.core import member
 from handfast.core.retain import releasable
+from handfast.sim.storm import Outcome
 
 
 def simulate(*arguments: str) -> Result:
@@ -32,7 +36,7 @@ def test_a_swarm_is_the_same_in_any_number_of_processes() -> None:
 
 def test_slices_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shows that a long swarm can be run in pieces, each where the last one left off."""
-    monkeypatch.setattr("handfast.cli.simulate.BATCH", 1)
+    monkeypatch.setattr("handfast.cli.swarm.BATCH", 1)
     file = tmp_path / "tally.json"
     for _ in range(2):
         assert simulate("--minutes", "0.0001", "--jobs", "1", "--tally", str(file)).exit_code == 0
@@ -43,12 +47,56 @@ def test_slices_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert sliced[figure] == whole[figure]
 
 
+def test_no_seed_is_counted_twice(tmp_path: Path) -> None:
+    """Shows that a tally goes on with further seeds, and refuses a range that it has counted."""
+    file = tmp_path / "tally.json"
+    for _ in range(2):
+        assert simulate("--seeds", "2", "--jobs", "1", "--tally", str(file)).exit_code == 0
+    sliced = json.loads(file.read_text())
+    whole = json.loads(simulate("--seeds", "4", "--jobs", "1", "--json").output)
+    assert (sliced["seeds"], sliced["next"], sliced["digest"]) == (4, 4, whole["digest"])
+    again = simulate("--seeds", "3..5", "--tally", str(file))
+    assert again.exit_code == 2
+    assert f"{file} has counted up to seed 3" in again.output
+    assert simulate("--seeds", "4..5", "--jobs", "1", "--tally", str(file)).exit_code == 0
+
+
+def test_an_interruption_keeps_what_was_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that Ctrl-C costs a swarm no batch that it has counted, and says what is kept."""
+
+    def interrupted(seeds: Iterable[int], *_: object) -> Iterator[list[tuple[Outcome, float]]]:
+        yield run_batch(list(islice(seeds, 2)), thorough=False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("handfast.cli.swarm._run", interrupted)
+    file = tmp_path / "tally.json"
+    told = simulate("--minutes", "9", "--tally", str(file))
+    assert told.exit_code == 128 + 2
+    assert f"{file} has counted 2 seeds, and the next is 2" in told.output
+    assert json.loads(file.read_text())["seeds"] == 2
+    assert "nothing was kept" in simulate("--seeds", "8").output
+
+
+def test_a_file_that_is_something_else_is_named(tmp_path: Path) -> None:
+    """Shows that neither a tally nor a script is taken from bytes that are none."""
+    file = tmp_path / "other"
+    file.write_bytes(b"\xff\xfe")
+    for option in ("--tally", "--script"):
+        told = simulate(*(["--minutes", "1"] if option == "--tally" else []), option, str(file))
+        assert (told.exit_code, f"{file} is no " in told.output) == (2, True), told.output
+    file.write_text("nodes a\nlanch\n")
+    assert f"{file}: line 2, 'lanch': no such verb" in simulate("--script", str(file)).output
+
+
 def test_a_transcript_tells_everything() -> None:
-    """Shows that one seed can be read from its first boot to its calm."""
+    """Shows that one seed can be read from its first boot to its calm, and how it was judged."""
     told = simulate("--seed", "16", "--transcript").output
     assert "begins generation 1" in told
     assert "CONVERGED(" in told
     assert "digest" in told
+    assert told.endswith("no law was broken\n")
 
 
 def test_a_breach_names_its_seed_its_law_and_how_to_see_it(
@@ -68,8 +116,8 @@ def test_a_breach_names_its_seed_its_law_and_how_to_see_it(
 
 def test_a_goal_that_no_seed_reaches_fails_a_swarm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shows that a swarm that shows little does not pass for one that shows much."""
-    monkeypatch.setattr("handfast.cli.simulate.GOALS", ("pigs fly",))
-    monkeypatch.setattr("handfast.cli.simulate.ENOUGH", 4)
+    monkeypatch.setattr("handfast.cli.swarm.GOALS", ("pigs fly",))
+    monkeypatch.setattr("handfast.cli.swarm.ENOUGH", 4)
     few, enough = (simulate("--seeds", n, "--jobs", "1") for n in ("3", "4"))
     assert (few.exit_code, enough.exit_code) == (0, 1)
     assert "never reached: pigs fly" in enough.output
@@ -81,10 +129,30 @@ def test_a_scenario_is_checked_and_rewritten(tmp_path: Path) -> None:
     script.write_text("nodes a\n----\nold\n")
     told = simulate("--script", str(script))
     assert told.exit_code == 1
+    assert f"--- {script}, as written\n+++ what came out\n" in told.output
     assert "-old" in told.output
     assert "+a.1    boots" in told.output
     assert simulate("--script", str(script), "--rewrite").exit_code == 0
-    assert simulate("--script", str(script)).exit_code == 0
+    again = simulate("--script", str(script))
+    assert again.exit_code == 0
+    assert again.output == "1 script came out as written; no law was broken\n"
+
+
+def test_a_scenario_that_breaks_a_law_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that a broken law is a finding with its file's name, and no failure of the command."""
+    monkeypatch.setattr(
+        member, "releasable", lambda held, **rule: releasable(held, **{**rule, "pinned": ()})
+    )
+    script = tmp_path / "one.txt"
+    calm = "save\ncalm\n"
+    script.write_text(f"nodes a\nlaunch\n{calm}pin a 1/10\n{calm * 3}")
+    told = simulate("--script", str(script))
+    assert told.exit_code == 1
+    assert f"{script}: broken: s8_release_follows_knowledge" in told.output
+    found = json.loads(simulate("--script", str(script), "--json").output)
+    assert (list(found["broken"]), found["sound"]) == ([str(script)], False)
 
 
 @pytest.mark.parametrize(
