@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import re
 import reprlib
@@ -13,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NoReturn
 
 import click
@@ -36,6 +37,8 @@ from handfast.store.files import describe, remedy
 from handfast.store.port import Progress
 
 __all__ = [
+    "Number",
+    "Whole",
     "answer",
     "answering",
     "as_json",
@@ -65,6 +68,40 @@ def epoch_of(_: click.Context, __: click.Parameter, text: str | None) -> int | E
         what = f"{reprlib.repr(text)} is neither a step (1200) nor an epoch (3/1200)"
         raise click.BadParameter(what)
     return Epoch(int(parts[1]), int(parts[2])) if parts[1] else int(parts[2])
+
+
+class Whole(click.IntRange):
+    """A whole number of some range."""
+
+    name = "whole number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it; anything else is wrong usage (exit code 2), and told with the range."""
+        if re.fullmatch(r"-?[0-9]{1,18}", str(value)) is None:
+            what = f"{reprlib.repr(value)} is no whole number {_span(self.min, self.max)}"
+            self.fail(what, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Number(click.FloatRange):
+    """A number of some range."""
+
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read it; anything else is wrong usage (exit code 2), and told with the range."""
+        found = math.nan
+        with suppress(ValueError):
+            found = float(value)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is no number {_span(self.min, self.max)}", param, ctx)
+        return super().convert(found, param, ctx)
+
+
+def _span(least: float | None, most: float | None) -> str:
+    return f"from {least} up" if most is None else f"from {least} to {most}"
 
 
 paths = click.argument("run", nargs=-1, required=True, metavar="RUN...")

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from handfast import open as open_run
 from handfast.checkpoint.history import History, history
-from handfast.cli.console import DAMAGED, answer, answering, as_json, out
+from handfast.cli.console import DAMAGED, Number, Whole, answer, answering, as_json, out
 from handfast.model.explained import Finding, Setting, explain
 from handfast.model.montecarlo import Estimate, proportion
 from handfast.model.plots import PLOTS, plot
@@ -29,8 +29,12 @@ __all__ = ["plan"]
 UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
+MOST_OFTEN: Final = 0.99
+"""How often a domain may fail to stage, for a plan to make sense."""
+
+
 class Time(click.ParamType[float]):
-    """A length of time: 90, 90s, 30m, 12h, 2d, or never."""
+    """A length of time: 90s, 30m, 12h, 2d, or never; 90 is of seconds."""
 
     name = "TIME"
 
@@ -64,26 +68,29 @@ class FiniteTime(Time):
 def _time(seconds: float) -> str:
     if math.isinf(seconds):
         return "never"
+    whole = [unit for unit, size in UNITS.items() if unit and seconds % size == 0]
+    if whole:  # 50000h, as it may have been given, and not 2083d
+        return f"{seconds / UNITS[whole[-1]]:,.0f}{whole[-1]}"
     unit = max((u for u in UNITS if u and seconds >= UNITS[u]), key=UNITS.__getitem__, default="s")
     return f"{seconds / UNITS[unit]:.4g}{unit}"
 
 
 OPTIONS: Final[tuple[tuple[str, click.ParamType[Any], Any, str], ...]] = (
-    ("--domains", click.IntRange(2, 10**7), 16384, "Domains that commit on their own."),
+    ("--domains", Whole(2, 10**7), 16384, "Domains that commit on their own."),
     ("--law", click.Choice(["uniform", "exponential"]), "uniform", "Law of one domain's commit."),
     ("--window", FiniteTime(), "60s", "Width of a uniform law, mean of an exponential one."),
     ("--interval", FiniteTime(), "30m", "From the beginning of a save to that of the next."),
     ("--mtbf", FiniteTime(), "50000h", "Between failures of one domain by itself."),
     ("--host-mtbf", Time(), "never", "Between failures that take a host's domains at once."),
     ("--job-mtbf", Time(), "never", "Between failures that take everything at once."),
-    ("--per-host", click.IntRange(1), 8, "Domains that share a host."),
-    ("--failure", click.FloatRange(0, 0.99), 0.01, "How often a domain fails to stage in a round."),
-    ("--delta", click.FloatRange(1e-15, 0.99), 1e-6, "Chance that may remain that one has not."),
-    ("--copies", click.IntRange(1, 12), 2, "Copies of a shard."),
+    ("--per-host", Whole(1), 8, "Domains that share a host."),
+    ("--failure", Number(0, MOST_OFTEN), 0.01, "How often a domain fails to stage in a round."),
+    ("--delta", Number(1e-15, 0.99), 1e-6, "Chance that may remain that one has not."),
+    ("--copies", Whole(1, 12), 2, "Copies of a shard."),
     ("--repair", FiniteTime(), "10m", "Until a lost copy is made anew."),
     ("--cost", FiniteTime(), "10s", "How long a save holds the training up."),
     ("--restart", FiniteTime(), "5m", "From a failure until the training goes on."),
-    ("--levels", click.IntRange(2, 1000), 3, "Epochs that a domain may be at."),
+    ("--levels", Whole(2, 1000), 3, "Epochs that a domain may be at."),
 )
 
 
@@ -94,13 +101,16 @@ def _settings(command: Any) -> Any:
     return command
 
 
-@click.command(epilog="TIME: 90s, 30m, 12h, 2d, never. RUN: as for the other commands; with --fit.")
+@click.command(
+    epilog="TIME: 90s, 30m, 12h, 2d, never; without a unit, seconds. RUN: as for the other "
+    "commands; with --fit."
+)
 @click.argument("run", nargs=-1, metavar="[RUN]...")
 @click.option("--explain", "explained", is_flag=True, help="Conditions, and a simulation of each.")
 @click.option("--fit", is_flag=True, help="Take from RUN's journals what they tell.")
 @click.option("--hints", is_flag=True, help="With --fit: its files' times too, for what they are.")
 @click.option("--svg", type=click.Path(file_okay=False), metavar="DIR", help="Plots of P(torn).")
-@click.option("--trials", type=click.IntRange(100), default=20_000, show_default=True,
+@click.option("--trials", type=Whole(100), default=20_000, show_default=True,
               help="Simulated trials of each.")  # fmt: skip
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the simulations.")
 @_settings
@@ -153,15 +163,17 @@ def _is_default(ctx: click.Context, name: str) -> bool:
 
 
 def fitted(told: History, given: dict[str, Any], hints: bool) -> dict[str, Any]:
-    """Give the settings that a run's journals tell, and with ``hints`` its files' times."""
+    """Give the settings that a run's journals tell, and with ``hints`` its files' times.
+
+    Of q the upper end is taken: who saw nobody fail in 60 votes has not seen that nobody fails.
+    """
     n = len(told.domains)
-    staged, skipped = told.votes
     found: dict[str, Any] = {}
     if n >= 2:
         found["domains"] = n
         found["per_host"] = max(told.hosts.count(host) for host in told.hosts)
-    if staged + skipped:
-        found["failure"] = min(0.99, skipped / (staged + skipped))
+    if (q := _failing(told)) is not None:
+        found["failure"] = min(MOST_OFTEN, q.high)
     if hints and told.hints.interval:
         found["interval"] = told.hints.interval
     if hints and told.hints.spread and n >= 2:
@@ -176,9 +188,17 @@ def _ends(told: History) -> Estimate | None:
     return proportion(torn, len(ends), mistake=0.05) if ends else None
 
 
+def _failing(told: History) -> Estimate | None:
+    """Estimate q from the votes, if there are any."""
+    staged, skipped = told.votes
+    votes = chain(repeat(1.0, skipped), repeat(0.0, staged))
+    return proportion(votes, staged + skipped, mistake=0.05) if staged + skipped else None
+
+
 def _told(told: History) -> dict[str, Any]:
     fields = {name: getattr(told, name) for name in told.__struct_fields__}
-    return fields | {"struck": told.struck, "together": told.together, "torn": _ends(told)}
+    more = {"struck": told.struck, "together": told.together}
+    return fields | more | {"torn": _ends(told), "q": _failing(told)}
 
 
 def _draw(directory: str, setting: Setting, seed: int, trials: int) -> list[str]:
@@ -220,7 +240,8 @@ def _show(
     console.print(
         f"{at.domains:,} domains; commit times {at.law}, {_time(at.window)}; a save every "
         f"{_time(at.interval)}; mean time between failures of a domain {fails[0]}, "
-        f"of a host {fails[1]}, of the job {fails[2]}\n"
+        f"of a host {fails[1]}, of the job {fails[2]}; a domain fails to stage in a round with "
+        f"q = {at.failure:.3g}\n"
     )
     if any(finding.seen for finding in findings):
         for finding in findings:
@@ -243,7 +264,7 @@ def _show_finding(console: Console, finding: Finding) -> None:
         if finding.agrees and not finding.tested:
             verdict = "too rare for so many trials to tell"
         lines.append(
-            f"simulated {seen.mean:.6g}, true value in [{seen.low:.4g}, {seen.high:.4g}] "
+            f"simulated {seen.mean:.6g}, true value in {_between(seen.low, seen.high)} "
             f"({seen.trials:,} trials, by {seen.by}): {verdict}"
         )
     else:
@@ -252,6 +273,12 @@ def _show_finding(console: Console, finding: Finding) -> None:
     if finding.note:
         lines.append(f"[dim]note:[/] {escape(finding.note)}")
     console.print(Padding("\n".join(lines), (0, 0, 1, 4)), soft_wrap=False)
+
+
+def _between(low: float, high: float) -> str:
+    """Spell an interval with as many digits as it takes to see its width."""
+    digits = next((d for d in range(4, 16) if f"{low:.{d}g}" != f"{high:.{d}g}"), 4)
+    return f"[{low:.{digits}g}, {high:.{digits}g}]"
 
 
 def _show_history(console: Console, told: History) -> None:
@@ -277,10 +304,9 @@ def _show_history(console: Console, told: History) -> None:
 def _counted(told: History) -> Iterator[str]:
     staged, skipped = told.votes
     yield f"{len(told.lives)} generations; votes: {staged:,} staged, {skipped:,} skipped"
-    if staged + skipped:
-        votes = chain(repeat(1.0, skipped), repeat(0.0, staged))
-        q = proportion(votes, staged + skipped, mistake=0.05)
-        yield f"so q is in [{q.low:.3g}, {q.high:.3g}], at 95 %, if failures are independent"
+    if (q := _failing(told)) is not None:
+        yield f"a share of {q.mean:.3g} skipped, so q is in [{q.low:.3g}, {q.high:.3g}], at 95 %, "
+        yield "if failures are independent; the upper end is planned by, unless --failure is given"
     yield f"steps from one epoch to the next: {told.steps or 'not known'}"
     if (torn := _ends(told)) is not None:
         count = sum(life.torn for life in told.ends)

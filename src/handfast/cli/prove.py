@@ -9,7 +9,7 @@ import msgspec
 from rich.markup import escape
 from rich.table import Table
 
-from handfast.cli.console import DAMAGED, answer, answering, as_json, out
+from handfast.cli.console import DAMAGED, Whole, answer, answering, as_json, out
 from handfast.cli.pipelines import prove_pipelines
 from handfast.cli.protocol import prove_protocol
 from handfast.model.calibration import PaxosCommit, TwoPhase, orbit
@@ -35,7 +35,7 @@ class Count(msgspec.Struct, frozen=True):
 @click.option("--paxos", is_flag=True, help="With --calibrate: Paxos Commit too; minutes.")
 @click.option("--exhibits", "shown", is_flag=True, help="Knowledge, and the optimizer's algebra.")
 @click.option("--protocol", help="Search the shipped protocol: a scenario, `short`, or `list`.")
-@click.option("--limit", type=click.IntRange(1), help="With --protocol: at most so many states.")
+@click.option("--limit", type=Whole(1), help="With --protocol: at most so many states.")
 @click.option("--catalogue", is_flag=True, help="Tear the ways in which checkpoints are saved.")
 @click.option("--pipeline", metavar="FILE", help="Tear a way of your own, described in Python.")
 @click.option("--svg", metavar="OUT", help="With --pipeline: draw a shortest schedule.")

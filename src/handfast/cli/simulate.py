@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from handfast.cli.console import DAMAGED, answer, answering, as_json, out
+from handfast.cli.console import DAMAGED, Number, Whole, answer, answering, as_json, out
 from handfast.cli.scale import measure
 from handfast.cli.swarm import swarm, tell_breach
 from handfast.cli.synchrony import hold
@@ -46,10 +45,8 @@ def sizes_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
 @click.option("--seed", type=int, help="Run one seed.")
 @click.option("--transcript", is_flag=True, help="With --seed: tell everything that happened.")
 @click.option("--thorough", is_flag=True, help="Hold every law after every step; slow.")
-@click.option("--jobs", type=click.IntRange(1), help="Processes.  [default: one a core]")
-@click.option(
-    "--minutes", type=click.FloatRange(0, 1e6), help="Go on with further seeds for so long."
-)
+@click.option("--jobs", type=Whole(1), help="Processes.  [default: one a core]")
+@click.option("--minutes", type=Number(0, 1e6), help="Go on with further seeds for so long.")
 @click.option(
     "--tally", type=click.Path(dir_okay=False, path_type=Path),
     help="Go on with the seeds where a file's figures left off, and add these.",
@@ -98,8 +95,6 @@ def simulate(
         raise click.UsageError(f"say what to run, one of: {asked}")
     if transcript and seed is None:
         raise click.UsageError("--transcript tells one seed: give --seed N")
-    if minutes is not None and math.isnan(minutes):  # which a range lets pass
-        raise click.UsageError(f"--minutes {minutes} is no length of time")
     if tally is not None and not tally.absolute().parent.is_dir():
         raise click.UsageError(f"--tally {tally}: there is no directory for it")
     with answering(as_json):

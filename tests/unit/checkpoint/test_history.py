@@ -5,6 +5,7 @@ And `handfast plan`, which takes from them what they tell and nothing else.
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,10 @@ def test_a_domain_that_skips_is_no_tear(tmp_path: Path) -> None:
     found = told(tmp_path)
     assert found.votes == (5, 1)
     assert not found.lives[0].torn
-    fitted = plan("--fit", tmp_path)["setting"]
-    assert fitted["failure"] == pytest.approx(1 / 6)
+    answer = plan("--fit", tmp_path)
+    fitted, q = answer["setting"], answer["fit"]["q"]
+    assert q["mean"] == pytest.approx(1 / 6)
+    assert fitted["failure"] == q["high"] > 0.5
     assert fitted["domains"] == 2
     assert fitted["window"] == 60.0  # no journal tells it
     assert plan("--fit", tmp_path, "--failure", 0.25)["setting"]["failure"] == 0.25
@@ -127,6 +130,39 @@ def test_plan_says_what_it_does_not_know(tmp_path: Path) -> None:
     assert "a journal has no clock" in said
     assert "8 staged, 0 skipped" in said
     assert "2 domains; commit times uniform" in said
+
+
+def test_who_saw_nobody_fail_plans_for_failures_all_the_same(tmp_path: Path) -> None:
+    """Eight votes without a skip leave q = 0.37 possible: that is planned by, and shown."""
+    trained(tmp_path, 2)
+    answer = plan("--fit", tmp_path)
+    assert answer["fit"]["q"]["mean"] == 0
+    assert answer["setting"]["failure"] == pytest.approx(1 - 0.025 ** (1 / 8))
+    said = CliRunner().invoke(app, ["plan", "--fit", str(tmp_path)]).output
+    assert "a share of 0 skipped, so q is in [0, 0.369]" in said
+    assert "fails to stage in a round with q = 0.369" in said
+    assert "nobody ever fails" not in said
+
+
+def test_what_was_given_is_shown_as_it_was_given() -> None:
+    """A time in its unit, q, and intervals with digits enough to have a width."""
+    said = CliRunner().invoke(app, ["plan", "--explain", "--trials", "100", "--window", "5"]).output
+    header = " ".join(said.split())
+    assert "uniform, 5s; a save every 30m; mean time between failures of a domain 50,000h" in header
+    assert "q = 0.01" in header
+    ends = re.findall(r"true value in \[(\S+), (\S+)\]", header)
+    assert len(ends) >= 8
+    assert [low for low, high in ends if low == high] == []
+
+
+def test_a_figure_that_is_none_is_told_with_what_may_be_given() -> None:
+    """In words and not in those of a parser."""
+    for option, value, words in (
+        ("--domains", "x", "'x' is no whole number from 2 to 10000000"),
+        ("--failure", "nan", "'nan' is no number from 0 to 0.99"),
+    ):
+        said = CliRunner().invoke(app, ["plan", option, value])
+        assert (said.exit_code, words in said.output) == (2, True), said.output
 
 
 def test_explaining_plays_every_formula(tmp_path: Path) -> None:
