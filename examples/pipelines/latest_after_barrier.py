@@ -1,6 +1,6 @@
-"""One file a rank, overwritten; a barrier; then `latest`. The usual way by hand, and torn.
+"""One file a rank, overwritten; a barrier; then `latest`. The usual way by hand, and broken.
 
-    handfast prove --pipeline examples/pipelines/latest_after_barrier.py --svg torn.svg
+    handfast prove --pipeline examples/pipelines/latest_after_barrier.py --svg broken.svg
 
 Every file is replaced as carefully as a file system allows, and `latest` moves last. The trouble is
 elsewhere: the next save replaces the very files that `latest` still points to.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -23,16 +25,16 @@ def prove(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["prove", *arguments])
 
 
-def test_the_catalogue_says_which_are_torn_by_which_instant_and_how_soon() -> None:
+def test_the_catalogue_says_which_are_broken_by_which_instant_and_how_soon() -> None:
     """One row a claim, and the paper's instants; 0, since what is called sound is sound."""
     done = prove("--catalogue")
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     (row,) = (line for line in lines if "a member holds the certificate" in line)
     assert row.count("holds") == 3  # once in the claim's own words
-    assert "The paper's checkpoint of 1 domain: torn at no instant." in lines
+    assert "The paper's checkpoint of 1 domain: broken at no instant." in lines
     assert any(
-        line.startswith("The paper's checkpoint of 2 domains: torn after 4,") for line in lines
+        line.startswith("The paper's checkpoint of 2 domains: broken after 4,") for line in lines
     )
 
 
@@ -61,7 +63,7 @@ SOUND = {
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_the_examples_are_as_they_say(name: str) -> None:
-    """A short file describes a pipeline; the exit code says whether a claim of its is torn."""
+    """A short file describes a pipeline; the exit code says whether a claim of its is broken."""
     done = prove("--pipeline", str(EXAMPLES / name), "--json")
     (found,) = json.loads(done.output)["pipelines"]
     assert [c["sound"] for c in found["claims"][:-1]] == SOUND[name]
@@ -85,9 +87,45 @@ def test_a_schedule_is_told_drawn_and_exported(tmp_path: Path) -> None:
     assert "MIXED: epoch 1 was claimed, after 18 moves a crash is enough" in done.output
     ET.fromstring(svg.read_text())  # noqa: S314 - our own text
     assert "init {" in model.read_text()
+    assert "/* when the barrier returns: mixed after killed */" in model.read_text()
     if shutil.which("spin") is None:
         pytest.skip("spin is not installed (Debian: apt-get install spin)")
     subprocess.run(["spin", "-a", model.name], cwd=tmp_path, check=True, capture_output=True)
+
+
+def drawn(file: str, svg: Path, *more: str) -> str:
+    """What a picture says below its title."""
+    prove("--pipeline", file, "--svg", str(svg), *more)
+    (words,) = re.findall(r">(Saved [^<]*)<", svg.read_text())
+    return str(words)
+
+
+def test_the_worst_is_drawn_or_what_is_asked_for(tmp_path: Path) -> None:
+    """What mixes in silence before what is lost; the clock's claim only by its name."""
+    svg = tmp_path / "a.svg"
+    file = str(EXAMPLES / "latest_after_barrier.py")
+    assert drawn(file, svg) == "Saved when the barrier returns? No: mixed."
+    assert drawn(file, svg, "--claim", "latest") == "Saved when `latest` is replaced? No: mixed."
+    assert drawn(file, svg, "--claim", "12:00") == "Saved at 12:00? No: mixed."
+    sound = str(EXAMPLES / "shared_store.py")
+    assert drawn(sound, svg) == "Saved at 12:00? No: lost."
+    for claim, words in (
+        ("manifest", "nothing breaks 'when the manifest"),
+        ("no", "no claim says"),
+    ):
+        refused = prove("--pipeline", sound, "--svg", str(svg), "--claim", claim)
+        assert (refused.exit_code, words in refused.output) == (2, True), refused.output
+
+
+def test_a_pipeline_may_import_what_lies_beside_it(tmp_path: Path) -> None:
+    """As a file that Python runs; and nobody's path is changed for good."""
+    text = (EXAMPLES / "shared_store.py").read_text()
+    (tmp_path / "parts_of_it.py").write_text(text)
+    file = tmp_path / "mine.py"
+    file.write_text("from parts_of_it import pipeline\n")
+    before = list(sys.path)
+    assert prove("--pipeline", str(file)).exit_code == 0
+    assert sys.path == before
 
 
 def test_what_can_not_be_looked_at_is_said_with_what_to_do(tmp_path: Path) -> None:
@@ -96,10 +134,16 @@ def test_what_can_not_be_looked_at_is_said_with_what_to_do(tmp_path: Path) -> No
     nothing.write_text("x = 1\n")
     broken.write_text("1 / 0\n")
     for arguments, code, words in (
-        ((), 2, "say what to prove"),
-        (("--catalogue", "--calibrate"), 2, "say what to prove"),
-        (("--svg", "x"), 2, "say what to prove"),
-        (("--catalogue", "--svg", "x"), 2, "go with --pipeline"),
+        ((), 2, "say what to do"),
+        (("--catalogue", "--calibrate"), 2, "--calibrate and --catalogue: one at a time"),
+        (("--catalogue", "--pipeline", "x"), 2, "--catalogue and --pipeline FILE: one at a time"),
+        (("--svg", "x"), 2, "--svg goes with --pipeline FILE"),
+        (("--catalogue", "--svg", "x"), 2, "--svg goes with --pipeline FILE"),
+        (("--paxos",), 2, "--paxos goes with --calibrate"),
+        (("--catalogue", "--limit", "5"), 2, "--limit goes with --protocol SCENARIO"),
+        (("--pipeline", "x", "--claim", "y"), 2, "--claim goes with --pipeline FILE --svg OUT"),
+        (("--pipeline", "x", "--svg", "/absent/x.svg"), 2, "there is no directory /absent"),
+        (("--pipeline", str(tmp_path)), 3, "is a directory"),
         (("--pipeline", str(nothing)), 2, "describes no pipeline"),
         (("--pipeline", str(broken)), 2, "ZeroDivisionError"),
         (("--pipeline", str(tmp_path / "absent.py")), 3, "absent.py"),

@@ -71,11 +71,13 @@ def test_memory_is_never_drawn_as_durable() -> None:
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_schedule_can_be_drawn_and_stands_alone(name: str) -> None:
-    """Well-formed, with its style, without a script and without a link outwards."""
+    """Well-formed, with its paper and its style, without a script, a link outwards, or a colour
+    that only a page would have."""
     pipeline = PIPELINES[name]
     for claim in instants(pipeline):
         for tear in attack(pipeline, claim).tears:
-            picture = draw(of_tear(pipeline, claim, tear))
+            picture = draw(of_tear(pipeline, claim, tear), alone=True)
+            assert "var(" not in picture
             root = ET.fromstring(picture)  # noqa: S314 - our own text
             kinds = {element.tag.removeprefix(SVG) for element in root.iter()}
             assert kinds <= {"svg", "style", "g", "text", "line", "path", "circle", "rect", "title"}

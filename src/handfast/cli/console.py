@@ -13,8 +13,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import click
@@ -43,8 +44,10 @@ __all__ = [
     "answering",
     "as_json",
     "epoch_of",
+    "fitting",
     "out",
     "paths",
+    "place_for",
     "showing",
     "step",
     "telling_how_far",
@@ -113,6 +116,28 @@ step = click.option(
     show_default="the recovery line",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON value, for scripts.")
+
+
+def fitting(modes: Mapping[str, bool], parts: Mapping[str, tuple[bool, Sequence[str]]]) -> None:
+    """Let a command do one thing at a time. Raises UsageError for anything else.
+
+    ``modes`` says which things are asked for, ``parts`` which options are given, each with the
+    modes that it goes with.
+    """
+    asked = [mode for mode, on in modes.items() if on]
+    for part, (on, owners) in parts.items():
+        if on and not set(asked) & set(owners):
+            raise click.UsageError(f"{part} goes with {' or '.join(owners)}")
+    if not asked:
+        raise click.UsageError(f"say what to do, one of: {', '.join(modes)}")
+    if len(asked) > 1:
+        raise click.UsageError(f"{' and '.join(asked)}: one at a time")
+
+
+def place_for(option: str, file: str | Path | None) -> None:
+    """Raise UsageError for a file to be written in a directory that is not there."""
+    if file is not None and not Path(file).absolute().parent.is_dir():
+        raise click.UsageError(f"{option} {file}: there is no directory {Path(file).parent}")
 
 
 class _Unheard(Exception):

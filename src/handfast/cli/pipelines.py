@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import runpy
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import click
 from rich.markup import escape
@@ -12,7 +14,7 @@ from rich.table import Table
 
 from handfast.cli.console import DAMAGED, answer, answering, out
 from handfast.errors import HandfastError
-from handfast.model.boundary import NOON, instants
+from handfast.model.boundary import NOON, Kind, instants
 from handfast.model.catalogue import CATALOGUE
 from handfast.model.paper import torn_at
 from handfast.model.pipeline import Pipeline
@@ -22,16 +24,19 @@ from handfast.model.verdicts import HEAD, Verdict, examine, rows, story, values
 
 __all__ = ["prove_pipelines"]
 
+WORST: Final[tuple[Kind, ...]] = ("mixed", "torn", "lost")  # in silence, in part, by what is gone
 EVENTS = 13  # how far the paper's checkpoint is followed: one more would show nothing else
 
 
-def prove_pipelines(file: str | None, svg: str | None, promela: str | None, as_json: bool) -> None:
+def prove_pipelines(
+    file: str | None, svg: str | None, claim: str, promela: str | None, as_json: bool
+) -> None:
     """Attack the pipelines of a file, or the catalogue's where none is given."""
     with answering(as_json):
         if file is None:
             _catalogue(as_json)
         else:
-            _pipelines(file, svg, promela, as_json)
+            _pipelines(file, svg, claim, promela, as_json)
 
 
 def _catalogue(as_json: bool) -> None:
@@ -40,32 +45,34 @@ def _catalogue(as_json: bool) -> None:
     Ends with 1 where no claim of a pipeline that the docs call sound holds, handfast's among them.
     """
     verdicts = [examine(make()) for make in CATALOGUE]
-    torn = {n: [k for k in range(EVENTS) if torn_at(n, k)] for n in (1, 2, 3)}
+    broken = {n: [k for k in range(EVENTS) if torn_at(n, k)] for n in (1, 2, 3)}
     held = {verdict.pipeline: verdict.sound for verdict in verdicts if verdict.sound}
     sound = {"2pc", "manifest-last", "handfast"} <= held.keys()
     if as_json:
-        answer({"catalogue": [values(v) for v in verdicts], "torn_instants": torn, "sound": sound})
+        answer(
+            {"catalogue": [values(v) for v in verdicts], "torn_instants": broken, "sound": sound}
+        )
     else:
         _show(verdicts)
-        for n, after in torn.items():
+        for n, after in broken.items():
             words = f"after {', '.join(map(str, after))} events" if after else "at no instant"
-            out().print(f"The paper's checkpoint of {n} domain{'s' * (n > 1)}: torn {words}.")
+            out().print(f"The paper's checkpoint of {n} domain{'s' * (n > 1)}: broken {words}.")
     if not sound:
         raise click.exceptions.Exit(DAMAGED)
 
 
-def _pipelines(file: str, svg: str | None, promela: str | None, as_json: bool) -> None:
-    """Attack the pipelines that a file describes; ends with 1 where a claim of theirs is torn.
+def _pipelines(file: str, svg: str | None, claim: str, promela: str | None, as_json: bool) -> None:
+    """Attack the pipelines that a file describes; ends with 1 where a claim of theirs is broken.
 
-    ``svg`` gets the shortest schedule against the first claim that is torn, ``promela`` the model
-    of the first pipeline. Raises ValueError where the file describes none that fits together.
+    ``svg`` gets a shortest schedule against a claim that says ``claim``, ``promela`` the model of
+    the first pipeline. Raises ValueError where the file describes none that fits together.
     """
     found = _load(file)
     verdicts = [examine(pipeline) for pipeline in found]
     if promela is not None:
         Path(promela).write_text(export(found[0]), encoding="utf-8")
     if svg is not None:
-        Path(svg).write_text(_picture(found, verdicts), encoding="utf-8")
+        Path(svg).write_text(_picture(found, verdicts, claim), encoding="utf-8")
     own = [f for verdict in verdicts for f in verdict.findings if f.claim != NOON.words]
     sound = all(finding.sound for finding in own)
     if as_json:
@@ -80,11 +87,16 @@ def _pipelines(file: str, svg: str | None, promela: str | None, as_json: bool) -
 
 def _load(file: str) -> list[Pipeline]:
     if not Path(file).is_file():
-        raise HandfastError(f"{file}: no such file. What to do: name one that describes a pipeline")
+        what = "is a directory" if Path(file).is_dir() else "no such file"
+        raise HandfastError(f"{file}: {what}. What to do: name a file that describes a pipeline")
+    beside = str(Path(file).resolve().parent)
+    sys.path.insert(0, beside)  # as Python does for a file that it runs
     try:
         names = runpy.run_path(file)
     except (Exception, SystemExit) as error:
         raise ValueError(f"{file} can't be run: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(beside)
     found = [value for value in names.values() if isinstance(value, Pipeline)]
     if not found:
         raise ValueError(
@@ -93,12 +105,28 @@ def _load(file: str) -> list[Pipeline]:
     return found
 
 
-def _picture(found: Sequence[Pipeline], verdicts: Sequence[Verdict]) -> str:
-    for pipeline, verdict in zip(found, verdicts, strict=True):
-        for claim, finding in zip(instants(pipeline), verdict.findings, strict=True):
-            if (tear := finding.tear()) is not None:
-                return draw(of_tear(pipeline, claim, tear))
-    raise ValueError("nothing is torn, so there is nothing to draw")
+def _picture(found: Sequence[Pipeline], verdicts: Sequence[Verdict], text: str) -> str:
+    """Draw the worst that was found against claims that say a text: mixed, torn, then lost.
+
+    What the clock claims is drawn only where nothing else is broken, or where it is asked for.
+    Raises ValueError where there is nothing to draw.
+    """
+    claims = [
+        (pipeline, claim, finding)
+        for pipeline, verdict in zip(found, verdicts, strict=True)
+        for claim, finding in zip(instants(pipeline), verdict.findings, strict=True)
+    ]
+    chosen = [one for one in claims if text in one[1].words]
+    if not chosen:
+        known = ", ".join(repr(claim.words) for _, claim, _ in claims)
+        raise ValueError(f"no claim says {text!r}. What to do: name a part of one of {known}")
+    ways = [(pipeline, claim, tear) for pipeline, claim, f in chosen for tear in f.tears]
+    if not ways:
+        raise ValueError(f"nothing breaks {chosen[0][1].words!r}, so there is nothing to draw")
+    worst = min(
+        ways, key=lambda way: (way[1] is NOON, WORST.index(way[2].kind), len(way[2].events))
+    )
+    return draw(of_tear(*worst), alone=True)
 
 
 def _show(verdicts: Sequence[Verdict]) -> None:

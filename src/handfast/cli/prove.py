@@ -9,7 +9,7 @@ import msgspec
 from rich.markup import escape
 from rich.table import Table
 
-from handfast.cli.console import DAMAGED, Whole, answer, answering, as_json, out
+from handfast.cli.console import DAMAGED, Whole, answer, answering, as_json, fitting, out, place_for
 from handfast.cli.pipelines import prove_pipelines
 from handfast.cli.protocol import prove_protocol
 from handfast.model.calibration import PaxosCommit, TwoPhase, orbit
@@ -30,15 +30,25 @@ class Count(msgspec.Struct, frozen=True):
     bytes_per_state: float
 
 
-@click.command()
-@click.option("--calibrate", is_flag=True, help="Count state spaces that others have counted.")
+CALIBRATE, EXHIBITS, CATALOGUE = "--calibrate", "--exhibits", "--catalogue"
+PROTOCOL, PIPELINE = "--protocol SCENARIO", "--pipeline FILE"
+
+
+@click.command(
+    epilog="Exit codes: 0 all holds; 1 something is broken; 2 wrong usage; 3 cut off by a limit, "
+    "or could not look."
+)
+@click.option(
+    CALIBRATE, is_flag=True, help="Count state spaces that Lamport's TLC and Stateright counted."
+)
 @click.option("--paxos", is_flag=True, help="With --calibrate: Paxos Commit too; minutes.")
-@click.option("--exhibits", "shown", is_flag=True, help="Knowledge, and the optimizer's algebra.")
+@click.option(EXHIBITS, "shown", is_flag=True, help="Knowledge, and the optimizer's algebra.")
 @click.option("--protocol", help="Search the shipped protocol: a scenario, `short`, or `list`.")
 @click.option("--limit", type=Whole(1), help="With --protocol: at most so many states.")
-@click.option("--catalogue", is_flag=True, help="Tear the ways in which checkpoints are saved.")
-@click.option("--pipeline", metavar="FILE", help="Tear a way of your own, described in Python.")
+@click.option(CATALOGUE, is_flag=True, help="Attack the usual ways to save checkpoints.")
+@click.option("--pipeline", metavar="FILE", help="Attack a way of your own, described in Python.")
 @click.option("--svg", metavar="OUT", help="With --pipeline: draw a shortest schedule.")
+@click.option("--claim", metavar="TEXT", help="With --svg: against the claim that says this.")
 @click.option("--promela", metavar="OUT", help="With --pipeline: write it for spin.")
 @as_json
 def prove(
@@ -50,22 +60,35 @@ def prove(
     catalogue: bool,
     pipeline: str | None,
     svg: str | None,
+    claim: str | None,
     promela: str | None,
     as_json: bool,
 ) -> None:
-    """Show by searching every state what holds, and how soon a claim is torn."""
-    if calibrate + shown + catalogue + (protocol is not None) + (pipeline is not None) != 1:
-        raise click.UsageError(
-            "say what to prove: --calibrate, --exhibits, --protocol SCENARIO, --catalogue or "
-            "--pipeline FILE"
-        )
-    if pipeline is None and (svg is not None or promela is not None):
-        raise click.UsageError("--svg and --promela go with --pipeline FILE")
+    """Show by searching every state what holds, and how soon a claim is broken."""
+    modes = {
+        CALIBRATE: calibrate, EXHIBITS: shown, PROTOCOL: protocol is not None,
+        CATALOGUE: catalogue, PIPELINE: pipeline is not None,
+    }  # fmt: skip
+    fitting(
+        modes,
+        {
+            "--paxos": (paxos, [CALIBRATE]),
+            "--limit": (limit is not None, [PROTOCOL]),
+            "--svg": (svg is not None, [PIPELINE]),
+            "--promela": (promela is not None, [PIPELINE]),
+            "--claim": (
+                claim is not None,
+                [f"{PIPELINE} --svg OUT"] if svg is None else [PIPELINE],
+            ),
+        },
+    )
+    place_for("--svg", svg)
+    place_for("--promela", promela)
     if protocol is not None:
         prove_protocol(protocol, limit, as_json)
         return
     if catalogue or pipeline is not None:
-        prove_pipelines(pipeline, svg, promela, as_json)
+        prove_pipelines(pipeline, svg, claim or "", promela, as_json)
         return
     with answering(as_json):
         if shown:

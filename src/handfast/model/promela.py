@@ -44,7 +44,7 @@ def export(pipeline: Pipeline) -> str:
     lines += [f"\t:: goto claim{k} /* {_plain(claim.words)} */" for k, claim in enumerate(claims)]
     lines += ["\tfi;"]
     number = 0
-    for k, network in enumerate(networks):
+    for k, (claim, network) in enumerate(zip(claims, networks, strict=True)):
         order = [names.index(name) for name in network.parts]
         lines += [f"claim{k}:", "\tdo"]
         watcher = f"p{names.index(WATCH)}"
@@ -52,7 +52,7 @@ def export(pipeline: Pipeline) -> str:
             number += 1
             lines.append(
                 f"\t:: atomic {{ {_among(watcher, sorted(states))} -> assert({number} == 0) }} "
-                f"/* {what} after {fault} */"
+                f"/* {_plain(claim.words)}: {what} after {fault} */"
             )
         lines += list(_commands(network, order))
         lines.append("\t:: false")  # where a schedule ends, nothing can be done

@@ -5,11 +5,13 @@ crash is a stroke through all of them. The *recovery line* (Randell 1975) joins,
 point at which what is loaded had become what it is: where it is straight in epochs all is well,
 where it runs back to a line's beginning or through points of different epochs it is not.
 
-Pictures are plain SVG, without a script; colours are a page's where it has them.
+Pictures are plain SVG, without a script. In a page they take its colours where it has them; one
+that stands alone has its own paper, and nothing in it that only browsers understand.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Final, Literal
 
@@ -169,8 +171,11 @@ def _loaded(tear: Tear, points: list[Point], lines: tuple[str, ...]) -> Iterator
         )
 
 
-def draw(diagram: Diagram, width: float | None = None) -> str:
-    """Draw a diagram as SVG, as wide as its events need or as it is told (in pixels)."""
+def draw(diagram: Diagram, width: float | None = None, *, alone: bool = False) -> str:
+    """Draw a diagram as SVG, as wide as its events need or as it is told (in pixels).
+
+    It is for a page, whose colours it takes, or to stand ``alone``, as a file.
+    """
     span = diagram.crash - diagram.since
     wide = max(NARROWEST, LEFT + span * STEP + RIGHT) if width is None else width
     left = LEFT if wide >= 600 else 44.0
@@ -192,7 +197,10 @@ def draw(diagram: Diagram, width: float | None = None) -> str:
     body.append(text(crash, floor + 14, diagram.crash_words, "st-crash-word", "middle"))
     keys, floor = _legend(wide, floor + 40)
     inner = tag("g", "".join([*body, *keys]), cls="st")
-    return frame(wide, floor + 8, diagram.title or "A space-time diagram", inner, STYLE)
+    if alone:
+        inner = tag("rect", width=wide, height=floor + 8, cls="st-paper") + inner
+    style = re.sub(r"var\(--\w+,(#\w+)\)", r"\1", STYLE) if alone else STYLE
+    return frame(wide, floor + 8, diagram.title or "A space-time diagram", inner, style)
 
 
 def _point(point: Point, x: float, ys: list[float]) -> Iterator[str]:
