@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from click.testing import CliRunner
 
+from handfast.cli.prove import prove
 from handfast.model.calibration import PaxosCommit, TwoPhase, orbit
 from handfast.model.explore import Report, digest_of, explore
 
@@ -52,6 +54,18 @@ def test_symmetry_leaves_one_state_an_orbit() -> None:
     assert report.states == 314
     every = explore(TwoPhase(5))
     assert (report.depth, every.states) == (every.depth, 8_832)
+
+
+def test_the_command_says_whose_figures_it_is_held_against() -> None:
+    """`prove --calibrate` names the tool behind each figure, and which one is nobody else's."""
+    told = CliRunner().invoke(prove, ["--calibrate"])
+    assert told.exit_code == 0
+    rows = {line.split("  ")[0]: line.split() for line in told.output.splitlines()}
+    for managers, source, count in ((3, "TLC", "288"), (5, "Stateright", "8,832")):
+        row = rows[f"two-phase commit, {managers} managers"]
+        assert [source, count, count] == row[4:7]
+    assert "ourselves" in rows["two-phase commit, 5 managers, orbits"]
+    assert "Gray and L. Lamport" in told.output
 
 
 @pytest.mark.heavy

@@ -58,6 +58,17 @@ def test_the_command_measures_and_draws(tmp_path: Path) -> None:
         assert ET.fromstring(picture.read_text()).tag.endswith("svg")  # noqa: S314 - ours
 
 
+def test_no_figure_is_cut_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows that a row has all its figures in forty columns, and that they are explained."""
+    wide = CliRunner().invoke(app, ["simulate", "--scale", "16"]).output
+    monkeypatch.setattr("handfast.cli.console.WIDTH", 40)
+    narrow = CliRunner().invoke(app, ["simulate", "--scale", "16"]).output
+    assert narrow.split() == wide.split()
+    assert "a rack of so many domains is lost" in wide
+    (row,) = (line for line in wide.splitlines() if line.startswith("tree"))
+    assert row.split()[:5] == ["tree", "16", "4", "30", "30"]
+
+
 def test_a_curve_is_where_its_points_are() -> None:
     """Shows that a decade is as wide everywhere, and that a name can't break a picture."""
     picture = draw("t", "x", "y", {"<a>": [(1, 1), (10, 10), (100, 100)]})

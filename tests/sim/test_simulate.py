@@ -97,6 +97,8 @@ def test_a_transcript_tells_everything() -> None:
     assert "CONVERGED(" in told
     assert "digest" in told
     assert told.endswith("no law was broken\n")
+    tail = json.loads(simulate("--seed", "16", "--transcript", "--json").output)["tail"]
+    assert told.startswith("\n".join(tail))
 
 
 def test_a_breach_names_its_seed_its_law_and_how_to_see_it(
@@ -159,8 +161,17 @@ def test_a_scenario_that_breaks_a_law_is_told(
     "wrong",
     [[], ["--seed", "1", "--seeds", "2"], ["--seeds", "5..5"], ["--seeds", "x"],
      ["--seeds", "2", "--transcript"], ["--minutes", "nan"], ["--minutes", "-1"],
-     ["--seeds", "1", "--tally", "/nowhere/at/all"], ["--synchrony", "2", "--scale", "2"]],
+     ["--seeds", "1", "--tally", "/nowhere/at/all"], ["--synchrony", "2", "--scale", "2"],
+     ["--seeds", "2", "--svg", "d"], ["--seed", "2", "--tally", "t"], ["--seed", "2", "--rewrite"],
+     ["--scale", "2", "--thorough"], ["--seed", "2", "--jobs", "x"]],
 )  # fmt: skip
 def test_wrong_usage_is_2(wrong: list[str]) -> None:
     """Shows that what can't be run is said before anything runs."""
     assert simulate(*wrong).exit_code == 2
+
+
+def test_what_does_not_go_together_is_named() -> None:
+    """Shows that an option is never left out of account in silence."""
+    assert "--svg goes with --scale N,N..." in simulate("--seeds", "2", "--svg", "d").output
+    both = simulate("--seed", "2", "--scale", "2").output
+    assert "--seed N and --scale N,N...: one at a time" in both

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -22,6 +22,7 @@ import click
 import msgspec
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -30,6 +31,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
 
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
@@ -50,6 +53,7 @@ __all__ = [
     "place_for",
     "showing",
     "step",
+    "tabulate",
     "telling_how_far",
 ]
 
@@ -59,6 +63,7 @@ NO_LOOK: Final = 3
 PIPE: Final = 141
 BY_SIGNAL: Final = 128  # and the signal's number, as shells count
 RUNS: Final = "RUN: the run's directory; several, globs and '{rank}' templates are joined."
+ANY_WIDTH: Final = 10_000
 WIDTH: Final = 200  # columns of a table that goes to a file or a pipe
 
 
@@ -178,6 +183,31 @@ def out() -> Console:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     return _Out(highlight=False, width=width, soft_wrap=True)
+
+
+def tabulate(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[int] = (0,)
+) -> None:
+    """Print rows of markup. Columns of ``words`` are folded where the terminal is narrow.
+
+    The others are of figures, of which none is ever cut: what has no room goes on in the terminal's
+    next line. Without ``heads`` there is no line of them.
+    """
+    lines = list(rows)
+    table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=bool(heads))
+    for at, column in enumerate(zip(*([heads] if heads else []), *lines, strict=True)):
+        head = heads[at] if heads else ""
+        if at in words:
+            table.add_column(head, overflow="fold")
+        else:
+            width = max(Text.from_markup(cell).cell_len for cell in column)
+            table.add_column(head, justify="right", width=width)
+    for line in lines:
+        table.add_row(*line)
+    show = out()
+    anywhere = show.options.update(width=ANY_WIDTH)
+    show.width = max(show.width, Measurement.get(show, anywhere, table).minimum)
+    show.print(table)
 
 
 def plain(value: object) -> Any:

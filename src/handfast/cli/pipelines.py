@@ -10,9 +10,8 @@ from typing import Final
 
 import click
 from rich.markup import escape
-from rich.table import Table
 
-from handfast.cli.console import DAMAGED, answer, answering, out
+from handfast.cli.console import DAMAGED, answer, answering, out, tabulate
 from handfast.errors import HandfastError
 from handfast.model.boundary import NOON, Kind, instants
 from handfast.model.catalogue import CATALOGUE
@@ -130,9 +129,8 @@ def _picture(found: Sequence[Pipeline], verdicts: Sequence[Verdict], text: str) 
 
 
 def _show(verdicts: Sequence[Verdict]) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in HEAD:
-        table.add_column(name, justify="right" if name == "states" else "left")
-    for row in rows(verdicts):
-        table.add_row(*(f"[green]{c}[/]" if c == "holds" else escape(c) for c in row))
-    out().print(table)
+    lines = [
+        [f"[green]{cell}[/]" if cell == "holds" else escape(cell) for cell in row]
+        for row in rows(verdicts)
+    ]
+    tabulate(HEAD, lines, [at for at, name in enumerate(HEAD) if name != "states"])

@@ -15,11 +15,10 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.table import Table
 
 from handfast import open as open_run
 from handfast.checkpoint.history import History, history
-from handfast.cli.console import DAMAGED, Number, Whole, answer, answering, as_json, out
+from handfast.cli.console import DAMAGED, Number, Whole, answer, answering, as_json, out, tabulate
 from handfast.model.explained import Finding, Setting, explain
 from handfast.model.montecarlo import Estimate, proportion
 from handfast.model.plots import PLOTS, plot
@@ -247,10 +246,11 @@ def _show(
         for finding in findings:
             _show_finding(console, finding)
     else:
-        table = Table.grid(padding=(0, 2))
-        for finding in findings:
-            table.add_row(finding.name, finding.shown, f"[dim]{escape(finding.note)}[/]")
-        console.print(table)
+        tabulate(
+            (),
+            [(escape(f.name), f.shown, f"[dim]{escape(f.note)}[/]") for f in findings],
+            words=(0, 2),
+        )
         console.print("\nEach figure has its conditions, and a simulation: --explain")
     for path in plots:
         console.print(f"wrote {escape(path)}")

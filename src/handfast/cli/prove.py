@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
 import msgspec
 from rich.markup import escape
-from rich.table import Table
 
-from handfast.cli.console import DAMAGED, Whole, answer, answering, as_json, fitting, out, place_for
+from handfast.cli.console import (
+    DAMAGED,
+    Whole,
+    answer,
+    answering,
+    as_json,
+    fitting,
+    out,
+    place_for,
+    tabulate,
+)
 from handfast.cli.pipelines import prove_pipelines
 from handfast.cli.protocol import prove_protocol
-from handfast.model.calibration import PaxosCommit, TwoPhase, orbit
+from handfast.model.calibration import SOURCES, PaxosCommit, TwoPhase, orbit
 from handfast.model.exhibits import Exhibit, exhibits
-from handfast.model.explore import explore
+from handfast.model.explore import Report, explore
 
 __all__ = ["prove"]
 
 
 class Count(msgspec.Struct, frozen=True):
-    """A state space that others have counted, and what our search counts."""
+    """A state space whose size is known, from where (one of SOURCES), and what ours counts."""
 
     model: str
-    published: int
+    source: str
+    expected: int
     counted: int
     seconds: float
     per_second: float
@@ -95,7 +106,7 @@ def prove(
             _exhibit(as_json)
             return
         counts = _calibrate(paxos)
-        sound = all(count.counted == count.published for count in counts)
+        sound = all(count.counted == count.expected for count in counts)
         if as_json:
             answer({"models": counts}, sound=sound)
         else:
@@ -135,42 +146,39 @@ def _hang(found: list[Exhibit], left_out: list[str]) -> None:
 
 
 def _calibrate(paxos: bool) -> list[Count]:
-    runs = [
-        (f"two-phase commit, {n} managers", published, explore(TwoPhase(n)))
-        for n, published in ((3, 288), (5, 8_832), (6, 50_816))
+    found = [
+        _count(f"two-phase commit, {n} managers", source, theirs, explore(TwoPhase(n)))
+        for n, source, theirs in ((3, "TLC", 288), (5, "Stateright", 8_832), (6, "TLC", 50_816))
     ]
     orbits = explore(TwoPhase(5), canonical=orbit)
-    runs.append(("two-phase commit, 5 managers, orbits", 314, orbits))
-    found = [
-        Count(name, published, r.states, r.seconds, r.per_second, r.bytes_per_state)
-        for name, published, r in runs
-    ]
+    found.append(_count("two-phase commit, 5 managers, orbits", "ourselves", 314, orbits))
     if paxos:
-        r = explore(PaxosCommit())
-        found.append(
-            Count(
-                "Paxos Commit, 2 managers, 3 acceptors, 2 ballots",
-                1_321_761,
-                r.states,
-                r.seconds,
-                r.per_second,
-                r.bytes_per_state,
-            )
-        )
+        name = "Paxos Commit, 2 managers, 3 acceptors, 2 ballots"
+        found.append(_count(name, "TLC", 1_321_761, explore(PaxosCommit())))
     return found
 
 
+def _count(model: str, source: str, theirs: int, ours: Report[Any, Any]) -> Count:
+    return Count(
+        model, source, theirs, ours.states, ours.seconds, ours.per_second, ours.bytes_per_state
+    )
+
+
 def _show(counts: list[Count]) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("model", "published", "counted", "states/s", "bytes/state"):
-        table.add_column(name, justify="left" if name == "model" else "right")
+    lines = []
     for count in counts:
-        same = count.counted == count.published
-        table.add_row(
-            count.model,
-            f"{count.published:,}",
-            f"[{'green' if same else 'bold red'}]{count.counted:,}[/]",
-            f"{count.per_second:,.0f}",
-            f"{count.bytes_per_state:,.0f}",
+        ink = "green" if count.counted == count.expected else "bold red"
+        lines.append(
+            (
+                count.model,
+                count.source,
+                f"{count.expected:,}",
+                f"[{ink}]{count.counted:,}[/]",
+                f"{count.per_second:,.0f}",
+                f"{count.bytes_per_state:,.0f}",
+            )
         )
-    out().print(table)
+    heads = ("model", "counted by", "their count", "ours", "states/s", "bytes/state")
+    tabulate(heads, lines, words=(0, 1))
+    for name, words in SOURCES.items():
+        out().print(f"{name}: {words}", markup=False)

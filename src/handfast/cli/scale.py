@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from rich.table import Table
 
-from handfast.cli.console import answer, out
+from handfast.cli.console import answer, out, tabulate, telling_how_far
 from handfast.sim.curves import draw
 from handfast.sim.scale import Cost, Crowd, job
 
@@ -30,7 +29,10 @@ class Row(msgspec.Struct, frozen=True):
 
 def measure(sizes: tuple[int, ...], svg: Path | None, as_json: bool) -> None:
     """Measure jobs of these sizes; print them, and draw them into a directory if there is one."""
-    rows = [_job(way, size, wish) for way, wish in WAYS.items() for size in sizes]
+    rows = []
+    with telling_how_far() as tell:
+        for way, wish in WAYS.items():
+            rows += [_job(way, size, wish, tell) for size in sizes]
     if svg is not None:
         svg.mkdir(parents=True, exist_ok=True)
         for name, picture in _pictures(rows).items():
@@ -41,27 +43,38 @@ def measure(sizes: tuple[int, ...], svg: Path | None, as_json: bool) -> None:
         _show(rows)
 
 
-def _job(way: str, size: int, wish: Mapping[str, int]) -> Row:
+def _job(way: str, size: int, wish: Mapping[str, int], tell: Callable[[str], None]) -> Row:
+    name = f"{way}, {size:,} domains"
+    tell(f"{name}: the members begin")
     crowd = Crowd(job(size, **wish))
+    tell(f"{name}: the first epoch, which is not measured")
     crowd.epoch(weigh=False)  # the first tells everybody of the generation, too
+    tell(f"{name}: an epoch that nothing disturbs")
     epoch = crowd.epoch()
     rack = min(64, max(1, size // 8))
+    tell(f"{name}: an epoch in which a rack of {rack} is lost")
     return Row(way, rack, epoch, crowd.epoch(range(size // 2, size // 2 + rack)))
 
 
 def _show(rows: list[Row]) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    heads = ("", "domains", "hops", "messages", "2(n-1)", "until quiet", "bytes", "rack", "named")
-    for name in (*heads, "hops", "until quiet", "bytes"):
-        table.add_column(name, justify="right")
+    show = out()
+    show.print(
+        "An epoch that nothing disturbs: hops and messages until all know, the least that these "
+        "can be, messages and bytes until quiet.\n"
+        "Then one in the middle of which a rack of so many domains is lost, as many are named, and "
+        "they come back (*): from there on."
+    )
+    heads = ("", "domains", "hops", "messages", "2(n-1)", "until quiet", "bytes")
+    lost_heads = ("rack lost", "named", "hops*", "until quiet*", "bytes*")
+    lines = []
     for row in rows:
         one, lost = row.epoch, row.lost
         cells = (
             one.domains, one.hops, one.told, 2 * (one.domains - 1), one.messages, one.size,
             row.rack, lost.waiting, lost.hops, lost.messages, lost.size,
         )  # fmt: skip
-        table.add_row(row.way, *(f"{cell:,}" for cell in cells))
-    out().print(table)
+        lines.append((row.way, *(f"{cell:,}" for cell in cells)))
+    tabulate((*heads, *lost_heads), lines)
 
 
 def _pictures(rows: list[Row]) -> dict[str, str]:

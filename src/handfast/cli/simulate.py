@@ -10,7 +10,17 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from handfast.cli.console import DAMAGED, Number, Whole, answer, answering, as_json, out
+from handfast.cli.console import (
+    DAMAGED,
+    Number,
+    Whole,
+    answer,
+    answering,
+    as_json,
+    fitting,
+    out,
+    place_for,
+)
 from handfast.cli.scale import measure
 from handfast.cli.swarm import swarm, tell_breach
 from handfast.cli.synchrony import hold
@@ -38,6 +48,10 @@ def sizes_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[i
     if not re.fullmatch(r"[0-9]{1,7}(,[0-9]{1,7})*", text) or min(map(int, text.split(","))) < 2:
         raise click.BadParameter(f"{text!r} is no list of numbers from 2 up: 16,256,1024")
     return tuple(int(size) for size in text.split(","))
+
+
+ONE, MANY = "--seed N", "--seeds N|A..B or --minutes M"
+SCRIPT, SCALE, SYNCHRONY = "--script FILE", "--scale N,N...", "--synchrony N,N..."
 
 
 @click.command()
@@ -90,13 +104,22 @@ def simulate(
     One seed decides everything: the job, what breaks and when. The same seed gives the same digest.
     """
     many = seeds is not None or minutes is not None
-    if (seed is not None) + many + bool(scripts) + bool(scale) + bool(synchrony) != 1:
-        asked = "--seed N, --seeds N or A..B, --minutes M, --script FILE, --scale N,N, --synchrony"
-        raise click.UsageError(f"say what to run, one of: {asked}")
-    if transcript and seed is None:
-        raise click.UsageError("--transcript tells one seed: give --seed N")
-    if tally is not None and not tally.absolute().parent.is_dir():
-        raise click.UsageError(f"--tally {tally}: there is no directory for it")
+    modes = {
+        ONE: seed is not None, MANY: many, SCRIPT: bool(scripts), SCALE: bool(scale),
+        SYNCHRONY: bool(synchrony),
+    }  # fmt: skip
+    fitting(
+        modes,
+        {
+            "--transcript": (transcript, [ONE]),
+            "--thorough": (thorough, [ONE, MANY]),
+            "--jobs": (jobs is not None, [MANY]),
+            "--tally": (tally is not None, [MANY]),
+            "--rewrite": (rewrite, [SCRIPT]),
+            "--svg": (svg is not None, [SCALE]),
+        },
+    )
+    place_for("--tally", tally)
     with answering(as_json):
         if scale:
             measure(scale, svg, as_json)

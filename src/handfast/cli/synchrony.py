@@ -7,10 +7,9 @@ from statistics import fmean
 from typing import Final
 
 import msgspec
-from rich.table import Table
 
 from handfast.agent.domain import TICK_MOST_S
-from handfast.cli.console import answer, out
+from handfast.cli.console import answer, out, tabulate, telling_how_far
 from handfast.cli.scale import WAYS
 from handfast.sim.agenda import MS, SECOND
 from handfast.sim.scale import job
@@ -39,7 +38,12 @@ class Row(msgspec.Struct, frozen=True):
 
 def hold(sizes: tuple[int, ...], as_json: bool) -> bool:
     """Hold the bounds of partial synchrony against jobs of these sizes; say whether they held."""
-    rows = [row for way in WAYS for size in sizes for row in _rows(way, size)]
+    rows: list[Row] = []
+    with telling_how_far() as tell:
+        for way in WAYS:
+            for size in sizes:
+                tell(f"{way}, {size:,} domains: {STORMS} storms, and the calm after each")
+                rows += _rows(way, size)
     if as_json:
         answer({"delay_s": DELAY_US / SECOND, "tick_s": TICK_US / SECOND, "rows": rows})
     else:
@@ -70,17 +74,16 @@ def _row(way: str, size: int, what: str, timed: list[Timed]) -> Row:
 
 
 def _show(rows: list[Row]) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("", "domains", "", "storms", "bound s", "worst s", "mean s", "worst / bound"):
-        table.add_column(name, justify="right" if name else "left")
-    for row in rows:
-        table.add_row(
+    heads = ("", "domains", "", "storms", "bound s", "worst s", "mean s", "worst / bound")
+    lines = [
+        (
             row.way, f"{row.domains:,}", row.what, str(row.storms), f"{row.bound_s:.2f}",
             f"{row.worst_s:.2f}", f"{row.mean_s:.2f}", f"{row.worst_s / row.bound_s:.3f}",
-        )  # fmt: skip
-    show = out()
-    show.print(table)
-    show.print(
+        )
+        for row in rows
+    ]  # fmt: skip
+    tabulate(heads, lines, words=(0, 2))
+    out().print(
         f"If from some moment on every message takes at most {DELAY_US / SECOND} s, members that "
         f"lack something tick every {TICK_US / SECOND} s, a copy is read within "
         f"{CHECK_US / SECOND} s, ranks answer within {ACCEPT_US / SECOND} s, and nobody crashes. "

@@ -13,7 +13,15 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Final, NamedTuple, TypeVar
 
-__all__ = ["PaxosCommit", "TwoPhase", "orbit"]
+__all__ = ["SOURCES", "PaxosCommit", "TwoPhase", "orbit"]
+
+SOURCES: Final = {
+    "TLC": "the checker of TLA+ (L. Lamport), on the specifications of J. Gray and L. Lamport, "
+    "Consensus on Transaction Commit, ACM TODS 31(1), 2006",
+    "Stateright": "J. Nadal's model checker, whose example of two-phase commit asserts the figure",
+    "ourselves": "no one else's figure: the 8,832 states above, up to exchanges of managers",
+}
+"""Whose figures ours are held against."""
 
 
 class Manager(NamedTuple):
