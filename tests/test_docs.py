@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tests import docs_theory
+from tests import docs_theory, docs_vocabulary
 from tests.docs_diagram import PAGE, page
+
+from handfast.model import pipeline
 
 
 def test_the_diagram_of_an_edge_is_that_of_the_table_that_runs() -> None:
@@ -20,6 +22,22 @@ def test_the_figures_of_the_theory_are_those_that_are_worked_out(name: str) -> N
     text = (docs_theory.DOCS / name).read_text(encoding="utf-8")
 
     assert text == docs_theory.page(name, text)
+
+
+@pytest.mark.parametrize("name", docs_vocabulary.PAGES)
+def test_the_vocabularies_are_those_of_the_code(name: str) -> None:
+    """Shows that scripts and pipelines can be written by their pages; see docs_vocabulary."""
+    text = (docs_vocabulary.DOCS / name).read_text(encoding="utf-8")
+
+    assert text == docs_vocabulary.page(name, text)
+
+
+def test_all_that_a_pipeline_may_import_is_explained() -> None:
+    """Shows that no name of handfast.model.pipeline is left out of docs/pipelines.md."""
+    text = (docs_vocabulary.DOCS / "pipelines.md").read_text(encoding="utf-8")
+    types = {"Event", "Process", "Server", "Steps", "KILLED", "POWER"}  # not written by hand
+
+    assert [name for name in pipeline.__all__ if f"`{name}" not in text and name not in types] == []
 
 
 def test_the_pictures_of_the_theory_show_the_formulas(tmp_path: Path) -> None:

@@ -94,7 +94,9 @@ class _Stage:
     def nodes(self, words: list[str]) -> None:
         """Found a world: `nodes a b [tier=mem [need=1] x y] [keep=2] [window=2] [stores=2]`.
 
-        A name is a domain of its tier's next shard; `c/0` is one of shard 0.
+        A name is a domain of its tier's next shard, `c/0` one of shard 0. They are in tier `dir`;
+        `tier=` begins another, `need=` says how many copies of a shard an epoch needs there.
+        `keep=` and `window=` are those of a Checkpointer, `stores=` is the number of engines.
         """
         domains: list[Domain] = []
         need: dict[str, int] = {}
@@ -142,7 +144,11 @@ class _Stage:
     # --- the job
 
     def launch(self, words: list[str]) -> None:
-        """Start the job: `launch [0 1] [want=STEP] [store=1] [asked=a,b]`; ranks may be chosen."""
+        """Start the job: `launch [0 1] [want=STEP] [store=1] [asked=a,b]`.
+
+        `0 1` are the ranks that begin now (all, by default; `-`: none). `want=` is a step to go
+        back to, `store=` the engine, `asked=` the domains whose reports it sees.
+        """
         told, ranks = _options(words)
         asked = (
             [self._agent(name) for name in told["asked"].split(",")] if "asked" in told else None
@@ -181,7 +187,7 @@ class _Stage:
             self.job.kill(self._round(told).ranks[int(rank)])
 
     def decline(self, words: list[str]) -> None:
-        """Let every rank decline what is proposed from now on; `decline no`: not any more."""
+        """Let every rank decline what is proposed: `decline`; no more of it: `decline no`."""
         self.job.fussy = 0.0 if words else 1.0
 
     # --- the network
@@ -213,7 +219,7 @@ class _Stage:
             self.world.network.cut.add((self._disk(source).host, self._disk(target).host))
 
     def heal(self, _: list[str]) -> None:
-        """Mend all links."""
+        """Mend all links: `heal`."""
         self.world.network.heal()
 
     def tick(self, words: list[str]) -> None:
@@ -222,7 +228,7 @@ class _Stage:
             self._agent(name).take(ev.Tick())
 
     def calm(self, _: list[str]) -> None:
-        """Deliver everything, and tick, until nobody has anything new."""
+        """Deliver everything, and tick, until nobody has anything new: `calm`."""
         world = self.world
         self.deliver([])
         world.network.hold = False
@@ -238,7 +244,7 @@ class _Stage:
     # --- agents and disks
 
     def crash(self, words: list[str]) -> None:
-        """End an agent: `crash a [lose=unsynced | keep=1]`, of what it was writing."""
+        """End an agent: `crash a [keep=1]`; of what is not synced so many records stay, or none."""
         told, names = _options(words)
         for name in names:
             self.world.crash(self._agent(name), int(told.get("keep", 0)))
@@ -294,7 +300,7 @@ class _Stage:
     # --- looking
 
     def show(self, words: list[str]) -> list[str]:
-        """Show what all members know; `show held`: what is on its way; `show journal a`."""
+        """Show what all members know: `show`; what is on its way: `show held`; `show journal a`."""
         if words == ["held"]:
             held = self.world.network.held
             return [f"{p.source} > {p.target}: {self.teller.message(p.message)}" for p in held]
