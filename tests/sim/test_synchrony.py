@@ -95,10 +95,21 @@ def test_the_command_holds_the_bounds() -> None:
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 0
     assert "Nothing is promised without these" in " ".join(shown.output.split())
+    assert shown.output.endswith("every bound held\n")
     told = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
-    assert (told["delay_s"], told["tick_s"]) == (0.02, 2.0)
+    assert (told["delay_s"], told["tick_s"], told["sound"]) == (0.02, 2.0, True)
     assert [(r["way"], r["domains"]) for r in told["rows"][::2]] == [
         ("tree", 3), ("tree", 10), ("gossip", 3), ("gossip", 10),
     ]  # fmt: skip
     assert all(row["worst_s"] <= row["bound_s"] for row in told["rows"])
     assert CliRunner().invoke(app, ["simulate", "--synchrony", "1"]).exit_code == 2
+
+
+def test_the_command_tells_of_a_bound_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows that it is said which one, and that the exit code is 1."""
+    (fault,) = (mutant for mutant in MUTANTS if mutant.name == "never_sends_again")
+    fault.plant(monkeypatch)
+    told = CliRunner().invoke(app, ["simulate", "--synchrony", "3"])
+    assert told.exit_code == 1
+    assert "broken: gossip, 3 domains, an epoch converges: later than its bound" in told.output
+    assert "every bound held" not in told.output

@@ -44,11 +44,18 @@ def hold(sizes: tuple[int, ...], as_json: bool) -> bool:
             for size in sizes:
                 tell(f"{way}, {size:,} domains: {STORMS} storms, and the calm after each")
                 rows += _rows(way, size)
+    late = [row for row in rows if row.worst_s > row.bound_s]
     if as_json:
-        answer({"delay_s": DELAY_US / SECOND, "tick_s": TICK_US / SECOND, "rows": rows})
+        times = {"delay_s": DELAY_US / SECOND, "tick_s": TICK_US / SECOND}
+        answer({**times, "rows": rows}, sound=not late)
     else:
         _show(rows)
-    return all(row.worst_s <= row.bound_s for row in rows)
+        for row in late:
+            where = f"{row.way}, {row.domains:,} domains, {row.what}"
+            out().print(f"[bold red]broken:[/] {where}: later than its bound")
+        if not late:
+            out().print("every bound held")
+    return not late
 
 
 def _rows(way: str, size: int) -> Iterator[Row]:
