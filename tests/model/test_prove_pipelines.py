@@ -131,6 +131,8 @@ def test_a_pipeline_may_import_what_lies_beside_it(tmp_path: Path) -> None:
 def test_what_can_not_be_looked_at_is_said_with_what_to_do(tmp_path: Path) -> None:
     """Wrong usage is 2, a file that is not there 3; a sound pipeline has nothing to draw."""
     nothing, broken = tmp_path / "nothing.py", tmp_path / "broken.py"
+    sound, nowhere = EXAMPLES / "shared_store.py", tmp_path / "nowhere.svg"
+    nowhere.symlink_to(tmp_path / "absent" / "x.svg")
     nothing.write_text("x = 1\n")
     broken.write_text("1 / 0\n")
     for arguments, code, words in (
@@ -144,6 +146,7 @@ def test_what_can_not_be_looked_at_is_said_with_what_to_do(tmp_path: Path) -> No
         (("--pipeline", "x", "--claim", "y"), 2, "--claim goes with --pipeline FILE --svg OUT"),
         (("--pipeline", "x", "--svg", "/absent/x.svg"), 2, "there is no directory /absent"),
         (("--pipeline", str(tmp_path)), 3, "is a directory"),
+        (("--pipeline", str(sound), "--svg", str(nowhere)), 3, "check the path"),
         (("--pipeline", str(nothing)), 2, "describes no pipeline"),
         (("--pipeline", str(broken)), 2, "ZeroDivisionError"),
         (("--pipeline", str(tmp_path / "absent.py")), 3, "absent.py"),

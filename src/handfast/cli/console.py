@@ -62,6 +62,7 @@ USAGE: Final = 2
 NO_LOOK: Final = 3
 PIPE: Final = 141
 BY_SIGNAL: Final = 128  # and the signal's number, as shells count
+MISSING: Final = "it, or a directory on the way to it, is not there: check the path"
 RUNS: Final = "RUN: the run's directory; several, globs and '{rank}' templates are joined."
 ANY_WIDTH: Final = 10_000
 WIDTH: Final = 200  # columns of a table that goes to a file or a pipe
@@ -295,7 +296,9 @@ def _failing(as_json: bool) -> Iterator[None]:
         _fail(str(error), as_json, NO_LOOK)
     except OSError as error:
         what = f"{error.filename or 'the system'}: {describe(error)}"
-        _fail(f"{what}. What to do: {remedy(error)}", as_json, NO_LOOK)
+        # the store has errors of its own; this one is of a file that the user has named
+        to_do = MISSING if error.errno == errno.ENOENT else remedy(error)
+        _fail(f"{what}. What to do: {to_do}", as_json, NO_LOOK)
     except KeyboardInterrupt as told:
         number = told.args[0] if isinstance(told, Ended) else signal.SIGINT
         raise click.exceptions.Exit(BY_SIGNAL + number) from None
