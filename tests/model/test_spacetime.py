@@ -52,7 +52,7 @@ def test_the_recovery_line_runs_through_what_is_loaded() -> None:
     ]
     assert [each.words for each in diagram.loaded] == ["epoch 2", "epoch 1"]
 
-    scratch = of_tear(*torn("pointer-before-barrier", "written", "killed", "mixed"))
+    scratch = of_tear(*torn("rename-each", "rename", "killed", "mixed"))
     assert [each.born is None for each in scratch.loaded] == [False, True]
     piece = of_tear(*torn("dcp-overwriting", "returns", "killed", "torn"))
     assert [each.words for each in piece.loaded] == ["torn", "epoch 1"]

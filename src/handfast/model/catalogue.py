@@ -71,16 +71,12 @@ def _saves(n: int, epochs: int, save: Callable[[int, int], Steps]) -> dict[str, 
     return {f"rank {r}": rank(r, 1) for r in range(n)}
 
 
-def _pointed(
-    back: Restart, pointer: Place, pieces: dict[int, Row], *, warns: bool = False
-) -> Process:
-    """Load what a pointer names; where there is none, start from scratch; refuse a torn one.
-
-    A piece that is missing is refused, or warned of and left as it was initialised.
-    """
+def _pointed(back: Restart, pointer: Place, pieces: dict[int, Row]) -> Process:
+    """Load what a pointer names; where there is none, start from scratch; refuse what is torn or
+    lacks a piece."""
 
     def take(held: tuple[int, ...]) -> Process:
-        return back.loads(held) if warns or NOTHING not in held else back.refuses()
+        return back.refuses() if NOTHING in held else back.loads(held)
 
     def go(found: int) -> Process:
         if found == TORN:
@@ -200,14 +196,15 @@ def pointer_before_barrier(n: int = 2, epochs: int = 2) -> Pipeline:
         about="`latest` written before the barrier",
         actors=_saves(n, epochs, save),
         servers=(*_all(shard), latest, done),
-        restart=_pointed(back, latest, shard, warns=True),
+        restart=_pointed(back, latest, shard),
         claims=(
             Claim("when `latest` is written", "writes", latest.name),
             Claim("when the barrier returns", RETURNS, done.name),
         ),
         epochs=epochs,
         assumes="torch.save syncs nothing; an empty `latest` can't be loaded from; a missing piece "
-        "is warned of and not refused (gpt-neox#750)",
+        "is refused (earlier releases warned and went on with fresh optimizer state, which is a "
+        "mixture: gpt-neox#750)",
         source="DeepSpeed, runtime/engine.py, save_checkpoint (read): rank 0 opens `latest` for "
         "writing, then dist.barrier(); no sync",
     )
