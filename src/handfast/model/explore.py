@@ -237,7 +237,7 @@ class _Search(Generic[S, L]):
                 layer = len(self.waiting)
             layer -= 1
             number, state = self.waiting.popleft()
-            if progress is not None and number % 65536 == 0:
+            if progress is not None and number % 4096 == 0:
                 progress(len(self.parents), len(self.waiting), self.depth)
             self.follow(number, state)
 
