@@ -834,6 +834,19 @@ def counts_on_what_is_lost(patch: Patch) -> None:
     patch.setattr(member, "boot", boot)
 
 
+@mutant("s5")
+def saves_what_it_was_restored_from(patch: Patch) -> None:
+    original = member._unfit
+
+    def unfit(state, epoch):
+        why, by = original(state, epoch)
+        held = state.restored
+        again = held is not None and state.last is None and epoch.step == held.base.step
+        return ("", ()) if again and state.generation == epoch.generation else (why, by)
+
+    patch.setattr(member, "_unfit", unfit)
+
+
 @mutant("s8")
 def keeps_torn_saves_as_history(patch: Patch) -> None:
     """What never converged is kept in the place of what did."""

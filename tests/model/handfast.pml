@@ -3,8 +3,10 @@
  *
  * N domains hold one shard each in one tier. An epoch is a generation 1..G and a step 1..S, packed as
  * EP(g, s); 0 is genesis. What is durable or was ever sent is global; what a member has heard is its
- * own, and a crash takes it. Facts are heard one at a time, in any order, any number of times, or
- * never: so messages may be lost, doubled, reordered and late. A fault is planted by -DMUTANT_...
+ * own, and a crash takes it. What a peer says is heard as it stands when it is heard: of a kind of facts
+ * all at once, at any time, any number of times, or never. So messages may be lost, doubled and late;
+ * words of an older generation or incarnation that arrive behind newer ones are not in it, nor what is
+ * held eventually, nor that a vote is cast once. A fault is planted by -DMUTANT_...
  */
 #ifndef N
 #define N 2

@@ -47,6 +47,7 @@ SEARCHED = {
     "lets_tries_that_nobody_will_join_fill_the_window": "passed by",
     "admits_what_is_beyond_the_window": "window",
     "saves_a_step_again": "again",
+    "saves_what_it_was_restored_from": "resaved",
     "refuses_a_skip_for_a_full_window": "forgone",
     "tells_a_trainer_that_begins_again_nothing": "again",
     "writes_what_it_knows_once_more": "again",

@@ -28,8 +28,8 @@ from mutants import MUTANTS
 
 SHORT = (
     "epochs", "any order", "overlap", "rollback", "change", "path", "reader", "retry",
-    "window", "decline", "stale", "star", "tree",
-    "tree of four",
+    "window", "decline", "stale", "star", "tree", "tree of four", "recovering", "saving",
+    "resaved",
 )  # fmt: skip
 LONG = tuple(name for name in SCENARIOS if name not in SHORT)
 
@@ -37,7 +37,7 @@ LONG = tuple(name for name in SCENARIOS if name not in SHORT)
 def show(found: Found) -> None:
     """Print what a search found, for who looks."""
     print(
-        f"\n{found.scenario:16}{found.states:>11,} states{found.transitions:>12,} moves, depth "
+        f"\n{found.scenario:20}{found.states:>11,} states{found.transitions:>12,} moves, depth "
         f"{found.depth}, frontier {found.frontier:,}, {found.seconds:.0f} s, "
         f"{found.per_second:,.0f} a second, {found.bytes_per_state:.0f} bytes a state"
     )
@@ -118,6 +118,18 @@ def test_only_what_is_alike_can_be_exchanged() -> None:
     for name in ("crash", "tiers", "change"):
         with pytest.raises(ValueError, match="digests alike"):
             Symmetry(build(SCENARIOS[name]))
+
+
+def test_what_is_searched_after_a_recovery_begins_where_it_has_ended() -> None:
+    """All are open and silent, and their journals are such as a search of all comes to as well."""
+    begun, whole = build(SCENARIOS["saving"]), build(SCENARIOS["crash"])
+    (start,) = begun.initial()
+    held = [begun.places.values[place] for place in start[1 : 1 + begun.size]]
+    assert all(place.member is not None and place.member.open for place in held)
+    assert [begun.air.queues.values[air] for air in start[1 + begun.size :]] == [(), ()]
+    explore(whole, always={"every law": whole.sound})
+    met = {place.records for place in whole.places.values}
+    assert all(place.records in met for place in held)
 
 
 def test_every_goal_is_some_scenarios() -> None:

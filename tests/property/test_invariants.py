@@ -21,6 +21,7 @@ from handfast.laws.invariants import (
     Turn,
     Written,
     breaches,
+    l6_storage_is_bounded,
 )
 
 E1, E2, E3 = Epoch(1, 10), Epoch(1, 20), Epoch(2, 30)
@@ -275,6 +276,22 @@ def test_a_line_that_does_not_count_any_more_is_no_reason():
     )  # fmt: skip
     truth = replace(truth, journal=(*truth.journal, *lost))
     assert any("the tier has lost 2/30" in words for words in breaches(truth))
+
+
+def test_what_is_still_retained_is_wanted_by_somebody():
+    """Shows what a domain may hold after progress; before any there is no line to go by."""
+    lone = replace(TRUTH, members=(boot("dir0a", 1, []), replace(MEMBER, roster=None)))
+    assert list(l6_storage_is_bounded(lone)) == []
+    crowd = replace(
+        MEMBER, retained=(*MEMBER.retained, *(ms.Copy(Epoch(9, n), "x") for n in range(4)))
+    )
+    (said,) = l6_storage_is_bounded(replace(TRUTH, members=(crowd,)))
+    assert "above its line" in said
+    older = replace(MEMBER, retained=(ms.Copy(Epoch(1, 5), "x"), *MEMBER.retained))
+    strict = replace(TRUTH, keep=Keep(1), members=(older,))
+    assert "dir0a still retains 1/5" in list(l6_storage_is_bounded(strict))
+    every = replace(strict, keep=Keep(1, every=5))
+    assert "dir0a still retains 1/5" not in list(l6_storage_is_bounded(every))
 
 
 def test_what_every_holder_skipped_may_go_at_any_time():

@@ -12,7 +12,7 @@ from handfast.model.scenarios import SCENARIOS, Found, Scenario, search
 
 __all__ = ["prove_protocol"]
 
-ROW: Final = "{:16} {:>10} {:>5} {:>12} {:>8} {:>11}  {}"
+ROW: Final = "{:20} {:>10} {:>5} {:>12} {:>8} {:>11}  {}"
 HEAD: Final = ("scenario", "states", "depth", "not followed", "states/s", "bytes/state", "laws")
 
 
@@ -58,7 +58,7 @@ def _list(as_json: bool) -> None:
         answer({"scenarios": list(named)})
         return
     for scenario in scenarios:
-        out().print(f"{scenario.name:18}{scenario.what}{' (long)' * scenario.heavy}")
+        out().print(f"{scenario.name:21}{scenario.what}{' (long)' * scenario.heavy}")
 
 
 def _search(scenario: Scenario, limit: int | None) -> Found:

@@ -31,13 +31,16 @@ def s5_skips_are_ones_own(truth: Truth) -> Iterator[str]:
 
 
 def s5_nothing_is_saved_twice(truth: Truth) -> Iterator[str]:
-    """What is to be persisted lies above all that was voted on, or is being persisted, here."""
+    """What is to be persisted lies above all that was voted on, or is being persisted, here; and
+    its step above what was restored."""
     for turn, epoch in _taken(truth):
         m = turn.before
         voted = [b.epoch for b in _own(m).ballots if (b.staged | b.skipped) >> m.me & 1]
         said = (*m.persisting, *voted, *(copy.epoch for copy in m.retained))
         if late := [e for e in said if e.generation == epoch.generation and e >= epoch]:
             yield f"{m.id} persists {epoch}, and {max(late)} was saved before"
+        if m.restored is not None and epoch.step <= m.restored.base.step:
+            yield f"{m.id} persists {epoch}, and {m.restored.base} was restored"
 
 
 def l6_no_more_is_saved_than_the_window(truth: Truth) -> Iterator[str]:

@@ -3,8 +3,9 @@
 Three kinds of properties, after Stateright's (J. Nadal, *Stateright*): **always** holds in every
 reachable state; **sometimes** in at least one, or the search has shown little; **eventually** means
 that from every reachable state one that satisfies it can still be reached by *calm* moves (AG EF
-over a part of the moves: what remains once faults have stopped). In a finite system under strong
-fairness that is the same as being reached in the end.
+over a part of the moves: what remains once faults have stopped). In a finite system it is the
+same as being reached in the end if of whatever can happen again and again, each move in each state,
+each does happen again and again (strong fairness of every single move, which is much).
 
 The search is breadth first, so that the first breach has a shortest trace. What is not explored
 because of a limit is counted as the *frontier*, and nothing is claimed about it.

@@ -48,11 +48,12 @@ class Bounds(msgspec.Struct, frozen=True):
     ``lives`` each domain has. The others count over the whole run: ``crashes``; ``early`` ticks,
     while something else could still happen; ``losses``, ``overtakes`` and ``echoes`` of messages
     (see :mod:`handfast.model.protocol`); ``agains``, links that come up anew and trainers that
-    begin once more; ``repeats``, ranks that save the same step again; ``rots``, copies damaged or
-    vanished; ``misreads``, sound copies that could not be read once, which is taken for a loss;
-    ``skips`` and ``failures`` to save; ``declines`` by a rank (neither these nor misreads in the
-    last round, which they would end); ``pins`` of readers; ``ghosts``, agents that were frozen and
-    wake up behind their successors; ``changes`` of the configuration.
+    begin once more; ``repeats``, ranks that save a step again, or the one that they were restored
+    from; ``rots``, copies damaged or vanished; ``misreads``, sound copies that could not be read
+    once, which is taken for a loss; ``skips`` and ``failures`` to save; ``declines`` by a rank
+    (neither these nor misreads in the last round, which they would end); ``pins`` of readers;
+    ``ghosts``, agents that were frozen and wake up behind their successors; ``changes`` of the
+    configuration.
     """
 
     epochs: int = 1
@@ -290,7 +291,7 @@ def _waiting(
     """Let a rank that was refused a save stay where it was: it tries again, or is never seen."""
     return tuple(
         (was[0], was[1] - 1)
-        if was is not None and Epoch(round_.generation, was[1]) == epoch
+        if was is not None and was[0] < was[1] and Epoch(round_.generation, was[1]) == epoch
         else was
         for was, round_ in zip(trainers, rules.rounds, strict=True)
     )
@@ -390,7 +391,7 @@ def _save(rules: Rules, place: Place, number: int, round_: Round) -> Iterator[Er
         return
     last = number == len(rules.rounds) - 1
     base, at = position
-    if at > base:
+    if at:
         again = ev.Captured(Epoch(round_.generation, at))
         yield Errand(place, again, ("repeats",), calm=False)
     if at >= base + rules.bounds.epochs and not last:

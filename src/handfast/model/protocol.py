@@ -71,7 +71,8 @@ class Protocol:
     """A scenario to be searched. See the module.
 
     ``heir`` may take the place of ``fenced``, one of the founding configuration's domains, once a
-    change is recorded. ``links`` are the pairs that can hear each other, None for all.
+    change is recorded. ``links`` are the pairs that can hear each other, None for all. ``begun``:
+    where all are to stand at first, with nothing in the air; else on empty disks.
     """
 
     def __init__(
@@ -84,9 +85,11 @@ class Protocol:
         links: Iterable[tuple[int, int]] | None = None,
         stale: bool = False,
         ordered: bool = True,
+        begun: Sequence[Place] = (),
     ) -> None:
         self.rules = rules
         self.fenced, self.heir = fenced, heir
+        self.begun = tuple(begun)
         rosters = list(dict.fromkeys([founding, *(round_.roster for round_ in rules.rounds)]))
         self.ids = (*founding.ids, *([heir] if heir else []))
         self.size = len(self.ids)
@@ -116,8 +119,8 @@ class Protocol:
 
     def initial(self) -> Iterator[State]:
         """All founding domains are up with empty disks; an heir is not there yet."""
-        places = []
-        for name in self.ids:
+        places = [self.place_number(place) for place in self.begun]
+        for name in self.ids if not places else ():
             new = Place(name, trainers=(None,) * len(self.rules.rounds))
             up = new if name == self.heir else local.boot(self.rules, new).place
             places.append(self.place_number(up))
@@ -233,16 +236,20 @@ class Protocol:
         return number
 
     def _calm(self, place: Place) -> tuple[object, ...] | None:
-        """Show what members must agree on in the end; None of a place that is not settled."""
+        """Show what members must agree on in the end; None of a place that is not settled.
+
+        Where ranks save, something has to converge in the last round.
+        """
         member, last = place.member, self.rules.rounds[-1]
         if member is None or (member.generation, member.round) != (last.generation, last.name):
             return None
         if member.told is not None and member.told[0] is Phase.EXHAUSTED:
             return ("hopeless",)
         lines = tuple(tally.line.epoch if tally.line else None for tally in member.tallies)
+        least = last.generation if self.rules.bounds.epochs else 0
         restless = sum(1 << peer for peer in self._peers(member.me) if
                        gossip.restless(member) >> peer & 1)  # fmt: skip
-        converged = all(line is not None and line.generation == last.generation for line in lines)
+        converged = all(line is not None and line.generation >= least for line in lines)
         return lines if member.open and converged and not restless else None
 
     def _peers(self, me: int) -> Sequence[int]:

@@ -10,6 +10,7 @@ import hashlib
 from array import array
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -24,7 +25,7 @@ from handfast.core.membership import (
 )
 from handfast.core.retain import Keep
 from handfast.model.explore import Report, explore
-from handfast.model.place import Bounds, Round, Rules
+from handfast.model.place import Bounds, Place, Round, Rules
 from handfast.model.protocol import Move, Protocol, State
 from handfast.model.symmetry import Symmetry
 from handfast.model.tell import story
@@ -55,7 +56,12 @@ class Launch(msgspec.Struct, frozen=True):
 
 
 class Scenario(msgspec.Struct, frozen=True):
-    """A job, its launches, its bounds, and the goals that a search of it must reach."""
+    """A job, its launches, its bounds, and the goals that a search of it must reach.
+
+    ``begun``: the only round has recovered undisturbed, all know of each other that they have, and
+    nothing is in the air: what is searched is what comes then. With no epoch to be saved it is what
+    comes before. Together they leave out what meets across that line; the composed ones don't.
+    """
 
     name: str
     what: str
@@ -68,6 +74,7 @@ class Scenario(msgspec.Struct, frozen=True):
     links: tuple[tuple[int, int], ...] | None = None
     fenced: str = ""
     alike: bool = False
+    begun: bool = False
     ordered: bool = True
     stale: bool = False
     apart: bool = False
@@ -138,10 +145,22 @@ def build(scenario: Scenario) -> Protocol:
         scenario.alike,
         scenario.apart,
     )
-    return Protocol(
-        rules, founding, fenced=scenario.fenced, heir=heir, links=scenario.links,
+    model = partial(
+        Protocol, founding=founding, fenced=scenario.fenced, heir=heir, links=scenario.links,
         stale=scenario.stale, ordered=scenario.ordered,
     )  # fmt: skip
+    if not scenario.begun:
+        return model(rules)
+    calm = msgspec.structs.replace(rules, bounds=Bounds(epochs=0, lives=1))
+    return model(rules, begun=_recovered(model(calm)))
+
+
+def _recovered(model: Protocol) -> list[Place]:
+    """Follow one calm way to where all have recovered and are silent."""
+    (state,) = model.initial()
+    while not model.settled(state):
+        state = next(after for move, after in model.moves(state) if move.calm)
+    return [model.places.values[place] for place in state[1 : 1 + model.size]]
 
 
 def digest(state: State) -> bytes:
@@ -274,6 +293,8 @@ _ALL = (
              reach=(*BOOTS, "a window blocks and names")),
     Scenario("again", "a rank saves a step again, or its trainer begins again", TWO,
              Bounds(repeats=1, agains=1), reach=CONVERGES),
+    Scenario("resaved", "a rank saves what it was restored from", ONE, Bounds(repeats=1),
+             (Launch(), Launch()), ("an epoch converges",)),
     Scenario("forgone", "a save is forgone, in a window of one", TWO,
              Bounds(epochs=2, skips=1), window=1,
              reach=(*CONVERGES, "a skip is voted", "a window blocks and names")),
@@ -292,8 +313,20 @@ _ALL = (
              BOOTS, heavy=True),
     Scenario("storm", "a crash on a network that may lose one and let one overtake", TWO,
              Bounds(crashes=1, losses=1, overtakes=1), reach=BOOTS, heavy=True),
-    Scenario("triangle", "three domains that all hear each other, a crash", THREE,
+    Scenario("recovering", "two domains, a crash, nothing is saved", TWO,
+             Bounds(epochs=0, crashes=1), reach=("a member boots in the middle of a recovery",)),
+    Scenario("saving", "two domains that have recovered, an epoch, a crash", TWO,
+             Bounds(crashes=1), begun=True, reach=CONVERGES),
+    Scenario("triangle", "three domains that all hear each other", THREE, Bounds(),
+             reach=CONVERGES, alike=True, heavy=True),
+    Scenario("triangle crash", "three domains that all hear each other, a crash", THREE,
              Bounds(crashes=1), alike=True, heavy=True, limit=3_000_000),
+    Scenario("triangle saving", "such three that have recovered, an epoch, a crash", THREE,
+             Bounds(crashes=1), begun=True, alike=True, heavy=True, limit=3_000_000),
+    Scenario("triangle recovering", "such three, a crash, nothing is saved", THREE,
+             Bounds(epochs=0, crashes=1), alike=True, heavy=True, limit=3_000_000),
+    Scenario("path saving", "a path of three that has recovered, an epoch, a crash", THREE,
+             Bounds(crashes=1), reach=CONVERGES, links=PATH, begun=True, alike=True, heavy=True),
     Scenario("path crash", "a path of three, a crash", THREE, Bounds(crashes=1), reach=BOOTS,
              links=PATH, alike=True, heavy=True, limit=4_000_000),
     Scenario("star", "four domains, three of which hear only the first", shape(4, dir=(1, 1)),
