@@ -279,8 +279,9 @@ def test_a_line_that_does_not_count_any_more_is_no_reason():
 
 
 def test_what_is_still_retained_is_wanted_by_somebody():
-    """Shows what a domain may hold after progress; before any there is no line to go by."""
-    lone = replace(TRUTH, members=(boot("dir0a", 1, []), replace(MEMBER, roster=None)))
+    """Shows what a domain may hold after progress; without any there is no line to go by."""
+    begins = replace(MEMBER, generation=9, restored=None)  # no chain leads from there
+    lone = replace(TRUTH, members=(boot("dir0a", 1, []), replace(MEMBER, roster=None), begins))
     assert list(l6_storage_is_bounded(lone)) == []
     crowd = replace(
         MEMBER, retained=(*MEMBER.retained, *(ms.Copy(Epoch(9, n), "x") for n in range(4)))

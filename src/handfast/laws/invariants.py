@@ -383,7 +383,7 @@ def l6_storage_is_bounded(truth: Truth) -> Iterator[str]:
     """
     for m in truth.members:
         line = m.tallies[m.roster.tier_of[m.me]].line if m.roster is not None else None
-        if line is None:
+        if line is None or not m.open:
             continue
         held = [copy.epoch for copy in m.retained]
         beyond = [e for e in held if e > line.epoch]
