@@ -7,12 +7,13 @@ they are stale. Commit what it writes only if you understand what changed it.
 from collections.abc import Sequence
 from pathlib import Path
 
+from docs_page import filled
 from handfast.model.catalogue import CATALOGUE
 from handfast.model.verdicts import HEAD, Verdict, examine, rows, story
 
 PAGE = Path(__file__).parents[1] / "docs" / "theory.md"
 GOLDEN = Path(__file__).parent / "model" / "golden" / "pipelines"
-BEGIN, END = "<!-- catalogue: made by tests/docs_catalogue.py -->\n", "<!-- /catalogue -->\n"
+MARK = "catalogue: made by tests/docs_catalogue.py"
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
@@ -26,9 +27,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
 
 def page(text: str, verdicts: Sequence[Verdict]) -> str:
     """Put the table into the page's place for it."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + table(verdicts) + END + after
+    return filled(text, MARK, table(verdicts))
 
 
 def schedules(verdict: Verdict) -> str:

@@ -5,11 +5,11 @@
 
 from pathlib import Path
 
+from docs_page import filled
 from handfast.core.link import TRANSITIONS, Edge
 
 PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
-BEGIN = "<!-- edge: made from handfast.core.link.TRANSITIONS -->\n"
-END = "<!-- /edge -->\n"
+MARK = "edge: made from handfast.core.link.TRANSITIONS"
 
 
 def drawn() -> str:
@@ -27,9 +27,7 @@ def drawn() -> str:
 
 def page(text: str) -> str:
     """Put the drawing into the page's place for it."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + drawn() + END + after
+    return filled(text, MARK, drawn())
 
 
 if __name__ == "__main__":

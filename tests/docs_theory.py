@@ -13,6 +13,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
+from docs_page import filled
 from handfast.cli.main import app
 from handfast.model.exhibits import Exhibit, exhibits
 from handfast.model.optimizer import moment_bound, moments_zeroed, step_reset
@@ -89,10 +90,7 @@ PAGES: dict[str, tuple[Part, ...]] = {
 def page(name: str, text: str) -> str:
     """Put the tables into a page's places for them."""
     for mark, made in PAGES[name]:
-        begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark.partition(':')[0]} -->\n"
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = before + begin + made() + end + after
+        text = filled(text, mark, made())
     return text
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from docs_page import filled
 from handfast.model.pipeline import (
     Actor,
     Barrier,
@@ -103,10 +104,7 @@ PAGES: dict[str, tuple[tuple[str, Callable[[], str]], ...]] = {
 def page(name: str, text: str) -> str:
     """Put the tables into a page's places for them."""
     for mark, made in PAGES[name]:
-        begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark.partition(':')[0]} -->\n"
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = before + begin + made() + end + after
+        text = filled(text, mark, made())
     return text
 
 

@@ -6,7 +6,9 @@ member is after a crash is what it had written, by construction.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from operator import attrgetter
 
 import msgspec
 
@@ -134,7 +136,9 @@ def _voted(state: Member, vote: Staged | Skipped) -> Member:
     )
     if isinstance(vote, Skipped):
         return state
-    return _known(_replace(state, retained=(*state.retained, Copy(vote.epoch, vote.digest))))
+    held, at = state.retained, bisect_left(state.retained, vote.epoch, key=attrgetter("epoch"))
+    copy = Copy(vote.epoch, vote.digest)
+    return _known(_replace(state, retained=(*held[:at], copy, *held[at:])))
 
 
 def with_tally(state: Member, tier: int, tally: converge.Tally) -> Member:
@@ -199,13 +203,12 @@ def _known(state: Member) -> Member:
     is older than all that is retained no more is known than the line.
     """
     line = state.tallies[roster_of(state).tier_of[state.me]].line
-    told = state.converged
-    if line is not None and line.epoch not in told:
-        told = (*told, line.epoch)
-    oldest = min((copy.epoch for copy in state.retained), default=None)
-    known = tuple(
-        epoch
-        for epoch in told
-        if (oldest is not None and epoch >= oldest) or (line is not None and epoch == line.epoch)
-    )
-    return state if known == state.converged else _replace(state, converged=known)
+    held, known = state.retained, state.converged
+    if line is not None:
+        at = bisect_left(known, line.epoch)
+        if known[at : at + 1] != (line.epoch,):
+            known = (*known[:at], line.epoch, *known[at:])
+    known = known[bisect_left(known, held[0].epoch) if held else len(known) :]
+    if line is not None and (not held or line.epoch < held[0].epoch):
+        known = (line.epoch, *known)
+    return _replace(state, converged=known)

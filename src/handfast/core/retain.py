@@ -49,7 +49,7 @@ def releasable(
     void: Collection[Epoch],
     doubted: Collection[Epoch],
 ) -> tuple[Epoch, ...]:
-    """List, lowest first, the epochs that may be released now.
+    """List, lowest first, the epochs that may be released now; ``retained`` comes in their order.
 
     ``line`` is the highest epoch known converged in this domain's tier on the living timeline, or
     None during a recovery. ``converged`` are all that were ever known converged in it: only they
@@ -57,7 +57,7 @@ def releasable(
     never be available, ``doubted`` those whose copy here was found BAD: it is no reason to release
     another, nor worth keeping.
     """
-    epochs = sorted(copy.epoch for copy in retained)
+    epochs = [copy.epoch for copy in retained]
     if line is None:
         return ()
     gone = set(void)

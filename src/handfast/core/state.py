@@ -61,8 +61,9 @@ class Peers(msgspec.Struct, frozen=True, array_like=True):
 class Member(msgspec.Struct, frozen=True):
     """One domain's voice in the protocol.
 
-    ``converged`` are the epochs that were once the line of this domain's own tier, from the oldest
-    retained one on; ``doubted`` are retained copies that were found BAD when they were last read.
+    ``retained`` are the copies held, by their epochs. ``converged`` are, in order, the epochs that
+    were once the line of this domain's own tier, from the oldest retained one on; ``doubted`` are
+    retained copies that were found BAD when they were last read.
     ``generation`` is the highest frozen one (0: none yet); ``recovery`` is open between its
     freeze and its restore certificate. ``restored`` is the highest restore certificate held.
     ``last`` is the highest epoch captured or voted. ``told`` is what the trainer was last told of

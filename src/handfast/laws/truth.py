@@ -122,13 +122,14 @@ class Truth(msgspec.Struct, frozen=True, dict=True):
     def whole(self, epoch: Epoch, tier: str) -> bool:
         """Say whether an epoch converged in a tier, of whichever configuration: by all votes."""
         votes = self._votes.get(epoch, ())
-        return any(
-            all(sum(d in votes for d in roster.names(mask)) >= roster.needs[at] for mask in holders)
-            for roster in self.rosters
-            if tier in roster.tiers
-            for at in (roster.tiers.index(tier),)
-            for holders in (roster.holders[at],)
-        )
+        for roster in self.rosters:
+            at = roster.tiers.index(tier) if tier in roster.tiers else None
+            if at is not None and all(
+                sum(d in votes for d in roster.names(mask)) >= roster.needs[at]
+                for mask in roster.holders[at]
+            ):
+                return True
+        return False
 
     @cached_property
     def _votes(self) -> dict[Epoch, set[str]]:
