@@ -1,13 +1,14 @@
 """The catalogue's table in docs/theory.md and its schedules in tests/model/golden/pipelines.
 
-``python tests/docs_catalogue.py`` writes them anew; ``tests/model/test_catalogue.py`` fails where
+``python -m tests.docs_catalogue`` writes them anew; ``tests/model/test_catalogue.py`` fails where
 they are stale. Commit what it writes only if you understand what changed it.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from docs_page import filled
+from tests.docs_page import filled
+
 from handfast.model.catalogue import CATALOGUE
 from handfast.model.verdicts import HEAD, Verdict, examine, rows, story
 

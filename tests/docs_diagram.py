@@ -1,11 +1,12 @@
 """The diagram of an edge in docs/protocol.md, drawn from the table that runs.
 
-``python tests/docs_diagram.py`` writes it anew; ``tests/test_docs.py`` fails where it is stale.
+``python -m tests.docs_diagram`` writes it anew; ``tests/test_docs.py`` fails where it is stale.
 """
 
 from pathlib import Path
 
-from docs_page import filled
+from tests.docs_page import filled
+
 from handfast.core.link import TRANSITIONS, Edge
 
 PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"

@@ -1,6 +1,6 @@
 """The tables and pictures of the theory's pages, worked out by the code that they are about.
 
-``python tests/docs_theory.py`` writes them anew; ``tests/test_docs.py`` fails where they are stale.
+``python -m tests.docs_theory`` writes them anew; ``tests/test_docs.py`` fails where they are stale.
 Tables hold no figure that was simulated, and pictures are compared without what was: that may
 differ from one Python to the next.
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
+from tests.docs_page import filled
 
-from docs_page import filled
 from handfast.cli.main import app
 from handfast.model.exhibits import Exhibit, exhibits
 from handfast.model.optimizer import moment_bound, moments_zeroed, step_reset

@@ -1,6 +1,6 @@
 """The vocabularies of docs/scripts.md and docs/pipelines.md, from the docstrings of what runs.
 
-``python tests/docs_vocabulary.py`` writes them anew; ``tests/test_docs.py`` fails where they are
+``python -m tests.docs_vocabulary`` writes them anew; ``tests/test_docs.py`` fails where they are
 stale.
 """
 
@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from docs_page import filled
+from tests.docs_page import filled
+
 from handfast.model.pipeline import (
     Actor,
     Barrier,
