@@ -6,11 +6,13 @@ commit them if you understand what changed them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from handfast.model.scenarios import SCENARIOS, Found, search
+from handfast.model.scenarios import SCENARIOS, Found, Scenario, search
 from mutants import MUTANTS, Mutant
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -77,11 +79,15 @@ SEARCHED = {
 SLOW = {"lets_one_bad_copy_refute"}
 
 
+def scenario(fault: Mutant) -> Scenario:
+    return SCENARIOS[SEARCHED.get(fault.name, "rollback")]
+
+
 def hunt(fault: Mutant) -> Found:
     """Search the scenario in which a fault shows, with the fault planted."""
     with pytest.MonkeyPatch.context() as patch:
         fault.plant(patch)
-        return search(SCENARIOS[SEARCHED.get(fault.name, "rollback")])
+        return search(scenario(fault))
 
 
 def told(found: Found) -> str:
@@ -114,6 +120,35 @@ def test_there_are_as_many_stories_as_wrong_protocols() -> None:
     assert names >= {*SEARCHED, *BY_STORMS}
     assert {path.stem for path in GOLDEN.glob("*.txt")} == names - BY_STORMS
     assert len(names - BY_STORMS) >= 30
+
+
+ADMISSION = {
+    "takes_words_of_a_past_incarnation", "takes_words_of_a_past_generation",
+    "takes_words_of_another_round",
+}  # fmt: skip
+"""Over a soup only words of the own round are heard: that the others are refused is what the exact
+network shows, and S10 of each step."""
+
+SENDING = {"never_sends_again", "never_falls_silent"}
+"""Over a soup nothing needs to be sent."""
+
+
+def seen_over_a_soup() -> Iterator[Mutant]:
+    for fault in MUTANTS:
+        if fault.name not in BY_STORMS | SLOW | ADMISSION | SENDING:
+            where = scenario(fault)
+            if not (where.job.fanout or where.bounds.declines):
+                yield fault
+
+
+@pytest.mark.parametrize("fault", [*seen_over_a_soup()], ids=lambda fault: fault.name)
+def test_a_wrong_protocol_is_found_over_a_soup_as_well(fault: Mutant) -> None:
+    """So what the soup forgets is nothing that a law needs; what it can't see is listed above."""
+    with pytest.MonkeyPatch.context() as patch:
+        fault.plant(patch)
+        found = search(replace(scenario(fault), soup=True, links=None, stale=False, ordered=True))
+    laws = {word.split("_")[0] for word in found.breach.partition(":")[0].split()}
+    assert laws & (fault.laws | {"s1"}), found.breach
 
 
 @pytest.mark.heavy

@@ -29,7 +29,7 @@ from mutants import MUTANTS
 SHORT = (
     "epochs", "any order", "overlap", "rollback", "change", "path", "reader", "retry",
     "window", "decline", "stale", "star", "tree", "tree of four", "recovering", "saving",
-    "resaved",
+    "resaved", "soup",
 )  # fmt: skip
 LONG = tuple(name for name in SCENARIOS if name not in SHORT)
 

@@ -35,7 +35,7 @@ from handfast.model.air import Air
 from handfast.model.judge import Judge, Table
 from handfast.model.place import FAULTS, Errand, Place, Rules, Taken
 
-__all__ = ["Move", "Protocol", "State"]
+__all__ = ["Move", "Protocol", "State", "Way"]
 
 State = tuple[int, ...]
 
@@ -50,7 +50,7 @@ class Move(msgspec.Struct, frozen=True):
     calm: bool
 
 
-class _Way(NamedTuple):
+class Way(NamedTuple):
     """Where a move of one place leads: what it becomes, sends, spends, and reaches.
 
     ``still``: it changes nothing, and is a move only where what it does breaks a law.
@@ -108,9 +108,9 @@ class Protocol:
         self._words: list[int] = []
         self._calmed: list[tuple[object, ...] | None] = []
         self._lost: dict[int, int] = {}
-        self._plans: dict[tuple[int, int, bool], tuple[_Way, ...]] = {}
-        self._heard: dict[tuple[int, int], tuple[_Way, ...]] = {}
-        self._ticks: dict[int, tuple[_Way, ...]] = {}
+        self._plans: dict[tuple[int, int, bool], tuple[Way, ...]] = {}
+        self._heard: dict[tuple[int, int], tuple[Way, ...]] = {}
+        self._ticks: dict[int, tuple[Way, ...]] = {}
         self._pay: dict[tuple[int, int], int] = {}
         self._settled: dict[tuple[int, ...], bool] = {}
         self.costs.number(())
@@ -277,7 +277,7 @@ class Protocol:
     # --- where moves lead
 
     def _after(
-        self, state: State, who: int, way: _Way, message: int, fault: str = ""
+        self, state: State, who: int, way: Way, message: int, fault: str = ""
     ) -> State | None:
         cost = self._also(way.cost, fault) if fault else way.cost
         spent = self._spend(state[0], cost) if cost else state[0]
@@ -350,7 +350,7 @@ class Protocol:
 
     # --- what places can do
 
-    def _hear(self, who: int, place: int, message: int) -> tuple[_Way, ...]:
+    def _hear(self, who: int, place: int, message: int) -> tuple[Way, ...]:
         key = (place, message)
         ways = self._heard.get(key)
         if ways is None:
@@ -362,7 +362,7 @@ class Protocol:
             ways = self._heard[key] = self._ways(who, place, errands)
         return ways
 
-    def _plan(self, who: int, place: int, changed: bool) -> tuple[_Way, ...]:
+    def _plan(self, who: int, place: int, changed: bool) -> tuple[Way, ...]:
         key = (place, who, changed)
         ways = self._plans.get(key)
         if ways is None:
@@ -371,7 +371,7 @@ class Protocol:
             ways = self._plans[key] = self._ways(who, place, errands)
         return ways
 
-    def _tick(self, who: int, place: int) -> tuple[_Way, ...]:
+    def _tick(self, who: int, place: int) -> tuple[Way, ...]:
         ways = self._ticks.get(place)
         if ways is None:
             here = self.places.values[place]
@@ -379,9 +379,9 @@ class Protocol:
             ways = self._ticks[place] = self._ways(who, place, errands)
         return ways
 
-    def _ways(self, who: int, place: int, errands: Iterable[Errand]) -> tuple[_Way, ...]:
+    def _ways(self, who: int, place: int, errands: Iterable[Errand]) -> tuple[Way, ...]:
         """Work out where errands lead; what changes nothing is no move."""
-        found: dict[tuple[object, ...], _Way] = {}
+        found: dict[tuple[object, ...], Way] = {}
         bounds = self.rules.bounds
         for errand in errands:
             if not all(getattr(bounds, fault) for fault in errand.faults):
@@ -420,7 +420,7 @@ class Protocol:
         if bounds.crashes and place.incarnation < bounds.lives:
             yield from local.cuts(rules, place, event, whole)
 
-    def _way(self, who: int, errand: Errand, taken: Taken, faults: tuple[str, ...]) -> _Way:
+    def _way(self, who: int, errand: Errand, taken: Taken, faults: tuple[str, ...]) -> Way:
         breach = ""
         met: list[str] = []
         for turn in taken.turns:
@@ -435,7 +435,7 @@ class Protocol:
         move = Move(who, errand.event, errand.what, taken.cut, errand.calm and taken.cut is None)
         seen = self.judge.look(who, taken.turns, taken.deeds)
         number, cost = self.place_number(taken.place), self.costs.number(faults)
-        return _Way(move, number, posts, cost, seen, errand.step, breach, tuple(met))
+        return Way(move, number, posts, cost, seen, errand.step, breach, tuple(met))
 
     def _address(self, send: ev.Send) -> tuple[int, int]:
         roster = self.rosters[send.message.configuration]

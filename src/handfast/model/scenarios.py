@@ -27,6 +27,7 @@ from handfast.core.retain import Keep
 from handfast.model.explore import Report, explore
 from handfast.model.place import Bounds, Place, Round, Rules
 from handfast.model.protocol import Move, Protocol, State
+from handfast.model.soup import Soup
 from handfast.model.symmetry import Symmetry
 from handfast.model.tell import story
 
@@ -61,6 +62,7 @@ class Scenario(msgspec.Struct, frozen=True):
     ``begun``: the only round has recovered undisturbed, all know of each other that they have, and
     nothing is in the air: what is searched is what comes then. With no epoch to be saved it is what
     comes before. Together they leave out what meets across that line; the composed ones don't.
+    ``soup``: over whatever anyone could ever hear (:mod:`handfast.model.soup`), not over a network.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Scenario(msgspec.Struct, frozen=True):
     ordered: bool = True
     stale: bool = False
     apart: bool = False
+    soup: bool = False
     heavy: bool = False
     limit: int | None = None
 
@@ -145,10 +148,14 @@ def build(scenario: Scenario) -> Protocol:
         scenario.alike,
         scenario.apart,
     )
-    model = partial(
-        Protocol, founding=founding, fenced=scenario.fenced, heir=heir, links=scenario.links,
-        stale=scenario.stale, ordered=scenario.ordered,
-    )  # fmt: skip
+    model: Callable[..., Protocol]
+    if scenario.soup:
+        model = partial(Soup, founding=founding, fenced=scenario.fenced, heir=heir)
+    else:
+        model = partial(
+            Protocol, founding=founding, fenced=scenario.fenced, heir=heir, links=scenario.links,
+            stale=scenario.stale, ordered=scenario.ordered,
+        )  # fmt: skip
     if not scenario.begun:
         return model(rules)
     calm = msgspec.structs.replace(rules, bounds=Bounds(epochs=0, lives=1))
@@ -321,10 +328,6 @@ _ALL = (
              reach=CONVERGES, alike=True, heavy=True),
     Scenario("triangle crash", "three domains that all hear each other, a crash", THREE,
              Bounds(crashes=1), alike=True, heavy=True, limit=3_000_000),
-    Scenario("triangle saving", "such three that have recovered, an epoch, a crash", THREE,
-             Bounds(crashes=1), begun=True, alike=True, heavy=True, limit=3_000_000),
-    Scenario("triangle recovering", "such three, a crash, nothing is saved", THREE,
-             Bounds(epochs=0, crashes=1), alike=True, heavy=True, limit=3_000_000),
     Scenario("path saving", "a path of three that has recovered, an epoch, a crash", THREE,
              Bounds(crashes=1), reach=CONVERGES, links=PATH, begun=True, alike=True, heavy=True),
     Scenario("path crash", "a path of three, a crash", THREE, Bounds(crashes=1), reach=BOOTS,
@@ -335,6 +338,10 @@ _ALL = (
              links=STAR, alike=True, heavy=True, limit=3_000_000),
     Scenario("any order crash", "a crash, and any order", TWO, Bounds(crashes=1), reach=BOOTS,
              ordered=False, heavy=True),
+    Scenario("soup", "a crash; whatever anyone ever wrote is heard at any time, or never",
+             TWO, Bounds(crashes=1), reach=BOOTS, alike=True, soup=True),
+    Scenario("soup of three", "three domains and a crash over such a soup", THREE,
+             Bounds(crashes=1), reach=BOOTS, alike=True, soup=True, heavy=True),
     Scenario("full", "two epochs, a crash each, and a restart", TWO, Bounds(epochs=2, crashes=2),
              (Launch(), Launch()), heavy=True, limit=4_000_000),
 )  # fmt: skip
