@@ -185,6 +185,8 @@ def test_the_command_knows_its_scenarios() -> None:
     assert {one["name"]: one["short"] for one in listed}["ghost"] is False
     wrong = run("--protocol", "nothing")
     assert (wrong.exit_code, "--protocol list" in wrong.output) == (2, True)
+    limited = run("--protocol", "list", "--limit", "9")
+    assert (limited.exit_code, "goes with a scenario" in limited.output) == (2, True)
     assert run().exit_code == 2
 
 

@@ -21,8 +21,10 @@ def prove_protocol(name: str, limit: int | None, as_json: bool) -> None:
 
     Each is told as soon as it is searched. Exits with 1 where a law is broken, or where all was
     searched and a goal was not reached; with 3 where the search was cut off, by ``limit`` or the
-    scenario's own. Raises UsageError for a scenario that there is none of.
+    scenario's own. Raises UsageError for a scenario that there is none of, and a limit of a list.
     """
+    if name == "list" and limit is not None:
+        raise click.UsageError("--limit goes with a scenario, or with `short`")
     with answering(as_json):
         if name == "list":
             _list(as_json)

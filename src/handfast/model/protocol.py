@@ -41,13 +41,17 @@ State = tuple[int, ...]
 
 
 class Move(msgspec.Struct, frozen=True):
-    """One move: who took which event, where a crash cut it, and whether it needs no fault."""
+    """One move: who took which event, where a crash cut it, and whether it needs no fault.
+
+    ``heard`` is what it took in before that, in the same move.
+    """
 
     who: int
     event: ev.Event | None
     what: str
     cut: int | None
     calm: bool
+    heard: tuple[ev.Event, ...] = ()
 
 
 class Way(NamedTuple):
@@ -163,7 +167,7 @@ class Protocol:
 
     def _errands_of(self, state: State, quiet: bool) -> Generator[tuple[Move, State], None, bool]:
         """Let each place do what it can; says whether nothing was left but to wait."""
-        changed = bool(self.heir) and self.spent.values[state[0]][_CHANGES] > 0
+        changed = self._changed(state)
         for who in range(self.size):
             for way in self._plan(who, state[1 + who], changed):
                 if way.step and not self._may_save(state, way.step):
@@ -316,6 +320,9 @@ class Protocol:
             held = tuple([parts[p] for p in after[1 : 1 + self.size]])
             return self.judge.all(held, seen, self._configurations(after[0]))
         return ""
+
+    def _changed(self, state: State) -> bool:
+        return bool(self.heir) and self.spent.values[state[0]][_CHANGES] > 0
 
     def _configurations(self, spent: int) -> int:
         return 1 + (self.spent.values[spent][_CHANGES] if self.heir else 0)

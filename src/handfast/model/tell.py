@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from handfast.core import events as ev
 from handfast.core import member as door
 from handfast.core.messages import Message
+from handfast.core.state import Member
 from handfast.model.explore import Trace
 from handfast.model.protocol import Move, Protocol, State
 
@@ -37,21 +40,28 @@ def brief(value: object) -> str:
 def story(model: Protocol, trace: Trace[State, Move]) -> tuple[str, ...]:
     """Tell a trace: who took what, what that asked for, and where a crash cut it."""
     return tuple(
-        _line(model, state, move)
+        line
         for state, move in zip(trace.states[:-1], trace.labels, strict=True)
+        for line in _lines(model, state, move)
     )
 
 
-def _line(model: Protocol, state: State, move: Move) -> str:
+def _lines(model: Protocol, state: State, move: Move) -> Iterator[str]:
     place = model.places.values[state[1 + move.who]]
-    name = f"{place.id}.{place.incarnation}"
+    name, member = f"{place.id}.{place.incarnation}", place.member
+    for event in move.heard:
+        yield f"{name} {brief(event)}"
+        member = door.step(member, event)[0] if member is not None else None
+    yield f"{name} {_did(member, move)}"
+
+
+def _did(member: Member | None, move: Move) -> str:
     if move.event is None or move.what:
         event = f"{brief(move.event)} " if move.event is not None else ""
-        return f"{name} {event}{move.what}"
-    member = place.member
+        return f"{event}{move.what}"
     if member is None:
-        return f"{name} {brief(move.event)}"
+        return brief(move.event)
     _, effects = door.step(member, move.event)
     asked = [*effects.persist, *effects.send, *effects.apply]
     cut = f", cut after {move.cut} of {len(asked)}" if move.cut is not None else ""
-    return f"{name} {brief(move.event)} -> {', '.join(map(brief, asked)) or 'nothing'}{cut}"
+    return f"{brief(move.event)} -> {', '.join(map(brief, asked)) or 'nothing'}{cut}"
