@@ -342,6 +342,8 @@ _ALL = (
              TWO, Bounds(crashes=1), reach=BOOTS, alike=True, soup=True),
     Scenario("soup of three", "three domains and a crash over such a soup", THREE,
              Bounds(crashes=1), reach=BOOTS, alike=True, soup=True, heavy=True),
+    Scenario("soup of four", "four domains and a crash over such a soup", shape(4, dir=(1, 1)),
+             Bounds(crashes=1), reach=BOOTS, alike=True, soup=True, heavy=True),
     Scenario("full", "two epochs, a crash each, and a restart", TWO, Bounds(epochs=2, crashes=2),
              (Launch(), Launch()), heavy=True, limit=4_000_000),
 )  # fmt: skip
