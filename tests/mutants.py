@@ -436,6 +436,24 @@ def tells_a_trainer_that_begins_again_nothing(patch: Patch) -> None:
     handler(patch, events.Begin, begin)
 
 
+@mutant("l4")
+def lets_a_round_begin_that_is_past_in_silence(patch: Patch) -> None:
+    def begin(original, turn, event):
+        original(turn, event)
+        turn.actions = [a for a in turn.actions if not isinstance(a, events.Overtaken)]
+
+    handler(patch, events.Begin, begin)
+
+
+@mutant("l4")
+def keeps_to_itself_that_others_are_beyond(patch: Patch) -> None:
+    def received(original, turn, event):
+        original(turn, event)
+        turn.actions = [a for a in turn.actions if not isinstance(a, events.Overtaken)]
+
+    handler(patch, events.Received, received)
+
+
 @mutant("l6")
 def writes_what_it_knows_once_more(patch: Patch) -> None:
     original = member._learn_converged

@@ -52,6 +52,8 @@ SEARCHED = {
     "saves_what_it_was_restored_from": "resaved",
     "refuses_a_skip_for_a_full_window": "forgone",
     "tells_a_trainer_that_begins_again_nothing": "again",
+    "lets_a_round_begin_that_is_past_in_silence": "overlap",
+    "keeps_to_itself_that_others_are_beyond": "overlap",
     "writes_what_it_knows_once_more": "again",
     "never_trusts_again_what_was_bad_once": "misread",
     "skips_after_a_timeout": "network",
@@ -124,7 +126,7 @@ def test_there_are_as_many_stories_as_wrong_protocols() -> None:
 
 ADMISSION = {
     "takes_words_of_a_past_incarnation", "takes_words_of_a_past_generation",
-    "takes_words_of_another_round",
+    "takes_words_of_another_round", "keeps_to_itself_that_others_are_beyond",
 }  # fmt: skip
 """Over a soup only words of the own round are heard: that the others are refused is what the exact
 network shows, and S10 of each step."""

@@ -284,7 +284,8 @@ def _admitted(turn: _Turn, roster: Roster, message: Message) -> bool:
 
 
 def _learn(turn: _Turn, roster: Roster, fact: Fact | Rolled) -> None:
-    """Join one fact of a peer's; what a member says of itself it knows from its own journal."""
+    """Join one fact of a peer's; what a member says of itself it knows from its own journal, but
+    that its rank has declined: a crash forgets that."""
     state = turn.state
     match fact:
         case Staged() | Skipped() | Rolled():
@@ -299,7 +300,7 @@ def _learn(turn: _Turn, roster: Roster, fact: Fact | Rolled) -> None:
                 return
             if not 0 <= _place(fact) < _places(roster, fact):
                 turn.do(events.Reject("a fact of no member"))
-            elif not state.own(fact):
+            elif isinstance(fact, Declined) or not state.own(fact):
                 turn.set(recovery=recover.join(recovery, fact))
 
 

@@ -345,7 +345,7 @@ def l2_whoever_is_there_knows_alike(truth: Truth) -> Iterator[str]:
 def _learnt(member: Member) -> tuple[object, ...]:
     """Give what is said in this generation; what had converged before, a restore will level."""
     if held := member.recovery:
-        return held.reports, held.checks, held.accepted
+        return held.reports, held.checks, held.accepted, held.declined
     lines = [t.line and t.line.epoch for t in member.tallies]
     return lines, [[(b.epoch, b.staged, b.skipped) for b in t.ballots] for t in member.tallies]
 

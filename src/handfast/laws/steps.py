@@ -127,6 +127,20 @@ def l4_whoever_begins_is_told(truth: Truth) -> Iterator[str]:
         yield f"{m.id} began {begun.round}, and was told {turn.effects.apply}"
 
 
+def l4_whoever_is_overtaken_is_told(truth: Truth) -> Iterator[str]:
+    """Whoever begins a round that is past, or is in one that others are beyond, is told."""
+    turn = truth.turn
+    if turn is None or turn.cut:
+        return
+    m, event, due = turn.before, turn.event, 0
+    if isinstance(event, events.Begin) and event.generation <= m.generation:
+        due = m.generation if (event.generation, event.round) != (m.generation, m.round) else 0
+    elif isinstance(event, events.Received) and m.roster is not None:
+        due = event.message.generation if event.message.generation > m.generation else 0
+    if due and events.Overtaken(due) not in turn.effects.apply:
+        yield f"{m.id} is overtaken by generation {due}, and nobody is told"
+
+
 def _taken(truth: Truth) -> Iterator[tuple[Turn, Epoch]]:
     """Find what a step has asked the disk to persist."""
     turn = truth.turn
@@ -161,5 +175,6 @@ _DUE: Final[Mapping[Phase, type[events.Action]]] = {
 OF_A_STEP: Final[tuple[Law, ...]] = (
     s10_stale_is_refused, s15_time_changes_nothing, s5_skips_are_ones_own,
     s5_nothing_is_saved_twice, l4_refusals_are_true, l4_whoever_begins_is_told,
+    l4_whoever_is_overtaken_is_told,
     l6_no_more_is_saved_than_the_window, l6_a_certificate_is_learnt_once,
 )  # fmt: skip

@@ -65,9 +65,9 @@ OF_DEED: Final[Mapping[type, tuple[Law, ...]]] = {
 """The laws that a deed could break."""
 
 OF_EVENT: Final[Mapping[type, tuple[Law, ...]]] = {
-    events.Received: (steps.s10_stale_is_refused,),
+    events.Received: (steps.s10_stale_is_refused, steps.l4_whoever_is_overtaken_is_told),
     events.Tick: (steps.s15_time_changes_nothing,),
-    events.Begin: (steps.l4_whoever_begins_is_told,),
+    events.Begin: (steps.l4_whoever_begins_is_told, steps.l4_whoever_is_overtaken_is_told),
 }
 """The laws that taking an event could break, whatever came of it."""
 

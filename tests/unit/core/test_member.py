@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from handfast.core import events as ev
+from handfast.core import gossip
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.member import boot, step
 from handfast.core.membership import Change, Configuration, Domain, Roster
@@ -266,6 +267,20 @@ def test_a_rank_that_declines_stops_the_round_on_all():
     told = [*effects.apply, *pair.deliver()]
     assert told == [ev.Stuck(Phase.DECLINED, GENESIS, ("rank 0: other structure",))] * 2
     assert refusals(pair.run(1, ev.Accept(1, GENESIS, 1)))
+
+
+def test_that_a_rank_has_declined_outlives_a_crash_of_its_agent():
+    """Shows that both go on to say the same, and then nothing: a decline is in no journal."""
+    pair = Pair()
+    pair.begin()
+    pair.deliver()
+    pair.run(0, ev.Decline(1, GENESIS, "other structure"))
+    pair.deliver()
+    pair.reboot(0)
+    pair.settle()
+    assert pair.members[0].recovery == pair.members[1].recovery
+    assert pair.members[0].recovery.declined
+    assert [gossip.restless(m) for m in pair.members] == [0, 0]
 
 
 # --- saves
