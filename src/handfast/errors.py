@@ -1,10 +1,14 @@
 """Every error that handfast raises on purpose: what is wrong, where, and what to do."""
 
 from collections.abc import Sequence
+from typing import Final
+
+import msgspec
 
 from handfast.core.verdict import Verdict
 
 __all__ = [
+    "UNREADABLE",
     "Blocked",
     "Damaged",
     "FormatError",
@@ -16,6 +20,10 @@ __all__ = [
     "Superseded",
     "Unstorable",
 ]
+
+
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises of bytes that are no value: not its type, no UTF-8, or nested too deep."""
 
 
 class HandfastError(Exception):

@@ -21,6 +21,7 @@ import xxhash
 from handfast.agent import frames
 from handfast.agent.wire import Wire, WireError
 from handfast.checkpoint import rounds
+from handfast.checkpoint.outline import outline
 from handfast.core import messages
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Configuration, Domain, RoundRecord
@@ -30,6 +31,9 @@ from handfast.store import claims, journal, manifest, objects
 from handfast.store.pins import Holder, pins
 from handfast.testing.powerloss import Disk
 from handfast.testing.samples import picture
+
+DEEP = 3_000
+"""Deeper than any parser follows."""
 
 
 class Target(NamedTuple):
@@ -109,6 +113,13 @@ def a_manifest() -> bytes:
     )  # fmt: skip
 
 
+def of_a_later_format(body: bytes) -> object:
+    """A manifest of a format that is none of ours, of which the writer's name is told."""
+    head = manifest.MAGIC + (manifest.VERSION + 1).to_bytes(4, "little")
+    framed = head + len(body).to_bytes(8, "little") + body
+    return manifest.decode(framed + manifest.chunk_hash(framed))
+
+
 # Identities, pins, rounds
 
 
@@ -128,6 +139,15 @@ def an_identity(inner: bytes) -> bytes:
 
 IDENTITY = msgspec.json.encode(claims.Identity(1, "rank0-00", "rank0", "run-1", 0, 0))
 HOLDER = msgspec.json.encode(Holder(1, "host", "export", "boot", "pid:[1]", "7"))
+
+
+SEAL = msgspec.msgpack.encode(claims.Seal("rank0-00", 1, {}))
+
+
+def read_seal(data: bytes) -> object:
+    """The first record of an incarnation's journal."""
+    identity = claims.Identity(1, "rank0-00", "rank0", "run-1", 0, 0)
+    return claims._seal("/r/journal", data, identity, 1)
 
 
 def read_pins(data: bytes) -> object:
@@ -201,10 +221,13 @@ TARGETS: dict[str, Target] = {
     "manifest": Target(manifest.decode, (FormatError,), (a_manifest(),)),
     "manifest-body": Target(resealed, (FormatError,), (a_manifest()[manifest.HEAD : -16],)),
     "objects": Target(objects.decode, (FormatError,), OBJECTS),
+    "outline": Target(outline, (FormatError,), OBJECTS),
+    "newer": Target(of_a_later_format, (FormatError,), (a_manifest()[manifest.HEAD : -16],)),
     "records": Target(messages.decode_record, (msgspec.MsgspecError,), RECORDS),
     "messages": Target(messages.decode_message, (msgspec.MsgspecError,), RECORDS),
     "identity": Target(read_identity, JSON, (an_identity(IDENTITY),)),
     "identity-inner": Target(lambda data: read_identity(an_identity(data)), JSON, (IDENTITY,)),
+    "seal": Target(read_seal, JSON, (SEAL,)),
     "pins": Target(read_pins, (), (HOLDER,)),
     "round": Target(read_round, (FormatError,), (msgspec.json.encode(RoundRecord("a", 3)),)),
     "wire": Target(shake, (WireError,), (greeting(),)),
@@ -218,13 +241,22 @@ def feed(target: Target, data: bytes) -> None:
         target.feed(data)
 
 
+def nested(sample: bytes) -> tuple[bytes, ...]:
+    """A sample with one value more that nobody asked for, and no parser can follow."""
+    boxes = (b"[" * DEEP, b"\x91" * DEEP, b"\x81\xa1a" * DEEP)
+    more = bytes([min(255, sample[0] + 1)]) + sample[1:]  # a msgpack array or map of one more
+    names = (b"", b"\xa3zzz")
+    return (b'{"zzz":' + boxes[0], *(more + name + box for name in names for box in boxes), *boxes)
+
+
 def mutated(sample: bytes, chance: random.Random) -> bytes:
-    """A sample with a few changes: bytes flipped, cut out, doubled, put in, or set to a border."""
+    """A sample with a few changes: bytes flipped, cut out, doubled, put in, or set to a border; or
+    boxes in boxes, thousands deep."""
     data = bytearray(sample)
     for _ in range(chance.randrange(1, 5)):
         at = chance.randrange(len(data) + 1)
         end = min(len(data), at + chance.choice((1, 1, 2, 4, 8, 30)))
-        match chance.randrange(5):
+        match chance.randrange(6):
             case 0:
                 data[at:end] = bytes(byte ^ 1 << chance.randrange(8) for byte in data[at:end])
             case 1:
@@ -235,4 +267,6 @@ def mutated(sample: bytes, chance: random.Random) -> bytes:
                 data[at:end] = chance.choice((b"\0", b"\xff", b"\x7f", b"\x80")) * (end - at)
             case 4:
                 data[at:at] = chance.randbytes(end - at)
+            case 5 if not chance.randrange(20):
+                data[at:at] = chance.choice((b"[", b'{"a":', b"\x91", b"\x81\xa1a")) * DEEP
     return bytes(data)

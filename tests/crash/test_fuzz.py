@@ -15,6 +15,8 @@ from pathlib import Path
 import fuzz
 import pytest
 
+import handfast
+
 CHANGES = 1500
 RUNS = 10_000_000
 
@@ -25,12 +27,62 @@ def test_changed_bytes_raise_only_what_is_told(name: str) -> None:
     target = fuzz.TARGETS[name]
     chance = random.Random(name)
     for sample in target.samples:
-        if name not in ("frames", "messages"):
+        if name not in ("frames", "messages", "newer"):
             target.feed(sample)
         for _ in range(CHANGES // len(target.samples)):
             fuzz.feed(target, fuzz.mutated(sample, chance))
     for length in range(64):
         fuzz.feed(target, chance.randbytes(length))
+
+
+@pytest.mark.parametrize("name", fuzz.TARGETS)
+def test_what_is_nested_too_deep_is_refused_as_well(name: str) -> None:
+    """Shows it for a value more in each sample, boxes in boxes: in JSON, in arrays, in maps."""
+    target = fuzz.TARGETS[name]
+    for sample in target.samples:
+        for data in fuzz.nested(sample):
+            fuzz.feed(target, data)
+
+
+FED = {
+    "agent/frames.py": ("local",),
+    "agent/wire.py": ("wire",),
+    "checkpoint/outline.py": ("outline",),
+    "checkpoint/rounds.py": ("round",),
+    "core/messages.py": ("records", "messages"),
+    "store/claims.py": ("identity", "identity-inner", "seal"),
+    "store/manifest.py": ("manifest", "manifest-body", "newer"),
+    "store/objects.py": ("objects",),
+    "store/pins.py": ("pins",),
+}
+"""The targets of each module that decodes."""
+
+BY_OUR_OWN = {
+    "agent/host.py": "what a frame or a wire has carried: from a trainer of this node, or an agent",
+    "agent/snapshot.py": "what a frame has carried: from the agent of this node",
+    "checkpoint/checkpointer.py": "what ranks gather of each other, over the job's own collective",
+    "checkpoint/connection.py": "what a frame has carried: from the agent of this node",
+    "checkpoint/export.py": "the header that was just written",
+    "checkpoint/refusal.py": "what ranks gather of each other, over the job's own collective",
+    "cli/swarm.py": "the user's file of a tally, for which the command's tests are",
+    "testing/storage.py": "the note of an earlier run, which is left alone if it can't be read",
+}
+"""What else decodes, and why no stranger's bytes come there."""
+
+
+def test_no_decoder_is_overlooked() -> None:
+    """Whatever in the package reads with msgspec is fed here, or reads what we have just written;
+    the demo, which only reads its own, apart."""
+    root = Path(handfast.__file__).parent
+    calls = re.compile(r"msgspec\.(json|msgpack)\.(decode\(|Decoder)")
+    found = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        if calls.search(path.read_text()) and path.parent.name != "demo"
+    }
+    assert found == {*FED, *BY_OUR_OWN}
+    listed = {target for targets in FED.values() for target in targets}
+    assert listed | {"journal", "frames"} == {*fuzz.TARGETS}
 
 
 def test_a_decoder_that_raises_something_else_is_found() -> None:

@@ -19,7 +19,7 @@ import msgspec
 
 from handfast import errors
 from handfast.core.verdict import Verdict
-from handfast.errors import FormatError, HandfastError
+from handfast.errors import UNREADABLE, FormatError, HandfastError
 
 __all__ = [
     "MAX_FDS",
@@ -155,7 +155,7 @@ class Incoming:
         while (body := self._frame()) is not None:
             try:
                 message = msgspec.msgpack.decode(body, type=Message)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            except UNREADABLE as error:
                 raise FormatError(f"a frame that can't be read: {error}") from None
             named = message.fds if isinstance(message, Call | Reply) else 0
             yield message, self._batches.popleft() if named and self._batches else []

@@ -30,7 +30,7 @@ from handfast.core.membership import Change, Configuration, Roster
 from handfast.core.messages import decode_message
 from handfast.core.retain import Keep
 from handfast.core.verdict import Verdict
-from handfast.errors import FormatError, Refused
+from handfast.errors import UNREADABLE, FormatError, Refused
 from handfast.store import manifest as codec
 from handfast.store.claims import identify
 from handfast.store.files import Files
@@ -475,7 +475,7 @@ class Agent:
     def _on_message(self, peer: str, data: bytes) -> None:
         try:
             domain, payload = msgspec.msgpack.decode(data, type=tuple[str, bytes])
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             logger.warning("agent %s sent what is no message: %s", peer, error)
             return
         self._deliver(domain, payload)

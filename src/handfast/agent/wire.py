@@ -30,7 +30,7 @@ from enum import IntEnum, StrEnum
 
 import msgspec
 
-from handfast.errors import HandfastError
+from handfast.errors import UNREADABLE, HandfastError
 
 __all__ = ["HANDSHAKE_LIMIT", "MAX_PAYLOAD", "VERSIONS", "Reason", "Wire", "WireError", "agree"]
 
@@ -198,7 +198,7 @@ class Wire:
     def _meet(self, body: bytes) -> None:
         try:
             hello = msgspec.msgpack.decode(body, type=_Hello)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise self._refuse(Reason.MALFORMED, f"a HELLO that can't be read: {error}") from None
         low, high = hello.versions
         if len(hello.nonce) != _NONCE or not 0 < low <= high <= 0xFFFF:

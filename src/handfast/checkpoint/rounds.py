@@ -35,7 +35,15 @@ from handfast.core.membership import (
 )
 from handfast.core.messages import Configured, Frozen, decode_record
 from handfast.core.verdict import Verdict
-from handfast.errors import Blocked, Damaged, HandfastError, Refused, SaveFailed, Superseded
+from handfast.errors import (
+    UNREADABLE,
+    Blocked,
+    Damaged,
+    HandfastError,
+    Refused,
+    SaveFailed,
+    Superseded,
+)
 from handfast.store.claims import domains_below, read_identity
 from handfast.store.files import (
     TEMPORARY,
@@ -354,7 +362,7 @@ def _read(files: Files, path: str) -> RoundRecord | None:
         return None
     try:
         return msgspec.json.decode(read_file(files, path, RECORD_MAX), type=RoundRecord)
-    except (Damaged, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (Damaged, *UNREADABLE) as error:
         why = "it can't be read" if isinstance(error, Damaged) else error
         raise Damaged(
             f"{path}: not a record of a round: {why}. What to do: remove the file; the members' "

@@ -22,6 +22,7 @@ import msgspec
 from rich.markup import escape
 
 from handfast.cli.console import DAMAGED, answer, out
+from handfast.errors import UNREADABLE
 from handfast.sim.storm import GOALS, Outcome, storm
 
 __all__ = ["swarm", "tell_breach"]
@@ -120,7 +121,7 @@ def _read(path: Path | None) -> Tally:
         return Tally()
     try:
         return msgspec.json.decode(path.read_bytes(), type=Tally)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{path} is no tally of this command: {error}. What to do: name another file, or "
             "remove this one to begin anew"

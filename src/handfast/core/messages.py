@@ -317,8 +317,8 @@ def decode_record(data: bytes) -> Record:
 def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
     try:
         return decoder.decode(data)
-    except UnicodeDecodeError as error:
-        raise msgspec.DecodeError(f"a text is not UTF-8: {error}") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"no UTF-8, or nested too deep: {error}") from error
 
 
 def leaf(text: str) -> bytes:

@@ -32,7 +32,7 @@ import msgspec
 import xxhash
 
 from handfast.core.verdict import Verdict
-from handfast.errors import Damaged, FormatError, Refused
+from handfast.errors import UNREADABLE, Damaged, FormatError, Refused
 from handfast.store.files import (
     TEMPORARY,
     Files,
@@ -193,7 +193,7 @@ def read_identity(files: Files, root: str, name: str) -> Identity:
                 "What to do: use the release of handfast that wrote it, or a later one"
             )
         found = msgspec.json.decode(envelope.identity, type=Identity)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise Damaged(f"{path}: not the identity of a domain: {error}. {_LOST}") from error
     if not sound:
         raise Damaged(f"{path}: the identity differs from its own digest. {_LOST}")
@@ -351,7 +351,7 @@ def _check_unused(files: Files, path: str, number: int) -> None:
 def _seal(journal: str, record: bytes, identity: Identity, number: int) -> Seal:
     try:
         seal = msgspec.msgpack.decode(record, type=Seal)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise FormatError(f"{journal}: its first record is no seal: {error}. {_LOST}") from error
     if not seal.fits(identity, number):
         raise Refused(

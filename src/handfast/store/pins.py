@@ -17,7 +17,7 @@ import msgspec
 
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
-from handfast.errors import HandfastError, Refused
+from handfast.errors import UNREADABLE, HandfastError, Refused
 from handfast.store.claims import domain_path
 from handfast.store.files import (
     TEMPORARY,
@@ -150,7 +150,7 @@ def pins(files: Files, root: str, name: str) -> tuple[Pin, ...]:
         path = f"{domain}/pins/{entry}"
         try:
             holder = msgspec.json.decode(read_file(files, path, HOLDER_MAX), type=Holder)
-        except (HandfastError, msgspec.MsgspecError, UnicodeDecodeError):
+        except (HandfastError, *UNREADABLE):
             holder = None
         found.append(Pin(files, path, epoch, holder))
     return tuple(sorted(found, key=lambda made: (made.epoch, made.path)))

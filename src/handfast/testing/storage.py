@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from handfast.core.lattice import GENESIS, Epoch
-from handfast.errors import HandfastError
+from handfast.errors import UNREADABLE, HandfastError
 from handfast.store.claims import identify
 from handfast.store.directory import claim
 from handfast.store.files import (
@@ -91,7 +91,7 @@ def _sweep(path: str) -> None:
     for name in os.listdir(path):
         holder = f"{path}/{name}/{HOLDER}"
         if name.startswith(PREFIX) and os.path.exists(holder):
-            with contextlib.suppress(HandfastError, msgspec.MsgspecError):
+            with contextlib.suppress(HandfastError, *UNREADABLE):
                 by = msgspec.json.decode(read_file(Posix(), holder), type=Holder)
                 if Pin(Posix(), holder, GENESIS, by).ended():
                     shutil.rmtree(f"{path}/{name}", ignore_errors=True)
