@@ -26,6 +26,7 @@ from handfast.core.messages import (
     Released,
     Restored,
     Rolled,
+    Skipped,
     Staged,
     Valid,
     merkle_root,
@@ -100,6 +101,52 @@ def votes_after_a_freeze(patch: Patch) -> None:
         return replace(after, persisting=state.persisting) if isinstance(record, Frozen) else after
 
     patch.setattr(member, "fold", folded)
+
+
+@mutant("s10")
+def skips_after_a_freeze(patch: Patch) -> None:
+    def failed(original, turn, event):
+        if 0 < event.epoch.generation < turn.state.generation:
+            turn.say(Skipped(turn.state.me, event.epoch, event.reason))
+        else:
+            original(turn, event)
+
+    handler(patch, events.Failed, failed)
+
+
+@mutant("s10")
+def forgoes_for_a_past_generation(patch: Patch) -> None:
+    def forgone(original, turn, event):
+        if 0 < event.epoch.generation < turn.state.generation:
+            turn.say(Skipped(turn.state.me, event.epoch, event.reason))
+        else:
+            original(turn, event)
+
+    handler(patch, events.Forgone, forgone)
+
+
+@mutant("s10")
+def judges_for_a_past_generation(patch: Patch) -> None:
+    def checked(original, turn, event):
+        if event.generation < turn.state.generation:
+            turn.say(Valid(turn.state.me, event.generation, event.epoch))
+        else:
+            original(turn, event)
+
+    handler(patch, events.Checked, checked)
+
+
+@mutant("s10")
+def accepts_for_a_past_generation(patch: Patch) -> None:
+    def accept(original, turn, event):
+        state = turn.state
+        if 0 < event.generation < state.generation and state.roster is not None:
+            shard = state.roster.configuration.domains[state.me].shard
+            turn.say(Accepted(shard, event.generation, event.epoch, event.copy))
+        else:
+            original(turn, event)
+
+    handler(patch, events.Accept, accept)
 
 
 @mutant("s5")
@@ -597,6 +644,28 @@ def keeps_no_chain_of_bases(patch: Patch) -> None:
     patch.setattr(recover, "extend", lambda timeline, branch, floor: (branch,))
 
 
+@mutant("s6", "s9", shape="either")
+def keeps_the_chain_of_bases_in_its_own_journal_alone(patch: Patch) -> None:
+    original = recover.certificate
+
+    def certify(turn, roster, recovery):
+        own = turn.state.restored
+
+        def certificate(roster, recovery, at, round_):
+            made = original(roster, recovery, at, round_)
+            if made is None:
+                return None
+            chain = recover.extend(own.timeline if own else (), made.timeline[0], GENESIS)
+            return replace(made, timeline=chain)
+
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(recover, "certificate", certificate)
+            conclude(turn, roster, recovery)
+
+    conclude = member._recover
+    patch.setattr(member, "_recover", certify)
+
+
 @mutant("s8", "s3", "s4")
 def releases_what_converged_last(patch: Patch) -> None:
     def releasable(retained, *, line, **_):
@@ -788,7 +857,7 @@ def reports_what_is_only_in_memory(patch: Patch) -> None:
     handler(patch, events.Begin, begun)
 
 
-@mutant("s6", "s9", "s10", "s12", shape="either")
+@mutant("s6", "s9", shape="either")
 def takes_a_change_in_the_middle_of_a_restore(patch: Patch) -> None:
     """What had been reported before the change, by the fenced one too, goes on to count."""
 

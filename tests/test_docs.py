@@ -7,6 +7,9 @@ from tests import docs_theory, docs_vocabulary
 from tests.docs_diagram import PAGE, page
 
 from handfast.model import pipeline
+from mutants import MUTANTS
+
+CLAIMS = Path(__file__).parents[1] / "docs" / "CLAIMS.md"
 
 
 def test_the_diagram_of_an_edge_is_that_of_the_table_that_runs() -> None:
@@ -50,3 +53,16 @@ def test_the_pictures_of_the_theory_show_the_formulas(tmp_path: Path) -> None:
         kept = (docs_theory.IMG / path.name).read_text(encoding="utf-8")
         assert docs_theory.formulas(kept) == docs_theory.formulas(path.read_text(encoding="utf-8"))
         assert "seen" in kept
+
+
+def test_each_wrong_protocol_stands_beside_a_law_that_it_breaks() -> None:
+    """So the table of the laws names all that shows that they have teeth."""
+    rows = [line.split("|") for line in CLAIMS.read_text().splitlines() if line.startswith("| ")]
+    beside = {
+        (row[1].strip().lower(), name)
+        for row in rows
+        if len(row) > 5
+        for name in row[4].split("`")[1::2]
+    }
+    for fault in MUTANTS:
+        assert any((law, fault.name) in beside for law in fault.laws), fault.name

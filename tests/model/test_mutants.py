@@ -23,16 +23,18 @@ BY_STORMS = {
     "rolls_up_the_epoch_before_with_this_one", "rolls_up_a_skip_as_if_it_were_a_vote",
     "counts_on_what_is_lost", "keeps_a_block_under_another_root", "admits_whatever_was_passed_by",
     "speaks_to_one_neighbour_beside_the_tree", "keeps_torn_saves_as_history",
-    "takes_an_heir_for_a_past_life",
+    "takes_an_heir_for_a_past_life", "keeps_the_chain_of_bases_in_its_own_journal_alone",
 }  # fmt: skip
 """What needs a larger world than is searched: three rounds of two members, copies of a whole run,
 a member that is away for good, a loss and then a boot, more epochs than one window, three epochs
-and a torn one, a member of two lives that is fenced, and a tree of four with a SKIP, two epochs,
+and a torn one, a member of two lives that is fenced, an heir beside two others, and a tree of four with a SKIP, two epochs,
 two rounds, or two members away. `tests/property/test_mutants.py` catches them."""
 
 SEARCHED = {
     "votes_before_the_sync": "window",
     "forgets_its_acceptance": "crash",
+    "skips_after_a_freeze": "late",
+    "forgoes_for_a_past_generation": "late",
     "forgets_what_had_converged": "window",
     "calls_a_damaged_copy_valid": "rot",
     "knows_from_its_own_edges": "path",

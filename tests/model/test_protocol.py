@@ -29,7 +29,7 @@ from mutants import MUTANTS
 SHORT = (
     "epochs", "any order", "overlap", "rollback", "change", "path", "reader", "retry",
     "window", "decline", "stale", "star", "tree", "tree of four", "recovering", "saving",
-    "resaved", "soup",
+    "resaved", "soup", "late",
 )  # fmt: skip
 LONG = tuple(name for name in SCENARIOS if name not in SHORT)
 

@@ -142,7 +142,7 @@ def gone_apart(where: World, rng: random.Random) -> None:
 BY_SEARCH = {
     "accepts_again_in_a_new_life", "restores_without_every_report",
     "votes_before_its_first_freeze_is_written", "never_trusts_again_what_was_bad_once",
-    "saves_a_step_again", "saves_what_it_was_restored_from",
+    "saves_a_step_again", "saves_what_it_was_restored_from", "skips_after_a_freeze",
 }  # fmt: skip
 """What so few storms miss, and the search of `tests/model/test_mutants.py` finds."""
 
