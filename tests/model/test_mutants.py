@@ -27,8 +27,8 @@ BY_STORMS = {
 }  # fmt: skip
 """What needs a larger world than is searched: three rounds of two members, copies of a whole run,
 a member that is away for good, a loss and then a boot, more epochs than one window, three epochs
-and a torn one, a member of two lives that is fenced, an heir beside two others, and a tree of four with a SKIP, two epochs,
-two rounds, or two members away. `tests/property/test_mutants.py` catches them."""
+and a torn one, a member of two lives that is fenced, an heir beside two others, and a tree of four
+with a SKIP, two epochs, two rounds, or two members away. `tests/property/test_mutants.py` catches them."""
 
 SEARCHED = {
     "votes_before_the_sync": "window",
