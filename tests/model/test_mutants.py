@@ -28,7 +28,8 @@ BY_STORMS = {
 """What needs a larger world than is searched: three rounds of two members, copies of a whole run,
 a member that is away for good, a loss and then a boot, more epochs than one window, three epochs
 and a torn one, a member of two lives that is fenced, an heir beside two others, and a tree of four
-with a SKIP, two epochs, two rounds, or two members away. `tests/property/test_mutants.py` catches them."""
+with a SKIP, two epochs, two rounds, or two members away. Storms catch them:
+`tests/property/test_mutants.py`."""
 
 SEARCHED = {
     "votes_before_the_sync": "window",

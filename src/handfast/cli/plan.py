@@ -102,7 +102,8 @@ def _settings(command: Any) -> Any:
 
 @click.command(
     epilog="TIME: 90s, 30m, 12h, 2d, never; without a unit, seconds. RUN: as for the other "
-    "commands; with --fit."
+    "commands; with --fit. Exit codes: 0; 1 a simulation contradicts its formula; 2 wrong usage; "
+    "3 could not look."
 )
 @click.argument("run", nargs=-1, metavar="[RUN]...")
 @click.option("--explain", "explained", is_flag=True, help="Conditions, and a simulation of each.")
@@ -263,10 +264,13 @@ def _show_finding(console: Console, finding: Finding) -> None:
         verdict = "agrees" if finding.agrees else "[bold red]DISAGREES[/]"
         if finding.agrees and not finding.tested:
             verdict = "too rare for so many trials to tell"
-        lines.append(
-            f"simulated {seen.mean:.6g}, true value in {_between(seen.low, seen.high)} "
-            f"({seen.trials:,} trials, by {seen.by}): {verdict}"
-        )
+        ground = f"{seen.trials:,} trials, by {seen.by}"
+        if math.isinf(seen.high):
+            ground = f"{seen.trials:,} trials, {seen.by}"
+            lines.append(f"simulated {seen.mean:.6g} ({ground}): {verdict}")
+        else:
+            within = _between(seen.low, seen.high)
+            lines.append(f"simulated {seen.mean:.6g}, true value in {within} ({ground}): {verdict}")
     else:
         lines.append("not simulated: it would not end")
     lines.append(f"[dim]holds if:[/] {escape(finding.conditions)}")

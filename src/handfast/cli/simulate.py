@@ -54,8 +54,11 @@ ONE, MANY = "--seed N", "--seeds N|A..B or --minutes M"
 SCRIPT, SCALE, SYNCHRONY = "--script FILE", "--scale N,N...", "--synchrony N,N..."
 
 
-@click.command()
-@click.option("--seeds", callback=seeds_of, metavar="N|A..B", help="Run a swarm of seeds.")
+@click.command(
+    epilog="Exit codes: 0 all holds; 1 a law, a goal, a bound or a script does not; 2 wrong usage; "
+    "3 could not look."
+)
+@click.option("--seeds", callback=seeds_of, metavar="N|A..B", help="Run seeds 0 to N-1, A to B-1.")
 @click.option("--seed", type=int, help="Run one seed.")
 @click.option("--transcript", is_flag=True, help="With --seed: tell everything that happened.")
 @click.option("--thorough", is_flag=True, help="Hold every law after every step; slow.")

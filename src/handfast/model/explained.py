@@ -114,7 +114,7 @@ class Finding(msgspec.Struct, frozen=True):
         What comes less than once in all of them (or fails to) they can't.
         """
         seen = self.seen
-        if seen is None:
+        if seen is None or math.isinf(seen.high):
             return False
         rare = seen.low <= 0 and self.value * seen.trials < 1
         return not (rare or (seen.high >= 1 and 0 <= (1 - self.value) * seen.trials < 1))

@@ -9,6 +9,7 @@ Generation*, 1986, on order statistics); below :data:`DIRECT` domains each one i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from random import Random
@@ -29,6 +30,10 @@ MISTAKE: Final = 1e-6
 
 SIGMAS: Final = 4.9
 """Standard errors of a normal law that are exceeded as rarely as that."""
+
+
+ODD: Final = 30
+"""Trials that must come out otherwise than the rest, for a sum of them to be near to normal."""
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -80,12 +85,17 @@ def _divergence(q: float, p: float) -> float:
 def ratio(pairs: Iterable[tuple[float, float]], trials: int) -> Estimate:
     """Estimate E[x] / E[y] from independent pairs, y > 0, by the central limit theorem.
 
-    So the interval is no bound: it misses about as rarely as MISTAKE if the trials are many.
+    So the interval is no bound: it misses about as rarely as MISTAKE if the trials are many. It is
+    the wider the fewer of them came out otherwise than the rest, since sums of rare events lean;
+    below ``ODD`` of them it is all numbers.
     """
     played = list(islice(pairs, trials))
     mean = math.fsum(x for x, _ in played) / math.fsum(y for _, y in played)
+    odd = trials - max(Counter(played).values())
+    if odd < ODD:
+        return Estimate(mean, -math.inf, math.inf, trials, "almost all of them alike")
     error = math.sqrt(variance([x - mean * y for x, y in played]) / trials)
-    reach = SIGMAS * error / fmean(y for _, y in played)
+    reach = SIGMAS * (1 + SIGMAS / math.sqrt(odd)) * error / fmean(y for _, y in played)
     return Estimate(mean, mean - reach, mean + reach, trials, "the central limit theorem")
 
 

@@ -218,6 +218,17 @@ def test_what_is_too_rare_for_the_trials_is_not_said_to_agree() -> None:
     assert "too rare for so many trials to tell" in " ".join(shown.split())
 
 
+@pytest.mark.parametrize("domains", ["2", "8"])
+def test_a_job_that_hardly_fails_refutes_no_formula(domains: str) -> None:
+    """Of 20,000 intervals two or none have a failure: that is no ground for any interval."""
+    done = CliRunner().invoke(app, ["plan", "--explain", "--json", "--domains", domains])
+    rows = {row["name"]: row for row in json.loads(done.output)["findings"]}
+    wall = rows["wall time for useful time, this interval"]
+    assert (done.exit_code, wall["tested"], wall["seen"]["high"]) == (0, False, None)
+    shown = CliRunner().invoke(app, ["plan", "--explain", "--domains", domains]).output
+    assert "almost all of them alike" in " ".join(shown.split())
+
+
 def test_figures_that_can_t_be_worked_out_are_wrong_usage() -> None:
     """A job that fails a billion times in each save."""
     done = CliRunner().invoke(app, ["plan", "--cost", "999999999999d", "--mtbf", "1s"])
