@@ -153,3 +153,57 @@ def test_what_can_not_be_looked_at_is_said_with_what_to_do(tmp_path: Path) -> No
     ):
         done = prove(*arguments)
         assert (done.exit_code, words in done.output) == (code, True), done.output
+
+
+FILE = """
+from handfast.model.pipeline import *
+
+rank0, file, late = Actor("rank 0"), Place("a.pt"), Barrier("all", ("rank 0",))
+
+@process
+def rank(epoch):
+    return rank0.replaces(file, epoch) >> rank0.meets(late, epoch) >> STOP
+
+look = Restart(1)
+
+@process
+def restart():
+    return look.reads(file, lambda value: look.loads([value]))
+
+mine = Pipeline(
+    name="mine", about="by a user", actors={"rank 0": rank(1)}, servers=(file, late),
+    restart=restart(), claims=(Claim("when renamed", does="renames"),), epochs=1,
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "words"),
+    [
+        ('actors={"rank 0": rank(1)}', "actors=(rank(1),)", "it needs actors, by name"),
+        ("restart=restart()", "restart=restart", "restart is to be a process"),
+        ('does="renames"),)', 'does="renames"))', "claims is to be a tuple of one or more"),
+        ("servers=(file, late)", "servers=[file, late]", "servers is to be a tuple of one or more"),
+        ("epochs=1", 'epochs="1"', "at least one epoch"),
+        ('("rank 0",)', '["rank 0"]', "a tuple of their names"),
+        ('("rank 0",)', '("rank 1",)', "rank 0 arrives at all, and is no member of it"),
+        (" >> STOP", "", "rank(1,) gives"),
+        ("return rank0.replaces", "rank0.replaces", "rank(1,) gives None"),
+        ("return rank0.replaces(file, epoch)", "return {}[epoch]", "line 8"),
+        ("look.loads([value])", "None", "can't be followed"),
+        ("look.loads([value])", "look.loads([7])", "a restart loads 7"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_as_the_files(
+    tmp_path: Path, right: str, wrong: str, words: str
+) -> None:
+    """Exit code 2 and no traceback, though a process is first called when it is followed."""
+    file = tmp_path / "mine.py"
+    file.write_text(FILE)
+    assert prove("--pipeline", str(file)).exit_code in (0, 1)
+    assert right in FILE
+    file.write_text(FILE.replace(right, wrong))
+    done = prove("--pipeline", str(file))
+    said = " ".join(done.output.split())
+    assert (done.exit_code, words in said) == (2, True), said
+    assert "Traceback" not in said

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from traceback import extract_tb
 from typing import Final
 
 import click
@@ -67,9 +69,11 @@ def _pipelines(file: str, svg: str | None, claim: str, promela: str | None, as_j
     the first pipeline. Raises ValueError where the file describes none that fits together.
     """
     found = _load(file)
-    verdicts = [examine(pipeline) for pipeline in found]
+    with _blaming(file):
+        verdicts = [examine(pipeline) for pipeline in found]
+        model = export(found[0]) if promela is not None else ""
     if promela is not None:
-        Path(promela).write_text(export(found[0]), encoding="utf-8")
+        Path(promela).write_text(model, encoding="utf-8")
     if svg is not None:
         Path(svg).write_text(_picture(found, verdicts, claim), encoding="utf-8")
     own = [f for verdict in verdicts for f in verdict.findings if f.claim != NOON.words]
@@ -102,6 +106,25 @@ def _load(file: str) -> list[Pipeline]:
             f"{file} describes no pipeline. Assign a handfast.model.pipeline.Pipeline to a name"
         )
     return found
+
+
+@contextmanager
+def _blaming(file: str) -> Iterator[None]:
+    """Tell an error of what a file describes as one of the file, with its line where it has one.
+
+    A process is only called when it is followed, so what it does wrong shows late.
+    """
+    try:
+        yield
+    except (ValueError, HandfastError):  # in words already
+        raise
+    except Exception as error:
+        own = [at for at in extract_tb(error.__traceback__) if at.filename == file]
+        where = f"{file}, line {own[-1].lineno}" if own else file
+        raise ValueError(
+            f"{where}: a process that can't be followed: {type(error).__name__}: {error}. What to "
+            "do: give events, joined by >>, and at the end STOP or a call; docs/pipelines.md"
+        ) from error
 
 
 def _picture(found: Sequence[Pipeline], verdicts: Sequence[Verdict], text: str) -> str:

@@ -189,14 +189,28 @@ def compose(pipeline: Pipeline, claim: Claim) -> Network:
 
 def _check(pipeline: Pipeline) -> None:
     """Raise ValueError for what users write that is no pipeline, whatever its types say."""
+    _check_tuples(pipeline)
+    name = pipeline.name
+    actors: object = pipeline.actors
+    epochs: object = pipeline.epochs
+    if not (isinstance(actors, dict) and actors and isinstance(epochs, int) and epochs > 0):
+        raise ValueError(f"{name}: it needs actors, by name, and at least one epoch")
+    terms: dict[str, object] = {**actors, "restart": pipeline.restart}
+    for who, term in terms.items():
+        if not isinstance(term, Process):
+            raise ValueError(
+                f"{name}: {who} is to be a process, STOP or a call of a function under @process, "
+                f"not {term!r:.60}"
+            )
+    _check_restart(pipeline)
+
+
+def _check_tuples(pipeline: Pipeline) -> None:
     name, fields = pipeline.name, {"claims": Claim, "servers": Place | Barrier | Mail}
     for field, kind in fields.items():
         value: object = getattr(pipeline, field)
         if not (isinstance(value, tuple) and value and all(isinstance(v, kind) for v in value)):
             raise ValueError(f"{name}: {field} is to be a tuple of one or more, not {value!r}")
-    if not pipeline.actors or pipeline.epochs < 1:
-        raise ValueError(f"{name}: it needs actors, by name, and at least one epoch")
-    _check_restart(pipeline)
 
 
 def _check_restart(pipeline: Pipeline) -> None:
@@ -331,5 +345,6 @@ def waits(pipeline: Pipeline) -> dict[str, tuple[str, ...]]:
 
 
 def instants(pipeline: Pipeline) -> tuple[Claim, ...]:
-    """Give the pipeline's own claims, and the clock's."""
+    """Give the pipeline's own claims, and the clock's. Raises ValueError where these are none."""
+    _check_tuples(pipeline)
     return (*pipeline.claims, NOON)

@@ -181,6 +181,12 @@ class Barrier(msgspec.Struct, frozen=True):
     name: str
     members: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        """Raise TypeError for members that are no names."""
+        members: object = self.members
+        if not (isinstance(members, tuple) and all(isinstance(m, str) for m in members)):
+            raise TypeError(f"{self.name}: give the members of a barrier as a tuple of their names")
+
     @property
     def start(self) -> tuple[int, ...]:
         """Nobody has come: the epoch of each member's last arrival is 0."""
@@ -189,6 +195,8 @@ class Barrier(msgspec.Struct, frozen=True):
     def after(self, event: Event, state: tuple[int, ...]) -> tuple[int, ...] | None:
         """Count who arrives; return to those for whose epoch all have arrived."""
         if event.does == "arrives at":
+            if event.who not in self.members:
+                raise ValueError(f"{event.who} arrives at {self.name}, and is no member of it")
             i = self.members.index(event.who)
             return (*state[:i], event.epoch, *state[i + 1 :])
         return state if min(state) >= event.epoch else None
@@ -311,7 +319,10 @@ class Restart(msgspec.Struct, frozen=True):
 
     def loads(self, values: Iterable[int]) -> Process:
         """Rank r resumes from ``values[r]``: an epoch, TORN bytes, or NOTHING, from scratch."""
-        return Prefix(Event(self.name, "loads", of=tuple(values)), STOP)
+        loaded = tuple(values)
+        if strange := [v for v in loaded if v not in range(TORN, self.epochs + 1)]:
+            raise ValueError(f"a restart loads {strange[0]!r}; epochs are 1 to {self.epochs}")
+        return Prefix(Event(self.name, "loads", of=loaded), STOP)
 
     def refuses(self) -> Process:
         """Nothing can be loaded, and that is said aloud; what was claimed is lost all the same."""

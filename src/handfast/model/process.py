@@ -193,8 +193,14 @@ class Named(Process, frozen=True, cache_hash=True):
     arguments: tuple[Hashable, ...]
 
     def moves(self) -> Moves:
-        """Those of the body: N(x) --a--> P where its body does."""
-        return transitions(self.body(*self.arguments))
+        """Those of the body: N(x) --a--> P where its body does.
+
+        Raises TypeError for a body that gives no process.
+        """
+        term = self.body(*self.arguments)
+        if not isinstance(term, Process):
+            raise TypeError(f"{self.body.__name__}{self.arguments} gives {term!r:.60}")
+        return transitions(term)
 
 
 def process(body: Callable[P, Process]) -> Callable[P, Process]:
