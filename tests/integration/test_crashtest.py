@@ -26,7 +26,7 @@ from handfast.cli.main import app
 from handfast.errors import Damaged, HandfastError
 from handfast.store.files import Posix
 from handfast.store.pins import Holder, _start_of
-from handfast.testing import storage
+from handfast.testing import storage, writer
 from handfast.testing.medium import medium
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "crash"))
@@ -163,18 +163,18 @@ def test_an_epoch_that_a_killed_writer_had_attested_is_missed(tmp_path: Path) ->
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        storage._write(root, tell, Posix())
-    assert storage._lost(root, 3) == ""
-    assert "not in the journals: 96 epochs from 4 on" in storage._lost(root, 99)
+        writer.write(root, tell, Posix())
+    assert writer.lost(root, 3) == ""
+    assert "not in the journals: 96 epochs from 4 on" in writer.lost(root, 99)
     (data,) = tmp_path.glob("**/chunks/*-3.*")
     whole = data.read_bytes()
     data.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(Damaged, match="differs from its hash"):
-        storage._lost(root, 3)
+        writer.lost(root, 3)
     data.write_bytes(whole)
     (manifest,) = tmp_path.glob("**/*-3.manifest")
     manifest.unlink()
-    assert "manifest is gone" in storage._lost(root, 3)
+    assert "manifest is gone" in writer.lost(root, 3)
 
 
 def plugged(path: Path, last: int) -> Path:
@@ -185,8 +185,8 @@ def plugged(path: Path, last: int) -> Path:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        storage.plug(str(path), tell)
-    return path / storage.LEFT
+        writer.plug(str(path), tell)
+    return path / writer.LEFT
 
 
 def test_after_any_number_that_was_told_a_sound_disk_is_sound(tmp_path: Path) -> None:
@@ -202,6 +202,29 @@ def test_after_any_number_that_was_told_a_sound_disk_is_sound(tmp_path: Path) ->
     found = crashtest(tmp_path, "--after", 9)
     assert found.exit_code == 1
     assert "1 epochs from 9 on, unless 9 is more than was ever told" in found.output
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "of a power loss that shows nothing"),
+        ({"boot": "another"}, "behind a restart: a power loss, if the plug was pulled"),
+        ({"boot": "another", "host": "elsewhere"}, "seen from another host"),
+        (None, "who wrote it can't be read"),
+    ],
+)
+def test_after_says_what_it_shows(
+    tmp_path: Path, change: dict[str, str] | None, words: str
+) -> None:
+    """Shows that a writer which was only ended is no power loss: it was called one."""
+    note = plugged(tmp_path, 3) / writer.HOLDER
+    wrote = msgspec.json.decode(note.read_bytes(), type=Holder)
+    if change is None:
+        note.write_bytes(b"[")
+    else:
+        note.write_bytes(msgspec.json.encode(msgspec.structs.replace(wrote, **change)))
+    found = crashtest(tmp_path, "--after", 3)
+    assert (found.exit_code, words in " ".join(found.output.split())) == (0, True), found.output
 
 
 @pytest.mark.parametrize("lost", [6, 7, 8])
@@ -311,7 +334,7 @@ def test_a_lock_is_asked_for_as_the_store_does(
 def test_a_writer_that_ends_by_itself_says_why_in_a_line(tmp_path: Path) -> None:
     """Shows it for one that can't write, and that one whom nobody hears any more just ends."""
     (tmp_path / "domains").write_bytes(b"")
-    argv = [sys.executable, "-m", "handfast.testing.storage", str(tmp_path)]
+    argv = [sys.executable, "-m", "handfast.testing.writer", str(tmp_path)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "make the domain's directory" in done.stderr
@@ -411,13 +434,13 @@ def test_only_a_pulled_plug_finds_a_lie_about_syncs(lossy: tuple[Path, bool]) ->
     codes = []
     for seed in range(2):
         argv = [sys.executable, "-m", "handfast", "crashtest", str(point), "--plug"]
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as writer:
-            assert writer.stdout is not None
-            told = [writer.stdout.readline() for _ in range(3)]
-            writer.kill()
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            told = [process.stdout.readline() for _ in range(3)]
+            process.kill()
         lossyfs.cut(point, seed)
         codes.append(crashtest(point, "--after", told[-1].strip()).exit_code)
-        subprocess.run(["rm", "-rf", str(point / storage.LEFT)], check=True)
+        subprocess.run(["rm", "-rf", str(point / writer.LEFT)], check=True)
     # where all is gone, the directory too, nobody can tell that from one that never was
     assert set(codes) <= {1, 3} if lies else codes == [0, 0]
 
@@ -442,7 +465,7 @@ def test_slow_storage_is_given_more_time(tmp_path: Path, monkeypatch: pytest.Mon
         return []
 
     monkeypatch.setattr(storage, "_until_killed", slow)
-    monkeypatch.setattr(storage, "_lost", lambda home, told: "")
+    monkeypatch.setattr(storage, "lost", lambda home, told: "")
     with pytest.raises(HandfastError, match="no epoch was attested before any of 20 kills"):
         storage._killed_writers(str(tmp_path / "kills"), 12, seed=0)
     assert max(given) > 1.0

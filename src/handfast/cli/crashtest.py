@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from handfast.cli.console import DAMAGED, answer, answering, as_json, out
 from handfast.errors import HandfastError
-from handfast.testing import storage
+from handfast.testing import storage, writer
 from handfast.testing.medium import medium
 
 __all__ = ["crashtest"]
@@ -58,7 +58,7 @@ class Answer(msgspec.Struct, frozen=True):
     "--after",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Look what is left of the first N epochs.",
+    help="Look what is left of its first N epochs; where all is well it is removed.",
 )
 @as_json
 def crashtest(
@@ -67,9 +67,9 @@ def crashtest(
     """Say what a directory's storage can be trusted with, by killing processes that write to it.
 
     Tries what handfast relies on: syncs, exclusive creation, renames that replace, links, locks,
-    that a name leads to the file that is open,
-    and that one process sees at once what another did; then kills writers, and looks whether
-    anything that they had attested is torn or gone. Leaves nothing behind.
+    that a name leads to the file that is open, and that one process sees at once what another
+    did; then kills writers, and looks whether anything that they had attested is torn or gone.
+    Leaves nothing behind, but for --plug.
 
     Exit code 0: trustworthy, as far as can be seen without pulling a plug; 1: not; 3: it could not
     look, or nothing of --plug is there.
@@ -79,9 +79,9 @@ def crashtest(
     with answering(as_json):
         _check(path)
         if plug:
-            storage.plug(path, click.echo)
+            writer.plug(path, click.echo)
         elif after is not None:
-            _end(path, [storage.after(path, after)], as_json, show=True)
+            _end(path, [writer.after(path, after)], as_json, show=True)
         else:
             with storage.scratch(path) as home:
                 trials = []
@@ -99,12 +99,12 @@ def _check(path: str) -> None:
         )
 
 
-def _show(trial: storage.Trial) -> None:
+def _show(trial: writer.Trial) -> None:
     mark = "[green]holds[/]" if trial.holds else "[bold red]FAILS[/]"
     out().print(f"{mark}  {trial.name:22} {escape(trial.seen)}")
 
 
-def _end(path: str, trials: list[storage.Trial], as_json: bool, *, show: bool) -> None:
+def _end(path: str, trials: list[writer.Trial], as_json: bool, *, show: bool) -> None:
     found = _judge(path, trials)
     if as_json:
         answer(found)
@@ -116,7 +116,7 @@ def _end(path: str, trials: list[storage.Trial], as_json: bool, *, show: bool) -
         raise click.exceptions.Exit(DAMAGED)
 
 
-def _judge(path: str, trials: list[storage.Trial]) -> Answer:
+def _judge(path: str, trials: list[writer.Trial]) -> Answer:
     lies_on = medium(path)
     failed = [trial for trial in trials if not trial.holds]
     may, may_not = [], [f"{trial.rests} ({trial.name})" for trial in failed]

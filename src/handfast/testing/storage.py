@@ -1,14 +1,11 @@
 """What a storage can be trusted with, tried out on the storage itself.
 
 Each trial does what the store relies on (assumptions A2 and A3), with real processes, and says what
-it saw. What only a power loss can show is not guessed at: `plug` writes until it is stopped, tells
-how far it came each time that all is synced, and :func:`after` looks what is left of that, behind a
-power loss or from another host.
+it saw. What only a power loss can show is not guessed at: :mod:`~handfast.testing.writer` has that.
 """
 
 import contextlib
 import fcntl
-import itertools
 import os
 import random
 import shutil
@@ -18,17 +15,14 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Final
 
 import msgspec
 
-from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.lattice import GENESIS
 from handfast.errors import UNREADABLE, HandfastError
-from handfast.store.claims import identify
-from handfast.store.directory import claim
 from handfast.store.files import (
-    Files,
     Posix,
     closing,
     describe,
@@ -37,28 +31,13 @@ from handfast.store.files import (
     writing,
 )
 from handfast.store.pins import Holder, Pin
-from handfast.store.shelf import Shelf
-from handfast.testing.samples import picture, save
+from handfast.testing.writer import HOLDER, Trial, lost
 
-__all__ = ["TRIALS", "Trial", "after", "plug", "scratch", "try_out"]
+__all__ = ["TRIALS", "scratch", "try_out"]
 
-NAME, RUN = "rank0", "crashtest"
-NBYTES: Final = 1 << 20
-LEFT: Final = "handfast-crashtest"  # what `plug` leaves, for `after` to find and to remove
 PREFIX: Final = ".handfast-crashtest-"
 MORE: Final = 8  # kills, where nothing was attested before any of those that were asked for
 LONGEST_S: Final = 10.0  # that a writer on slow storage is given before it is killed
-HELD: Final = 3  # epochs that a writer keeps; older ones are released
-HOLDER: Final = "holder.json"  # who made a scratch directory, as pins have it
-
-
-class Trial(NamedTuple):
-    """One thing that was tried: whether it held, what was seen, and what rests on it."""
-
-    name: str
-    holds: bool
-    seen: str
-    rests: str
 
 
 @contextlib.contextmanager
@@ -338,7 +317,7 @@ def _killed_writers(home: str, kills: int, seed: int) -> Trial:
         longest_s = longest_s if said else min(2 * longest_s, LONGEST_S)
         told += said
         try:
-            problem = _lost(home, max(told, default=0))
+            problem = lost(home, max(told, default=0))
         except HandfastError as error:
             problem = str(error)
         if problem:
@@ -354,7 +333,7 @@ def _killed_writers(home: str, kills: int, seed: int) -> Trial:
 
 def _until_killed(home: str, after_s: float) -> list[int]:
     """Start a writer and kill it so long behind its first words; returns what it attested."""
-    argv = [sys.executable, "-m", "handfast.testing.storage", home]
+    argv = [sys.executable, "-m", "handfast.testing.writer", home]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         assert writer.stderr is not None
@@ -370,127 +349,3 @@ def _until_killed(home: str, after_s: float) -> list[int]:
     if ended or not lines:
         raise HandfastError(f"a process that writes there ended by itself: {said}")
     return [int(line) for line in lines[1:]]
-
-
-class _Home(NamedTuple):
-    run: str
-    domain: str
-    shard: int
-
-
-def _picture(step: int) -> bytearray:
-    return picture(step, nbytes=NBYTES)[1]
-
-
-def _write(root: str, tell: Callable[[str], None], files: Files) -> None:
-    """Save epoch after epoch, and tell of each that is attested; never ends by itself."""
-    identity = identify(files, root, NAME, run=RUN, shard=0)
-    tier = claim(files, root, NAME)
-    layout, _ = picture(0, nbytes=NBYTES)
-    last = max((int(record) for record in tier.history), default=0)
-    tell("writing")
-    for step in itertools.count(last + 1):
-        home = _Home(RUN, identity.id, 0)
-        save(tier, home, Epoch(tier.incarnation, step), _picture(step), layout)
-        tier.journal.append(b"%d" % step)
-        tier.journal.sync()
-        if tier.current():
-            tell(str(step))
-        if step > HELD:
-            tier.may_clean = True
-            tier.release([epoch for epoch in tier.manifests() if epoch.step <= step - HELD])
-
-
-def _lost(root: str, told: int) -> str:
-    """What is missing or torn of all up to the last that was told; empty where nothing is.
-
-    Each is recorded, and the last that are recorded are there: those before were released.
-    """
-    files = Posix()
-    shelf = Shelf(files, root, NAME)
-    recorded = [int(record) for record in shelf.records()]
-    last = max(recorded, default=0)
-    if told > last:
-        return (
-            f"attested and not in the journals: {told - last} epochs from {last + 1} on, unless "
-            f"{told} is more than was ever told"
-        )
-    if missing := sorted(set(range(1, last + 1)).difference(recorded)):
-        return f"attested and not in the journals: {_few(missing)}"
-    found = shelf.manifests()
-    layout, _ = picture(0, nbytes=NBYTES)
-    there = {epoch.step for epoch in found}
-    if gone := [step for step in recorded[-HELD:] if step not in there]:
-        return f"attested, and the manifest is gone: {_few(gone)}"
-    for epoch in found:
-        into = bytearray(layout.nbytes)
-        shelf.read(epoch, into)
-        if into != _picture(epoch.step):
-            return f"epoch {epoch} reads well and holds other bytes than were written"
-    return ""
-
-
-def _few(steps: Sequence[int]) -> str:
-    more = f" and {len(steps) - 5} more" if len(steps) > 5 else ""
-    return ", ".join(map(str, steps[:5])) + more
-
-
-# Pulling the plug, and looking from elsewhere
-
-
-def plug(path: str, tell: Callable[[str], None]) -> None:
-    """Save below a directory until this process is ended; tell of each epoch that is durable.
-
-    What it leaves stays for :func:`after`. Raises HandfastError, also where an earlier one left
-    something, and OSError.
-    """
-    if os.path.lexists(f"{path}/{LEFT}"):
-        raise HandfastError(
-            f"{path}/{LEFT} is there, from an earlier --plug. What to do: look what is left of it "
-            "with --after N, which removes it where all is well; or remove it"
-        )
-    os.mkdir(f"{path}/{LEFT}")
-    Posix().fsync_dir(path)
-    _write(f"{path}/{LEFT}", lambda line: None if line == "writing" else tell(line), Posix())
-
-
-def after(path: str, step: int) -> Trial:
-    """Look whether all up to the last epoch that `plug` told of is there, and remove it.
-
-    Raises HandfastError where nothing of `plug` is there: nobody can tell from that whether it was
-    ever begun.
-    """
-    root = f"{path}/{LEFT}"
-    if not os.path.isdir(root):
-        raise HandfastError(
-            f"{root} is not there: --plug was never begun in this directory, or all that it wrote "
-            "is gone, and then this storage can't be trusted with a power loss. What to do: see "
-            "that it is mounted, and that this is the directory; begin with --plug"
-        )
-    try:
-        problem = _lost(root, step)
-    except HandfastError as error:
-        problem = str(error)
-    if not problem:
-        shutil.rmtree(root)
-    seen = problem or f"all {step} epochs that were told of are recorded, and the last are whole"
-    rests = "what was synced is there, behind a power loss and from another host"
-    return Trial("after the plug", not problem, seen, rests)
-
-
-def main() -> None:
-    """Write until killed, or until nobody hears it any more; what goes wrong is said in a line."""
-
-    def tell(line: str) -> None:
-        os.write(1, f"{line}\n".encode())  # past all buffers, which would complain at the end
-
-    try:
-        _write(sys.argv[1], tell, Posix())
-    except BrokenPipeError:
-        pass
-    except (HandfastError, OSError) as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()
