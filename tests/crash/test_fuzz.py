@@ -66,6 +66,7 @@ BY_OUR_OWN = {
     "checkpoint/refusal.py": "what ranks gather of each other, over the job's own collective",
     "cli/swarm.py": "the user's file of a tally, for which the command's tests are",
     "testing/storage.py": "the note of an earlier run, which is left alone if it can't be read",
+    "testing/writer.py": "the note of an earlier run; that it can't be read is said",
 }
 """What else decodes, and why no stranger's bytes come there."""
 
