@@ -343,13 +343,26 @@ def test_whoever_begins_is_told():
         world.deliver(world.pending.pop(0))
     ready = world.nodes["dir0a"].member
     propose = world.nodes["dir0a"].todo[0]
-    assert broken(turn(begin, ready, apply=[propose])) == set()
-    assert broken(turn(begin, ready)) == {"l4"}
+    assert broken(turn(begin, ready, ready, apply=[propose])) == set()
+    assert broken(turn(begin, ready, ready)) == {"l4"}
     world.settle(rng)
     done = world.nodes["dir0a"].member
-    assert broken(turn(begin, done)) == {"l4"}
-    assert broken(turn(begin, done, apply=[ev.Resume(done.restored)])) == set()
-    assert broken(turn(replace(begin, round="other"), done)) == set()
+    assert broken(turn(begin, done, done)) == {"l4"}
+    assert broken(turn(begin, done, done, apply=[ev.Resume(done.restored)])) == set()
+    other = replace(begin, round="other")
+    assert broken(turn(other, done, done)) == {"l4"}
+    assert broken(turn(other, done, done, apply=[ev.Overtaken(done.generation)])) == set()
+
+
+def test_whoever_hears_of_a_later_round_says_so():
+    """Of one that is past, or of its own, there is nothing to be told."""
+    world = World(SHAPES["two"])
+    world.begin(world.launch(), world.nodes["dir0a"])
+    member = world.nodes["dir0a"].member
+    message = ms.decode_message(world.sent[world.pending[0]][1])
+    for generation, apply, laws in ((2, [], {"l4"}), (2, [ev.Overtaken(2)], set()), (1, [], set())):
+        heard = ev.Received(replace(message, sender=1, generation=generation))
+        assert broken(turn(heard, member, member, apply=apply)) == laws
 
 
 def waiting() -> tuple[World, Truth]:

@@ -134,7 +134,8 @@ def l4_whoever_is_overtaken_is_told(truth: Truth) -> Iterator[str]:
         return
     m, event, due = turn.before, turn.event, 0
     if isinstance(event, events.Begin) and event.generation <= m.generation:
-        due = m.generation if (event.generation, event.round) != (m.generation, m.round) else 0
+        taken = (turn.after.generation, turn.after.round) == (event.generation, event.round)
+        due = 0 if taken else m.generation
     elif isinstance(event, events.Received) and m.roster is not None:
         due = event.message.generation if event.message.generation > m.generation else 0
     if due and events.Overtaken(due) not in turn.effects.apply:

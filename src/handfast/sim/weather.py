@@ -207,6 +207,7 @@ class Weather:
         """A disk is twenty times slower for a while."""
         disk = self._disk()
         disk.slow = 20
+        self.world.goals["a disk is slow"] += 1
         self._for(SECOND, 8 * SECOND, self._restore, disk)
 
     def full(self) -> None:

@@ -69,7 +69,8 @@ class World:
         self.chance = chance
         self.keep, self.window = keep, window
         self.agenda = Agenda()
-        self.network = Network(self.agenda, chance, self.deliver)
+        self.goals: Counter[str] = Counter()
+        self.network = Network(self.agenda, chance, self.deliver, self.goals)
         self.ledger = Ledger(roster, keep)
         self.changes: tuple[Change, ...] = ()
         self.disks: dict[str, Disk] = {}
@@ -77,7 +78,6 @@ class World:
         self.zombies: list[Agent] = []
         self.told: Callable[[Agent, ev.Action], None] = lambda *_: None
         self.log: list[Entry] = []
-        self.goals: Counter[str] = Counter()
         self.heard = 0
         self.ticking = False
         self.back: dict[str, int] = {}
@@ -309,6 +309,7 @@ class World:
             del disk.images[epoch]
         else:
             disk.images[epoch].sound = False
+        self.goals["a copy vanishes" if vanish else "a copy rots"] += 1
         self.ledger.spoil(disk.domain.id, epoch)
 
     def look(self, disk: Disk) -> None:
