@@ -42,6 +42,13 @@ def pytest_sessionstart() -> None:
         pytest.exit(f"handfast is imported from {found}, not from {ROOT}: run `make venv`", 4)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name what could not be run here, and why: a test that is skipped has shown nothing."""
+    for skipped in terminalreporter.stats.get("skipped", []):
+        why = skipped.longrepr[2] if isinstance(skipped.longrepr, tuple) else skipped.longrepr
+        terminalreporter.write_line(f"could not run {skipped.nodeid}: {why}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _session() -> Iterator[str]:
     """Keep this session's agents apart from all others, and see that none outlives it."""

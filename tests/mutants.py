@@ -103,26 +103,26 @@ def votes_after_a_freeze(patch: Patch) -> None:
     patch.setattr(member, "fold", folded)
 
 
-@mutant("s10")
-def skips_after_a_freeze(patch: Patch) -> None:
-    def failed(original, turn, event):
+def skips_what_is_past(patch: Patch, kind: type) -> None:
+    """Vote SKIP on an epoch of a generation that was frozen, whenever such an event comes."""
+
+    def late(original, turn, event):
         if 0 < event.epoch.generation < turn.state.generation:
             turn.say(Skipped(turn.state.me, event.epoch, event.reason))
         else:
             original(turn, event)
 
-    handler(patch, events.Failed, failed)
+    handler(patch, kind, late)
+
+
+@mutant("s10")
+def skips_after_a_freeze(patch: Patch) -> None:
+    skips_what_is_past(patch, events.Failed)
 
 
 @mutant("s10")
 def forgoes_for_a_past_generation(patch: Patch) -> None:
-    def forgone(original, turn, event):
-        if 0 < event.epoch.generation < turn.state.generation:
-            turn.say(Skipped(turn.state.me, event.epoch, event.reason))
-        else:
-            original(turn, event)
-
-    handler(patch, events.Forgone, forgone)
+    skips_what_is_past(patch, events.Forgone)
 
 
 @mutant("s10")
@@ -483,22 +483,24 @@ def tells_a_trainer_that_begins_again_nothing(patch: Patch) -> None:
     handler(patch, events.Begin, begin)
 
 
-@mutant("l4")
-def lets_a_round_begin_that_is_past_in_silence(patch: Patch) -> None:
-    def begin(original, turn, event):
+def tells_nobody_of_later_rounds(patch: Patch, kind: type) -> None:
+    """Leave out what is said of a later round where one kind of event shows it."""
+
+    def silently(original, turn, event):
         original(turn, event)
         turn.actions = [a for a in turn.actions if not isinstance(a, events.Overtaken)]
 
-    handler(patch, events.Begin, begin)
+    handler(patch, kind, silently)
+
+
+@mutant("l4")
+def lets_a_round_begin_that_is_past_in_silence(patch: Patch) -> None:
+    tells_nobody_of_later_rounds(patch, events.Begin)
 
 
 @mutant("l4")
 def keeps_to_itself_that_others_are_beyond(patch: Patch) -> None:
-    def received(original, turn, event):
-        original(turn, event)
-        turn.actions = [a for a in turn.actions if not isinstance(a, events.Overtaken)]
-
-    handler(patch, events.Received, received)
+    tells_nobody_of_later_rounds(patch, events.Received)
 
 
 @mutant("l6")
@@ -857,7 +859,7 @@ def reports_what_is_only_in_memory(patch: Patch) -> None:
     handler(patch, events.Begin, begun)
 
 
-@mutant("s6", "s9", shape="either")
+@mutant("s1", "s6", "s9", "s10", "s12", shape="either")
 def takes_a_change_in_the_middle_of_a_restore(patch: Patch) -> None:
     """What had been reported before the change, by the fenced one too, goes on to count."""
 

@@ -1,4 +1,4 @@
-"""Shows that the suite notices what a test leaves running, and kills it."""
+"""Shows that the suite notices what a test leaves running, kills it, and names what it skips."""
 
 import os
 import subprocess
@@ -59,14 +59,27 @@ def test_a_test_that_leaves_a_process_fails(
     tmp_path: Path, name: str, body: str, left: bool
 ) -> None:
     """Whether it was started anew, given to init, or forked, by itself or by a fork server."""
-    tests = tmp_path / "tests"
+    done = suite(tmp_path, HEAD.format(name=name) + body)
+    assert ("left running" in done.stdout) == left, done.stdout
+    assert done.returncode == (1 if left else 0)
+
+
+def test_what_could_not_be_run_is_named(tmp_path: Path) -> None:
+    """Shows that a skip is told with its reason, whoever asks for the shortest output."""
+    done = suite(tmp_path, "import pytest\ndef test_one():\n    pytest.skip('no spin here')\n")
+    assert "could not run tests/test_it.py::test_one: Skipped: no spin here" in done.stdout
+    assert done.returncode == 0
+
+
+def suite(home: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Run one file of tests under the suite's own conftest."""
+    tests = home / "tests"
     tests.mkdir()
     source = CONFTEST.read_text().replace("GRACE_S = 10.0", "GRACE_S = 0.2")
     (tests / "conftest.py").write_text(source.replace('ROOT / "src"', f"Path({str(SOURCES)!r})"))
-    (tests / "test_it.py").write_text(HEAD.format(name=name) + body)
+    (tests / "test_it.py").write_text(text)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
-    done = subprocess.run(
-        [*command, "-c", os.devnull], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert ("left running" in done.stdout) == left, done.stdout
-    assert done.returncode == (1 if left else 0)
+    return subprocess.run(
+        [*command, "-c", os.devnull, "--rootdir", str(home)],
+        cwd=home, capture_output=True, text=True, check=False,
+    )  # fmt: skip

@@ -142,8 +142,7 @@ def seen_over_a_soup() -> Iterator[Mutant]:
     for fault in MUTANTS:
         if fault.name not in BY_STORMS | SLOW | ADMISSION | SENDING:
             where = scenario(fault)
-            shards, spare = where.job.shards, len(where.job.domains) - where.job.shards
-            if shards > 1 and not (spare or where.job.fanout or where.bounds.declines):
+            if len(where.job.domains) > 1 and not (where.job.fanout or where.bounds.declines):
                 yield fault
 
 

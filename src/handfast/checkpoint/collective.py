@@ -56,7 +56,7 @@ class Solo:
     def __init__(self) -> None:
         self.place = Place(0, 1, 0, node_label())
 
-    def gather(self, what: str, data: bytes) -> list[bytes]:  # noqa: ARG002 - there is no other
+    def gather(self, what: str, data: bytes) -> list[bytes]:  # noqa: ARG002 - one has one word
         """Return the only rank's data."""
         return [data]
 

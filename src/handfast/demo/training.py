@@ -40,8 +40,7 @@ def make_deterministic() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     # Filling fresh memory shows reads of what was never written; it costs a pass over each tensor.
-    # torch makes this a property of the module at run time, which types can't express.
-    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # as said above
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # set at run time
 
 
 class Loader:

@@ -57,8 +57,11 @@ class Process(msgspec.Struct, frozen=True, cache_hash=True):
     """A term. ``p | q`` is external choice."""
 
     def moves(self) -> Moves:
-        """Give each event that is possible now with the term that it leads to, in a fixed order."""
-        raise NotImplementedError
+        """Give each event that is possible now with the term that it leads to, in a fixed order.
+
+        Each operator has rules of its own; a bare Process is no term.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no rules")
 
     def __or__(self, other: Process) -> Choice:
         return Choice((self, other))

@@ -12,10 +12,9 @@ other's knowledge is nothing: what is left of a state are journals, disks, and w
    its round have written before, or lines that their journals come to. This is held: of each step
    what it sends, and in every state that all that a member could tell a peer that knows nothing
    stands in the soup. Journals only grow, so what was sent long ago stands there, too.
-3. Facts that come in one message lead where they lead if they come one by one, in some order. It is
-   so where a shard has one domain and one save at most fails, and a test goes through them; with
-   spare copies, several tiers, or two failures effects may be grouped in other ways. Such jobs are
-   not for the soup.
+3. A member joins all facts of a message before it concludes anything. So facts that come to
+   nothing yet may as well come one by one, before the others; those that come to something, two
+   certificates say, are heard singly and in every company. A test goes through all companies.
 
 **What is heard for nothing is heard later** (a reduction: Lipton 1975). If all that comes of
 hearing is that it was heard, nobody else can tell, and since the soup only grows, nobody takes the
@@ -38,6 +37,7 @@ facts, since what is sent is what was written.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Final, TypeAlias
 
 import msgspec
@@ -49,7 +49,7 @@ from handfast.core.fold import fold
 from handfast.core.membership import Roster
 from handfast.core.state import Member, Peers
 from handfast.model.judge import Table
-from handfast.model.place import Bounds, Errand, Place, Rules, Taken
+from handfast.model.place import Errand, Place, Rules, Taken
 from handfast.model.protocol import Move, Protocol, State, Way
 
 __all__ = ["At", "Soup", "erased"]
@@ -76,15 +76,15 @@ class Soup(Protocol):
         heir: str = "",
         begun: Sequence[Place] = (),
     ) -> None:
-        unfit = next((why for r in rules.rounds for why in _unfit(r.roster, rules.bounds)), None)
-        if unfit is not None:
-            raise ValueError(f"not for the soup: {unfit}")
+        if rules.bounds.declines or any(r.roster.tree is not None for r in rules.rounds):
+            raise ValueError("rolled-up votes and declines are never written: not for the soup")
         self._journals: Table[tuple[tuple[At, ms.Fact], ...]] = Table()
         self._wrote: list[int] = []
         self._bodies: Table[Place] = Table()
         self._shows: list[int] = []
         self._facts: Table[frozenset[ms.Fact]] = Table()
         self._soups: dict[tuple[int, tuple[int, ...]], _Soup] = {}
+        self._messages: dict[tuple[int, At, tuple[ms.Fact, ...]], int] = {}
         self._hearings: dict[tuple[int, _Soup], tuple[Way, ...]] = {}
         self._silences: dict[tuple[int, _Soup], dict[int, tuple[ev.Event, ...]]] = {}
         self._blocks: dict[tuple[int, _Soup, bool], tuple[Way, ...]] = {}
@@ -173,17 +173,30 @@ class Soup(Protocol):
         for fact in gossip.lacking(here.member, ms.Knows()):
             if fact not in facts:
                 yield _breach(who, place, "tells", _untold(here, fact))
-        for fact in sorted(facts, key=repr):
-            if (message := self._message(who, at, fact)) is not None:
-                yield from self._hear(who, place, message)
+        loud = []
+        for fact in sorted(facts, key=_in_a_message):
+            ways = self._told(who, place, at, (fact,))
+            yield from ways
+            if not all(self._muted(place, way) for way in ways):
+                loud.append(fact)
+        asleep = () if here.member.open else tuple(f for f in facts if isinstance(f, ms.Converged))
+        company = sorted({*loud, *asleep}, key=_in_a_message)
+        for size in range(2, len(company) + 1 if loud else 0):
+            for together in combinations(company, size):
+                yield from self._told(who, place, at, together)
 
-    def _message(self, who: int, at: At, fact: ms.Fact) -> int | None:
-        """Number the message that tells one fact; None where there is nobody who could send it."""
-        roster = self.rosters[at[0]]
-        sender = next((i for i, name in enumerate(roster.ids) if self.at[name] != who), None)
-        if sender is None:
-            return None
-        return self.air.message(ms.Message(sender, 0, at[1], at[2], at[0], (fact,), ms.Knows()))
+    def _told(self, who: int, place: int, at: At, facts: tuple[ms.Fact, ...]) -> tuple[Way, ...]:
+        """Let facts be heard in one message; nothing, where there is nobody who could send it."""
+        key = (who, at, facts)
+        number = self._messages.get(key, -1)
+        if number < 0:
+            roster = self.rosters[at[0]]
+            sender = next((i for i, name in enumerate(roster.ids) if self.at[name] != who), None)
+            if sender is None:
+                return ()
+            told = ms.Message(sender, 0, at[1], at[2], at[0], facts, ms.Knows())
+            number = self._messages[key] = self.air.message(told)
+        return self._hear(who, place, number)
 
     def _way(self, who: int, errand: Errand, taken: Taken, faults: tuple[str, ...]) -> Way:
         """Work out where an errand leads, and hold 2 of the module: of all that it sends."""
@@ -261,13 +274,10 @@ class Soup(Protocol):
                     yield move, (-1, self.breaches.number(why))
 
 
-def _unfit(roster: Roster, bounds: Bounds) -> Iterator[str]:
-    if roster.tree is not None or bounds.declines:
-        yield "rolled-up votes and declines are never written"
-    if len(roster.tiers) > 1 or roster.size != roster.configuration.shards:
-        yield "it has spare copies or several tiers"
-    if bounds.skips + bounds.failures > 1:
-        yield "more than one save may fail"
+def _in_a_message(fact: ms.Fact) -> tuple[int, str]:
+    """Order facts as in messages: what opens a generation, what raises a line, and the rest."""
+    rank = 0 if isinstance(fact, ms.Restored) else 1 if isinstance(fact, ms.Converged) else 2
+    return rank, repr(fact)
 
 
 def _untold(place: Place, fact: object) -> str:

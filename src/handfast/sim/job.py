@@ -116,7 +116,7 @@ class Job:
                     rank.alive = False
                 elif rank.alive:
                     rank.asleep = True
-        round_ = self.launch(**how)  # type: ignore[arg-type]  # - want and store, as they are named
+        round_ = self.launch(**how)  # type: ignore[arg-type]  # - by launch's own names
         for rank in round_.ranks.values():
             self._later(rank, 4 * LATER_US, self.start, rank)
         return round_
