@@ -456,6 +456,23 @@ def test_writers_that_attest_nothing_show_nothing(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ([[1, 2]], "1 kill, 2 epochs attested"),
+        ([[], [1]], "2 kills (1 more than asked for: none was attested), 1 epoch attested"),
+    ],
+)
+def test_more_kills_than_asked_for_are_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[list[int]], said: str
+) -> None:
+    """Shows why `--kills 1` may kill twice: a writer that had attested nothing shows nothing."""
+    monkeypatch.setattr(storage, "_until_killed", lambda *_: told.pop(0))
+    monkeypatch.setattr(storage, "lost", lambda home, told: "")
+    assert storage._killed_writers(str(tmp_path / "kills"), 1, seed=0).seen.startswith(said)
+    assert "more, while none has attested anything" in " ".join(crashtest("--help").output.split())
+
+
 def test_slow_storage_is_given_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until epochs are attested at all; and where none ever is, that is an error."""
     given: list[float] = []

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from handfast.cli.main import app
+from handfast.core.membership import Configuration
 from handfast.sim.curves import draw
 from handfast.sim.scale import Crowd, job
 
@@ -81,7 +82,41 @@ def test_a_curve_is_where_its_points_are() -> None:
         draw("t", "x", "y", {})
 
 
-@pytest.mark.parametrize("wrong", ["1", "x", "4,,8", ""])
+def test_each_row_is_told_as_soon_as_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows that a size that takes too long costs no row that was measured before."""
+
+    def never(size: int, **how: int) -> Configuration:
+        if size == 4:
+            raise KeyboardInterrupt
+        return job(size, **how)
+
+    monkeypatch.setattr("handfast.cli.scale.job", never)
+    told = CliRunner().invoke(app, ["simulate", "--scale", "2,3,4"])
+    assert told.exit_code == 128 + 2
+    assert [line.split()[:2] for line in told.output.splitlines()[-2:]] == [
+        ["tree", "2"], ["tree", "3"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "most"), [("--scale", 131_072), ("--synchrony", 4_096)], ids=["scale", "synchrony"]
+)
+def test_what_does_not_fit_is_refused(
+    option: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that it is said before anything is measured, with the most that there may be."""
+    asked: list[tuple[int, ...]] = []
+    monkeypatch.setattr("handfast.cli.simulate.measure", lambda sizes, *_: asked.append(sizes))
+    monkeypatch.setattr("handfast.cli.simulate.hold", lambda sizes, _: not asked.append(sizes))
+    for above in (most + 1, 10**17):
+        told = CliRunner().invoke(app, ["simulate", option, f"2,{above}"])
+        assert told.exit_code == 2
+        assert f"{above:,} domains do not fit: {most:,} at most" in told.output
+    assert CliRunner().invoke(app, ["simulate", option, f"2,{most}"]).exit_code == 0
+    assert asked == [(2, most)]
+
+
+@pytest.mark.parametrize("wrong", ["1", "x", "4,,8", "", "9" * 99])
 def test_wrong_sizes_are_wrong_usage(wrong: str) -> None:
     """Shows that a job of one is no job to measure."""
     assert CliRunner().invoke(app, ["simulate", "--scale", wrong]).exit_code == 2

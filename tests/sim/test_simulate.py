@@ -1,6 +1,8 @@
 """`handfast simulate`: what it answers, and with which exit code."""
 
+import errno
 import json
+import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -90,6 +92,32 @@ def test_a_file_that_is_something_else_is_named(tmp_path: Path) -> None:
     assert f"{file}: line 2, 'lanch': no such verb" in simulate("--script", str(file)).output
 
 
+def test_whichever_is_over_first_ends_a_swarm() -> None:
+    """Shows that seeds which time did not suffice for are not counted, and are told."""
+    both = ("--seeds", "100..900", "--jobs", "1", "--minutes")
+    cut = simulate(*both, "0.0001")
+    assert cut.exit_code == 0
+    assert "time was over after 16 of 800 seeds" in cut.output
+    assert cut.output.startswith("16 seeds: ")
+    assert "time was over" not in simulate("--seeds", "2", "--jobs", "1", "--minutes", "9").output
+    assert "whichever is over first" in " ".join(simulate("--help").output.split())
+
+
+def test_a_seed_says_what_its_job_is_like() -> None:
+    """Shows that ranks, copies, what an epoch needs of them and how votes go are words."""
+    (job, troubles, *_) = simulate("--seed", "4").output.splitlines()
+    assert job == (
+        "seed 4, a job of 3 ranks; copies of each one's shard: 2 in tier dir (an epoch needs 1); "
+        "votes go from neighbour to neighbour"
+    )
+    assert troubles.startswith("what troubles it: partitions, replays, ")
+    (job, *_) = simulate("--seed", "0").output.splitlines()
+    assert job == (
+        "seed 0, a job of 1 rank; copies of each one's shard: 1 in tier dir, 1 in tier mem; "
+        "votes go up a tree"
+    )
+
+
 def test_a_transcript_tells_everything() -> None:
     """Shows that one seed can be read from its first boot to its calm, and how it was judged."""
     told = simulate("--seed", "16", "--transcript").output
@@ -138,6 +166,76 @@ def test_a_scenario_is_checked_and_rewritten(tmp_path: Path) -> None:
     again = simulate("--script", str(script))
     assert again.exit_code == 0
     assert again.output == "1 script came out as written; no law was broken\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"nodes a\ncalm now\n----\nold\n", "line 2, 'calm now': 'now' is too much"),
+        (b"nodes a\n----\nold\ncalm\n", "line 4, 'calm': below `----`"),
+        (b"", "there is no command in it"),
+        (b"# one day\n", "there is no command in it"),
+        (b"\x7fELF\xff", "is no script: byte 4 is no UTF-8 text"),
+        (b"nodes a\0\n", "is no script: it holds bytes of 0"),
+    ],
+)
+def test_a_script_that_is_none_is_left_as_it_is(tmp_path: Path, content: bytes, told: str) -> None:
+    """Shows that it is named, with exit code 2, and that neither it nor another is rewritten."""
+    good, wrong = tmp_path / "good.txt", tmp_path / "wrong.txt"
+    good.write_text("nodes a\n----\nold\n")
+    wrong.write_bytes(content)
+    for more in ([], ["--rewrite"], ["--json"]):
+        result = simulate("--script", str(good), "--script", str(wrong), *more)
+        assert result.exit_code == 2
+        said = json.loads(result.output)["error"] if "--json" in more else result.output
+        assert f"{wrong}" in said
+        assert told in said
+    assert (good.read_text(), wrong.read_bytes()) == ("nodes a\n----\nold\n", content)
+    assert sorted(tmp_path.iterdir()) == [good, wrong]
+
+
+@pytest.mark.parametrize("option", [[], ["--rewrite"]])
+def test_a_directory_is_no_script(tmp_path: Path, option: list[str]) -> None:
+    """Shows that it is told, as wrong usage."""
+    told = simulate("--script", str(tmp_path), *option)
+    assert told.exit_code == 2
+    assert "is a directory" in told.output
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize("last", [True, False], ids=["ended", "open"])
+def test_a_rewritten_script_keeps_what_it_was(tmp_path: Path, end: str, last: bool) -> None:
+    """Shows that line ends, rights, links and an end without one are the user's, and stay."""
+    file, link = tmp_path / "one.txt", tmp_path / "link.txt"
+    link.symlink_to(file)
+    lines = ["# why", "nodes a", "----", "old", "", "crash a", "----"]
+    file.write_bytes((end.join(lines) + end * last).encode())
+    file.chmod(0o640)
+    assert simulate("--script", str(link)).exit_code == 1
+    assert simulate("--script", str(link), "--rewrite").exit_code == 0
+    lines[3:4] = ["a.1    boots", "a.1    sees pins on nothing"]
+    lines += ["a.1    crashes"]
+    assert file.read_bytes() == (end.join(lines) + end * last).encode()
+    assert (link.is_symlink(), file.stat().st_mode & 0o777) == (True, 0o640)
+    assert sorted(tmp_path.iterdir()) == [link, file]
+    again = simulate("--script", str(link))
+    assert again.output == "1 script came out as written; no law was broken\n"
+
+
+def test_a_rewriting_that_fails_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that a full disk leaves the script as it was: it was emptied first."""
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    script = tmp_path / "one.txt"
+    script.write_text("nodes a\n----\nold\n")
+    monkeypatch.setattr(Path, "write_text", full)
+    assert simulate("--script", str(script), "--rewrite").exit_code == 3
+    assert script.read_text() == "nodes a\n----\nold\n"
+    assert list(tmp_path.iterdir()) == [script]
 
 
 def test_a_scenario_that_breaks_a_law_is_told(

@@ -50,7 +50,7 @@ class Answer(msgspec.Struct, frozen=True):
     default=KILLS,
     type=click.IntRange(min=1),
     show_default=True,
-    help="How many writers are killed.",
+    help="How many writers are killed; more, while none has attested anything.",
 )
 @click.option("--seed", default=1, show_default=True, help="When they are killed.")
 @click.option("--plug", is_flag=True, help="Write until the plug is pulled; tell how far it came.")

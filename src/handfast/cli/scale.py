@@ -8,11 +8,19 @@ from typing import Final
 
 import msgspec
 
-from handfast.cli.console import answer, out, tabulate, telling_how_far
+from handfast.cli.console import answer, out, telling_how_far
 from handfast.sim.curves import draw
 from handfast.sim.scale import Cost, Crowd, job
 
-__all__ = ["measure"]
+__all__ = ["MOST", "measure"]
+
+MOST: Final = 131_072
+"""The most domains that an epoch was ever measured for: 2 minutes for a tree's."""
+HEADS: Final = (
+    "", "domains", "hops", "messages", "2(n-1)", "until quiet", "bytes",
+    "rack lost", "named", "hops*", "until quiet*", "bytes*",
+)  # fmt: skip
+ROW: Final = "{:6} {:>7} {:>4} {:>11} {:>7} {:>11} {:>15} {:>9} {:>5} {:>5} {:>12} {:>15}"
 
 WAYS: Final[Mapping[str, Mapping[str, int]]] = {"tree": {"fanout": 8}, "gossip": {"fanout": 1}}
 """How votes travel, and the wish of a configuration for it."""
@@ -28,19 +36,26 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def measure(sizes: tuple[int, ...], svg: Path | None, as_json: bool) -> None:
-    """Measure jobs of these sizes; print them, and draw them into a directory if there is one."""
-    rows = []
-    with telling_how_far() as tell:
-        for way, wish in WAYS.items():
-            rows += [_job(way, size, wish, tell) for size in sizes]
+    """Measure jobs of these sizes; tell each as soon as it is measured, and draw them.
+
+    ``svg`` is the directory that they are drawn into, if they are.
+    """
     if svg is not None:
-        svg.mkdir(parents=True, exist_ok=True)
+        svg.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    if not as_json:
+        _explain()
+    rows = []
+    for way, wish in WAYS.items():
+        for size in sizes:
+            with telling_how_far() as tell:
+                rows.append(_job(way, size, wish, tell))
+            if not as_json:
+                _show(rows[-1])
+    if svg is not None:
         for name, picture in _pictures(rows).items():
             (svg / name).write_text(picture)
     if as_json:
         answer({"rows": rows})
-    else:
-        _show(rows)
 
 
 def _job(way: str, size: int, wish: Mapping[str, int], tell: Callable[[str], None]) -> Row:
@@ -56,7 +71,7 @@ def _job(way: str, size: int, wish: Mapping[str, int], tell: Callable[[str], Non
     return Row(way, rack, epoch, crowd.epoch(range(size // 2, size // 2 + rack)))
 
 
-def _show(rows: list[Row]) -> None:
+def _explain() -> None:
     show = out()
     show.print(
         "An epoch that nothing disturbs: hops and messages until all know, the least that these "
@@ -64,17 +79,16 @@ def _show(rows: list[Row]) -> None:
         "Then one in the middle of which a rack of so many domains is lost, as many are named, and "
         "they come back (*): from there on."
     )
-    heads = ("", "domains", "hops", "messages", "2(n-1)", "until quiet", "bytes")
-    lost_heads = ("rack lost", "named", "hops*", "until quiet*", "bytes*")
-    lines = []
-    for row in rows:
-        one, lost = row.epoch, row.lost
-        cells = (
-            one.domains, one.hops, one.told, 2 * (one.domains - 1), one.messages, one.size,
-            row.rack, lost.waiting, lost.hops, lost.messages, lost.size,
-        )  # fmt: skip
-        lines.append((row.way, *(f"{cell:,}" for cell in cells)))
-    tabulate((*heads, *lost_heads), lines)
+    show.print(ROW.format(*HEADS), markup=False, style="bold")
+
+
+def _show(row: Row) -> None:
+    one, lost = row.epoch, row.lost
+    cells = (
+        one.domains, one.hops, one.told, 2 * (one.domains - 1), one.messages, one.size,
+        row.rack, lost.waiting, lost.hops, lost.messages, lost.size,
+    )  # fmt: skip
+    out().print(ROW.format(row.way, *(f"{cell:,}" for cell in cells)))
 
 
 def _pictures(rows: list[Row]) -> dict[str, str]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import reprlib
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
 
 import click
 from rich.markup import escape
@@ -21,12 +25,15 @@ from handfast.cli.console import (
     out,
     place_for,
 )
+from handfast.cli.scale import MOST as SCALE_MOST
 from handfast.cli.scale import measure
 from handfast.cli.swarm import swarm, tell_breach
+from handfast.cli.synchrony import MOST as SYNCHRONY_MOST
 from handfast.cli.synchrony import hold
+from handfast.core.membership import Roster
 from handfast.sim.ledger import Breach
 from handfast.sim.script import play
-from handfast.sim.storm import storm
+from handfast.sim.storm import Plan, storm
 
 __all__ = ["simulate"]
 
@@ -41,13 +48,23 @@ def seeds_of(_: click.Context, __: click.Parameter, text: str | None) -> range |
     return range(int(parts[1]), int(parts[2])) if parts[1] else int(parts[2])
 
 
-def sizes_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...]:
-    """Read numbers of domains."""
-    if text is None:
-        return ()
-    if not re.fullmatch(r"[0-9]{1,7}(,[0-9]{1,7})*", text) or min(map(int, text.split(","))) < 2:
-        raise click.BadParameter(f"{text!r} is no list of numbers from 2 up: 16,256,1024")
-    return tuple(int(size) for size in text.split(","))
+def sizes_up_to(
+    most: int,
+) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...]]:
+    """Read numbers of domains, of which one process can hold so many."""
+
+    def sizes_of(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...]:
+        if text is None:
+            return ()
+        found = [int(word) if re.fullmatch("[0-9]{1,18}", word) else 0 for word in text.split(",")]
+        if min(found) < 2:
+            what = f"{reprlib.repr(text)} is no list of numbers from 2 up: 16,256,1024"
+            raise click.BadParameter(what)
+        if max(found) > most:
+            raise click.BadParameter(f"{max(found):,} domains do not fit: {most:,} at most")
+        return tuple(found)
+
+    return sizes_of
 
 
 ONE, MANY = "--seed N", "--seeds N|A..B or --minutes M"
@@ -63,7 +80,10 @@ SCRIPT, SCALE, SYNCHRONY = "--script FILE", "--scale N,N...", "--synchrony N,N..
 @click.option("--transcript", is_flag=True, help="With --seed: tell everything that happened.")
 @click.option("--thorough", is_flag=True, help="Hold every law after every step; slow.")
 @click.option("--jobs", type=Whole(1), help="Processes.  [default: one a core]")
-@click.option("--minutes", type=Number(0, 1e6), help="Go on with further seeds for so long.")
+@click.option(
+    "--minutes", type=Number(0, 1e6),
+    help="Go on with further seeds for so long. With --seeds: whichever is over first ends it.",
+)  # fmt: skip
 @click.option(
     "--tally", type=click.Path(dir_okay=False, path_type=Path),
     help="Go on with the seeds where a file's figures left off, and add these.",
@@ -74,11 +94,11 @@ SCRIPT, SCALE, SYNCHRONY = "--script FILE", "--scale N,N...", "--synchrony N,N..
     help="Play a scenario, and say where it does not come out as it is written.",
 )  # fmt: skip
 @click.option(
-    "--scale", callback=sizes_of, metavar="N,N...",
+    "--scale", callback=sizes_up_to(SCALE_MOST), metavar="N,N...",
     help="Measure what an epoch costs jobs of so many domains, and a rack that is lost.",
 )  # fmt: skip
 @click.option(
-    "--synchrony", callback=sizes_of, metavar="N,N...",
+    "--synchrony", callback=sizes_up_to(SYNCHRONY_MOST), metavar="N,N...",
     help="Hold the bounds that partial synchrony would give against jobs of so many domains.",
 )  # fmt: skip
 @click.option(
@@ -145,10 +165,8 @@ def _one(seed: int, transcript: bool, thorough: bool, as_json: bool) -> None:
         show = out()
         for line in outcome.tail:
             show.print(escape(line))
-        plan = outcome.plan
-        tiers = ", ".join(f"{name} {copies}/{need}" for name, copies, need in plan.tiers)
-        tree = f", a tree of {plan.fanout}" if plan.fanout else ""
-        show.print(f"seed {seed}: {plan.shards} shards, {tiers}{tree}; {', '.join(plan.kinds)}")
+        show.print(f"seed {seed}, a job of {_job(outcome.plan)}")
+        show.print(f"what troubles it: {', '.join(outcome.plan.kinds) or 'nothing'}")
         show.print(
             f"{outcome.events:,} events, {outcome.turns:,} steps, {outcome.seconds:.0f} virtual "
             f"seconds, digest {outcome.digest}"
@@ -158,9 +176,22 @@ def _one(seed: int, transcript: bool, thorough: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(DAMAGED)
 
 
+def _job(plan: Plan) -> str:
+    ranks = f"{plan.shards} rank{'s' * (plan.shards != 1)}"
+    tiers = []
+    for name, copies, need in plan.tiers:
+        needed = f" (an epoch needs {need})" if copies > 1 else ""
+        tiers.append(f"{copies} in tier {name}{needed}")
+    way = "up a tree" if Roster(plan.configuration()).tree else "from neighbour to neighbour"
+    return f"{ranks}; copies of each one's shard: {', '.join(tiers)}; votes go {way}"
+
+
 def _play(scripts: tuple[Path, ...], rewrite: bool, as_json: bool) -> None:
-    """Play scripts; exits with 1 where one breaks a law, or comes out otherwise than written."""
-    changed: list[str] = []
+    """Play scripts; exits with 1 where one breaks a law, or comes out otherwise than written.
+
+    None is rewritten before all were played, and none where one of them has a wrong line.
+    """
+    changed: dict[Path, tuple[str, str]] = {}
     broken: dict[str, tuple[str, ...]] = {}
     for path in scripts:
         text = _read(path)
@@ -172,25 +203,49 @@ def _play(scripts: tuple[Path, ...], rewrite: bool, as_json: bool) -> None:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if played != text:
-            changed.append(str(path))
-            if rewrite:
-                path.write_text(played, encoding="utf-8")
-            elif not as_json:
-                _tell_difference(path, text, played)
+            changed[path] = (text, played)
+    for path, (text, played) in changed.items():
+        if rewrite:
+            _rewrite(path, played)
+        elif not as_json:
+            _tell_difference(path, text, played)
     sound = not broken and (rewrite or not changed)
     if as_json:
-        answer({"scripts": len(scripts), "changed": changed, "broken": broken}, sound=sound)
+        names = [str(path) for path in changed]
+        answer({"scripts": len(scripts), "changed": names, "broken": broken}, sound=sound)
     else:
-        _tell_scripts(len(scripts), changed, broken, rewrite)
+        _tell_scripts(len(scripts), len(changed), broken, rewrite)
     if not sound:
         raise click.exceptions.Exit(DAMAGED)
 
 
 def _read(path: Path) -> str:
+    """Read a script; the ends of its lines are those of text, whatever they are in the file."""
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no script: it is not text ({error})") from error
+        raise ValueError(f"{path} is no script: byte {error.start} is no UTF-8 text") from error
+    if "\0" in text:
+        raise ValueError(f"{path} is no script: it holds bytes of 0, as no text does")
+    return text
+
+
+def _rewrite(path: Path, text: str) -> None:
+    """Replace a script as a whole, with the line ends and the rights that it has.
+
+    Whatever goes wrong, the old one or the new one is there. What a link names is replaced, not
+    the link.
+    """
+    file = path.resolve()
+    with file.open("rb") as old:
+        ends = "\r\n" if old.readline().endswith(b"\r\n") else "\n"
+    draft = Path(mkdtemp(prefix=".handfast-", dir=file.parent)) / file.name
+    try:
+        draft.write_text(text, encoding="utf-8", newline=ends)
+        shutil.copymode(file, draft)
+        draft.replace(file)
+    finally:
+        shutil.rmtree(draft.parent)
 
 
 def _tell_difference(path: Path, text: str, played: str) -> None:
@@ -202,7 +257,7 @@ def _tell_difference(path: Path, text: str, played: str) -> None:
 
 
 def _tell_scripts(
-    count: int, changed: list[str], broken: dict[str, tuple[str, ...]], rewrite: bool
+    count: int, changed: int, broken: dict[str, tuple[str, ...]], rewrite: bool
 ) -> None:
     show = out()
     for name, found in broken.items():
@@ -210,8 +265,8 @@ def _tell_scripts(
             show.print(f"{escape(name)}: [bold red]broken:[/] {escape(law)}")
     scripts = f"{count} script{'s' * (count != 1)}"
     if rewrite:
-        show.print(f"{len(changed)} of {scripts} rewritten; read what has changed, and why")
+        show.print(f"{changed} of {scripts} rewritten; read what has changed, and why")
     elif changed:
-        show.print(f"{len(changed)} of {scripts} came out otherwise than written")
+        show.print(f"{changed} of {scripts} came out otherwise than written")
     elif not broken:
         show.print(f"{scripts} came out as written; no law was broken")

@@ -86,8 +86,9 @@ def swarm(
 ) -> None:  # fmt: skip
     """Run the seeds that are asked for: a range, so many further ones, or None, as time allows.
 
-    ``path`` is of a tally that is gone on with, and written after every batch. Exits with 1 where a
-    law was broken or a goal left out. Raises ValueError for a file that is no tally, and for a
+    After ``minutes`` it takes no more seeds, and says how many of those that were asked for it ran.
+    ``path`` is of a tally that is gone on with, and written after every batch. Exits with 1 where
+    a law was broken or a goal left out. Raises ValueError for a file that is no tally, and for a
     range of which it has counted a part.
     """
     tally = _read(path)
@@ -112,6 +113,10 @@ def swarm(
         answer(tally, unreached=lacking, wall_s=round(wall_s, 2), sound=sound)
     else:
         _show(tally, lacking, wall_s, tally.events - before.events)
+        ran = tally.seeds - before.seeds
+        wanted = asked if isinstance(asked, int) else len(asked or ())
+        if ran < wanted:
+            out().print(f"time was over after {ran:,} of {wanted:,} seeds")
     if not sound:
         raise click.exceptions.Exit(DAMAGED)
 

@@ -15,7 +15,10 @@ from handfast.sim.agenda import MS, SECOND
 from handfast.sim.scale import job
 from handfast.sim.synchrony import Synchronous, Timed
 
-__all__ = ["hold"]
+__all__ = ["MOST", "hold"]
+
+MOST: Final = 4_096
+"""The most domains that fit: each member holds the reports of all, here some 8 GiB together."""
 
 DELAY_US: Final = 20 * MS
 TICK_US: Final = int(TICK_MOST_S * SECOND)

@@ -3,14 +3,17 @@
 A script is a list of blocks with an empty line between them. In each, lines with ``#`` are for the
 reader, the others up to ``----`` are commands, and what follows is what happened; a block without
 ``----`` is not told. Messages wait until they are delivered or dropped by name, disks and ranks are
-prompt, and there is no chance: so what a script tells is the protocol, and nothing else. After
+prompt, and there is no chance: so what a script tells is the protocol, and nothing else. Nor is
+anything that somebody wrote passed over: a word that means nothing ends the script. After
 etcd-io/raft's interaction tests.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from itertools import chain
 from random import Random
 from typing import Final
 
@@ -21,7 +24,7 @@ from handfast.core.retain import Keep
 from handfast.core.view import view
 from handfast.sim.agent import Agent
 from handfast.sim.disk import Disk
-from handfast.sim.job import STEP, Job, Round
+from handfast.sim.job import STEP, Job, Rank, Round
 from handfast.sim.network import Packet
 from handfast.sim.words import Teller
 from handfast.sim.world import Entry, World
@@ -29,6 +32,9 @@ from handfast.sim.world import Entry, World
 __all__ = ["VERBS", "play"]
 
 LINE: Final = "----"
+SHOWN: Final = 80  # characters of a wrong line
+MOST: Final = 999
+"""The most that ``keep=``, ``window=`` and ``stores=`` may say."""
 
 
 class _Steady(Random):
@@ -42,28 +48,43 @@ class _Steady(Random):
 def play(text: str) -> str:
     """Play a script, and give it with what really happened below each ``----``.
 
-    Raises ``ValueError`` for a command that is none, with its line, and
-    :class:`~handfast.sim.ledger.Breach` where a law is broken.
+    Raises ``ValueError`` for a command that is none, with its line, or where there is none at all;
+    and :class:`~handfast.sim.ledger.Breach` where a law is broken.
     """
-    blocks = text.strip("\n").split("\n\n")
     stage = _Stage()
-    at, done = 1, []
-    for block in blocks:
-        lines = block.split("\n")
-        commands = lines[: lines.index(LINE)] if LINE in lines else lines
-        came: list[str] = []
-        for offset, line in enumerate(commands):
-            if line and not line.startswith("#"):
-                try:
-                    came += stage.do(line)
-                except (KeyError, IndexError, ValueError) as error:
-                    raise ValueError(f"line {at + offset}, {line!r}: {error}") from error
-        played = [*commands, LINE, *(came or ["(nothing)"])] if LINE in lines else commands
-        done.append("\n".join(played))
-        at += len(lines) + 1
-    if stage.founded:
-        stage.world.ledger.judge()
-    return "\n\n".join(done) + "\n"
+    done: list[str] = []
+    came: list[str] = []
+    below = False
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.split()
+        try:
+            if not words:
+                came, below = [], False
+            elif below:
+                _outcome(words[0])
+                continue
+            elif words == [LINE]:
+                done += [line, *(came or ["(nothing)"])]
+                below = True
+                continue
+            elif not words[0].startswith("#"):
+                came += stage.do(*words)
+        except ValueError as error:
+            raise ValueError(f"line {number}, {line[:SHOWN]!r}: {error}") from error
+        done.append(line)
+    if not stage.founded:
+        raise ValueError("there is no command in it; a script begins with `nodes`")
+    stage.world.ledger.judge()
+    return "\n".join(done)
+
+
+def _outcome(first: str) -> None:
+    """Hold a line below ``----`` by its first word: a command or a remark would be lost there."""
+    if first in VERBS or first == LINE or first.startswith("#"):
+        raise ValueError(
+            f"below `{LINE}` stands what came of the commands above, up to an empty line; "
+            "put one before this line"
+        )
 
 
 class _Stage:
@@ -75,14 +96,17 @@ class _Stage:
         self.founded = False
         self._told = 0
 
-    def do(self, line: str) -> list[str]:
+    def do(self, verb: str, *words: str) -> list[str]:
         """Carry out one command, and say what came of it."""
-        verb, *words = line.split()
         if verb not in VERBS:
             raise ValueError(f"no such verb; there are {', '.join(VERBS)}")
-        if not self.founded and verb != "nodes":
-            raise ValueError("a script begins with `nodes`")
-        said = VERBS[verb](self, words) or []
+        if self.founded == (verb == "nodes"):
+            raise ValueError("a script begins with `nodes`, and has no other")
+        try:
+            said = VERBS[verb](self, list(words)) or []
+        except ValueError as error:
+            ways = re.findall(f"`{verb}\\b[^`]*`", VERBS[verb].__doc__ or "")
+            raise ValueError(f"{error}; it is written {' or '.join(ways)}") from error
         self.world.agenda.run()
         log = self.world.log[self._told :]
         self._told = len(self.world.log)
@@ -103,20 +127,29 @@ class _Stage:
         told = {"keep": 2, "window": 2, "stores": 1}
         tier, shard = "dir", 0
         for word in words:
-            key, _, value = word.partition("=")
-            if key == "tier":
-                tier, shard = value, 0
-            elif key == "need":
-                need[tier] = int(value)
-            elif value:
-                told[key] = int(value)
-            else:
-                name, _, where = word.partition("/")
-                shard = int(where) if where else shard
-                domains.append(Domain(name, tier, shard, name))
+            key, equals, value = word.partition("=")
+            if not equals:
+                name, slash, where = word.partition("/")
+                shard = _whole(where) if slash else shard
+                domains.append(Domain(_name(name), tier, shard, name))
                 need.setdefault(tier, 1)
                 shard += 1
+            elif key == "tier":
+                tier, shard = _name(value), 0
+                need.setdefault(tier, 1)
+            elif key == "need":
+                need[tier] = _whole(value, 1, MOST)
+            elif key in told:
+                told[key] = _whole(value, 1, MOST)
+            else:
+                raise ValueError(f"there is no {key}= here")
+        if not domains:
+            raise ValueError("there is no domain in it")
         shards = 1 + max(domain.shard for domain in domains)
+        if shards > len(domains):
+            raise ValueError(
+                f"shard {shards - 1} can't be: shards are held from 0 on, without gaps"
+            )
         configuration = Configuration("run", shards, tuple(domains), tuple(need.items()))
         self.world = World(configuration, _Steady(), keep=Keep(told["keep"]), window=told["window"])
         self.world.network.hold = True
@@ -128,18 +161,50 @@ class _Stage:
 
     def _agent(self, name: str) -> Agent:
         """Find the agent that speaks for a domain; `a.1` may be one that was replaced."""
-        domain, _, life = name.partition(".")
         held = [*self.world.agents.values(), *self.world.zombies]
         for agent in held:
-            if agent.id == domain and (not life or agent.incarnation == int(life)):
+            if name in (agent.id, agent.name):
                 return agent
-        raise ValueError(f"no agent of {name} is up")
+        up = ", ".join(agent.name for agent in held) or "none"
+        raise ValueError(f"no agent of {name} is up; up: {up}")
 
     def _disk(self, name: str) -> Disk:
+        if name not in self.world.disks:
+            there = ", ".join(self.world.disks)
+            raise ValueError(f"there is no domain {name!r}; there are {there}")
         return self.world.disks[name]
 
+    def _member(self, name: str) -> Disk:
+        disk = self._disk(name)
+        if disk.fenced:
+            raise ValueError(f"{name} is fenced, and {name}+ in its place")
+        return disk
+
+    def _copy(self, words: list[str]) -> tuple[Disk, Epoch]:
+        """Read `a 1/10`, a copy that is there."""
+        name, word = _some(words, 2, 2)
+        disk, epoch = self._disk(name), _epoch(word)
+        if epoch not in disk.images:
+            held = ", ".join(map(str, sorted(disk.images))) or "none"
+            raise ValueError(f"{name} has no copy of {epoch}; it has: {held}")
+        return disk, epoch
+
     def _round(self, told: Mapping[str, str]) -> Round:
-        return self.job.rounds[int(told.get("round", len(self.job.rounds))) - 1]
+        rounds = self.job.rounds
+        if not rounds:
+            raise ValueError("nothing was launched yet")
+        return rounds[_whole(told.get("round", str(len(rounds))), 1, len(rounds), "round") - 1]
+
+    def _ranks(self, round_: Round, words: list[str]) -> list[Rank]:
+        """Find ranks by their numbers; without any, all that have not ended."""
+        living = [rank for rank in round_.ranks.values() if rank.alive]
+        last = len(round_.ranks) - 1
+        ranks = [round_.ranks[_whole(word, 0, last, "rank")] for word in words] or living
+        if ended := [str(rank.shard) for rank in ranks if not rank.alive]:
+            raise ValueError(f"of {round_.name} these ranks have ended: {', '.join(ended)}")
+        if not ranks:
+            raise ValueError(f"all ranks of {round_.name} have ended")
+        return ranks
 
     # --- the job
 
@@ -149,45 +214,47 @@ class _Stage:
         `0 1` are the ranks that begin now (all, by default; `-`: none). `want=` is a step to go
         back to, `store=` the engine, `asked=` the domains whose reports it sees.
         """
-        told, ranks = _options(words)
+        told, ranks = _options(words, "want", "store", "asked")
         asked = (
             [self._agent(name) for name in told["asked"].split(",")] if "asked" in told else None
         )
-        want = int(told["want"]) if "want" in told else None
+        want = _whole(told["want"]) if "want" in told else None
+        store = _whole(told.get("store", "1"), 1, len(self.job.stores), "store") - 1
         for old in self.job.rounds:
             for rank in old.ranks.values():
                 rank.alive = rank.alive and rank.step is None  # a job that runs is ended first
-        round_ = self.job.launch(want=want, store=int(told.get("store", 1)) - 1, asked=asked)
-        self._start(round_, ranks)
+        round_ = self.job.launch(want=want, store=store, asked=asked)
+        for rank in [] if ranks == ["-"] else self._ranks(round_, ranks):
+            self.job.start(rank)
 
     def start(self, words: list[str]) -> None:
-        """Let ranks of a launch begin now: `start 1 [round=1]`."""
-        told, ranks = _options(words)
-        self._start(self._round(told), ranks)
-
-    def _start(self, round_: Round, ranks: list[str]) -> None:
-        for shard in [int(rank) for rank in ranks if rank != "-"] or (
-            [] if ranks else round_.ranks
-        ):
-            self.job.start(round_.ranks[shard])
+        """Let ranks of a launch begin now: `start [0 1] [round=1]`; all, by default."""
+        told, ranks = _options(words, "round")
+        for rank in self._ranks(self._round(told), ranks):
+            self.job.start(rank)
 
     def save(self, words: list[str]) -> None:
-        """Let ranks make ten steps and save: `save [0 1] [round=1] [forgo]`; all, by default."""
-        told, ranks = _options(words)
-        round_, forgo = self._round(told), "forgo" in ranks
-        for shard in [int(rank) for rank in ranks if rank != "forgo"] or list(round_.ranks):
-            if round_.ranks[shard].step is None:
-                raise ValueError(f"rank {shard} has resumed nothing")
-            self.job.save(round_.ranks[shard], forgo=forgo, steps=STEP)
+        """Let ranks make ten steps and save: `save [0 1] [round=1] [forgo]`.
+
+        All that have not ended, by default.
+        """
+        told, said = _options(words, "round")
+        numbers = [word for word in said if word != "forgo"]
+        for rank in self._ranks(self._round(told), numbers):
+            if rank.step is None:
+                raise ValueError(f"rank {rank.shard} has resumed nothing")
+            self.job.save(rank, forgo="forgo" in said, steps=STEP)
 
     def kill(self, words: list[str]) -> None:
-        """Kill ranks: `kill 1`."""
-        told, ranks = _options(words)
-        for rank in ranks:
-            self.job.kill(self._round(told).ranks[int(rank)])
+        """Kill ranks: `kill 1 [round=1]`."""
+        told, ranks = _options(words, "round")
+        for rank in self._ranks(self._round(told), _some(ranks)):
+            self.job.kill(rank)
 
     def decline(self, words: list[str]) -> None:
         """Let every rank decline what is proposed: `decline`; no more of it: `decline no`."""
+        if words not in ([], ["no"]):
+            raise ValueError(f"{' '.join(words)!r} means nothing here")
         self.job.fussy = 0.0 if words else 1.0
 
     # --- the network
@@ -203,23 +270,38 @@ class _Stage:
 
     def replay(self, words: list[str]) -> None:
         """Deliver again all that was ever sent, or some: `replay [a>b]`."""
-        for packet in [p for p in self.world.network.past if _matches(p, words)]:
+        meant = self._meant(words)
+        for packet in [packet for packet in self.world.network.past if meant(packet)]:
             self.world.agenda.after(0, self.world.deliver, packet)
 
     def _take(self, words: list[str]) -> list[Packet]:
-        network = self.world.network
-        taken = [packet for packet in network.held if _matches(packet, words)]
-        network.held = [packet for packet in network.held if not _matches(packet, words)]
+        network, meant = self.world.network, self._meant(words)
+        taken = [packet for packet in network.held if meant(packet)]
+        network.held = [packet for packet in network.held if not meant(packet)]
         return taken
+
+    def _meant(self, words: list[str]) -> Callable[[Packet], bool]:
+        """Read which messages are meant: all, or those of links, with `*` for any name."""
+        links = [_link(word) for word in words]
+        for name in chain(*links):
+            if not any(fnmatchcase(domain, name) for domain in self.world.disks):
+                self._disk(name)  # there is none: it says so
+        return lambda packet: (
+            not links
+            or any(
+                fnmatchcase(packet.source, source) and fnmatchcase(packet.target, target)
+                for source, target in links
+            )
+        )
 
     def partition(self, words: list[str]) -> None:
         """Cut links, one way each: `partition a>b b>a`."""
-        for word in words:
-            source, _, target = word.partition(">")
+        for source, target in map(_link, _some(words)):
             self.world.network.cut.add((self._disk(source).host, self._disk(target).host))
 
-    def heal(self, _: list[str]) -> None:
+    def heal(self, words: list[str]) -> None:
         """Mend all links: `heal`."""
+        _some(words, 0, 0)
         self.world.network.heal()
 
     def tick(self, words: list[str]) -> None:
@@ -227,8 +309,9 @@ class _Stage:
         for name in words or list(self.world.agents):
             self._agent(name).take(ev.Tick())
 
-    def calm(self, _: list[str]) -> None:
+    def calm(self, words: list[str]) -> None:
         """Deliver everything, and tick, until nobody has anything new: `calm`."""
+        _some(words, 0, 0)
         world = self.world
         self.deliver([])
         world.network.hold = False
@@ -245,68 +328,78 @@ class _Stage:
 
     def crash(self, words: list[str]) -> None:
         """End an agent: `crash a [keep=1]`; of what is not synced so many records stay, or none."""
-        told, names = _options(words)
-        for name in names:
-            self.world.crash(self._agent(name), int(told.get("keep", 0)))
+        told, names = _options(words, "keep")
+        keep = _whole(told.get("keep", "0"))
+        for name in _some(names):
+            self.world.crash(self._agent(name), keep)
 
     def boot(self, words: list[str]) -> None:
         """Start a domain's agent, as a new incarnation: `boot a`."""
-        for name in words:
-            self.world.boot(self._disk(name))
+        for name in _some(words):
+            self.world.boot(self._member(name))
 
     def begin(self, words: list[str]) -> None:
         """Let a trainer greet the new agent of its domain: `begin a [round=1]`."""
-        told, names = _options(words)
-        for agent in map(self._agent, names):
-            self.job.begin(self._round(told).ranks[agent.disk.domain.shard], agent)
+        told, names = _options(words, "round")
+        for agent in map(self._agent, _some(names)):
+            (rank,) = self._ranks(self._round(told), [str(agent.disk.domain.shard)])
+            self.job.begin(rank, agent)
 
     def freeze(self, words: list[str]) -> None:
         """Stop an agent where it is: `freeze a`."""
-        for name in words:
+        for name in _some(words):
             self._agent(name).asleep = True
 
     def wake(self, words: list[str]) -> None:
         """Let a frozen agent go on: `wake a.1`."""
-        for name in words:
+        for name in _some(words):
             self._agent(name).wake()
 
     def disk(self, words: list[str]) -> None:
         """Change a disk: `disk a stuck | full | failing | well`."""
-        disk = self._disk(words[0])
-        disk.full, disk.failing = words[1] == "full", words[1] == "failing"
-        if words[1] == "stuck":
+        name, how = _some(words, 2, 2)
+        disk = self._disk(name)
+        if how not in ("stuck", "full", "failing", "well"):
+            raise ValueError(f"a disk can't be {how!r}")
+        disk.full, disk.failing = how == "full", how == "failing"
+        if how == "stuck":
             disk.stuck = True
         else:
             self.world.unpark(disk)
 
     def rot(self, words: list[str]) -> None:
         """Damage a copy: `rot a 1/10`."""
-        self.world.spoil(self._disk(words[0]), _epoch(words[1]), vanish=False)
+        self.world.spoil(*self._copy(words), vanish=False)
 
     def vanish(self, words: list[str]) -> None:
         """Remove a copy behind everybody's back: `vanish a 1/10`."""
-        self.world.spoil(self._disk(words[0]), _epoch(words[1]), vanish=True)
+        self.world.spoil(*self._copy(words), vanish=True)
 
     def pin(self, words: list[str]) -> None:
         """Let a reader hold epochs, and no others: `pin a [1/10]`."""
-        disk = self._disk(words[0])
-        disk.pins = tuple(map(_epoch, words[1:]))
+        name, *epochs = _some(words)
+        disk = self._disk(name)
+        disk.pins = tuple(map(_epoch, epochs))
         self.world.look(disk)
 
     def fence(self, words: list[str]) -> None:
         """Let the engine give up a domain, and put an empty one in its place: `fence a`."""
-        self.world.boot(self.world.fence(self._disk(words[0])))
+        for name in _some(words):
+            self.world.boot(self.world.fence(self._member(name)))
 
     # --- looking
 
     def show(self, words: list[str]) -> list[str]:
         """Show what all members know: `show`; what is on its way: `show held`; `show journal a`."""
-        if words == ["held"]:
-            held = self.world.network.held
-            return [f"{p.source} > {p.target}: {self.teller.message(p.message)}" for p in held]
-        if words:
-            return [f"  {self.teller.fact(record)}" for record in self._disk(words[1]).records]
-        return [self._known(disk) for disk in self.world.disks.values() if not disk.fenced]
+        match words:
+            case []:
+                return [self._known(disk) for disk in self.world.disks.values() if not disk.fenced]
+            case ["held"]:
+                held = self.world.network.held
+                return [f"{p.source} > {p.target}: {self.teller.message(p.message)}" for p in held]
+            case ["journal", name]:
+                return [f"  {self.teller.fact(record)}" for record in self._disk(name).records]
+        raise ValueError(f"{' '.join(words)!r} can't be shown")
 
     def _known(self, disk: Disk) -> str:
         name = disk.domain.id
@@ -334,21 +427,50 @@ def _unmoved(entry: Entry) -> bool:
     return isinstance(event, ev.Received | ev.Tick) and not (effects.persist or done)
 
 
-def _matches(packet: Packet, words: list[str]) -> bool:
-    return not words or any(
-        fnmatchcase(packet.source, source) and fnmatchcase(packet.target, target)
-        for source, _, target in (word.partition(">") for word in words)
-    )
+def _some(words: list[str], least: int = 1, most: int | None = None) -> list[str]:
+    if len(words) < least:
+        raise ValueError("something is missing behind the verb" if not words else "too few words")
+    if most is not None and len(words) > most:
+        raise ValueError(f"{words[most]!r} is too much")
+    return words
 
 
-def _options(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    told = dict(word.split("=", 1) for word in words if "=" in word)
+def _options(words: list[str], *names: str) -> tuple[dict[str, str], list[str]]:
+    told: dict[str, str] = {}
+    for name, equals, value in (word.partition("=") for word in words):
+        if equals and name not in names:
+            raise ValueError(f"there is no {name}= here")
+        if equals and told.setdefault(name, value) != value:
+            raise ValueError(f"{name}= is there twice")
     return told, [word for word in words if "=" not in word]
 
 
+def _whole(word: str, least: int = 0, most: int | None = None, what: str = "whole number") -> int:
+    number = int(word) if re.fullmatch("[0-9]{1,18}", word) else -1
+    if number < least or (most is not None and number > most):
+        span = f"from {least} up" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{word!r} is no {what} {span}")
+    return number
+
+
+def _name(word: str) -> str:
+    if word in VERBS or not re.fullmatch(r"[\w-]+", word):
+        raise ValueError(f"{word!r} can't be a name: letters, digits, _ and -, and no verb")
+    return word
+
+
+def _link(word: str) -> tuple[str, str]:
+    source, arrow, target = word.partition(">")
+    if not arrow:
+        raise ValueError(f"{word!r} is no link, as a>b is")
+    return source, target
+
+
 def _epoch(word: str) -> Epoch:
-    generation, _, step = word.partition("/")
-    return Epoch(int(generation), int(step))
+    parts = re.fullmatch("([0-9]{1,18})/([0-9]{1,18})", word)
+    if parts is None:
+        raise ValueError(f"{word!r} is no epoch, as 1/10 is")
+    return Epoch(int(parts[1]), int(parts[2]))
 
 
 VERBS: Final[Mapping[str, Callable[[_Stage, list[str]], list[str] | None]]] = {

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from handfast.core.lattice import Epoch
-from handfast.core.membership import Roster
+from handfast.core.membership import Configuration, Roster
 from handfast.core.retain import Keep
 from handfast.laws.goals import SOMETIMES
 from handfast.laws.invariants import EVENTUALLY, STANDSTILL
@@ -58,6 +58,11 @@ class Plan(msgspec.Struct, frozen=True):
     stores: int
     kinds: tuple[str, ...]
     fanout: int
+
+    def configuration(self) -> Configuration:
+        """Build the job's configuration."""
+        tiers = {name: (copies, need) for name, copies, need in self.tiers}
+        return shape(self.shards, self.hosts, self.fanout, **tiers)
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -107,9 +112,7 @@ class _Storm:
     def __init__(self, seed: int, plan: Plan) -> None:
         self.plan = plan
         self.chance = Random(f"storm/{seed}")  # noqa: S311 - a simulation, and no secret
-        tiers = {name: (copies, need) for name, copies, need in plan.tiers}
-        configuration = shape(plan.shards, plan.hosts, plan.fanout, **tiers)
-        self.world = World(configuration, self.chance, keep=plan.keep, window=plan.window)
+        self.world = World(plan.configuration(), self.chance, keep=plan.keep, window=plan.window)
         self.job = Job(self.world, plan.stores)
         self.job.waits = "waiting saves" in plan.kinds
         self.weather = Weather(self.job, plan.kinds)

@@ -327,7 +327,10 @@ def _killed_writers(home: str, kills: int, seed: int) -> Trial:
             f"{home}: no epoch was attested before any of {count} kills, so nothing was tried. "
             "What to do: use more --kills, or faster storage"
         )
-    seen = problem or f"{count} kills, {len(told)} epochs attested, all of them read back whole"
+    more = f" ({count - kills} more than asked for: none was attested)" if count > kills else ""
+    killed = f"{count} kill{'s' * (count != 1)}{more}"
+    whole = f"{len(told)} epoch{'s' * (len(told) != 1)} attested, all of it read back whole"
+    seen = problem or f"{killed}, {whole}"
     return Trial("killed writers", not problem, seen, WRITERS)
 
 
