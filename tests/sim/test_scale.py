@@ -99,7 +99,7 @@ def test_each_row_is_told_as_soon_as_it_is_measured(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("option", "most"), [("--scale", 131_072), ("--synchrony", 4_096)], ids=["scale", "synchrony"]
+    ("option", "most"), [("--scale", 131_072), ("--synchrony", 1_024)], ids=["scale", "synchrony"]
 )
 def test_what_does_not_fit_is_refused(
     option: str, most: int, monkeypatch: pytest.MonkeyPatch

@@ -329,7 +329,7 @@ def _killed_writers(home: str, kills: int, seed: int) -> Trial:
         )
     more = f" ({count - kills} more than asked for: none was attested)" if count > kills else ""
     killed = f"{count} kill{'s' * (count != 1)}{more}"
-    whole = f"{len(told)} epoch{'s' * (len(told) != 1)} attested, all of it read back whole"
+    whole = f"{len(told)} epoch{'s' * (len(told) != 1)} attested, all read back whole"
     seen = problem or f"{killed}, {whole}"
     return Trial("killed writers", not problem, seen, WRITERS)
 
