@@ -16,13 +16,13 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 import click
 import msgspec
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
-from rich.measure import Measurement
+from rich.measure import measure_renderables
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -31,6 +31,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bars
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -55,6 +56,7 @@ __all__ = [
     "step",
     "tabulate",
     "telling_how_far",
+    "write_into",
 ]
 
 DAMAGED: Final = 1
@@ -146,6 +148,16 @@ def place_for(option: str, file: str | Path | None) -> None:
         raise click.UsageError(f"{option} {file}: there is no directory {Path(file).parent}")
 
 
+def write_into(directory: Path, files: Mapping[str, str]) -> list[str]:
+    """Write files into a directory, which is made where there is none. Gives lines that say so."""
+    told = [] if directory.is_dir() else [f"made the directory {directory}"]
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (directory / name).write_text(text, encoding="utf-8")
+        told.append(f"wrote {directory / name}")
+    return told
+
+
 class _Unheard(Exception):
     """The standard output can't be written; this is no error of what was to be told."""
 
@@ -163,11 +175,29 @@ def _telling() -> Iterator[None]:
         raise _Unheard(describe(error)) from error
 
 
+class _Trimmed:
+    """What is drawn in lines, without the blanks that rich fills them up with."""
+
+    def __init__(self, whole: Any) -> None:
+        self._whole = whole
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in Segment.split_lines(console.render(self._whole, options)):
+            while line and not line[-1].text.strip():
+                line.pop()
+            if line:
+                last = line.pop()
+                line.append(Segment(last.text.rstrip(), last.style))
+            yield from line
+            yield Segment.line()
+
+
 class _Out(Console):
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does."""
+        """Print as rich does, but for the blanks that it puts at the ends of lines."""
+        drawn = (each if isinstance(each, str) else _Trimmed(each) for each in objects)
         with _telling():
-            super().print(*objects, **options)
+            super().print(*drawn, **options)
 
     def on_broken_pipe(self) -> None:
         """Leave it to :func:`answering`: rich would end with 1, which means damage here."""
@@ -189,25 +219,32 @@ def out() -> Console:
 def tabulate(
     heads: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[int] = (0,)
 ) -> None:
-    """Print rows of markup. Columns of ``words`` are folded where the terminal is narrow.
+    """Print rows of markup. Columns of ``words`` wrap at blanks where the terminal is narrow.
 
-    The others are of figures, of which none is ever cut: what has no room goes on in the terminal's
-    next line. Without ``heads`` there is no line of them.
+    The others are of figures. No word and no figure is ever cut: what has no room goes on in the
+    terminal's next line. Without ``heads`` there is no line of them.
     """
-    lines = list(rows)
+    lines, show = list(rows), out()
+    anywhere = show.options.update(width=ANY_WIDTH)
+    columns = list(zip(*([heads] if heads else []), *lines, strict=True))
+    sizes = [
+        measure_renderables(show, anywhere, [Text.from_markup(cell) for cell in column])
+        for column in columns
+    ]
+    widths = [max(1, size.maximum) for size in sizes]
+    gaps = 2 * (len(widths) - 1)
+    while sum(widths) + gaps > show.width:
+        loose = [at for at in words if widths[at] > max(1, sizes[at].minimum)]
+        if not loose:
+            break
+        widths[max(loose, key=widths.__getitem__)] -= 1
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=bool(heads))
-    for at, column in enumerate(zip(*([heads] if heads else []), *lines, strict=True)):
-        head = heads[at] if heads else ""
-        if at in words:
-            table.add_column(head, overflow="fold")
-        else:
-            width = max(Text.from_markup(cell).cell_len for cell in column)
-            table.add_column(head, justify="right", width=width)
+    for at, width in enumerate(widths):
+        side: Literal["left", "right"] = "left" if at in words else "right"
+        table.add_column(heads[at] if heads else "", justify=side, width=width)
     for line in lines:
         table.add_row(*line)
-    show = out()
-    anywhere = show.options.update(width=ANY_WIDTH)
-    show.width = max(show.width, Measurement.get(show, anywhere, table).minimum)
+    show.width = max(show.width, sum(widths) + gaps)
     show.print(table)
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from handfast.cli.console import answer, out, tabulate, telling_how_far
+from handfast.cli.console import answer, out, tabulate, telling_how_far, write_into
 from handfast.sim.curves import draw
 from handfast.sim.scale import Cost, Crowd, job
 
@@ -33,14 +33,13 @@ def measure(sizes: tuple[int, ...], svg: Path | None, as_json: bool) -> None:
     with telling_how_far() as tell:
         for way, wish in WAYS.items():
             rows += [_job(way, size, wish, tell) for size in sizes]
-    if svg is not None:
-        svg.mkdir(parents=True, exist_ok=True)
-        for name, picture in _pictures(rows).items():
-            (svg / name).write_text(picture)
+    wrote = [] if svg is None else write_into(svg, _pictures(rows))
     if as_json:
         answer({"rows": rows})
-    else:
-        _show(rows)
+        return
+    _show(rows)
+    for line in wrote:
+        out().print(line, markup=False)
 
 
 def _job(way: str, size: int, wish: Mapping[str, int], tell: Callable[[str], None]) -> Row:

@@ -130,10 +130,16 @@ class Finding(msgspec.Struct, frozen=True):
 def explain(setting: Setting, seed: int, trials: int) -> Iterator[Finding]:
     """Work out every formula for a setting, each beside so many trials of chance, or none.
 
-    Raises ValueError for fewer than two domains, or a window of more than PILE intervals.
+    Raises ValueError for fewer than two domains, more copies than domains, or a window of more
+    than PILE intervals.
     """
     if setting.domains < 2:
         raise ValueError("one domain is never apart from itself. What to do: give two or more")
+    if setting.copies > setting.domains:
+        raise ValueError(
+            f"{setting.copies} copies of a shard, each in a domain of its own, and only "
+            f"{setting.domains} domains. What to do: give as many copies as domains at most"
+        )
     if setting.window > PILE * setting.interval:
         raise ValueError(
             f"saves last {setting.window:g} s and begin every {setting.interval:g} s, so they pile "
