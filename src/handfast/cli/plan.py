@@ -85,15 +85,15 @@ def _time(seconds: float) -> str:
 
 OPTIONS: Final[tuple[tuple[str, click.ParamType[Any], Any, str], ...]] = (
     ("--domains", Whole(2, 10**7), 16384, "Domains that commit on their own."),
-    ("--law", click.Choice(["uniform", "exponential"]), "uniform", "Law of one domain's commit."),
-    ("--window", FiniteTime(), "60s", "Width of a uniform law, mean of an exponential one."),
+    ("--commits", click.Choice(["uniform", "exponential"]), "uniform", "How commit times spread."),
+    ("--window", FiniteTime(), "60s", "Width if uniform, mean if exponential."),
     ("--interval", FiniteTime(), "30m", "From the beginning of a save to that of the next."),
     ("--mtbf", FiniteTime(), "50000h", "Between failures of one domain by itself."),
     ("--host-mtbf", Time(), "never", "Between failures that take a host's domains at once."),
     ("--job-mtbf", Time(), "never", "Between failures that take everything at once."),
     ("--per-host", Whole(1), 8, "Domains that share a host."),
-    ("--failure", Number(0, MOST_OFTEN), 0.01, "How often a domain fails to stage in a round."),
-    ("--delta", Number(1e-15, 0.99), 1e-6, "Chance that may remain that one has not."),
+    ("--failure", Number(0, MOST_OFTEN), 0.01, "How often a domain fails to stage at a try."),
+    ("--remaining", Number(1e-15, 0.99), 1e-6, "Chance that may remain that one has not."),
     ("--copies", Whole(1, 12), 2, "Copies of a shard."),
     ("--repair", FiniteTime(), "10m", "Until a lost copy is made anew."),
     ("--cost", FiniteTime(), "10s", "How long a save holds the training up."),
@@ -249,9 +249,9 @@ def _show(console: Console, findings: list[Finding], told: History | None, at: S
         _show_history(console, told)
     fails = [_time(each) for each in (at.mtbf, at.host_mtbf, at.job_mtbf)]
     console.print(
-        f"{at.domains:,} domains; commit times {at.law}, {_time(at.window)}; a save every "
+        f"{at.domains:,} domains; commit times {at.commits}, {_time(at.window)}; a save every "
         f"{_time(at.interval)}; mean time between failures of a domain {fails[0]}, "
-        f"of a host {fails[1]}, of the job {fails[2]}; a domain fails to stage in a round with "
+        f"of a host {fails[1]}, of the job {fails[2]}; a domain fails to stage at a try with "
         f"q = {at.failure:.3g}\n"
     )
     if any(finding.seen for finding in findings):
