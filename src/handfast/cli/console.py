@@ -22,7 +22,7 @@ import click
 import msgspec
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
-from rich.measure import measure_renderables
+from rich.measure import Measurement, measure_renderables
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -33,7 +33,6 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.segment import Segment
 from rich.table import Table
-from rich.text import Text
 
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
@@ -49,6 +48,7 @@ __all__ = [
     "as_json",
     "epoch_of",
     "fitting",
+    "lay",
     "out",
     "paths",
     "place_for",
@@ -219,31 +219,42 @@ def out() -> Console:
 def tabulate(
     heads: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[int] = (0,)
 ) -> None:
-    """Print rows of markup. Columns of ``words`` wrap at blanks where the terminal is narrow.
+    """Print rows of markup: columns of ``words``, and all others of figures, on the right.
 
-    The others are of figures. No word and no figure is ever cut: what has no room goes on in the
-    terminal's next line. Without ``heads`` there is no line of them.
+    Without ``heads`` there is no line of them.
     """
-    lines, show = list(rows), out()
+    lines = list(rows)
+    table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=bool(heads))
+    for at in range(len(lines[0] if lines else heads)):
+        side: Literal["left", "right"] = "left" if at in words else "right"
+        table.add_column(heads[at] if heads else "", justify=side, no_wrap=at not in words)
+    for line in lines:
+        table.add_row(*line)
+    lay(table)
+
+
+def lay(table: Table) -> None:
+    """Print a table, so that no word and no figure is cut.
+
+    Columns wrap at blanks where the terminal is narrow, but for those with ``no_wrap``. What has no
+    room goes on in the terminal's next line.
+    """
+    show = out()
     anywhere = show.options.update(width=ANY_WIDTH)
-    columns = list(zip(*([heads] if heads else []), *lines, strict=True))
     sizes = [
-        measure_renderables(show, anywhere, [Text.from_markup(cell) for cell in column])
-        for column in columns
+        measure_renderables(show, anywhere, [column.header, *column.cells])
+        for column in table.columns
     ]
     widths = [max(1, size.maximum) for size in sizes]
-    gaps = 2 * (len(widths) - 1)
+    gaps = Measurement.get(show, anywhere, table).maximum - sum(size.maximum for size in sizes)
+    wraps = [at for at, column in enumerate(table.columns) if not column.no_wrap]
     while sum(widths) + gaps > show.width:
-        loose = [at for at in words if widths[at] > max(1, sizes[at].minimum)]
+        loose = [at for at in wraps if widths[at] > max(1, sizes[at].minimum)]
         if not loose:
             break
         widths[max(loose, key=widths.__getitem__)] -= 1
-    table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=bool(heads))
-    for at, width in enumerate(widths):
-        side: Literal["left", "right"] = "left" if at in words else "right"
-        table.add_column(heads[at] if heads else "", justify=side, width=width)
-    for line in lines:
-        table.add_row(*line)
+    for column, width in zip(table.columns, widths, strict=True):
+        column.width = width
     show.width = max(show.width, sum(widths) + gaps)
     show.print(table)
 

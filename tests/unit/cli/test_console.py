@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.table import Table
 
-from handfast.cli.console import tabulate
+from handfast.cli.console import lay, tabulate
 from handfast.cli.main import app
 from handfast.model.exhibits import Exhibit
 
@@ -33,6 +34,22 @@ def test_words_wrap_at_blanks_and_nothing_is_cut(
         assert "1,234,567" in narrow
         if width >= 50:
             assert max(map(len, narrow.splitlines())) <= width
+
+
+def test_a_table_of_epochs_is_not_cut_either(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Columns that don't wrap go on in the terminal's next line."""
+    monkeypatch.setattr("handfast.cli.console.WIDTH", 40)
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("domain", no_wrap=True)
+    for step in range(1000, 1010):
+        table.add_column(f"3/{step}", justify="center", no_wrap=True)
+    table.add_row("rank 0 on a-node-with-a-long-name", *"x" * 10)
+    lay(table)
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == ["domain", *(f"3/{step}" for step in range(1000, 1010))]
+    assert row.startswith(" rank 0 on a-node-with-a-long-name  ")
 
 
 @pytest.mark.parametrize("width", [200, 30])
