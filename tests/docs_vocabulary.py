@@ -26,6 +26,7 @@ from handfast.model.pipeline import (
 from handfast.sim.script import VERBS
 
 DOCS = Path(__file__).parents[1] / "docs"
+WHOLE = DOCS.parent / "examples" / "pipelines" / "barrier_with_timeout.py"
 SAMPLES = {
     "place": Place("file"),
     "barrier": Barrier("barrier", ("rank 0",)),
@@ -92,12 +93,18 @@ def restarts() -> str:
     return table(["a restart", ""], rows)
 
 
+def whole() -> str:
+    """A file to copy, which `tests/model/test_prove_pipelines.py` runs."""
+    return f"```python\n{WHOLE.read_text(encoding='utf-8')}```\n"
+
+
 PAGES: dict[str, tuple[tuple[str, Callable[[], str]], ...]] = {
     "scripts.md": (("verbs: made from handfast.sim.script", script),),
     "pipelines.md": (
         ("things: made from handfast.model.pipeline", things),
         ("acts: made from handfast.model.pipeline", acts),
         ("restarts: made from handfast.model.pipeline", restarts),
+        ("file: made from examples/pipelines/barrier_with_timeout.py", whole),
     ),
 }
 

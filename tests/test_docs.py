@@ -1,5 +1,6 @@
 """The documents that are made from code are those that the code would make."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from handfast.model import pipeline
 from mutants import MUTANTS
 
 CLAIMS = Path(__file__).parents[1] / "docs" / "CLAIMS.md"
+GLOSSARY = CLAIMS.with_name("GLOSSARY.md")
 
 
 def test_the_diagram_of_an_edge_is_that_of_the_table_that_runs() -> None:
@@ -41,6 +43,14 @@ def test_all_that_a_pipeline_may_import_is_explained() -> None:
     types = {"Event", "Process", "Server", "Steps", "KILLED", "POWER"}  # not written by hand
 
     assert [name for name in pipeline.__all__ if f"`{name}" not in text and name not in types] == []
+
+
+def test_the_glossary_has_each_word_once() -> None:
+    """Shows that no word is explained twice, nor those left out by which pages judge."""
+    words = re.findall(r"^\*\*(.+?)\.\*\*", GLOSSARY.read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert [word for word in words if words.count(word) > 1] == []
+    assert {"law", "goal", "breach", "story", "gust", "claim", "move", "step"} <= set(words)
 
 
 def test_the_pictures_of_the_theory_show_the_formulas(tmp_path: Path) -> None:

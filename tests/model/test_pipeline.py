@@ -5,9 +5,12 @@ And that a place loses in a crash what a file loses, and nothing that was synced
 
 from __future__ import annotations
 
-import pytest
+from inspect import currentframe
 
-from handfast.model.boundary import Kind, attack, compose, instants, judged
+import pytest
+from msgspec.structs import replace
+
+from handfast.model.boundary import Kind, attack, compose, instants, judged, unread
 from handfast.model.network import automaton
 from handfast.model.pipeline import (
     KILLED,
@@ -202,7 +205,8 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, object], words
         ({"epochs": 3}, r"no way on from all that it may find in file: Restart\(3\)"),
         ({"restart": BACK.reads(FILE, lambda v: STOP if v == 1 else BACK.loads((v,)))},
          r"after `the restart reads file and finds epoch 1` it neither loads nor refuses"),
-        ({"restart": STOP}, "load a piece for each rank, always as many, not none"),
+        ({"restart": STOP}, "loads nothing on any way"),
+        ({"restart": BACK.refuses()}, "loads nothing on any way"),
         ({"restart": BACK.loads(())}, r"always as many, not \[0\]"),
         ({"restart": BACK.reads(FILE, lambda v: BACK.loads((v,) * (2 + v)))},
          r"not \[1, 2, 3, 4\]"),
@@ -211,7 +215,8 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, object], words
         ({"actors": {}}, "it needs actors"),
         ({"epochs": 0}, "at least one epoch"),
     ],
-    ids=["epochs", "dead end", "nothing", "nobody", "uneven", "comma", "none", "actors", "zero"],
+    ids=["epochs", "dead end", "nothing", "refusal", "nobody", "uneven", "comma", "none", "actors",
+         "zero"],
 )  # fmt: skip
 def test_a_restart_that_could_come_to_nothing_is_refused(
     changes: dict[str, object], words: str
@@ -220,6 +225,82 @@ def test_a_restart_that_could_come_to_nothing_is_refused(
     broken = pipeline(**changes)
     with pytest.raises(ValueError, match=words):
         compose(broken, Claim("when it is saved", "saved"))
+
+
+@pytest.mark.parametrize(
+    ("restart", "words"),
+    [
+        (BACK.loads((1,)), "`the restart loads rank 0: epoch 1` comes at once, and no read"),
+        (BACK.reads(FILE, lambda v: BACK.loads((2 if v == 1 else v,))),
+         "epoch 2` comes after `the restart reads file and finds epoch 1`, and no read"),
+        (BACK.reads(FILE, lambda v: BACK.loads((TORN if v == NOTHING else v,))),
+         "a torn piece` comes after `the restart reads file and finds nothing`, and no read"),
+    ],
+    ids=["at once", "another epoch", "torn"],
+)  # fmt: skip
+def test_a_load_of_what_no_read_has_found_is_refused(restart: Process, words: str) -> None:
+    """Or the claim would hold whatever is there; with what came before it."""
+    with pytest.raises(ValueError, match=words):
+        compose(pipeline(restart=restart), pipeline().claims[0])
+
+
+def test_what_was_found_may_be_written_out_and_nothing_need_be_found() -> None:
+    """It is the way to a load that counts, and not how its epochs are spelled."""
+    scratch, one = BACK.loads((NOTHING,)), BACK.loads((1,))
+    restart = BACK.reads(FILE, lambda v: one if v == 1 else scratch)
+    assert attack(pipeline(restart=restart), pipeline().claims[0]).sound
+
+
+def test_of_two_loads_that_are_alike_the_wrong_ones_line_is_told() -> None:
+    """Both are one state of the search; only one of them comes without a read that found it."""
+    here = currentframe()
+    assert here is not None
+    line = here.f_lineno
+    fine = BACK.loads((1,))
+    wrong = BACK.loads((1,))
+    assert fine == wrong
+    restart = BACK.reads(FILE, lambda v: fine if v == 1 else wrong)
+    with pytest.raises(ValueError, match=rf"test_pipeline\.py, line {line + 2}: `the"):
+        compose(pipeline(restart=restart), pipeline().claims[0])
+
+
+def test_a_pointer_alone_is_no_piece() -> None:
+    """Two ranks can't be loaded from what one place says, where their own are never looked at."""
+    you, yours, pointer = Actor("rank 1"), Place("yours"), Place("pointer")
+    both = pipeline(
+        actors={
+            "rank 0": ONE >> ME.puts(pointer, 1) >> ME.does("saved", 1) >> STOP,
+            "rank 1": you.replaces(yours, 1) >> STOP,
+        },
+        servers=(FILE, yours, pointer),
+    )
+    names = BACK.reads(pointer, lambda v: BACK.loads((v, v)))
+    with pytest.raises(ValueError, match="nothing ever reads file, yours"):
+        compose(replace(both, restart=names), both.claims[0])
+    one_file = BACK.reads(FILE, lambda v: BACK.loads((v, v)))
+    assert unread(replace(both, restart=one_file)) == ("yours", "pointer")
+    with pytest.raises(ValueError, match="nothing ever reads pointer, yours"):
+        compose(replace(both, restart=one_file), both.claims[0])
+    alone = pipeline(restart=one_file)  # all ranks load rank 0's file, and there is no other
+    assert attack(alone, alone.claims[0]).sound
+
+
+def test_names_that_do_not_fit_are_refused() -> None:
+    """Who acts by another's name, a barrier that waits for nobody, or who is not awaited."""
+    you, met = Actor("rank 1"), Barrier("met", ("rank 0",))
+    saves = ME.does("saved", 1)
+    for actors, barrier, words in (
+        ({"rank 0": you.does("saved", 1) >> STOP}, met, "is done by actors..rank 0..."),
+        ({"rank 0": saves >> STOP}, Barrier("met", ("rank 2",)), "met waits for rank 2"),
+        (
+            {"rank 0": saves >> ME.arrives(met, 1) >> STOP, "rank 1": you.meets(met, 1) >> STOP},
+            met,
+            "rank 1 arrives at met, and is no member of it",
+        ),
+    ):
+        broken = pipeline(actors=actors, servers=(FILE, barrier))
+        with pytest.raises(ValueError, match=words):
+            compose(broken, broken.claims[0])
 
 
 def test_epochs_without_end_are_refused() -> None:

@@ -12,8 +12,8 @@ from handfast.model.explained import Setting
 from handfast.model.plots import FLOOR, LOWEST, PLOTS, TOP, plot
 
 AT = Setting(
-    domains=256, law="uniform", window=60.0, interval=1800.0, mtbf=1e8, levels=3, failure=0.01,
-    delta=1e-6, copies=2, repair=600.0, host_mtbf=math.inf, job_mtbf=math.inf, per_host=8,
+    domains=256, commits="uniform", window=60.0, interval=1800.0, mtbf=1e8, levels=3, failure=0.01,
+    remaining=1e-6, copies=2, repair=600.0, host_mtbf=math.inf, job_mtbf=math.inf, per_host=8,
     cost=10.0, restart=300.0,
 )  # fmt: skip
 NS = "{http://www.w3.org/2000/svg}"

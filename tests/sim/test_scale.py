@@ -47,7 +47,9 @@ def test_messages_that_are_lost_are_made_up_for() -> None:
 def test_the_command_measures_and_draws(tmp_path: Path) -> None:
     """Shows that the curves of the documentation are made by a command that anybody can run."""
     command = ["simulate", "--scale", "3,12", "--svg", str(tmp_path)]
-    assert "2(n-1)" in CliRunner().invoke(app, command).output
+    said = CliRunner().invoke(app, command).output
+    assert "2(n-1)" in said
+    assert said.endswith(f"wrote {tmp_path / 'scale-rack.svg'}\n")
     rows = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)["rows"]
     assert [(row["way"], row["epoch"]["domains"]) for row in rows] == [
         ("tree", 3), ("tree", 12), ("gossip", 3), ("gossip", 12),

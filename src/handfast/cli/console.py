@@ -16,13 +16,13 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 import click
 import msgspec
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
-from rich.measure import Measurement
+from rich.measure import Measurement, measure_renderables
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -31,8 +31,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bars
+from rich.segment import Segment
 from rich.table import Table
-from rich.text import Text
 
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
@@ -48,6 +48,8 @@ __all__ = [
     "as_json",
     "epoch_of",
     "fitting",
+    "lay",
+    "make",
     "out",
     "paths",
     "place_for",
@@ -55,6 +57,7 @@ __all__ = [
     "step",
     "tabulate",
     "telling_how_far",
+    "write_into",
 ]
 
 DAMAGED: Final = 1
@@ -146,6 +149,22 @@ def place_for(option: str, file: str | Path | None) -> None:
         raise click.UsageError(f"{option} {file}: there is no directory {Path(file).parent}")
 
 
+def make(directory: Path) -> list[str]:
+    """Make a directory where there is none. Gives lines that say so."""
+    told = [] if directory.is_dir() else [f"made the directory {directory}"]
+    directory.mkdir(parents=True, exist_ok=True)
+    return told
+
+
+def write_into(directory: Path, files: Mapping[str, str]) -> list[str]:
+    """Write files into a directory, which is made where there is none. Gives lines that say so."""
+    told = make(directory)
+    for name, text in files.items():
+        (directory / name).write_text(text, encoding="utf-8")
+        told.append(f"wrote {directory / name}")
+    return told
+
+
 class _Unheard(Exception):
     """The standard output can't be written; this is no error of what was to be told."""
 
@@ -163,11 +182,29 @@ def _telling() -> Iterator[None]:
         raise _Unheard(describe(error)) from error
 
 
+class _Trimmed:
+    """What is drawn in lines, without the blanks that rich fills them up with."""
+
+    def __init__(self, whole: Any) -> None:
+        self._whole = whole
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in Segment.split_lines(console.render(self._whole, options)):
+            while line and not line[-1].text.strip():
+                line.pop()
+            if line:
+                last = line.pop()
+                line.append(Segment(last.text.rstrip(), last.style))
+            yield from line
+            yield Segment.line()
+
+
 class _Out(Console):
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does."""
+        """Print as rich does, but for the blanks that it puts at the ends of lines."""
+        drawn = (each if isinstance(each, str) else _Trimmed(each) for each in objects)
         with _telling():
-            super().print(*objects, **options)
+            super().print(*drawn, **options)
 
     def on_broken_pipe(self) -> None:
         """Leave it to :func:`answering`: rich would end with 1, which means damage here."""
@@ -189,25 +226,43 @@ def out() -> Console:
 def tabulate(
     heads: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[int] = (0,)
 ) -> None:
-    """Print rows of markup. Columns of ``words`` are folded where the terminal is narrow.
+    """Print rows of markup: columns of ``words``, and all others of figures, on the right.
 
-    The others are of figures, of which none is ever cut: what has no room goes on in the terminal's
-    next line. Without ``heads`` there is no line of them.
+    Without ``heads`` there is no line of them.
     """
     lines = list(rows)
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=bool(heads))
-    for at, column in enumerate(zip(*([heads] if heads else []), *lines, strict=True)):
-        head = heads[at] if heads else ""
-        if at in words:
-            table.add_column(head, overflow="fold")
-        else:
-            width = max(Text.from_markup(cell).cell_len for cell in column)
-            table.add_column(head, justify="right", width=width)
+    for at in range(len(lines[0] if lines else heads)):
+        side: Literal["left", "right"] = "left" if at in words else "right"
+        table.add_column(heads[at] if heads else "", justify=side, no_wrap=at not in words)
     for line in lines:
         table.add_row(*line)
+    lay(table)
+
+
+def lay(table: Table) -> None:
+    """Print a table, so that no word and no figure is cut.
+
+    Columns wrap at blanks where the terminal is narrow, but for those with ``no_wrap``. What has no
+    room goes on in the terminal's next line.
+    """
     show = out()
     anywhere = show.options.update(width=ANY_WIDTH)
-    show.width = max(show.width, Measurement.get(show, anywhere, table).minimum)
+    sizes = [
+        measure_renderables(show, anywhere, [column.header, *column.cells])
+        for column in table.columns
+    ]
+    widths = [max(1, size.maximum) for size in sizes]
+    gaps = Measurement.get(show, anywhere, table).maximum - sum(size.maximum for size in sizes)
+    wraps = [at for at, column in enumerate(table.columns) if not column.no_wrap]
+    while sum(widths) + gaps > show.width:
+        loose = [at for at in wraps if widths[at] > max(1, sizes[at].minimum)]
+        if not loose:
+            break
+        widths[max(loose, key=widths.__getitem__)] -= 1
+    for column, width in zip(table.columns, widths, strict=True):
+        column.width = width
+    show.width = max(show.width, sum(widths) + gaps)
     show.print(table)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from handfast import open as open_run
 from handfast.checkpoint.inspection import Inspection, ShardView
 from handfast.checkpoint.spelling import size
-from handfast.cli.console import RUNS, answer, answering, as_json, out, paths, step
+from handfast.cli.console import RUNS, answer, answering, as_json, out, paths, step, tabulate
 from handfast.core.lattice import Epoch
 
 __all__ = ["inspect"]
@@ -54,39 +53,33 @@ def _shard(console: Console, shard: ShardView) -> None:
     stamp = shard.stamp
     if stamp is None:
         return
-    about = Table.grid(padding=(0, 2))
-    about.add_column(style="dim")
-    about.add_column(overflow="fold")
-    about.add_row("manifest", escape(f"{shard.path} ({shard.digest})"))
-    about.add_row(
-        "stamp",
-        f"lineage {stamp.lineage}, incarnation {stamp.incarnation}, configuration "
-        f"{stamp.configuration[:8]}, parent {stamp.parent or 'none'}",
-    )
     files = ", ".join(f"{source.file} ({source.chunks} chunks)" for source in shard.sources)
-    about.add_row("image", escape(f"{size(shard.image_bytes)} in {files}"))
     environment = ", ".join(f"{name} {value}" for name, value in shard.environment.items())
-    about.add_row("environment", escape(environment))
-    console.print(about)
-    tensors = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("tensor", "dtype", "shape", "of", "at", "bytes", ""):
-        tensors.add_column(name, overflow="fold", justify="right" if name == "bytes" else "left")
+    about = {
+        "manifest": f"{shard.path} ({shard.digest})",
+        "stamp": f"lineage {stamp.lineage}, incarnation {stamp.incarnation}, configuration "
+        f"{stamp.configuration[:8]}, parent {stamp.parent or 'none'}",
+        "image": f"{size(shard.image_bytes)} in {files}",
+        "environment": environment,
+    }
+    tabulate((), [(f"[dim]{name}[/]", escape(what)) for name, what in about.items()], words=(0, 1))
+    tensors = []
     for tensor in shard.tensors:
         part = tensor.shape != tensor.global_shape
         notes = ["stored for the node"] if tensor.replicated else []
         notes += [f"also {name}" for name in tensor.tied]
-        tensors.add_row(
+        tensors.append((
             escape(tensor.path), tensor.dtype, _dims(tensor.shape),
             _dims(tensor.global_shape) if part else "", _dims(tensor.offset) if part else "",
             str(tensor.nbytes), escape(", ".join(notes)),
-        )  # fmt: skip
-    console.print(tensors)
-    objects = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("object", "type", "value"):
-        objects.add_column(name, overflow="fold")
-    for line in shard.objects:
-        objects.add_row(escape(line.path or "(the whole)"), escape(line.type), escape(line.text))
-    console.print(objects)
+        ))  # fmt: skip
+    heads = ("tensor", "dtype", "shape", "of", "at", "bytes", "")
+    tabulate(heads, tensors, words=[at for at, name in enumerate(heads) if name != "bytes"])
+    objects = [
+        (escape(line.path or "(the whole)"), escape(line.type), escape(line.text))
+        for line in shard.objects
+    ]
+    tabulate(("object", "type", "value"), objects, words=(0, 1, 2))
 
 
 def _dims(dims: tuple[int, ...]) -> str:

@@ -11,6 +11,7 @@ from traceback import extract_tb
 from typing import Final
 
 import click
+import msgspec
 from rich.markup import escape
 
 from handfast.cli.console import DAMAGED, answer, answering, out, tabulate
@@ -27,6 +28,14 @@ __all__ = ["prove_pipelines"]
 
 WORST: Final[tuple[Kind, ...]] = ("mixed", "torn", "lost")  # in silence, in part, by what is gone
 EVENTS = 13  # how far the paper's checkpoint is followed: one more would show nothing else
+
+
+class Written(msgspec.Struct, frozen=True):
+    """A file that was written: of which pipeline, and what it shows."""
+
+    path: str
+    pipeline: str
+    what: str
 
 
 def prove_pipelines(
@@ -66,26 +75,45 @@ def _pipelines(file: str, svg: str | None, claim: str, promela: str | None, as_j
     """Attack the pipelines that a file describes; ends with 1 where a claim of theirs is broken.
 
     ``svg`` gets a shortest schedule against a claim that says ``claim``, ``promela`` the model of
-    the first pipeline. Raises ValueError where the file describes none that fits together.
+    the first pipeline; which one it is of is told. Raises ValueError where the file describes none
+    that fits together.
     """
     found = _load(file)
     with _blaming(file):
         verdicts = [examine(pipeline) for pipeline in found]
         model = export(found[0]) if promela is not None else ""
+    written = []
     if promela is not None:
         Path(promela).write_text(model, encoding="utf-8")
+        written.append(Written(promela, found[0].name, "its model for spin"))
     if svg is not None:
-        Path(svg).write_text(_picture(found, verdicts, claim), encoding="utf-8")
+        drawn, picture = _picture(found, verdicts, claim)
+        Path(svg).write_text(picture, encoding="utf-8")
+        written.append(Written(svg, *drawn))
     own = [f for verdict in verdicts for f in verdict.findings if f.claim != NOON.words]
     sound = all(finding.sound for finding in own)
     if as_json:
-        answer({"pipelines": [values(verdict) for verdict in verdicts], "sound": sound})
+        told = [values(verdict) for verdict in verdicts]
+        answer({"pipelines": told, "written": written, "sound": sound})
     else:
-        for finding in own:
-            out().print("\n".join(map(escape, story(finding))))
+        for verdict in verdicts:
+            _tell(verdict)
         _show(verdicts)
+        for each in written:
+            line = f"wrote {each.path}: pipeline {each.pipeline}, {each.what}"
+            out().print(line, markup=False)
     if not sound:
         raise click.exceptions.Exit(DAMAGED)
+
+
+def _tell(verdict: Verdict) -> None:
+    """Tell what became of a pipeline's own claims, and of what its restart takes no notice."""
+    for finding in verdict.findings:
+        if finding.claim != NOON.words:
+            out().print("\n".join(map(escape, story(finding))))
+    if verdict.unread:
+        places = ", ".join(verdict.unread)
+        out().print(f"{verdict.pipeline}: its restart never reads {places}", markup=False)
 
 
 def _load(file: str) -> list[Pipeline]:
@@ -127,11 +155,14 @@ def _blaming(file: str) -> Iterator[None]:
         ) from error
 
 
-def _picture(found: Sequence[Pipeline], verdicts: Sequence[Verdict], text: str) -> str:
+def _picture(
+    found: Sequence[Pipeline], verdicts: Sequence[Verdict], text: str
+) -> tuple[tuple[str, str], str]:
     """Draw the worst that was found against claims that say a text: mixed, torn, then lost.
 
-    What the clock claims is drawn only where nothing else is broken, or where it is asked for.
-    Raises ValueError where there is nothing to draw.
+    Gives the pipeline's name and what is drawn, then the picture. What the clock claims is drawn
+    only where nothing else is broken, or where it is asked for. Raises ValueError where there is
+    nothing to draw.
     """
     claims = [
         (pipeline, claim, finding)
@@ -148,7 +179,8 @@ def _picture(found: Sequence[Pipeline], verdicts: Sequence[Verdict], text: str) 
     worst = min(
         ways, key=lambda way: (way[1] is NOON, WORST.index(way[2].kind), len(way[2].events))
     )
-    return draw(of_tear(*worst), alone=True)
+    pipeline, broken, tear = worst
+    return (pipeline.name, f"saved {broken.words}: {tear.kind}"), draw(of_tear(*worst), alone=True)
 
 
 def _show(verdicts: Sequence[Verdict]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator
 from itertools import chain, repeat
@@ -18,7 +17,17 @@ from rich.padding import Padding
 
 from handfast import open as open_run
 from handfast.checkpoint.history import History, history
-from handfast.cli.console import DAMAGED, Number, Whole, answer, answering, as_json, out, tabulate
+from handfast.cli.console import (
+    DAMAGED,
+    Number,
+    Whole,
+    answer,
+    answering,
+    as_json,
+    out,
+    tabulate,
+    write_into,
+)
 from handfast.model.explained import Finding, Setting, explain
 from handfast.model.montecarlo import Estimate, proportion
 from handfast.model.plots import PLOTS, plot
@@ -76,15 +85,15 @@ def _time(seconds: float) -> str:
 
 OPTIONS: Final[tuple[tuple[str, click.ParamType[Any], Any, str], ...]] = (
     ("--domains", Whole(2, 10**7), 16384, "Domains that commit on their own."),
-    ("--law", click.Choice(["uniform", "exponential"]), "uniform", "Law of one domain's commit."),
-    ("--window", FiniteTime(), "60s", "Width of a uniform law, mean of an exponential one."),
+    ("--commits", click.Choice(["uniform", "exponential"]), "uniform", "How commit times spread."),
+    ("--window", FiniteTime(), "60s", "Width if uniform, mean if exponential."),
     ("--interval", FiniteTime(), "30m", "From the beginning of a save to that of the next."),
     ("--mtbf", FiniteTime(), "50000h", "Between failures of one domain by itself."),
     ("--host-mtbf", Time(), "never", "Between failures that take a host's domains at once."),
     ("--job-mtbf", Time(), "never", "Between failures that take everything at once."),
     ("--per-host", Whole(1), 8, "Domains that share a host."),
-    ("--failure", Number(0, MOST_OFTEN), 0.01, "How often a domain fails to stage in a round."),
-    ("--delta", Number(1e-15, 0.99), 1e-6, "Chance that may remain that one has not."),
+    ("--failure", Number(0, MOST_OFTEN), 0.01, "How often a domain fails to stage at a try."),
+    ("--remaining", Number(1e-15, 0.99), 1e-6, "Chance that may remain that one has not."),
     ("--copies", Whole(1, 12), 2, "Copies of a shard."),
     ("--repair", FiniteTime(), "10m", "Until a lost copy is made anew."),
     ("--cost", FiniteTime(), "10s", "How long a save holds the training up."),
@@ -109,7 +118,12 @@ def _settings(command: Any) -> Any:
 @click.option("--explain", "explained", is_flag=True, help="Conditions, and a simulation of each.")
 @click.option("--fit", is_flag=True, help="Take from RUN's journals what they tell.")
 @click.option("--hints", is_flag=True, help="With --fit: its files' times too, for what they are.")
-@click.option("--svg", type=click.Path(file_okay=False), metavar="DIR", help="Plots of P(torn).")
+@click.option(
+    "--svg",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Plots of P(torn).",
+)
 @click.option("--trials", type=Whole(100), default=20_000, show_default=True,
               help="Simulated trials of each.")  # fmt: skip
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the simulations.")
@@ -123,7 +137,7 @@ def plan(
     explained: bool,
     fit: bool,
     hints: bool,
-    svg: str | None,
+    svg: Path | None,
     trials: int,
     seed: int,
     as_json: bool,
@@ -148,12 +162,16 @@ def plan(
                 "these figures are so far apart that the formulas can't be worked out: a save, or "
                 "a restart, may take longer than the job ever lives. What to do: check their units"
             ) from error
-        plots = _draw(svg, setting, seed, trials) if svg is not None else []
+        drawn = {} if svg is None else _draw(setting, seed, trials)
+        wrote = [] if svg is None else write_into(svg, drawn)
         if as_json:
+            plots = [] if svg is None else [str(svg / name) for name in drawn]
             answer(_plain({"setting": setting, "fit": _told(told) if told else None,
                            "findings": findings, "plots": plots}))  # fmt: skip
         else:
-            _show(out(), findings, told, plots, setting)
+            _show(out(), findings, told, setting)
+            for line in wrote:
+                out().print(line, markup=False)
         if not all(finding.agrees for finding in findings):
             raise click.exceptions.Exit(DAMAGED)
 
@@ -201,14 +219,9 @@ def _told(told: History) -> dict[str, Any]:
     return fields | more | {"torn": _ends(told), "q": _failing(told)}
 
 
-def _draw(directory: str, setting: Setting, seed: int, trials: int) -> list[str]:
-    os.makedirs(directory, exist_ok=True)
-    written = []
-    for name, axis in PLOTS.items():
-        path = Path(directory, f"torn-{name}.svg")
-        path.write_text(plot(axis, setting, seed, trials), encoding="utf-8")
-        written.append(str(path))
-    return written
+def _draw(setting: Setting, seed: int, trials: int) -> dict[str, str]:
+    """Give each plot under the name of its file."""
+    return {f"torn-{name}.svg": plot(axis, setting, seed, trials) for name, axis in PLOTS.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -231,16 +244,14 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _show(
-    console: Console, findings: list[Finding], told: History | None, plots: list[str], at: Setting
-) -> None:
+def _show(console: Console, findings: list[Finding], told: History | None, at: Setting) -> None:
     if told is not None:
         _show_history(console, told)
     fails = [_time(each) for each in (at.mtbf, at.host_mtbf, at.job_mtbf)]
     console.print(
-        f"{at.domains:,} domains; commit times {at.law}, {_time(at.window)}; a save every "
+        f"{at.domains:,} domains; commit times {at.commits}, {_time(at.window)}; a save every "
         f"{_time(at.interval)}; mean time between failures of a domain {fails[0]}, "
-        f"of a host {fails[1]}, of the job {fails[2]}; a domain fails to stage in a round with "
+        f"of a host {fails[1]}, of the job {fails[2]}; a domain fails to stage at a try with "
         f"q = {at.failure:.3g}\n"
     )
     if any(finding.seen for finding in findings):
@@ -253,8 +264,6 @@ def _show(
             words=(0, 2),
         )
         console.print("\nEach figure has its conditions, and a simulation: --explain")
-    for path in plots:
-        console.print(f"wrote {escape(path)}")
 
 
 def _show_finding(console: Console, finding: Finding) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -137,12 +138,22 @@ def _hang(found: list[Exhibit], left_out: list[str]) -> None:
     for exhibit in found:
         sign = "[green]holds[/]" if exhibit.holds else "[bold red]DOES NOT HOLD[/]"
         console.print(f"{sign}: [bold]{escape(exhibit.claim)}[/]")
-        for name, value in exhibit.figures.items():
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-            console.print(f"    {escape(name)}: {escape(shown)}")
+        tabulate((), _figures(exhibit.figures, "    "))
         console.print(f"    [dim]holds if:[/] {escape(exhibit.conditions)}\n")
     for words in left_out:
         console.print(words)
+
+
+def _figures(figures: Mapping[Any, Any], indent: str) -> Iterator[tuple[str, str]]:
+    """Give rows of names and figures; figures of one kind stand below their name, further in."""
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{escape(str(name))}", ""
+            yield from _figures(value, f"{indent}    ")
+        else:
+            several = value if isinstance(value, list) else [value]
+            shown = (f"{v:.4g}" if isinstance(v, float) else f"{v:,}" for v in several)
+            yield f"{indent}{escape(str(name))}", ", ".join(shown)
 
 
 def _calibrate(paxos: bool) -> list[Count]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from handfast import open as open_run
 from handfast.checkpoint.reader import Run
@@ -23,6 +22,7 @@ from handfast.cli.console import (
     out,
     paths,
     showing,
+    tabulate,
 )
 from handfast.core.lattice import Epoch
 from handfast.core.retain import Keep
@@ -118,17 +118,15 @@ def _show(console: Console, plans: Sequence[DomainPlan], *, done: bool) -> None:
         console.print(f"[bold]{escape(plan.domain)}[/], converged line {plan.line or 'unknown'}")
         if plan.blocked:
             console.print(f"  [yellow]nothing may go: {escape(plan.blocked)}[/]")
-        table = Table.grid(padding=(0, 2))
-        for epoch in plan.gone:
-            table.add_row("", str(epoch), f"[bold]{goes}[/]")
-        for epoch in plan.leftovers:
-            table.add_row("", str(epoch), f"[bold]{goes}[/]: it was never attested")
+        lines = [(str(epoch), f"[bold]{goes}[/]") for epoch in plan.gone]
+        lines += [
+            (str(epoch), f"[bold]{goes}[/]: it was never attested") for epoch in plan.leftovers
+        ]
         if plan.litter:
             what = "1 file" if len(plan.litter) == 1 else f"{len(plan.litter)} files"
-            table.add_row("", what, f"[bold]{goes}[/]: no epoch needs this")
-        for stay in plan.stays:
-            table.add_row("", str(stay.epoch), f"[dim]stays: {stay.why}[/]")
-        console.print(table)
+            lines.append((what, f"[bold]{goes}[/]: no epoch needs this"))
+        lines += [(str(stay.epoch), f"[dim]stays: {stay.why}[/]") for stay in plan.stays]
+        tabulate((), [(f"  {what}", why) for what, why in lines], words=(0, 1))
     count = sum(len(plan.gone) + len(plan.leftovers) for plan in plans)
     images = size(sum(plan.nbytes for plan in plans))
     console.print(f"{count} copies {goes}, images of {images} (deltas may share some of that)")
@@ -148,18 +146,20 @@ def _pins(opened: Run, unpin: str | None, yes: bool, as_json: bool) -> None:
         answer({"pins": [_fields(pin) for pin in held], "freed": freed})
         return
     console = out()
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in ("epoch", "reader", "purpose", "pin", ""):
-        table.add_column(name, overflow="fold")
+    lines = []
     for pin in held:
         what = ("freed" if yes else "would be freed") if pin in meant else ""
         fields = _fields(pin)
         reader = f"process {fields['pid']} on {fields['host']}" if pin.holder else "unknown"
-        table.add_row(
+        lines.append((
             str(pin.epoch), escape(reader + FATES[pin.ended()]), escape(str(fields["purpose"])),
             os.path.basename(pin.path), what,
-        )  # fmt: skip
-    console.print(table if held else "no reader holds a pin")
+        ))  # fmt: skip
+    if held:
+        heads = ("epoch", "reader", "purpose", "pin", "")
+        tabulate(heads, lines, words=range(len(heads)))
+    else:
+        console.print("no reader holds a pin")
     if unpin in (None, DEAD) and any(pin.ended() is None for pin in held):
         console.print(UNTOLD)
     if meant and not yes:

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from handfast.cli.console import answer, out, telling_how_far
+from handfast.cli.console import answer, make, out, telling_how_far, write_into
 from handfast.sim.curves import draw
 from handfast.sim.scale import Cost, Crowd, job
 
@@ -40,8 +40,7 @@ def measure(sizes: tuple[int, ...], svg: Path | None, as_json: bool) -> None:
 
     ``svg`` is the directory that they are drawn into, if they are.
     """
-    if svg is not None:
-        svg.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    wrote = [] if svg is None else make(svg)  # before the work, not after it
     if not as_json:
         _explain()
     rows = []
@@ -52,10 +51,12 @@ def measure(sizes: tuple[int, ...], svg: Path | None, as_json: bool) -> None:
             if not as_json:
                 _show(rows[-1])
     if svg is not None:
-        for name, picture in _pictures(rows).items():
-            (svg / name).write_text(picture)
+        wrote += write_into(svg, _pictures(rows))
     if as_json:
         answer({"rows": rows})
+        return
+    for line in wrote:
+        out().print(line, markup=False)
 
 
 def _job(way: str, size: int, wish: Mapping[str, int], tell: Callable[[str], None]) -> Row:

@@ -13,7 +13,7 @@ from rich.text import Text
 from handfast import open as open_run
 from handfast.checkpoint.spelling import size
 from handfast.checkpoint.status import EpochRow, Mark, Status
-from handfast.cli.console import DAMAGED, RUNS, answer, answering, as_json, out, paths
+from handfast.cli.console import DAMAGED, RUNS, answer, answering, as_json, lay, out, paths
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.verdict import Verdict
 
@@ -58,7 +58,7 @@ def status(run: tuple[str, ...], epochs: int, as_json: bool) -> None:
             answer(found, sound=found.sound)
         else:
             console = out()
-            _summary(console, found)
+            _summary(found)
             _grid(console, found, epochs)
             for trouble in found.troubles:
                 console.print(f"[bold red]{trouble.verdict}[/] {escape(trouble.problem)}")
@@ -66,7 +66,7 @@ def status(run: tuple[str, ...], epochs: int, as_json: bool) -> None:
             raise click.exceptions.Exit(DAMAGED)
 
 
-def _summary(console: Console, found: Status) -> None:
+def _summary(found: Status) -> None:
     lines = Table.grid(padding=(0, 2))
     lines.add_column(style="bold")
     lines.add_column(overflow="fold")
@@ -85,7 +85,7 @@ def _summary(console: Console, found: Status) -> None:
     if not found.agents:
         lines.add_row("agent", "none alive on this node for these paths")
     lines.add_row("disk", size(found.nbytes))
-    console.print(lines)
+    lay(lines)
 
 
 def _line(found: Status) -> str:
@@ -132,7 +132,7 @@ def _grid(console: Console, found: Status, most: int) -> None:
     verdicts = [_verdict(row) for row in shown]
     table.add_row("", "", *verdicts)
     console.print()
-    console.print(table)
+    lay(table)
     legend = "  ".join(f"{signs[plain]} {mark}" for mark, signs in SIGNS.items() if signs[0] != " ")
     older = len(found.epochs) - len(shown)
     more = f"  ({older} older epochs: --epochs)" if older > 0 else ""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import click
 from rich.markup import escape
-from rich.table import Table
 
 from handfast import open as open_run
 from handfast.checkpoint.spelling import size
-from handfast.checkpoint.verify import Verification
+from handfast.checkpoint.verify import Finding, Verification
 from handfast.cli.console import (
     DAMAGED,
     RUNS,
@@ -19,6 +18,7 @@ from handfast.cli.console import (
     paths,
     showing,
     step,
+    tabulate,
 )
 from handfast.core.lattice import GENESIS, Epoch
 
@@ -54,20 +54,8 @@ def verify(run: tuple[str, ...], step: int | Epoch | None, everything: bool, as_
 def _show(result: Verification) -> None:
     console = out()
     if result.findings:
-        table = Table(box=None, pad_edge=False, padding=(0, 1))
-        for name in ("verdict", "epoch", "domain", "chunk", "byte", "what"):
-            table.add_column(name, overflow="fold")
-        for found in result.findings:
-            within = found.chunk >= 0
-            table.add_row(
-                f"[bold red]{found.verdict}[/]",
-                str(found.epoch or ""),
-                escape(found.domain),
-                str(found.chunk) if within else "",
-                str(found.offset) if within else "",
-                escape(found.problem),
-            )
-        console.print(table)
+        heads = ("verdict", "epoch", "domain", "chunk", "byte", "what")
+        tabulate(heads, map(_row, result.findings), words=range(len(heads)))
     if not result.checked and not result.findings:
         what = "no epoch was saved here, so there is none to verify"
         if result.line is None:
@@ -81,3 +69,15 @@ def _show(result: Verification) -> None:
         console.print("a restore would find nothing")
     elif result.line != GENESIS:
         console.print(f"a restore would take {result.line}")
+
+
+def _row(found: Finding) -> tuple[str, ...]:
+    within = found.chunk >= 0
+    return (
+        f"[bold red]{found.verdict}[/]",
+        str(found.epoch or ""),
+        escape(found.domain),
+        str(found.chunk) if within else "",
+        str(found.offset) if within else "",
+        escape(found.problem),
+    )

@@ -17,7 +17,7 @@ every pipeline, the sound ones included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Final, Literal
 
 import msgspec
@@ -26,12 +26,14 @@ from handfast.model.explore import Report, Trace, explore
 from handfast.model.network import Automaton, Network, State, automaton
 from handfast.model.pipeline import (
     KILLED,
+    NOTHING,
     POWER,
     STOP,
     TORN,
     Barrier,
     Claim,
     Event,
+    Load,
     Mail,
     Pipeline,
     Place,
@@ -40,7 +42,7 @@ from handfast.model.pipeline import (
     process,
     serve,
 )
-from handfast.model.process import Prefix, Process
+from handfast.model.process import Choice, Named, Prefix, Process, transitions
 
 __all__ = [
     "FAULTS",
@@ -53,6 +55,7 @@ __all__ = [
     "compose",
     "instants",
     "judged",
+    "unread",
     "waits",
 ]
 
@@ -157,8 +160,8 @@ def compose(pipeline: Pipeline, claim: Claim) -> Network:
     """Put a pipeline, its restart, and a watcher of one claim in parallel.
 
     Raises ValueError where names are used twice, a claim names an instant that no actor has,
-    actors do things to what is no server of the pipeline, or its restart may end without having
-    loaded anything or refused to: nothing could be judged by that.
+    actors do things to what is no server of the pipeline, or its restart may load what it has not
+    found, or end without having loaded anything or refused to: nothing could be judged by that.
     """
     _check(pipeline)
     actors = dict(pipeline.actors)
@@ -202,7 +205,25 @@ def _check(pipeline: Pipeline) -> None:
                 f"{name}: {who} is to be a process, STOP or a call of a function under @process, "
                 f"not {term!r:.60}"
             )
+    _check_names(pipeline)
     _check_restart(pipeline)
+    _check_loads(pipeline)
+
+
+def _check_names(pipeline: Pipeline) -> None:
+    """Raise ValueError where a process acts by another's name, or a barrier awaits nobody."""
+    for name, term in pipeline.actors.items():
+        if others := [e for e in _events({name: term}) if e.who != name]:
+            raise ValueError(
+                f"{pipeline.name}: `{others[0]}` is done by actors[{name!r}]. What to do: give "
+                "each actor's process under that actor's own name"
+            )
+    for server in pipeline.servers:
+        members = server.members if isinstance(server, Barrier) else ()
+        if absent := [member for member in members if member not in pipeline.actors]:
+            raise ValueError(
+                f"{pipeline.name}: {server.name} waits for {absent[0]}, who is none of the actors"
+            )
 
 
 def _check_tuples(pipeline: Pipeline) -> None:
@@ -231,11 +252,92 @@ def _check_restart(pipeline: Pipeline) -> None:
                     f"{name}: the restart has no way on from all that it may find in {place}: "
                     f"Restart({pipeline.epochs}) knows {pipeline.epochs} epochs"
                 )
+    if not counts:
+        raise ValueError(
+            f"{name}: the restart loads nothing on any way, so every claim would be lost. What to "
+            "do: let some way end in loads(...); NOTHING is to start from scratch"
+        )
     if len(counts) != 1 or 0 in counts:
         raise ValueError(
             f"{name}: the restart is to load a piece for each rank, always as many, "
-            f"not {sorted(counts) or 'none'}"
+            f"not {sorted(counts)}"
         )
+
+
+def _check_loads(pipeline: Pipeline) -> None:
+    """Raise ValueError for a load of what was not read: the claim would hold whatever is there."""
+    start = (pipeline.restart, frozenset({NOTHING}))  # from scratch: nothing need be found
+    met: dict[tuple[Process, frozenset[int]], str] = {start: "at once"}
+    ahead, got = [start], _got(pipeline)
+    for at in ahead:  # which grows meanwhile
+        term, found = at
+        for way, event, after in _ways(term):
+            if not isinstance(event, Event):
+                continue
+            if event.does == "loads":
+                where = f"{way.where}: " if isinstance(way, Load) else ""
+                wrong = _unfounded(event, met[at], found, got)
+                if wrong:
+                    raise ValueError(f"{pipeline.name}: {where}`{event}` {wrong}")
+            seen = (after, found | {event.epoch} if event.does == "reads" else found)
+            if seen not in met:
+                met[seen] = f"after `{event}`"
+                ahead.append(seen)
+
+
+def _got(pipeline: Pipeline) -> dict[int, tuple[set[str], set[str]]]:
+    """Give for each epoch the places that may get it: those that the restart reads, and others."""
+    never = unread(pipeline)
+    places = {server.name for server in pipeline.servers if isinstance(server, Place)}
+    got: dict[int, tuple[set[str], set[str]]] = {}
+    for event in _events(pipeline.actors):
+        if event.epoch > 0 and event.what in places and event.does != "deletes":
+            got.setdefault(event.epoch, (set(), set()))[event.what in never].add(event.what)
+    return got
+
+
+def _unfounded(
+    load: Event, when: str, found: frozenset[int], got: dict[int, tuple[set[str], set[str]]]
+) -> str:
+    """Say what is wrong with a load, if anything.
+
+    A read before it has to find its epoch. And a pointer is no piece: where more ranks load an
+    epoch than places are read that get it, no place that gets it is to be ignored.
+    """
+    if not found.issuperset(load.of):
+        return (
+            f"comes {when}, and no read before it has found that. What to do: load only what was "
+            "read on the way there, or NOTHING"
+        )
+    for epoch, (read, never) in got.items():
+        if never and len(read) < load.of.count(epoch):
+            return (
+                f"comes {when}, and nothing ever reads {', '.join(sorted(never))}. What to do: "
+                "read each rank's piece, and leave out a place that no restart looks at"
+            )
+    return ""
+
+
+def _ways(term: Process) -> Iterator[tuple[Process, Hashable, Process]]:
+    """Give what a term can do, each with the very term that does it.
+
+    :func:`transitions` won't do: it keeps one of equal terms, and so one of their lines.
+    """
+    if isinstance(term, Named):
+        yield from _ways(term.body(*term.arguments))
+    elif isinstance(term, Choice):
+        for option in term.options:
+            yield from _ways(option)
+    else:
+        for event, after in transitions(term):
+            yield term, event, after
+
+
+def unread(pipeline: Pipeline) -> tuple[str, ...]:
+    """Give the places that the restart never reads, whatever it finds: they can't save anything."""
+    rows = automaton(pipeline.restart).edges
+    read = {e.what for row in rows for e, _ in row if isinstance(e, Event) and e.does == "reads"}
+    return tuple(s.name for s in pipeline.servers if isinstance(s, Place) and s.name not in read)
 
 
 def _events(parts: dict[str, Process]) -> tuple[Event, ...]:

@@ -49,18 +49,19 @@ LONG: Final = 100
 class Setting(msgspec.Struct, frozen=True):
     """What is planned for; times in seconds, infinite where something never fails.
 
-    ``window`` is the width of a uniform law of commits, or the mean of an exponential one. The
+    ``commits`` says how commit times are spread, uniform or exponential, and ``window`` how widely:
+    the width of the one, the mean of the other. ``remaining`` is a chance that may be left. The
     mean times between failures are of one domain by itself, of one host, of the job as a whole.
     """
 
     domains: int
-    law: str
+    commits: str
     window: float
     interval: float
     mtbf: float
     levels: int
     failure: float
-    delta: float
+    remaining: float
     copies: int
     repair: float
     host_mtbf: float
@@ -71,8 +72,8 @@ class Setting(msgspec.Struct, frozen=True):
 
     @property
     def commit(self) -> Commit:
-        """Give the law of one domain's commit."""
-        return Uniform(self.window) if self.law == "uniform" else Exponential(self.window)
+        """Give how the commit times of one domain are spread."""
+        return Uniform(self.window) if self.commits == "uniform" else Exponential(self.window)
 
     @property
     def shocks(self) -> float:
@@ -130,10 +131,16 @@ class Finding(msgspec.Struct, frozen=True):
 def explain(setting: Setting, seed: int, trials: int) -> Iterator[Finding]:
     """Work out every formula for a setting, each beside so many trials of chance, or none.
 
-    Raises ValueError for fewer than two domains, or a window of more than PILE intervals.
+    Raises ValueError for fewer than two domains, more copies than domains, or a window of more
+    than PILE intervals.
     """
     if setting.domains < 2:
         raise ValueError("one domain is never apart from itself. What to do: give two or more")
+    if setting.copies > setting.domains:
+        raise ValueError(
+            f"{setting.copies} copies of a shard, each in a domain of its own, and only "
+            f"{setting.domains} domains. What to do: give as many copies as domains at most"
+        )
     if setting.window > PILE * setting.interval:
         raise ValueError(
             f"saves last {setting.window:g} s and begin every {setting.interval:g} s, so they pile "
@@ -188,7 +195,7 @@ def _levels(setting: Setting, chance: Random, trials: int) -> Iterator[Finding]:
 def _windows(setting: Setting, chance: Random, trials: int) -> Iterator[Finding]:
     law, n, tau = setting.commit, setting.domains, setting.interval
     fits = law.cdf(tau) == 1
-    form = "w(n-1)/((n+1) tau)" if setting.law == "uniform" else "mu H_(n-1) / tau"
+    form = "w(n-1)/((n+1) tau)" if setting.commits == "uniform" else "mu H_(n-1) / tau"
     seen = _share(montecarlo.play_torn(chance, law, n, tau), trials)
     crash = "the crash is uniform in the interval, takes all domains at once, and is independent "
     crash += "of the saves; commit times are independent and alike"
@@ -233,16 +240,17 @@ def _commits(setting: Setting, chance: Random, trials: int) -> Iterator[Finding]
         )
         if not setting.shocks:
             break
-    rounds = rounds_needed(n, q, setting.delta)
-    enough = math.log(n / setting.delta) / math.log(1 / q) if q else math.nan
+    left = setting.remaining
+    tries = rounds_needed(n, q, left)
+    enough = math.log(n / left) / math.log(1 / q) if q else math.nan
     yield Finding(
-        f"all have staged within {rounds} {'round' if rounds == 1 else 'rounds'}",
+        f"all have staged within {tries} {'try' if tries == 1 else 'tries'}",
         "(1 - q^k)^n",
-        retried(n, q, rounds),
-        f"each round a domain fails with q = {q:g}, independently of others and of rounds past, "
+        retried(n, q, tries),
+        f"at each try a domain fails with q = {q:g}, independently of others and of tries past, "
         "and who has staged stays so",
-        _share(montecarlo.play_rounds(chance, n, q, rounds), trials) if q else None,
-        f"the fewest for delta = {setting.delta:g}; ln(n/delta)/ln(1/q) = {enough:.2f} would be "
+        _share(montecarlo.play_rounds(chance, n, q, tries), trials) if q else None,
+        f"the fewest that leave {left:g}; ln(n/{left:g})/ln(1/q) = {enough:.2f} would be "
         f"enough. At one go: 10^{n * math.log1p(-q) / math.log(10):.1f}"
         if q
         else "nobody ever fails",
@@ -284,7 +292,7 @@ def _intervals(setting: Setting, chance: Random, trials: int) -> Iterator[Findin
         played = montecarlo.play_slowdown(chance, interval, cost, restart, mtbf)
         yield Finding(
             f"wall time for useful time, {name}",
-            "M e^(R/M) (e^((tau+delta)/M) - 1) / tau",
+            "M e^(R/M) (e^((tau+C)/M) - 1) / tau",
             value,
             model,
             _ratio(played, trials) if value < LONG else None,

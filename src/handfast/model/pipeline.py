@@ -20,6 +20,8 @@ What is assumed, and it favours the pipelines where it isn't the whole truth:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from inspect import currentframe
+from traceback import walk_stack
 from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, overload
 
 import msgspec
@@ -174,6 +176,8 @@ class Place(msgspec.Struct, frozen=True):
 class Barrier(msgspec.Struct, frozen=True):
     """Returns to each of its members, to each in its own time, once all have arrived.
 
+    ``members`` are actors' names, in a tuple. It returns for an epoch once each member's last
+    arrival was for that epoch or a later one, so one barrier does for all epochs, in their order.
     Not one event that all share: under crashes nothing of the kind can be had, and a return is
     the receipt of a message.
     """
@@ -278,10 +282,13 @@ class Actor(msgspec.Struct, frozen=True):
         """Arrive at a barrier, and not wait."""
         return Event(self.name, "arrives at", barrier.name, epoch)
 
+    def returns(self, barrier: Barrier, epoch: int) -> Event:
+        """Wait until a barrier returns where one has arrived: half of ``meets``, for a choice."""
+        return Event(self.name, "returns from", barrier.name, epoch)
+
     def meets(self, barrier: Barrier, epoch: int) -> Steps:
         """Arrive at a barrier and wait until it returns."""
-        returns = Event(self.name, "returns from", barrier.name, epoch)
-        return Steps((self.arrives(barrier, epoch), returns))
+        return self.arrives(barrier, epoch) >> self.returns(barrier, epoch)
 
     def sends(self, mail: Mail, epoch: int) -> Event:
         """Send a message."""
@@ -290,6 +297,28 @@ class Actor(msgspec.Struct, frozen=True):
     def hears(self, mail: Mail, epoch: int) -> Event:
         """Wait for a message."""
         return Event(self.name, "hears", mail.name, epoch)
+
+
+class Load(Prefix, frozen=True):
+    """The end of a restart. ``where`` is the line that asked for it.
+
+    It is no part of what the term is: who loads the same has come to the same state.
+    """
+
+    where: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Load) and self.event == other.event
+
+    def __hash__(self) -> int:
+        return hash(self.event)
+
+
+def _line() -> str:
+    """Where this module was called from: the file, and the line."""
+    stack = walk_stack(currentframe())
+    file, line = next((f.f_code.co_filename, n) for f, n in stack if f.f_globals is not globals())
+    return f"{file}, line {line}"
 
 
 class Restart(msgspec.Struct, frozen=True):
@@ -318,11 +347,14 @@ class Restart(msgspec.Struct, frozen=True):
         )
 
     def loads(self, values: Iterable[int]) -> Process:
-        """Rank r resumes from ``values[r]``: an epoch, TORN bytes, or NOTHING, from scratch."""
+        """Rank r resumes from ``values[r]``: NOTHING, from scratch, or what a read has found.
+
+        That is an epoch, or TORN bytes. A pointer's epoch counts as found: read the pieces, too.
+        """
         loaded = tuple(values)
         if strange := [v for v in loaded if v not in range(TORN, self.epochs + 1)]:
             raise ValueError(f"a restart loads {strange[0]!r}; epochs are 1 to {self.epochs}")
-        return Prefix(Event(self.name, "loads", of=loaded), STOP)
+        return Load(Event(self.name, "loads", of=loaded), STOP, _line())
 
     def refuses(self) -> Process:
         """Nothing can be loaded, and that is said aloud; what was claimed is lost all the same."""
@@ -349,8 +381,10 @@ class Claim(msgspec.Struct, frozen=True):
 class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
     """A pipeline. ``actors`` and ``restart`` are processes; a crash comes to them from outside.
 
-    ``assumes`` says what this model takes for granted beyond this module's own assumptions, and
-    ``source`` whose words or sources it follows.
+    ``actors`` has under each actor's name what that one does, and nobody else; ``servers`` has all
+    places, barriers and mails that an event names. A claim has to come for ``epochs``, the last
+    epoch, or nothing was shown. ``assumes`` says what this model takes for granted beyond this
+    module's own assumptions, and ``source`` whose words or sources it follows.
     """
 
     name: str

@@ -114,9 +114,9 @@ def _curves(axis: Axis) -> list[Curve]:
 
 def _rest(axis: Axis, setting: Setting) -> str:
     wide = f" of {setting.window:g} s" if axis.name != "window" else ""
-    window = {"uniform": f"uniform in a window{wide}", "exponential": "exponential"}[setting.law]
-    if setting.law == "exponential" and wide:
-        window += f" with mean {setting.window:g} s"
+    window = f"uniform in a window{wide}"
+    if setting.commits == "exponential":
+        window = "exponential" + (f" with mean {setting.window:g} s" if wide else "")
     parts = {
         "domains": f"{setting.domains:,} domains",
         "window, too": f"commit times {window}",
@@ -126,7 +126,7 @@ def _rest(axis: Axis, setting: Setting) -> str:
 
 
 def _conditions(axis: Axis, setting: Setting) -> list[str]:
-    law = "uniform over the window" if setting.law == "uniform" else "exponential"
+    law = "uniform over the window" if setting.commits == "uniform" else "exponential"
     words = (
         "Holds if: the crash comes at a time uniform in the interval and independent of the saves, "
         f"and takes all domains at once; commit times of domains are independent and {law}, alike "

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from handfast.model.boundary import Fault, Finding, Tear, attack, instants, waits
+from handfast.model.boundary import Fault, Finding, Tear, attack, instants, unread, waits
 from handfast.model.pipeline import Pipeline
 
 __all__ = ["HEAD", "Verdict", "examine", "rows", "story", "values"]
@@ -16,7 +16,8 @@ __all__ = ["HEAD", "Verdict", "examine", "rows", "story", "values"]
 class Verdict(msgspec.Struct, frozen=True):
     """All findings of one pipeline, one for each claim, the clock's last.
 
-    ``waits`` says for each actor who may have to wait for ever if that one stops for ever.
+    ``waits`` says for each actor who may have to wait for ever if that one stops for ever, and
+    ``unread`` which places the restart never reads.
     """
 
     pipeline: str
@@ -25,6 +26,7 @@ class Verdict(msgspec.Struct, frozen=True):
     source: str
     findings: tuple[Finding, ...]
     waits: dict[str, tuple[str, ...]]
+    unread: tuple[str, ...]
 
     @property
     def sound(self) -> tuple[str, ...]:
@@ -52,6 +54,7 @@ def examine(pipeline: Pipeline) -> Verdict:
         source=pipeline.source,
         findings=tuple(attack(pipeline, claim) for claim in instants(pipeline)),
         waits=waits(pipeline),
+        unread=unread(pipeline),
     )
 
 
@@ -89,7 +92,7 @@ def values(verdict: Verdict) -> dict[str, Any]:
         for finding in verdict.findings
     ]
     named = {name: getattr(verdict, name) for name in ("pipeline", "about", "assumes", "source")}
-    return {**named, "claims": claims, "waits": verdict.waits}
+    return {**named, "claims": claims, "waits": verdict.waits, "unread": verdict.unread}
 
 
 HEAD: Final = (

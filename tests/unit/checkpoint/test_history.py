@@ -140,7 +140,7 @@ def test_who_saw_nobody_fail_plans_for_failures_all_the_same(tmp_path: Path) -> 
     assert answer["setting"]["failure"] == pytest.approx(1 - 0.025 ** (1 / 8))
     said = CliRunner().invoke(app, ["plan", "--fit", str(tmp_path)]).output
     assert "a share of 0 skipped, so q is in [0, 0.369]" in said
-    assert "fails to stage in a round with q = 0.369" in said
+    assert "fails to stage at a try with q = 0.369" in said
     assert "nobody ever fails" not in said
 
 
@@ -167,8 +167,9 @@ def test_a_figure_that_is_none_is_told_with_what_may_be_given() -> None:
 
 def test_explaining_plays_every_formula(tmp_path: Path) -> None:
     """Each has its conditions and a simulation that agrees; plots come with theirs."""
-    found = plan("--explain", "--domains", 64, "--law", "exponential", "--window", "10m", "--svg",
-                 tmp_path, "--trials", 2000, "--host-mtbf", "30d", "--mtbf", "500h")  # fmt: skip
+    found = plan("--explain", "--domains", 64, "--commits", "exponential", "--window", "10m",
+                 "--svg", tmp_path, "--trials", 2000, "--host-mtbf", "30d",
+                 "--mtbf", "500h")  # fmt: skip
     assert len(found["findings"]) >= 12
     for finding in found["findings"]:
         assert finding["conditions"]
