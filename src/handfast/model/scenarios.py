@@ -261,6 +261,9 @@ _ALL = (
     Scenario("rot", "a copy is damaged or lost between two rounds", TWO, Bounds(rots=1),
              (Launch(), Launch()), (*CONVERGES, "a recovery descends below a bad copy",
              "nothing is left to restore"), keep=Keep(2)),
+    Scenario("loss", "a copy is damaged or lost before its agent comes back, or between rounds",
+             ONE, Bounds(epochs=2, rots=1, crashes=1), (Launch(), Launch()),
+             ("an epoch converges", "a recovery descends below a bad copy"), keep=Keep(2)),
     Scenario("either", "one of two copies is damaged", SPARE, Bounds(rots=1),
              (Launch(), Launch()), ("a bad copy is outlived by a valid one",)),
     Scenario("misread", "a sound copy can't be read once", ONE, Bounds(epochs=2, misreads=1),
@@ -347,7 +350,10 @@ _ALL = (
              Bounds(crashes=1), reach=BOOTS, alike=True, soup=True, heavy=True),
     Scenario("soup of four", "four domains and a crash over such a soup", shape(4, dir=(1, 1)),
              Bounds(crashes=1), reach=BOOTS, alike=True, soup=True, heavy=True),
-    Scenario("full", "two epochs, a crash each, and a restart", TWO, Bounds(epochs=2, crashes=2),
+    Scenario("soup of two rounds", "an epoch in each of two rounds, and a crash each, over a soup",
+             TWO, Bounds(crashes=2), (Launch(), Launch()), BOOTS, alike=True, soup=True,
+             heavy=True),
+    Scenario("full", "two epochs in each, a crash each, and a restart", TWO, Bounds(epochs=2, crashes=2),
              (Launch(), Launch()), heavy=True, limit=4_000_000),
 )  # fmt: skip
 SCENARIOS: Final = {scenario.name: scenario for scenario in _ALL}
