@@ -353,7 +353,7 @@ _ALL = (
     Scenario("soup of two rounds", "an epoch in each of two rounds, and a crash each, over a soup",
              TWO, Bounds(crashes=2), (Launch(), Launch()), BOOTS, alike=True, soup=True,
              heavy=True),
-    Scenario("full", "two epochs in each, a crash each, and a restart", TWO, Bounds(epochs=2, crashes=2),
-             (Launch(), Launch()), heavy=True, limit=4_000_000),
+    Scenario("full", "two epochs in each of two rounds, and a crash each", TWO,
+             Bounds(epochs=2, crashes=2), (Launch(), Launch()), heavy=True, limit=4_000_000),
 )  # fmt: skip
 SCENARIOS: Final = {scenario.name: scenario for scenario in _ALL}
