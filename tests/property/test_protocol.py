@@ -21,6 +21,7 @@ from handfast.core import member as door
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.member import boot, step
 from handfast.core.messages import Configured, decode_message
+from handfast.core.overlay import Tree
 from handfast.core.retain import Keep
 from handfast.core.state import Peers
 from handfast.laws.goals import SOMETIMES
@@ -272,6 +273,27 @@ def test_a_storm_that_the_tree_stands_in_breaks_no_law(name: str, moves: int) ->
     """Shows the same in larger jobs, and that votes were rolled up in them, not told singly."""
     world = storm(1, name, moves=moves)
     assert any(decode_message(data).rolled for _, data in world.sent)
+
+
+@pytest.mark.parametrize(("name", "moves"), [("tree", 60), ("trees", 40), ("ragged", 20)])
+def test_the_tree_may_be_another_at_every_step(
+    name: str, moves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that a tree may be left and rebuilt at any time, by each member as it likes: blocks of
+    all trees meet in one job, no law breaks, and every calm heals."""
+    step, chance, rolled = door.step, random.Random(0), Counter()
+
+    def rebuilt(state, event):
+        if (roster := state.roster) is not None:
+            roster.tree = Tree(roster.tree.spans, chance.choice([2, 4, 8]))
+        after, effects = step(state, event)
+        rolled.update(roster.tree.fanout for send in effects.send if send.message.rolled)
+        return after, effects
+
+    monkeypatch.setattr(door, "step", rebuilt)
+    for seed in range(3):
+        storm(seed, name, moves=moves)
+    assert set(rolled) == {2, 4, 8}
 
 
 @pytest.mark.heavy
