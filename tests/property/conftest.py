@@ -1,6 +1,6 @@
-"""Let the tests of this directory import the world that they share, and the wrong protocols."""
+"""Let the tests of this directory import the world that they share."""
 
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+sys.path.insert(0, str(Path(__file__).parent))
