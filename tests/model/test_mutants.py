@@ -22,14 +22,15 @@ BY_STORMS = {
     "rolls_up_what_a_block_lacks", "counts_a_block_twice", "takes_a_block_of_another_generation",
     "rolls_up_the_epoch_before_with_this_one", "rolls_up_a_skip_as_if_it_were_a_vote",
     "counts_on_what_is_lost", "keeps_a_block_under_another_root", "admits_whatever_was_passed_by",
-    "speaks_to_one_neighbour_beside_the_tree", "keeps_torn_saves_as_history",
+    "speaks_to_one_neighbour_beside_the_tree", "waits_ever_longer_to_say_it_again",
+    "keeps_torn_saves_as_history",
     "takes_an_heir_for_a_past_life", "keeps_the_chain_of_bases_in_its_own_journal_alone",
 }  # fmt: skip
 """What needs a larger world than is searched: three rounds of two members, copies of a whole run,
-a member that is away for good, a loss and then a boot, more epochs than one window, three epochs
-and a torn one, a member of two lives that is fenced, an heir beside two others, and a tree of four
-with a SKIP, two epochs, two rounds, or two members away. Storms catch them:
-`tests/property/test_mutants.py`."""
+a member that is away for good, a long storm and a count of exchanges after it, a loss and then a
+boot, more epochs than one window, three epochs and a torn one, a member of two lives that is
+fenced, an heir beside two others, and a tree of four with a SKIP, two epochs, two rounds, or two
+members away. Storms catch them: `tests/property/test_mutants.py`."""
 
 SEARCHED = {
     "votes_before_the_sync": "window",
