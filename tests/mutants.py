@@ -535,6 +535,28 @@ def speaks_to_one_neighbour_beside_the_tree(patch: Patch) -> None:
     patch.setattr(gossip, "turn", lambda m: original(replace(m, turned=-1)))
 
 
+@mutant("l2")
+def waits_ever_longer_to_say_it_again(patch: Patch) -> None:
+    """A relay that backs off: at ticks 1, 2, 4, 8 ... of its life it says what a peer lacks, at all
+    others what it holds. All learn in the end, as late again as the storm was long."""
+    turn, sends = gossip.turn, member._sends
+
+    def counted(state):
+        return turn(state)[0], state.turned + 1
+
+    def backed_off(step):
+        sent = sends(step)
+        ticks = step.state.turned + 1
+        if step.before.turned + 1 == ticks or ticks.bit_count() == 1:
+            return sent
+        return tuple(
+            replace(one, message=replace(one.message, facts=(), rolled=())) for one in sent
+        )
+
+    patch.setattr(gossip, "turn", counted)
+    patch.setattr(member, "_sends", backed_off)
+
+
 @mutant("s15")
 def skips_after_a_timeout(patch: Patch) -> None:
     def tick(original, turn, event):

@@ -31,7 +31,7 @@ from handfast.core.retain import Keep
 from handfast.core.state import Member
 from handfast.errors import Damaged, HandfastError, Superseded
 from handfast.store import delta, directory, journal, manifest
-from handfast.store.claims import domains_below, identify, lengths_now
+from handfast.store.claims import domains_below, identify, incarnations, lengths_now
 from handfast.store.files import Files, read_file
 from handfast.store.pins import Pin, pin, pins
 from handfast.store.shelf import Shelf
@@ -103,10 +103,11 @@ class Allocated(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """A file was exported, of the epoch of this step."""
+    """A file was exported, of the epoch of this step; or is about to be."""
 
     path: str
     step: int
+    done: bool = True
 
 
 @functools.cache
@@ -344,6 +345,7 @@ def story_export(disk: Disk, files: Files) -> None:
         disk.fsync_dir(os.path.dirname(home))
         for n, door in ((1, files), (2, unlinked)):
             weights = SimpleNamespace(tensors=(), tied={}, epoch=Epoch(1, n), blocks=tuple)
+            disk.tell(Exported(f"{home}/{n}", n, done=False))
             export.write_safetensors(door, f"{home}/{n}", weights)
             disk.tell(Exported(f"{home}/{n}", n))
 
@@ -380,11 +382,14 @@ STORIES: dict[str, Story] = {
 LOOKS = "looks"  # takes an identity away for a while, and does nothing that a power loss could undo
 
 
+def there(name: str) -> tuple[str, str]:
+    """The directories that are there before a story begins."""
+    return "/disk" if name in ("birth", "twice_begun") else "/disk/runs", tempfile.gettempdir()
+
+
 def disk_for(name: str) -> Disk:
     """A disk for a story, with what was there before it."""
-    return Disk(
-        "/disk" if name in ("birth", "twice_begun") else "/disk/runs", tempfile.gettempdir()
-    )
+    return Disk(*there(name))
 
 
 def told(name: str) -> Disk:
@@ -550,10 +555,14 @@ def _judge_epochs(
         keeper.directory.read(epoch, into, digest=retained.get(epoch, ""))
         if into != content(epoch):
             raise Lost(f"epoch {epoch} reads well and is none that was written")
+    _judge_images(keeper.directory.path, files)
     there = {made.path: made for made in pins(files, keeper.root, NAME)}
+    for made in there.values():
+        if made.holder is None:
+            raise Lost(f"the pin {made.path} is nobody's: it would hold for ever")
     for path, held in {f.path: f for f in told if isinstance(f, Pinned)}.items():
-        if held.held and (path not in there or there[path].holder is None):
-            raise Lost(f"the pin {path} is gone, or nobody's")
+        if held.held and path not in there:
+            raise Lost(f"the pin {path} is gone")
         if held.held and not keeper.directory.entry(held.epoch):
             keeper.directory.may_clean = True  # a release that was cut off is taken up by the next
             keeper.directory.release([])
@@ -561,6 +570,19 @@ def _judge_epochs(
             raise Lost(f"epoch {held.epoch} was pinned, and is gone")
         if held.held is False and path in there:
             raise Lost(f"the pin {path} was given back, and holds again")
+
+
+def _judge_images(path: str, files: Files) -> None:
+    """What has the name of an image or a delta is whole, whether a manifest refers to it or not."""
+    for number in incarnations(files, path):
+        home = f"{path}/{number}/chunks"
+        for name in files.listdir(home) if files.exists(home) else ():
+            if name.endswith((".safetensors", ".delta")):
+                stem = name.split(".")[0]
+                data = read_file(files, f"{home}/{name}")
+                generation, step_ = map(int, stem.split("-"))
+                if not data or not content(Epoch(generation, step_)).endswith(data):
+                    raise Lost(f"{home}/{name} has its name, and is not whole")
 
 
 def _judge_files(files: Files, told: tuple[object, ...], root: str) -> None:
@@ -571,12 +593,15 @@ def _judge_files(files: Files, told: tuple[object, ...], root: str) -> None:
             raise Lost(f"generation {fact.generation} was given out, and {fact.path} has {found}")
     for fact in told:
         if isinstance(fact, Exported):
-            data = _bytes(files, fact.path) or b""
+            data = _bytes(files, fact.path)
+            if data is None and not fact.done:
+                continue
+            data = data or b""
             text = data[8:].rstrip()
             if len(data) != 4096 or msgspec.json.decode(text)["__metadata__"]["epoch"] != (
                 f"1/{fact.step}"
             ):
-                raise Lost(f"{fact.path} was exported, and is not what was written")
+                raise Lost(f"{fact.path} is there or was exported, and is not what was written")
     published = [f.epoch for f in told if isinstance(f, Published)]
     data = _bytes(files, f"{root}/certificates/{NAME}.json")
     if published and data is None:

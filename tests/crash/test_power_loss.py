@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import deletion
+import inplace
 import lab
 import pytest
 
@@ -83,7 +84,7 @@ INNER = [site for site in SITES if site not in DOOR]
 
 @pytest.fixture(scope="module")
 def table() -> Iterator[list[str]]:
-    """What each sync is there for; printed in one piece when all have been taken out."""
+    """What each sync, and each temporary name, is there for; printed when all were taken out."""
     rows: list[str] = []
     yield rows
     print("", *rows, sep="\n")
@@ -102,6 +103,32 @@ def test_without_any_one_sync_something_is_lost(site: deletion.Site, table: list
                 table.append(f"{site}\n    {name}, {found.crashes:,} crashes: {found.lost}")
                 return
     pytest.fail(f"nothing was lost without {site}")
+
+
+@pytest.mark.parametrize("kind", inplace.KINDS)
+def test_without_a_temporary_name_something_is_lost(kind: str, table: list[str]) -> None:
+    """Shows it for each file that is named once it is durable, by writing it in place instead."""
+    for name in DOINGS:
+        disk = inplace.InPlace(*lab.there(name), kind=kind)
+        lab.STORIES[name](disk, disk)
+        found = lab.try_all(disk, limit=8, sampled=40)
+        if found.lost:
+            table.append(f"{kind}, in place\n    {name}, {found.crashes:,} crashes: {found.lost}")
+            return
+    pytest.fail(f"nothing was lost with {kind} in place")
+
+
+def test_every_file_that_gets_a_name_is_of_one_kind() -> None:
+    """Shows that what is written in place above is all that the source names, line by line."""
+    named = set()
+    for name in DOINGS:
+        disk = inplace.InPlace(*lab.there(name))
+        lab.STORIES[name](disk, disk)
+        named |= disk.named
+    assert {line for line, _ in named} == inplace.SITES
+    for _, path in named:
+        kinds = [kind for kind, end in inplace.KINDS.items() if re.fullmatch(f".*{end}", path)]
+        assert len(kinds) == 1, (path, kinds)
 
 
 def test_every_sync_is_at_the_door_or_taken_out() -> None:

@@ -21,14 +21,14 @@ from mutants import MUTANTS, Mutant
 GOLDEN = Path(__file__).parent / "golden"
 
 BY_STORMS = {
-    "forgets_the_certificates_of_others", "puts_copies_of_a_run_together", "blames_nobody",
+    "puts_copies_of_a_run_together", "blames_nobody", "waits_ever_longer_to_say_it_again",
     "rolls_up_what_a_block_lacks", "counts_a_block_twice", "takes_a_block_of_another_generation",
     "rolls_up_the_epoch_before_with_this_one", "rolls_up_a_skip_as_if_it_were_a_vote",
     "keeps_a_block_under_another_root", "speaks_to_one_neighbour_beside_the_tree",
 }  # fmt: skip
-"""What needs a larger world than is searched: three rounds of two members, copies of a whole run,
-a member that is away for good, and a tree of four with a SKIP, two epochs, two rounds, or two
-members away. Storms catch them: `tests/property/test_mutants.py`."""
+"""What needs a larger world than is searched: copies of a whole run, a member that is away for
+good, a long storm and a count of exchanges after it, and a tree of four with a SKIP, two epochs,
+two rounds, or two members away. Storms catch them: `tests/property/test_mutants.py`."""
 
 SEARCHED = {
     "votes_before_the_sync": "window",
@@ -89,6 +89,8 @@ def wider(name: str, bounds: Bounds, **wishes: Any) -> Scenario:
 
 
 WIDER = {
+    "forgets_the_certificates_of_others":
+        wider("crash", Bounds(), keep=Keep(2), launches=(Launch(), Launch(want=0), Launch())),
     "keeps_torn_saves_as_history":
         wider("window", Bounds(epochs=4, failures=1), keep=Keep(2), window=2),
     "admits_whatever_was_passed_by": wider("window", Bounds(epochs=6, crashes=1)),

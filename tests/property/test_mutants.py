@@ -161,6 +161,21 @@ def lost(where: World, rng: random.Random) -> None:
     where.judge(laws=EVENTUALLY)
 
 
+def deaf(where: World, rng: random.Random) -> None:
+    """Nothing arrives for forty ticks: what comes then must not take as long again."""
+    advance(where, rng, saves=1)
+    save(where)
+    for _ in range(40):
+        for node in where.here():
+            while node.todo:
+                where.work(node)
+            where.run(node, Tick())
+        where.pending.clear()
+    where.exchanges = 0
+    where.settle(rng)
+    where.judge(laws=EVENTUALLY)
+
+
 def out_of_step(where: World, rng: random.Random) -> None:
     """Each rank saves at steps of its own: nobody ever joins, and in the end all are refused."""
     advance(where, rng)
@@ -219,7 +234,7 @@ def fenced(where: World, rng: random.Random) -> None:
 
 
 SCENES = (
-    replay, tie, half_told, one_bad, gone_apart, lost, out_of_step, cut_off, torn_between,
+    replay, tie, half_told, one_bad, gone_apart, lost, deaf, out_of_step, cut_off, torn_between,
     gone_back, fenced,
 )  # fmt: skip
 
@@ -274,8 +289,16 @@ def test_ranks_that_act_from_two_epochs_break_a_law() -> None:
     assert said == "b acts from 1/20, others from 1/10"
 
 
+def test_a_relay_that_backs_off_heals_too_late(monkeypatch: Patch) -> None:
+    """Of the two laws of L2 it is the one on how many exchanges healing takes that it breaks."""
+    (fault,) = (one for one in MUTANTS if one.name == "waits_ever_longer_to_say_it_again")
+    fault.plant(monkeypatch)
+    with pytest.raises(Breach, match=r"l2_heals_in_diameter: it took 2[0-9] exchanges"):
+        deaf(World(SHAPES["two"]), random.Random(0))
+
+
 def test_gossip_that_takes_too_many_rounds_breaks_a_law() -> None:
-    """L2's bound is far above what a few members ever need, so here is its breach."""
+    """L2's bound on two members, to the exchange."""
     roster = Roster(SHAPES["two"])
     assert not list(l2_heals_in_diameter(Truth((roster,), (), exchanges=16)))
     assert list(l2_heals_in_diameter(Truth((roster,), (), exchanges=17)))

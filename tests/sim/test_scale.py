@@ -1,6 +1,7 @@
 """What an epoch costs many real members: that they all learn, and how it is counted and drawn."""
 
 import json
+import time
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -8,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from handfast.cli.main import app
-from handfast.core.membership import Configuration
+from handfast.core.membership import Configuration, Roster
 from handfast.sim.curves import draw
 from handfast.sim.scale import Crowd, job
 
@@ -23,6 +24,35 @@ def test_all_learn_of_an_epoch_in_few_hops(size: int) -> None:
         assert 2 * (size - 1) <= cost.told <= cost.messages
         assert cost.size > 10 * cost.messages
     assert {str(member.tallies[0].line.epoch) for member in crowd.members} == {"1/20"}
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        100,
+        4_096,
+        pytest.param(131_072, marks=[pytest.mark.heavy, pytest.mark.timeout(3600)]),
+    ],
+)
+def test_a_tree_takes_the_least_messages_over_twice_its_depth(size: int) -> None:
+    """Shows it for jobs as large as are simulated, and prints what an epoch costs them.
+
+    It is the second one: with the first all tell each other of their generation, too.
+    """
+    shape = job(size, fanout=8)
+    began = time.perf_counter()
+    crowd = Crowd(shape)
+    crowd.epoch(weigh=False)
+    cost = crowd.epoch()
+    seconds = time.perf_counter() - began
+    print(
+        f"\n{size:,} domains: {cost.told:,} messages over {cost.hops} hops until all know, "
+        f"{cost.messages:,} messages of {cost.size:,} bytes until quiet; {seconds:.0f} s"
+    )
+    tree = Roster(shape).tree
+    assert tree is not None
+    assert cost.told == 2 * (size - 1)
+    assert cost.hops == 2 * tree.depth()
 
 
 def test_a_lost_rack_is_named_and_made_up_for() -> None:
