@@ -249,7 +249,13 @@ MUTANTS = {
 """``alike``: the fault treats all domains alike, so that they can be exchanged in our search."""
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+LONGEST = "IGNORES_OTHERS_CERTIFICATES"  # our own search of it: tests/model/test_mutants.py
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [pytest.param(name, marks=[pytest.mark.heavy] * (name == LONGEST)) for name in MUTANTS],
+)
 def test_spin_finds_what_our_explorer_finds(mutant: str, tmp_path: Path) -> None:
     """Each planted fault breaks the assertion that forbids it, and such a law of ours."""
     fault = MUTANTS[mutant]

@@ -181,6 +181,13 @@ def test_a_word_that_nobody_wrote_is_found() -> None:
     assert found.story[-1].endswith("tells")
 
 
+def test_who_hears_that_nothing_is_left_has_said_so() -> None:
+    """Shows that what only a rank is told is something that comes of hearing: else a job of which
+    the only copy is gone would seem never to settle."""
+    found = search(over_a_soup(replace(SCENARIOS["rot"], keep=Keep(1))))
+    assert found.sound, found.breach or found.unmet
+
+
 def test_what_is_sent_is_held_against_the_soup() -> None:
     """A certificate of a later step that is told beside the true one stands in no journal."""
     converge = member._converge

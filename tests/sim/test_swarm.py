@@ -1,7 +1,7 @@
 """The heavy target: 10^8 events and more, in slices whose figures add up.
 
-`make heavy ARGS="tests/sim/test_swarm.py"` goes on until they are counted, which takes about 100
-minutes of one core. SWARM_TALLY=DIR keeps the tally there: a run that was stopped goes on with the
+`make heavy ARGS="tests/sim/test_swarm.py"` goes on until they are counted, which takes two or
+three hours of one core. SWARM_TALLY=DIR keeps the tally there: a run that stopped goes on with the
 seed at which the last batch ended. SWARM_EVENTS=N asks for N events only.
 """
 

@@ -47,6 +47,7 @@ from handfast.core import gossip
 from handfast.core import messages as ms
 from handfast.core.fold import fold
 from handfast.core.membership import Roster
+from handfast.core.recover import Phase
 from handfast.core.state import Member, Peers
 from handfast.model.judge import Table
 from handfast.model.place import Errand, Place, Rules, Taken
@@ -299,9 +300,15 @@ def erased(place: Place) -> Place:
 
 
 def _body(place: Place) -> Place:
-    """Leave of a place what others can see, and what it has asked for: all but what it heard."""
+    """Leave of a place what others can see, and what it has asked for: all but what it heard.
+
+    That nothing is left to restore is told to its rank, and is no errand of anybody.
+    """
     ghost = place.ghost and Member(place.ghost.id, place.ghost.incarnation)
-    return _replace(place, member=None, ghost=ghost, fresh=False)
+    told = place.member and place.member.told
+    stuck = told is not None and told[0] is Phase.EXHAUSTED
+    member = Member(place.id, place.incarnation, told=told) if stuck else None
+    return _replace(place, member=member, ghost=ghost, fresh=False)
 
 
 def _at(member: Member) -> At | None:
