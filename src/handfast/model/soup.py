@@ -305,7 +305,7 @@ def _body(place: Place) -> Place:
     That nothing is left to restore is told to its rank, and is no errand of anybody.
     """
     ghost = place.ghost and Member(place.ghost.id, place.ghost.incarnation)
-    told = place.member and place.member.told
+    told = place.member.told if place.member else None
     stuck = told is not None and told[0] is Phase.EXHAUSTED
     member = Member(place.id, place.incarnation, told=told) if stuck else None
     return _replace(place, member=member, ghost=ghost, fresh=False)
