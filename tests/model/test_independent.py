@@ -121,6 +121,7 @@ WHOLE = {
     "bit rot (ours: without a crash)": Whole(("S=1", "ROTS=1"), Bounds(rots=1)),
 }
 LARGE = {
+    "a crash each": Whole(("S=1",), Bounds(crashes=2)),
     "two epochs, a crash each (ours: none)": Whole(("S=2",), Bounds(epochs=2)),
     "three starts, with rollbacks": Whole(("S=2", "G=3", "CRASHES=0"), Bounds(), ROLLED_BACK),
 }
@@ -143,7 +144,7 @@ def test_spin_finds_nothing_in_the_whole_protocol(name: str, tmp_path: Path) -> 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", LARGE)
 def test_spin_finds_nothing_in_larger_ones(name: str, tmp_path: Path) -> None:
-    """Two epochs a start; and three starts of which some ask for an older step."""
+    """A crash each; two epochs a start; three starts of which some ask for an older step."""
     nothing_is_found(name, LARGE[name], tmp_path)
 
 
