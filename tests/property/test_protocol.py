@@ -20,7 +20,7 @@ from handfast.core import events as ev
 from handfast.core import member as door
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.member import boot, step
-from handfast.core.messages import Configured, decode_message
+from handfast.core.messages import Configured, Knows, decode_message
 from handfast.core.overlay import Tree
 from handfast.core.retain import Keep
 from handfast.core.state import Peers
@@ -294,6 +294,61 @@ def test_the_tree_may_be_another_at_every_step(
     for seed in range(3):
         storm(seed, name, moves=moves)
     assert set(rolled) == {2, 4, 8}
+
+
+def forgetful(step, told: Counter[str]):
+    """Let each step be taken a second time by a member that knows nothing of its peers, from a
+    message that shows nothing of its sender: what is written and done has to be the same."""
+
+    def unknowing(state):
+        return replace(state, peers=Peers(), turned=-1)
+
+    def held(state, event):
+        after, effects = step(state, event)
+        late = isinstance(event, ev.Received) and (
+            event.message.incarnation < state.peers[event.message.sender].incarnation
+        )
+        if not late:  # whom a member listens to is what the exact network is searched for
+            if isinstance(event, ev.Received):
+                event = replace(event, message=replace(event.message, knows=Knows()))
+            again, did = step(unknowing(state), event)
+            assert (did.persist, did.apply) == (effects.persist, effects.apply)
+            assert unknowing(again) == unknowing(after)
+            told[type(event).__name__] += state.peers != Peers() and after != state
+        return after, effects
+
+    return held
+
+
+@pytest.mark.parametrize("name", ["two", "either", "tiers", "tree"])
+def test_what_is_known_of_peers_decides_only_what_is_sent(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows the ground on which jobs are searched over a soup (handfast.model.soup, 1)."""
+    told: Counter[str] = Counter()
+    monkeypatch.setattr(door, "step", forgetful(door.step, told))
+    for seed in range(3):
+        storm(seed, name, moves=40)
+    assert {"Received", "Persisted", "Begin", "Checked", "Pinned"} <= {k for k in told if told[k]}
+
+
+def test_a_member_that_acts_on_what_a_peer_shows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows that the test above can fail: here what a peer shows to have converged is released."""
+    original = door._HANDLERS[ev.Received]
+
+    def received(turn, event):
+        original(turn, event)
+        lines = [line for line in event.message.knows.lines if line is not None]
+        below = tuple(c.epoch for c in turn.state.retained if lines and c.epoch < min(lines))
+        if below:
+            turn.do(ev.Release(below))
+
+    monkeypatch.setitem(door._HANDLERS, ev.Received, received)
+    monkeypatch.setattr(door, "step", forgetful(door.step, Counter()))
+    with pytest.raises(AssertionError, match="Release") as caught:
+        for seed in range(20):
+            storm(seed, "two", moves=40)
+    assert caught.type is AssertionError  # and no breach of a law
 
 
 @pytest.mark.heavy

@@ -72,6 +72,17 @@ def test_hops_cost_gossip_ticks_and_a_tree_delays() -> None:
     assert tree.bound_us == TICK_US + 2 * 4 * DELAY_US
 
 
+@pytest.mark.parametrize("bad", [0, 2])
+@pytest.mark.parametrize("back", [0, 1])
+def test_a_recovery_costs_three_ways_round_and_what_is_read(bad: int, back: int) -> None:
+    """The bound is what the page says of it, to the microsecond, and no larger one."""
+    for size, diameter in ((2, 1), (10, 2), (17, 2)):
+        (_, recovery) = run(size, 1, bad=bad, back=back)
+        way = diameter * (TICK_US + DELAY_US)
+        read = (1 + bad) * 200_000
+        assert recovery.bound_us == (3 + bad) * way + read + 100_000 + back * DELAY_US
+
+
 @pytest.mark.parametrize(
     ("name", "fanout"), [("never_sends_again", 1), ("trusts_that_the_tree_holds", 2)]
 )

@@ -240,16 +240,23 @@ def slowdown(interval: float, cost: float, restart: float, mtbf: float) -> float
 
 
 def best_interval(cost: float, mtbf: float) -> float:
-    """Give the interval of least :func:`slowdown`: (1 - tau/M) e^((tau+delta)/M) = 1, bisected.
+    """Give the interval of least :func:`slowdown`: (1 - x) e^(x + delta/M) = 1 for x = tau/M.
 
-    Daly's higher-order formula approximates it; Young's is its first order, from above.
+    Daly's higher-order formula approximates it; Young's is its first order, from above. Bisected in
+    the form delta/M = -ln(1 - x) - x, which is x^2/2 + x^3/3 + ...: a small x loses no digit so.
     """
-    low, high = 0.0, mtbf
+    low, high = 0.0, 1.0
     for _ in range(200):
         middle = (low + high) / 2
-        falling = (1 - middle / mtbf) * math.exp((middle + cost) / mtbf) > 1
-        low, high = (middle, high) if falling else (low, middle)
-    return low
+        low, high = (middle, high) if _beyond(middle) < cost / mtbf else (low, middle)
+    return low * mtbf
+
+
+def _beyond(x: float) -> float:
+    """Give -ln(1 - x) - x to the last digits: what the logarithm has beyond its first term."""
+    if x > 0.01:
+        return -math.log1p(-x) - x if x < 1 else math.inf
+    return sum(x**power / power for power in range(2, 10))
 
 
 def _integral(f: Callable[[float], float], low: float, high: float) -> float:

@@ -2,6 +2,7 @@
 where a closed form meets the integral that it comes from. Against simulations: tests/model.
 """
 
+import decimal
 import math
 from collections.abc import Iterator
 from fractions import Fraction
@@ -185,6 +186,21 @@ def test_tiny_chances_keep_their_digits() -> None:
     assert found == pytest.approx((-math.expm1(-1e-6)) ** 4, rel=1e-12)
     assert p.lost("abcd", 1e-6, [p.Shock(1e-9, tuple("abcd"))], 1.0) > 1e14 * found
     assert p.lost(("a", "a"), 0.1, (), 1.0) == pytest.approx(1 - math.exp(-0.1))  # one place
+
+
+@pytest.mark.parametrize(("cost", "mtbf"), [(1e-8, 9e7), (1.0, 4e16), (10.0, 1e4), (600.0, 3600.0)])
+def test_the_best_interval_keeps_its_digits(cost: float, mtbf: float) -> None:
+    """Shows (1 - x) e^(x + delta/M) = 1 with sixty digits, where saves cost next to nothing, too."""
+    with decimal.localcontext() as exact:
+        exact.prec = 60
+        x = decimal.Decimal(p.best_interval(cost, mtbf)) / decimal.Decimal(mtbf)
+        given = decimal.Decimal(cost) / decimal.Decimal(mtbf)
+        assert float((-(1 - x).ln() - x) / given) == pytest.approx(1, rel=1e-9)
+
+
+def test_where_a_save_takes_longer_than_the_job_lives_the_interval_is_all_of_it() -> None:
+    """Shows that the end of the bisection is an end."""
+    assert p.best_interval(7200.0, 60.0) == pytest.approx(60.0)
 
 
 def test_the_best_interval_is_the_best_and_young_is_near() -> None:
