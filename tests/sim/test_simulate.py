@@ -1,6 +1,7 @@
 """`handfast simulate`: what it answers, and with which exit code."""
 
 import json
+import os
 import resource
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -13,6 +14,7 @@ from handfast.cli.main import app
 from handfast.cli.swarm import run_batch
 from handfast.core import member
 from handfast.core.retain import releasable
+from handfast.sim.script import play
 from handfast.sim.storm import Outcome
 
 
@@ -210,15 +212,68 @@ def test_a_rewritten_script_keeps_what_it_was(tmp_path: Path, end: str, last: bo
     lines = ["# why", "nodes a", "----", "old", "", "crash a", "----"]
     file.write_bytes((end.join(lines) + end * last).encode())
     file.chmod(0o640)
+    if os.geteuid() == 0:  # whose it is can only be tried by one who may give it away
+        os.chown(file, 65534, 65534)
+    owner = file.stat().st_uid
     assert simulate("--script", str(link)).exit_code == 1
     assert simulate("--script", str(link), "--rewrite").exit_code == 0
     lines[3:4] = ["a.1    boots", "a.1    sees pins on nothing"]
     lines += ["a.1    crashes"]
     assert file.read_bytes() == (end.join(lines) + end * last).encode()
     assert (link.is_symlink(), file.stat().st_mode & 0o777) == (True, 0o640)
+    assert file.stat().st_uid == owner
     assert sorted(tmp_path.iterdir()) == [link, file]
     again = simulate("--script", str(link))
     assert again.output == "1 script came out as written; no law was broken\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "why"),
+    [
+        (b"nodes a\n----\nold\n", 0o444, "is read-only"),
+        (b"nodes a\r\n----\nold\n", 0o644, "ends its lines in more than one way"),
+        (b"# a\r# remark\nnodes a\n----\nold\n", 0o644, "ends its lines in more than one way"),
+    ],
+)
+def test_what_can_not_be_kept_is_not_rewritten(
+    tmp_path: Path, content: bytes, mode: int, why: str
+) -> None:
+    """Shows that a script stays as it is where its rights or its line ends would be lost."""
+    script = tmp_path / "one.txt"
+    script.write_bytes(content)
+    script.chmod(mode)
+    told = simulate("--script", str(script), "--rewrite")
+    assert told.exit_code == 2
+    assert f"{script} {why}, and was not rewritten" in " ".join(told.output.split())
+    assert script.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [script]
+
+
+def test_what_was_written_meanwhile_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that a script that somebody goes on with, while it is played, is not rewritten."""
+    script = tmp_path / "one.txt"
+    script.write_text("nodes a\n----\nold\n")
+
+    def playing(text: str) -> str:
+        script.write_text(f"{text}\ncrash a\n")
+        return play(text)
+
+    monkeypatch.setattr("handfast.cli.simulate.play", playing)
+    told = simulate("--script", str(script), "--rewrite")
+    assert told.exit_code == 2
+    assert "has changed while it was played" in " ".join(told.output.split())
+    assert script.read_text().endswith("\ncrash a\n")
+
+
+def test_a_script_that_tells_nothing_is_told_how_to(tmp_path: Path) -> None:
+    """Shows that "as written" is not said of what was compared with nothing."""
+    script = tmp_path / "one.txt"
+    script.write_text("nodes a\nlaunch\n")
+    told = simulate("--script", str(script))
+    assert told.exit_code == 0
+    assert f"{script}: no block has a line ----, so nothing was compared" in told.output
 
 
 def test_a_rewriting_that_fails_costs_nothing(tmp_path: Path) -> None:

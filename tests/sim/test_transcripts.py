@@ -82,7 +82,9 @@ nodes a/x               'x' is no whole number from 0 up
 nodes /0                '' can't be a name
 nodes a.1               'a.1' can't be a name
 nodes a>b               'a>b' can't be a name
-nodes save              'save' can't be a name: letters, digits, _ and -, and no verb
+nodes save              'save' can't be a name: letters, digits, _ and (not first) -, no verb
+nodes ---- b            '----' can't be a name
+nodes a keep=1 keep=3   keep= is there twice
 nodes a tier=           '' can't be a name
 nodes a tier=mem        tier 'mem' needs 1 domains a shard; shards [0] have fewer
 nodes a need=2          tier 'dir' needs 2 domains a shard; shards [0] have fewer
@@ -144,7 +146,7 @@ vanish a 0/0            a has no copy of 0/0; it has: 1/10
 pin                     something is missing behind the verb
 pin a 1                 '1' is no epoch, as 1/10 is
 fence                   something is missing behind the verb
-fence a a               a is fenced, and a+ in its place
+fence a                 nobody but a holds shard 0: it would be lost
 show foo                'foo' can't be shown
 show held now           'held now' can't be shown
 show journal            'journal' can't be shown
@@ -207,15 +209,36 @@ def test_every_verb_is_among_the_wrong_lines() -> None:
         ("launch\ncalm\nkill 0\nsave 0", "of round1 these ranks have ended: 0"),
         ("launch\nkill 0 1\nsave", "all ranks of round1 have ended"),
         ("launch\nkill 1\nbegin b", "of round1 these ranks have ended: 1"),
-        ("fence b\nboot b", "b is fenced, and b+ in its place"),
+        ("wake a", "a.1 is not frozen"),
         ("crash a b\nfreeze a", "no agent of a is up; up: none"),
         ("nodes c", "a script begins with `nodes`, and has no other"),
     ],
 )
 def test_what_can_not_be_done_any_more_is_told(script: str, told: str) -> None:
-    """Shows that nobody acts who is gone: a killed rank saved, and a domain was fenced twice."""
+    """Shows that nobody acts who is gone: a killed rank saved."""
     with pytest.raises(ValueError, match=re.escape(told)):
         play(f"nodes a b\n{script}\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("fence b\nboot b", "b is fenced, and b+ in its place"),
+        ("fence b b", "b is fenced, and b+ in its place"),
+        ("fence a b", "nobody but b holds shard 0: it would be lost"),
+        ("launch\ncalm\nfence b\nlaunch\ncalm\nsave\ncalm\nfence a\nlaunch\ncalm", ""),
+    ],
+)
+def test_a_domain_is_fenced_once_and_not_the_last_that_holds_something(
+    script: str, told: str
+) -> None:
+    """Shows that no script gives up what nobody else has (A7): that broke a law, by the script's
+    own doing. An heir has nothing at first, and may be the one who holds it later."""
+    if told:
+        with pytest.raises(ValueError, match=re.escape(told)):
+            play(f"nodes a b/0\n{script}\n")
+    else:
+        assert play(f"nodes a b/0\n{script}\nsave\ncalm\n")
 
 
 def test_lines_stay_as_somebody_wrote_them() -> None:

@@ -32,7 +32,7 @@ from handfast.cli.synchrony import MOST as SYNCHRONY_MOST
 from handfast.cli.synchrony import hold
 from handfast.core.membership import Roster
 from handfast.sim.ledger import Breach
-from handfast.sim.script import play
+from handfast.sim.script import LINE, play
 from handfast.sim.storm import Plan, storm
 
 __all__ = ["simulate"]
@@ -193,6 +193,7 @@ def _play(scripts: tuple[Path, ...], rewrite: bool, as_json: bool) -> None:
     """
     changed: dict[Path, tuple[str, str]] = {}
     broken: dict[str, tuple[str, ...]] = {}
+    silent = []
     for path in scripts:
         text = _read(path)
         try:
@@ -202,11 +203,13 @@ def _play(scripts: tuple[Path, ...], rewrite: bool, as_json: bool) -> None:
             continue
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        if LINE not in text.split("\n"):
+            silent.append(path)
         if played != text:
             changed[path] = (text, played)
     for path, (text, played) in changed.items():
         if rewrite:
-            _rewrite(path, played)
+            _rewrite(path, text, played)
         elif not as_json:
             _tell_difference(path, text, played)
     sound = not broken and (rewrite or not changed)
@@ -214,6 +217,11 @@ def _play(scripts: tuple[Path, ...], rewrite: bool, as_json: bool) -> None:
         names = [str(path) for path in changed]
         answer({"scripts": len(scripts), "changed": names, "broken": broken}, sound=sound)
     else:
+        for path in silent:
+            line = (
+                f"{path}: no block has a line {LINE}, so nothing was compared; see docs/scripts.md"
+            )
+            out().print(line, markup=False)
         _tell_scripts(len(scripts), len(changed), broken, rewrite)
     if not sound:
         raise click.exceptions.Exit(DAMAGED)
@@ -230,22 +238,41 @@ def _read(path: Path) -> str:
     return text
 
 
-def _rewrite(path: Path, text: str) -> None:
-    """Replace a script as a whole, with the line ends and the rights that it has.
+def _rewrite(path: Path, text: str, played: str) -> None:
+    """Replace a script as a whole, with the line ends, the owner and the rights that it has.
 
     Whatever goes wrong, the old one or the new one is there. What a link names is replaced, not
-    the link.
+    the link. Raises ValueError for one that is no longer what was played, that is not to be
+    written, or whose lines end in more than one way: it stays as it is.
     """
     file = path.resolve()
-    with file.open("rb") as old:
-        ends = "\r\n" if old.readline().endswith(b"\r\n") else "\n"
+    held, ends = file.stat(), _ends(file)
+    why = (
+        "has changed while it was played" if _read(path) != text
+        else "is read-only" if not held.st_mode & 0o222
+        else "ends its lines in more than one way" if ends is None
+        else ""
+    )  # fmt: skip
+    if why:
+        raise ValueError(f"{path} {why}, and was not rewritten. What to do: mend that, and again")
     draft = Path(mkdtemp(prefix=".handfast-", dir=file.parent)) / file.name
     try:
-        draft.write_text(text, encoding="utf-8", newline=ends)
+        draft.write_text(played, encoding="utf-8", newline=ends)
         shutil.copymode(file, draft)
+        if (held.st_uid, held.st_gid) != (os.geteuid(), os.getegid()):
+            os.chown(draft, held.st_uid, held.st_gid)
         draft.replace(file)
     finally:
         shutil.rmtree(draft.parent)
+
+
+def _ends(file: Path) -> str | None:
+    """Find how the lines of a file end, if all end alike."""
+    data = file.read_bytes()
+    lines, pairs = data.count(b"\n"), data.count(b"\r\n")
+    if data.count(b"\r") != pairs or pairs not in (0, lines):
+        return None
+    return "\r\n" if pairs else "\n"
 
 
 def _tell_difference(path: Path, text: str, played: str) -> None:

@@ -29,7 +29,7 @@ from handfast.sim.network import Packet
 from handfast.sim.words import Teller
 from handfast.sim.world import Entry, World
 
-__all__ = ["VERBS", "play"]
+__all__ = ["LINE", "VERBS", "play"]
 
 LINE: Final = "----"
 SHOWN: Final = 80  # characters of a wrong line
@@ -125,6 +125,9 @@ class _Stage:
         domains: list[Domain] = []
         need: dict[str, int] = {}
         told = {"keep": 2, "window": 2, "stores": 1}
+        for key in told:
+            if sum(word.startswith(f"{key}=") for word in words) > 1:
+                raise ValueError(f"{key}= is there twice")
         tier, shard = "dir", 0
         for word in words:
             key, equals, value = word.partition("=")
@@ -353,7 +356,10 @@ class _Stage:
     def wake(self, words: list[str]) -> None:
         """Let a frozen agent go on: `wake a.1`."""
         for name in _some(words):
-            self._agent(name).wake()
+            agent = self._agent(name)
+            if not agent.asleep:
+                raise ValueError(f"{agent.name} is not frozen")
+            agent.wake()
 
     def disk(self, words: list[str]) -> None:
         """Change a disk: `disk a stuck | full | failing | well`."""
@@ -383,9 +389,18 @@ class _Stage:
         self.world.look(disk)
 
     def fence(self, words: list[str]) -> None:
-        """Let the engine give up a domain, and put an empty one in its place: `fence a`."""
-        for name in _some(words):
-            self.world.boot(self.world.fence(self._member(name)))
+        """Let the engine give up a domain, and put an empty one in its place: `fence a`.
+
+        Another one has to hold its shard: what nobody has any more is lost, whoever decides it.
+        """
+        for disk in map(self._member, _some(words)):
+            shard, there = disk.domain.shard, self.world.disks.values()
+            others = [d for d in there if d.domain.shard == shard and d is not disk]
+            if all(d.fenced or (d.domain.id[-1] == "+" and not d.images) for d in others):
+                raise ValueError(
+                    f"nobody but {disk.domain.id} holds shard {shard}: it would be lost"
+                )
+            self.world.boot(self.world.fence(disk))
 
     # --- looking
 
@@ -454,8 +469,8 @@ def _whole(word: str, least: int = 0, most: int | None = None, what: str = "whol
 
 
 def _name(word: str) -> str:
-    if word in VERBS or not re.fullmatch(r"[\w-]+", word):
-        raise ValueError(f"{word!r} can't be a name: letters, digits, _ and -, and no verb")
+    if word in VERBS or not re.fullmatch(r"\w[\w-]*", word):
+        raise ValueError(f"{word!r} can't be a name: letters, digits, _ and (not first) -, no verb")
     return word
 
 
