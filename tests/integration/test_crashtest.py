@@ -46,6 +46,16 @@ def crashtest(*argv: object) -> Result:
     return CliRunner().invoke(app, ["crashtest", *map(str, argv)])
 
 
+@pytest.mark.parametrize(
+    "wrong", [["--plug", "--kills", "3"], ["--after", "1", "--seed", "2"], ["--plug", "--json"]]
+)
+def test_what_does_not_go_together_is_wrong_usage(tmp_path: Path, wrong: list[str]) -> None:
+    """Shows that no option is passed over in silence, and that nothing is written."""
+    told = CliRunner().invoke(app, ["crashtest", str(tmp_path), *wrong])
+    assert told.exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_disk_is_trusted_with_killed_processes_and_no_more(tmp_path: Path) -> None:
     """Shows that all trials hold on a plain disk, and that power losses are not claimed."""
     found = crashtest(tmp_path, "--kills", 3)

@@ -25,6 +25,19 @@ def prove(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["prove", *arguments])
 
 
+def test_no_output_replaces_the_pipeline_or_another(tmp_path: Path) -> None:
+    """Shows that a file given twice is wrong usage, and stays as it is."""
+    source = tmp_path / "mine.py"
+    source.write_text("pipelines = []\n")
+    for outputs in (["--svg", source], ["--promela", f"{tmp_path}/./mine.py"],
+                    ["--svg", f"{tmp_path}/o", "--promela", f"{tmp_path}/o"]):  # fmt: skip
+        told = CliRunner().invoke(app, ["prove", "--pipeline", str(source), *map(str, outputs)])
+        assert told.exit_code == 2
+        assert "name another one" in " ".join(told.output.split())
+    assert source.read_text() == "pipelines = []\n"
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_the_catalogue_says_which_are_broken_by_which_instant_and_how_soon() -> None:
     """One row a claim, and the paper's instants; 0, since what is called sound is sound."""
     done = prove("--catalogue")

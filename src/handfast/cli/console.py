@@ -45,9 +45,11 @@ __all__ = [
     "Whole",
     "answer",
     "answering",
+    "apart",
     "as_json",
     "epoch_of",
     "fitting",
+    "is_default",
     "lay",
     "make",
     "out",
@@ -127,6 +129,11 @@ step = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON value, for scripts.")
 
 
+def is_default(ctx: click.Context, name: str) -> bool:
+    """Say whether a parameter was left as it is."""
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
+
+
 def fitting(modes: Mapping[str, bool], parts: Mapping[str, tuple[bool, Sequence[str]]]) -> None:
     """Let a command do one thing at a time. Raises UsageError for anything else.
 
@@ -147,6 +154,15 @@ def place_for(option: str, file: str | Path | None) -> None:
     """Raise UsageError for a file to be written in a directory that is not there."""
     if file is not None and not Path(file).absolute().parent.is_dir():
         raise click.UsageError(f"{option} {file}: there is no directory {Path(file).parent}")
+
+
+def apart(files: Mapping[str, str | None]) -> None:
+    """Raise UsageError where two options name one file: what is written would replace the other."""
+    named: dict[Path, str] = {}
+    for option, file in files.items():
+        first = named.setdefault(Path(file).resolve(), option) if file is not None else option
+        if first != option:
+            raise click.UsageError(f"{option} {file} is the file of {first}; name another one")
 
 
 def make(directory: Path) -> list[str]:

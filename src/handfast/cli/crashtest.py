@@ -9,7 +9,7 @@ import click
 import msgspec
 from rich.markup import escape
 
-from handfast.cli.console import DAMAGED, answer, answering, as_json, out
+from handfast.cli.console import DAMAGED, answer, answering, as_json, is_default, out
 from handfast.errors import HandfastError
 from handfast.testing import storage, writer
 from handfast.testing.medium import medium
@@ -61,8 +61,16 @@ class Answer(msgspec.Struct, frozen=True):
     help="Look what is left of its first N epochs; where all is well it is removed.",
 )
 @as_json
+@click.pass_context
 def crashtest(
-    path: str, kills: int, seed: int, plug: bool, after: int | None, as_json: bool
+    ctx: click.Context,
+    /,
+    path: str,
+    kills: int,
+    seed: int,
+    plug: bool,
+    after: int | None,
+    as_json: bool,
 ) -> None:
     """Say what a directory's storage can be trusted with, by killing processes that write to it.
 
@@ -76,6 +84,11 @@ def crashtest(
     """
     if plug and after is not None:
         raise click.UsageError("choose one of --plug and --after N")
+    given = {name for name in ("kills", "seed") if not is_default(ctx, name)}
+    if given and (plug or after is not None):
+        raise click.UsageError(f"--{min(given)} goes with neither --plug nor --after N")
+    if plug and as_json:
+        raise click.UsageError("--plug tells each epoch as it goes, and no JSON")
     with answering(as_json):
         _check(path)
         if plug:

@@ -67,6 +67,7 @@ def _catalogue(as_json: bool) -> None:
         for n, after in broken.items():
             words = f"after {', '.join(map(str, after))} events" if after else "at no instant"
             out().print(f"The paper's checkpoint of {n} domain{'s' * (n > 1)}: broken {words}.")
+        out().print(f"(Of each the first {EVENTS - 1} events were followed.)")
     if not sound:
         raise click.exceptions.Exit(DAMAGED)
 

@@ -24,6 +24,7 @@ from handfast.cli.console import (
     answer,
     answering,
     as_json,
+    is_default,
     out,
     tabulate,
     write_into,
@@ -45,6 +46,7 @@ class Time(click.ParamType[float]):
     """A length of time: 90s, 30m, 12h, 2d, or never; 90 is of seconds."""
 
     name = "TIME"
+    written = "90s, 30m, 12h, 2d or never"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -56,12 +58,14 @@ class Time(click.ParamType[float]):
             return math.inf
         parts = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)([smhd]?)", value)
         if parts is None or not float(parts[1]):
-            self.fail(f"{value!r} is no time above zero: 90s, 30m, 12h, 2d or never", param, ctx)
+            self.fail(f"{value!r} is no time above zero: {self.written}", param, ctx)
         return float(parts[1]) * UNITS[parts[2]]
 
 
 class FiniteTime(Time):
     """A length of time that comes to an end."""
+
+    written = "90s, 30m, 12h or 2d"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -69,7 +73,7 @@ class FiniteTime(Time):
         """Give it in seconds; anything else is wrong usage (exit code 2)."""
         seconds = super().convert(value, param, ctx)
         if math.isinf(seconds):
-            self.fail("this can't be 'never'", param, ctx)
+            self.fail(f"this can't be 'never': {self.written}", param, ctx)
         return seconds
 
 
@@ -151,17 +155,15 @@ def plan(
         raise click.UsageError("--fit and RUN go together, and --hints goes with them")
     with answering(as_json):
         told = history(open_run(*run).location.survey()) if fit else None
-        if told is not None:
-            ours = {name for name in given if _is_default(ctx, name)}
-            given |= {k: v for k, v in fitted(told, given, hints).items() if k in ours}
-        setting = Setting(**given)
+        found = _untold(ctx, told, given, hints) if told is not None else {}
+        setting = Setting(**given | found)
         try:
             findings = list(explain(setting, seed, trials if explained else 0))
-        except OverflowError as error:
-            raise ValueError(
-                "these figures are so far apart that the formulas can't be worked out: a save, or "
-                "a restart, may take longer than the job ever lives. What to do: check their units"
-            ) from error
+        except ValueError as error:
+            if guessed := [f"--{name}" for name in ("interval", "window") if name in found]:
+                times = " and ".join(guessed)
+                raise ValueError(f"{error}. (It is the files' times that told {times})") from error
+            raise
         drawn = {} if svg is None else _draw(setting, seed, trials)
         wrote = [] if svg is None else write_into(svg, drawn)
         if as_json:
@@ -176,8 +178,20 @@ def plan(
             raise click.exceptions.Exit(DAMAGED)
 
 
-def _is_default(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
+def _untold(
+    ctx: click.Context, told: History, given: dict[str, Any], hints: bool
+) -> dict[str, Any]:
+    """Give the settings that a run tells, and that nobody has given.
+
+    Raises ValueError where it has too few domains to plan for, and nobody has said how many.
+    """
+    ours = {name for name in given if is_default(ctx, name)}
+    if "domains" in ours and len(told.domains) < 2:
+        raise ValueError(
+            f"run {told.run} has one domain, and nothing can be torn between domains. What to do: "
+            "give --domains, how many the job has that you plan for"
+        )
+    return {name: v for name, v in fitted(told, given, hints).items() if name in ours}
 
 
 def fitted(told: History, given: dict[str, Any], hints: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from handfast.cli.console import (
     Whole,
     answer,
     answering,
+    apart,
     as_json,
     fitting,
     out,
@@ -96,6 +97,8 @@ def prove(
     )
     place_for("--svg", svg)
     place_for("--promela", promela)
+    files = {"--pipeline": pipeline, "--svg": svg, "--promela": promela}
+    apart(files)
     if protocol is not None:
         prove_protocol(protocol, limit, as_json)
         return

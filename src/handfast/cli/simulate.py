@@ -78,7 +78,7 @@ SCRIPT, SCALE, SYNCHRONY = "--script FILE", "--scale N,N...", "--synchrony N,N..
 @click.option("--seeds", callback=seeds_of, metavar="N|A..B", help="Run seeds 0 to N-1, A to B-1.")
 @click.option("--seed", type=int, help="Run one seed.")
 @click.option("--transcript", is_flag=True, help="With --seed: tell everything that happened.")
-@click.option("--thorough", is_flag=True, help="Hold every law after every step; slow.")
+@click.option("--thorough", is_flag=True, help="Hold every law after every move; slow.")
 @click.option("--jobs", type=Whole(1), help="Processes.  [default: one a core]")
 @click.option(
     "--minutes", type=Number(0, 1e6),
@@ -122,7 +122,7 @@ def simulate(
     svg: Path | None,
     as_json: bool,
 ) -> None:
-    """Put the protocol through storms in virtual time, and judge every step and every calm.
+    """Put the protocol through storms in virtual time, and judge every move and every calm.
 
     One seed decides everything: the job, what breaks and when. The same seed gives the same digest.
     """
@@ -168,7 +168,7 @@ def _one(seed: int, transcript: bool, thorough: bool, as_json: bool) -> None:
         show.print(f"seed {seed}, a job of {_job(outcome.plan)}")
         show.print(f"what troubles it: {', '.join(outcome.plan.kinds) or 'nothing'}")
         show.print(
-            f"{outcome.events:,} events, {outcome.turns:,} steps, {outcome.seconds:.0f} virtual "
+            f"{outcome.events:,} events, {outcome.turns:,} moves, {outcome.seconds:.0f} virtual "
             f"seconds, digest {outcome.digest}"
         )
         tell_breach(outcome)

@@ -170,7 +170,7 @@ def _show(tally: Tally, lacking: tuple[str, ...], wall_s: float, events: int) ->
     show = out()
     rate = tally.events / max(tally.busy_s, 1e-9)
     show.print(
-        f"{tally.seeds:,} seeds: {tally.events:,} events, {tally.turns:,} steps of a member, "
+        f"{tally.seeds:,} seeds: {tally.events:,} events, {tally.turns:,} moves of members, "
         f"{tally.virtual_s / 3600:,.1f} virtual hours"
     )
     show.print(

@@ -23,7 +23,7 @@ _N = TypeVar("_N", Fraction, float)
 _NEGLIGIBLE = 1e-18
 
 
-# Levels: the exponential claim, and what it hangs on
+# Levels: the exponential statement, and what it hangs on
 
 
 def atomic(levels: Sequence[Sequence[_N]]) -> _N:
@@ -32,7 +32,7 @@ def atomic(levels: Sequence[Sequence[_N]]) -> _N:
     It is the sum over k of the product over i: with two levels, prod p_i + prod (1 - p_i). Holds
     if the domains are independent *given that the crash came*, so mostly not of one instant: see
     :func:`torn_if_overlapping`. Exact where the entries are Fractions. Our reading of the
-    exponential claim in the abstract of arXiv 2603.02603.
+    exponential statement in the abstract of arXiv 2603.02603.
 
     Raises ValueError where there is no domain, or they have different numbers of levels.
     """

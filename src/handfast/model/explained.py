@@ -167,8 +167,8 @@ def _levels(setting: Setting, chance: Random, trials: int) -> Iterator[Finding]:
         "prod p + prod (1-p), p = 1/2",
         atomic(half),
         "the crash landed inside the window, when each domain had committed with chance 1/2, "
-        "independently of the others. This is the exponential claim; an instant at which it holds "
-        "is rare",
+        "independently of the others. This is the exponential statement; an instant at which it "
+        "holds is rare",
         _share(montecarlo.play_levels(chance, half), trials),
         f"for all {setting.domains:,} domains 10^{exponent:.1f}",
     )
@@ -186,8 +186,8 @@ def _levels(setting: Setting, chance: Random, trials: int) -> Iterator[Finding]:
         "two domains commit at the same instant",
         "0, already at n = 2",
         0.0,
-        "commit times have a density. Another claim than the one above: it does not depend on n, "
-        "and no crash comes in it",
+        "commit times have a density. Another statement than the one above: it does not depend on "
+        "n, and no crash comes in it",
         _share(ties, trials),
     )
 
@@ -296,5 +296,6 @@ def _intervals(setting: Setting, chance: Random, trials: int) -> Iterator[Findin
             value,
             model,
             _ratio(played, trials) if value < LONG else None,
-            f"tau = {interval:.4g} s, the job fails every {mtbf:.4g} s; Young: {first:.4g} s",
+            f"tau = {interval:.4g} s, the job fails every {mtbf:.4g} s; Young: {first:.4g} s"
+            + ("; such a job never gets on" if math.isinf(value) else ""),
         )

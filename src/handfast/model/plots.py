@@ -135,7 +135,7 @@ def _conditions(axis: Axis, setting: Setting) -> list[str]:
         "is left to go back to. Lines are formulas; circles were played out."
     )
     if axis.name == "domains":
-        words += " The exponential claim is a chance GIVEN that the crash hit the window."
+        words += " The exponential statement is a chance GIVEN that the crash hit the window."
     return textwrap.wrap(words, 112)
 
 

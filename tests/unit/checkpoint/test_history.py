@@ -95,6 +95,28 @@ def test_times_are_hints_and_taken_only_if_asked_for(tmp_path: Path) -> None:
     assert setting["window"] == pytest.approx(3.0)  # whose spread over three domains is the half
 
 
+def test_a_guess_that_can_not_be_planned_for_is_told_as_one(tmp_path: Path) -> None:
+    """Saves whose files say a minute from first to last, and a second from epoch to epoch."""
+    trained(tmp_path, 3)
+    for rank, late in enumerate((0.0, 60.0, 0.5)):
+        for file in Path(tmp_path, "domains", f"rank-{rank:05d}").rglob("*.manifest"):
+            os.utime(file, (0, 1e9 + int(file.name.split(".")[0].split("-")[-1]) + late))
+    done = CliRunner().invoke(app, ["plan", "--fit", "--hints", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "It is the files' times that told --interval and --window" in " ".join(
+        done.output.split()
+    )
+
+
+def test_a_run_of_one_domain_is_not_planned_for_as_if_it_had_many(tmp_path: Path) -> None:
+    """Shows that no default stands in for what its journals can't tell."""
+    trained(tmp_path, 1)
+    alone = CliRunner().invoke(app, ["plan", "--fit", str(tmp_path)])
+    assert alone.exit_code == 2
+    assert "has one domain, and nothing can be torn" in " ".join(alone.output.split())
+    assert plan("--fit", tmp_path, "--domains", 8)["setting"]["domains"] == 8
+
+
 def test_what_falls_together_is_set_against_what_would_fall_alone() -> None:
     """Two hosts, four ends: both at two of them, one at a third; apart that would be 3/4 of 2/4."""
     ends = [("a", "b", "c"), ("a", "c"), ("b",), ()]
@@ -230,7 +252,12 @@ def test_a_job_that_hardly_fails_refutes_no_formula(domains: str) -> None:
     assert "almost all of them alike" in " ".join(shown.split())
 
 
-def test_figures_that_can_t_be_worked_out_are_wrong_usage() -> None:
-    """A job that fails a billion times in each save."""
-    done = CliRunner().invoke(app, ["plan", "--cost", "999999999999d", "--mtbf", "1s"])
-    assert (done.exit_code, "check their units" in " ".join(done.output.split())) == (2, True)
+def test_figures_that_are_beyond_all_floats_are_infinite() -> None:
+    """A job that fails a billion times in each save, and one whose saves cost next to nothing."""
+    hopeless = CliRunner().invoke(app, ["plan", "--cost", "999999999999d", "--mtbf", "1s"])
+    assert hopeless.exit_code == 0
+    assert "such a job never gets on" in " ".join(hopeless.output.split())
+    short = ["--domains", "2", "--mtbf", "999999999999d", "--cost", "1s", "--interval", "1s"]
+    easy = CliRunner().invoke(app, ["plan", *short, "--window", "1s", "--restart", "1s"])
+    assert easy.exit_code == 0
+    assert "tau = 2.939e+08 s" in easy.output
