@@ -35,7 +35,7 @@ from handfast.model.pipeline import (
     process,
     serve,
 )
-from handfast.model.process import Prefix, transitions
+from handfast.model.process import Prefix, Undecided, transitions
 
 ME, FILE, BACK = Actor("rank 0"), Place("file", ranks=(0,)), Restart(2)
 
@@ -220,13 +220,15 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, object], words
         ({"restart": BACK.loads(())}, r"always as many, not \[0\]"),
         ({"restart": BACK.reads(FILE, lambda v: BACK.loads((v,) * (2 + v)))},
          r"not \[1, 2, 3, 4\]"),
+        ({"restart": ME.does("saved", 1) >> BACK.reads(FILE, lambda v: BACK.loads((v,)))},
+         "the restart has `rank 0 saved .epoch 1.` in it"),
         ({"claims": Claim("when it is saved", "saved")}, "claims is to be a tuple of one or more"),
         ({"servers": ()}, "servers is to be a tuple of one or more"),
         ({"actors": {}}, "it needs actors"),
         ({"epochs": 0}, "at least one epoch"),
     ],
-    ids=["epochs", "dead end", "nothing", "refusal", "nobody", "uneven", "comma", "none", "actors",
-         "zero"],
+    ids=["epochs", "dead end", "nothing", "refusal", "nobody", "uneven", "of actors", "comma",
+         "none", "actors", "zero"],
 )  # fmt: skip
 def test_a_restart_that_could_come_to_nothing_is_refused(
     changes: dict[str, object], words: str
@@ -245,8 +247,13 @@ def test_a_restart_that_could_come_to_nothing_is_refused(
          "epoch 2` comes after `the restart reads file and finds epoch 1`, and no read"),
         (BACK.reads(FILE, lambda v: BACK.loads((TORN if v == NOTHING else v,))),
          "a torn piece` comes after `the restart reads file and finds nothing`, and no read"),
+        (Undecided(BACK.loads((NOTHING,)), Event(BACK.name, "guesses", "", 1) >> BACK.loads((1,))),
+         "comes after `the restart guesses .epoch 1.`, and no read"),
+        (BACK.reads(FILE, lambda v: Event(BACK.name, "waits", "", 1) >> BACK.loads((TORN,))),
+         "comes after `the restart waits .epoch 1.`, and no read"),
+        (Event(BACK.name, "puts", "file", 1) >> BACK.loads((1,)), "after `the restart puts file"),
     ],
-    ids=["at once", "another epoch", "torn"],
+    ids=["at once", "another epoch", "torn", "unseen", "by another way", "written by itself"],
 )  # fmt: skip
 def test_a_load_of_what_no_read_has_found_is_refused(restart: Process, words: str) -> None:
     """Or the claim would hold whatever is there; with what came before it."""

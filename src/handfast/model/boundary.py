@@ -253,8 +253,15 @@ def _check_tuples(pipeline: Pipeline) -> None:
 
 
 def _check_restart(pipeline: Pipeline) -> None:
-    """Raise ValueError for a restart that may come to nothing, or to other ranks each time."""
+    """Raise ValueError for a restart that may come to nothing, or to other ranks each time; or
+    that does what actors do, who are dead by then: it would wait for them, and come to nothing.
+    """
     name, known = pipeline.name, set(range(TORN, pipeline.epochs + 1))
+    if others := [e for e in _events({name: pipeline.restart}) if e.who != Restart.name]:
+        raise ValueError(
+            f"{name}: the restart has `{others[0]}` in it. What to do: let it read places, and end "
+            "with loads(...) or refuses(); nothing else is done there"
+        )
     edges = automaton(pipeline.restart).edges
     counts: set[int] = set()
     for row in edges or ((),):
@@ -286,22 +293,28 @@ def _check_loads(pipeline: Pipeline) -> None:
     """Raise ValueError for a load of what was not read: the claim would hold whatever is there."""
     places = [server for server in pipeline.servers if isinstance(server, Place)]
     ranks = {place.name: place.ranks for place in places}
-    start = (pipeline.restart, Found())
-    met = {start: "at once"}
-    ahead = [start]
-    for at in ahead:  # which grows meanwhile
-        term, found = at
-        for way, event, after in _ways(term):
-            if not isinstance(event, Event):
+
+    def look(term: Process, read: Found, when: str) -> None:
+        for way, load, _ in _ways(term):
+            if not (isinstance(load, Event) and load.does == "loads"):
                 continue
-            if event.does == "loads" and (wrong := _unfounded(event, found, places)):
+            if wrong := _unfounded(load, read, places):
                 where = f"{way.where}: " if isinstance(way, Load) else ""
-                raise ValueError(f"{pipeline.name}: {where}`{event}` comes {met[at]}, {wrong}")
-            more = ranks.get(event.what, ()) if event.does == "reads" else ()
-            seen = (after, found | {(rank, event.epoch) for rank in more})
-            if seen not in met:
-                met[seen] = f"after `{event}`"
-                ahead.append(seen)
+                raise ValueError(f"{pipeline.name}: {where}`{load}` comes {when}, {wrong}")
+
+    look(pipeline.restart, Found(), "at once")
+    found = {pipeline.restart: Found()}  # on every way to a term
+    ahead = [pipeline.restart]
+    for term in ahead:  # which grows meanwhile: a term comes again where a way to it found less
+        for _, event, after in _ways(term):
+            here = found[term]
+            if isinstance(event, Event) and event.does == "reads":
+                here |= {(rank, event.epoch) for rank in ranks.get(event.what, ())}
+            look(after, here, f"after `{event}`")
+            every = here & found.get(after, here)
+            if every != found.get(after):
+                found[after] = every
+                ahead.append(after)
 
 
 def _unfounded(load: Event, found: Found, places: list[Place]) -> str:
