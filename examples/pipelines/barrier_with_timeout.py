@@ -25,7 +25,9 @@ RANKS, EPOCHS = 2, 2
 
 # who acts, and on what: a file for each epoch and rank, a pointer, and a barrier of all ranks
 ranks = [Actor(f"rank {r}") for r in range(RANKS)]
-files = {e: [Place(f"{e}/rank{r}.pt") for r in range(RANKS)] for e in range(1, EPOCHS + 1)}
+files = {
+    e: [Place(f"{e}/rank{r}.pt", ranks=(r,)) for r in range(RANKS)] for e in range(1, EPOCHS + 1)
+}
 latest = Place("latest")
 written = Barrier("written", tuple(rank.name for rank in ranks))
 restart = Restart(EPOCHS)

@@ -22,7 +22,7 @@ from handfast.model.pipeline import (
 RANKS, EPOCHS = 2, 2
 
 ranks = [Actor(f"rank {r}") for r in range(RANKS)]
-files = [Place(f"rank{r}.pt") for r in range(RANKS)]
+files = [Place(f"rank{r}.pt", ranks=(r,)) for r in range(RANKS)]
 latest = Place("latest")
 barrier = Barrier("barrier", tuple(rank.name for rank in ranks))
 restart = Restart(EPOCHS)

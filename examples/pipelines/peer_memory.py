@@ -23,8 +23,10 @@ RANKS, EPOCHS = 2, 2
 
 ranks = [Actor(f"rank {r}") for r in range(RANKS)]
 everybody = tuple(rank.name for rank in ranks)
-memory = {e: [Place(f"memory {r}/{e}", lasting=False) for r in range(RANKS)] for e in (1, 2)}
-store = {e: [Place(f"store {r}/{e}") for r in range(RANKS)] for e in (1, 2)}
+memory = {
+    e: [Place(f"memory {r}/{e}", lasting=False, ranks=(r,)) for r in range(RANKS)] for e in (1, 2)
+}
+store = {e: [Place(f"store {r}/{e}", ranks=(r,)) for r in range(RANKS)] for e in (1, 2)}
 manifest = {e: Place(f"manifest {e}") for e in (1, 2)}
 copied, uploaded = Barrier("copied", everybody), Barrier("uploaded", everybody)
 restart = Restart(EPOCHS)

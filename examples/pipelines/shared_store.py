@@ -22,7 +22,7 @@ from handfast.model.pipeline import (
 RANKS, EPOCHS = 3, 2
 
 ranks = [Actor(f"rank {r}") for r in range(RANKS)]
-pieces = {e: [Place(f"{e}/{r}") for r in range(RANKS)] for e in (1, 2)}
+pieces = {e: [Place(f"{e}/{r}", ranks=(r,)) for r in range(RANKS)] for e in (1, 2)}
 manifest = {e: Place(f"{e}/manifest") for e in (1, 2)}
 uploaded = Barrier("uploaded", tuple(rank.name for rank in ranks))
 restart = Restart(EPOCHS)

@@ -5,7 +5,7 @@ And that a place loses in a crash what a file loses, and nothing that was synced
 
 from __future__ import annotations
 
-from inspect import currentframe
+from inspect import currentframe, isfunction, signature
 
 import pytest
 from msgspec.structs import replace
@@ -18,10 +18,12 @@ from handfast.model.pipeline import (
     POWER,
     STOP,
     TORN,
+    WORDS,
     Actor,
     Barrier,
     Claim,
     Event,
+    Held,
     Mail,
     Pipeline,
     Place,
@@ -33,9 +35,9 @@ from handfast.model.pipeline import (
     process,
     serve,
 )
-from handfast.model.process import Prefix, transitions
+from handfast.model.process import Prefix, Undecided, transitions
 
-ME, FILE, BACK = Actor("rank 0"), Place("file"), Restart(2)
+ME, FILE, BACK = Actor("rank 0"), Place("file", ranks=(0,)), Restart(2)
 
 
 def left(steps: Steps | Event, crash: Event, place: Place = FILE) -> set[int]:
@@ -95,7 +97,13 @@ def test_memory_survives_processes_alone() -> None:
     """A peer's memory holds what the job put there until the machines go."""
     memory = Place("file", lasting=False)
     assert left(ME.puts(memory, 1), KILLED, memory) == {1}
-    assert left(ME.writes(memory, 1) >> ME.syncs(memory, 1), POWER, memory) == {NOTHING}
+    for steps in (
+        ME.puts(memory, 1),
+        ME.writes(memory, 1) >> ME.syncs(memory, 1),
+        ME.drafts(memory, 1) >> ME.renames(memory, 1),
+        ME.replaces(memory, 1),
+    ):
+        assert left(steps, POWER, memory) == {NOTHING}
 
 
 def test_an_object_is_created_once() -> None:
@@ -176,7 +184,8 @@ def test_an_instant_that_never_comes_proves_nothing() -> None:
     never, mail = Actor("rank 1"), Mail("mail")
     actors = {"rank 1": never.hears(mail, 1) >> never.does("saved", 1) >> STOP}
     actors["rank 0"] = choice(ONE >> STOP, ME.sends(mail, 2) >> STOP)
-    stuck = pipeline(actors=actors, servers=(FILE, mail))
+    back = BACK.reads(FILE, lambda v: BACK.loads((v,)))
+    stuck = pipeline(actors=actors, servers=(FILE, mail), restart=back, epochs=2)
     found = attack(stuck, stuck.claims[0])
     assert (found.reached, found.tears, found.sound) == (False, (), False)
 
@@ -186,6 +195,7 @@ def test_an_instant_that_never_comes_proves_nothing() -> None:
     [
         ({"servers": (FILE, FILE)}, "names used twice: file"),
         ({"servers": (FILE, Barrier("rank 0", ("rank 0",)))}, "names used twice: rank 0"),
+        ({"servers": (FILE, Place("the clock"))}, "names used twice: the clock"),
         ({"servers": (Place("other"),)}, "in no server: file"),
         ({"claims": (Claim("when", "vanishes", "file"),)}, "no actor ever vanishes file"),
         ({"actors": {"rank 0": Event("rank 0", "eats", "file", 1) >> STOP}}, "by 'eats'"),
@@ -202,7 +212,7 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, object], words
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"epochs": 3}, r"no way on from all that it may find in file: Restart\(3\)"),
+        ({"epochs": 3}, r"goes on from epochs 1 to 2 in file, and `epochs` is 3"),
         ({"restart": BACK.reads(FILE, lambda v: STOP if v == 1 else BACK.loads((v,)))},
          r"after `the restart reads file and finds epoch 1` it neither loads nor refuses"),
         ({"restart": STOP}, "loads nothing on any way"),
@@ -210,13 +220,15 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, object], words
         ({"restart": BACK.loads(())}, r"always as many, not \[0\]"),
         ({"restart": BACK.reads(FILE, lambda v: BACK.loads((v,) * (2 + v)))},
          r"not \[1, 2, 3, 4\]"),
+        ({"restart": ME.does("saved", 1) >> BACK.reads(FILE, lambda v: BACK.loads((v,)))},
+         "the restart has `rank 0 saved .epoch 1.` in it"),
         ({"claims": Claim("when it is saved", "saved")}, "claims is to be a tuple of one or more"),
         ({"servers": ()}, "servers is to be a tuple of one or more"),
         ({"actors": {}}, "it needs actors"),
         ({"epochs": 0}, "at least one epoch"),
     ],
-    ids=["epochs", "dead end", "nothing", "refusal", "nobody", "uneven", "comma", "none", "actors",
-         "zero"],
+    ids=["epochs", "dead end", "nothing", "refusal", "nobody", "uneven", "of actors", "comma",
+         "none", "actors", "zero"],
 )  # fmt: skip
 def test_a_restart_that_could_come_to_nothing_is_refused(
     changes: dict[str, object], words: str
@@ -235,8 +247,13 @@ def test_a_restart_that_could_come_to_nothing_is_refused(
          "epoch 2` comes after `the restart reads file and finds epoch 1`, and no read"),
         (BACK.reads(FILE, lambda v: BACK.loads((TORN if v == NOTHING else v,))),
          "a torn piece` comes after `the restart reads file and finds nothing`, and no read"),
+        (Undecided(BACK.loads((NOTHING,)), Event(BACK.name, "guesses", "", 1) >> BACK.loads((1,))),
+         "comes after `the restart guesses .epoch 1.`, and no read"),
+        (BACK.reads(FILE, lambda v: Event(BACK.name, "waits", "", 1) >> BACK.loads((TORN,))),
+         "comes after `the restart waits .epoch 1.`, and no read"),
+        (Event(BACK.name, "puts", "file", 1) >> BACK.loads((1,)), "after `the restart puts file"),
     ],
-    ids=["at once", "another epoch", "torn"],
+    ids=["at once", "another epoch", "torn", "unseen", "by another way", "written by itself"],
 )  # fmt: skip
 def test_a_load_of_what_no_read_has_found_is_refused(restart: Process, words: str) -> None:
     """Or the claim would hold whatever is there; with what came before it."""
@@ -264,25 +281,112 @@ def test_of_two_loads_that_are_alike_the_wrong_ones_line_is_told() -> None:
         compose(pipeline(restart=restart), pipeline().claims[0])
 
 
-def test_a_pointer_alone_is_no_piece() -> None:
-    """Two ranks can't be loaded from what one place says, where their own are never looked at."""
-    you, yours, pointer = Actor("rank 1"), Place("yours"), Place("pointer")
-    both = pipeline(
+YOU, YOURS, LATEST = Actor("rank 1"), Place("yours", ranks=(1,)), Place("latest")
+
+
+@pytest.mark.parametrize(
+    "restart",
+    [
+        BACK.reads(LATEST, lambda f: BACK.loads((f, f))),
+        BACK.reads(LATEST, lambda f: BACK.reads(FILE, lambda v: BACK.loads((v, v)))),
+        BACK.reads(LATEST, lambda f: BACK.reads(YOURS, lambda v: BACK.loads((f, v)))),
+        BACK.reads(
+            LATEST,
+            lambda f: (
+                BACK.loads((f, f))
+                if f != NOTHING
+                else BACK.reads_all((FILE, YOURS), lambda v: BACK.loads((NOTHING, NOTHING)))
+            ),
+        ),
+        BACK.reads_all((FILE, YOURS), lambda v: BACK.loads((max(v), max(v)))),
+        BACK.reads_all((FILE, YOURS), lambda v: BACK.loads((v[1], v[0]))),
+    ],
+    ids=["it alone", "and one piece", "and the other", "on this way", "the newest", "crossed"],
+)
+def test_a_pointer_alone_is_no_piece(restart: Process) -> None:
+    """Of each rank a piece is read, on the very way to the load, that is of what it loads.
+
+    Rank 1 is never waited for, so all of these tear; a restart that reads each rank's piece is
+    told so.
+    """
+    torn = pipeline(
         actors={
-            "rank 0": ONE >> ME.puts(pointer, 1) >> ME.does("saved", 1) >> STOP,
-            "rank 1": you.replaces(yours, 1) >> STOP,
+            "rank 0": ONE >> ME.replaces(LATEST, 1) >> STOP,
+            "rank 1": YOU.replaces(YOURS, 1) >> STOP,
         },
-        servers=(FILE, yours, pointer),
+        servers=(FILE, YOURS, LATEST),
+        restart=restart,
+        claims=(Claim("when it moves", "syncs the name of", "latest"),),
     )
-    names = BACK.reads(pointer, lambda v: BACK.loads((v, v)))
-    with pytest.raises(ValueError, match="nothing ever reads file, yours"):
-        compose(replace(both, restart=names), both.claims[0])
-    one_file = BACK.reads(FILE, lambda v: BACK.loads((v, v)))
-    assert unread(replace(both, restart=one_file)) == ("yours", "pointer")
-    with pytest.raises(ValueError, match="nothing ever reads pointer, yours"):
-        compose(replace(both, restart=one_file), both.claims[0])
-    alone = pipeline(restart=one_file)  # all ranks load rank 0's file, and there is no other
-    assert attack(alone, alone.claims[0]).sound
+    with pytest.raises(
+        ValueError, match=r"found that for rank [01], whose piece is in (file|your)"
+    ):
+        compose(torn, torn.claims[0])
+    honest = replace(torn, restart=BACK.reads_all((FILE, YOURS), BACK.loads))
+    assert {tear.kind for tear in attack(honest, honest.claims[0]).tears} == {"mixed"}
+
+
+def test_one_piece_for_all_and_a_log_that_nothing_reads_are_sound() -> None:
+    """Rank 0 saves one model for both; what is no piece is asked of nobody, and named."""
+    whole, log = Place("whole", ranks=(0, 1)), Place("log")
+    saves = ME.replaces(whole, 1) >> ME.puts(log, 1) >> ME.does("saved", 1)
+    both = pipeline(
+        actors={"rank 0": saves >> STOP},
+        servers=(whole, log),
+        restart=BACK.reads(whole, lambda v: BACK.loads((v, v))),
+    )
+    assert attack(both, both.claims[0]).sound
+    assert unread(both) == ("log",)
+
+
+def test_a_piece_is_said_to_be_one() -> None:
+    """Of a rank whose piece is nowhere nothing could be found; and ranks are numbers."""
+    bare = pipeline(servers=(Place("file"),))
+    with pytest.raises(ValueError, match=r"piece of rank 0\. What to do: .*ranks=\(0,\)\)"):
+        compose(bare, bare.claims[0])
+    with pytest.raises(TypeError, match=r"file: give the ranks .*, not \(-1,\)"):
+        Place("file", ranks=(-1,))
+
+
+def vocabulary() -> set[str]:
+    """What is done by methods of actors and restarts, by kernels, and by a crash."""
+    given = {"place": FILE, "barrier": Barrier("met", ("rank 0",)), "mail": Mail("m"), "epoch": 1}
+    found = {KILLED.does, POWER.does}
+    for name, method in vars(Actor).items():
+        if isfunction(method) and name not in ("does", "__init__"):
+            made = method(ME, *(given[p] for p in list(signature(method).parameters)[1:]))
+            found |= {e.does for e in (made if isinstance(made, Steps) else (made,))}
+    for state in (Held(seen=1, kept=1), Held(seen=1), Held(seen=1, whole=False)):
+        found |= {word for word, _ in FILE.lazily(state)}
+    ends = BACK.reads(FILE, lambda v: BACK.loads((v,)) if v else BACK.refuses())
+    for row in automaton(ends).edges:
+        found |= {event.does for event, _ in row if isinstance(event, Event)}
+    return found
+
+
+def test_no_actor_does_by_itself_what_is_a_word_already() -> None:
+    """A rank that "loads" a batch would be taken for a restart's load, or wait for it for ever."""
+    assert vocabulary() == WORDS
+    for word in WORDS:
+        with pytest.raises(
+            ValueError, match=rf"test_pipeline\.py, line \d+: rank 0 can't .*{word}"
+        ):
+            ME.does(word, 1)
+
+
+def test_a_claim_is_of_what_actors_do() -> None:
+    """Not of what the restart reads and loads once all is over."""
+    for word in ("reads", "loads"):
+        with pytest.raises(ValueError, match=f"no actor ever {word}"):
+            compose(pipeline(), Claim("", word))
+
+
+@pytest.mark.parametrize("epoch", [-1, 0, 2])
+def test_an_epoch_that_is_none_is_refused(epoch: int) -> None:
+    """It would never be loaded, and its claim never be judged; or be torn bytes, or nothing."""
+    broken = pipeline(actors={"rank 0": ONE >> ME.does("saved", epoch) >> STOP})
+    with pytest.raises(ValueError, match=rf"rank 0 saved for epoch {epoch}; epochs are 1 to 1\."):
+        compose(broken, broken.claims[0])
 
 
 def test_names_that_do_not_fit_are_refused() -> None:

@@ -61,7 +61,7 @@ def test_spin_agrees(name: str, tmp_path: Path) -> None:
 
 def test_a_process_that_decides_by_itself_is_exported_as_it_is(tmp_path: Path) -> None:
     """An event that may lead to one of two states leads spin to both."""
-    me, back, place = Actor("rank 0"), Restart(1), Place("file")
+    me, back, place = Actor("rank 0"), Restart(1), Place("file", ranks=(0,))
     say = me.does("saves", 1)
     pipeline = Pipeline(
         name="whim",

@@ -134,7 +134,7 @@ def test_a_schedule_is_told_drawn_and_exported(tmp_path: Path) -> None:
 
 
 def test_a_place_that_the_restart_never_reads_is_named(tmp_path: Path) -> None:
-    """With one rank a pointer can't be told from a piece; what it ignores is said."""
+    """Whatever is written there can't save anything, and that is said."""
     file = tmp_path / "mine.py"
     more = (
         ("late = Actor", "late, sign = Actor"),
@@ -217,7 +217,7 @@ def test_what_can_not_be_looked_at_is_said_with_what_to_do(tmp_path: Path) -> No
 FILE = """
 from handfast.model.pipeline import *
 
-rank0, file, late = Actor("rank 0"), Place("a.pt"), Barrier("all", ("rank 0",))
+rank0, file, late = Actor("rank 0"), Place("a.pt", ranks=(0,)), Barrier("all", ("rank 0",))
 
 @process
 def rank(epoch):
@@ -247,6 +247,11 @@ mine = Pipeline(
         ('("rank 0",)', '["rank 0"]', "a tuple of their names"),
         ('("rank 0",)', '("rank 1",)', "all waits for rank 1, who is none of the actors"),
         ('actors={"rank 0"', 'actors={"me"', "is done by actors['me']"),
+        ("ranks=(0,)", "ranks=(0)", "a tuple of numbers, (0,) say, not 0"),
+        (", ranks=(0,)", "", "line 14: `the restart loads rank 0: a torn piece` comes after"),
+        (" >> STOP", ' >> rank0.does("loads", 1) >> STOP', "line 8: rank 0 can't do by itself"),
+        ("epochs=1", "epochs=2", "Restart(2) knows 2 epochs"),
+        ("rank(1)}", "rank(2)}", "rank 0 drafts a.pt for epoch 2; epochs are 1 to 1"),
         (" >> STOP", "", "rank(1,) gives"),
         ("return rank0.replaces", "rank0.replaces", "rank(1,) gives None"),
         ("return rank0.replaces(file, epoch)", "return {}[epoch]", "line 8"),

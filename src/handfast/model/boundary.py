@@ -18,7 +18,7 @@ every pipeline, the sound ones included.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
@@ -37,6 +37,7 @@ from handfast.model.pipeline import (
     Mail,
     Pipeline,
     Place,
+    Restart,
     alive,
     choice,
     process,
@@ -63,8 +64,13 @@ Fault = Literal["killed", "power"]
 Kind = Literal["torn", "mixed", "lost"]
 FAULTS: Final[dict[Fault, Event]] = {"killed": KILLED, "power": POWER}
 KINDS: Final[tuple[Kind, ...]] = ("torn", "mixed", "lost")
+ENDS: Final = ("loads", "refuses")
 NOON: Final = Claim("at 12:00", "strikes 12:00")
 WATCH: Final = "the claim"
+CLOCK: Final = "the clock"
+
+Found: TypeAlias = frozenset[tuple[int, int]]
+"""Of which rank the piece of which epoch was read."""
 
 
 class Tear(msgspec.Struct, frozen=True):
@@ -153,7 +159,7 @@ def strikes(epoch: int, last: int) -> Process:
     """A clock that is bound to nothing: it strikes for each epoch in turn, whenever it likes."""
     if epoch > last:
         return STOP
-    return Prefix(Event("the clock", NOON.does, "", epoch), strikes(epoch + 1, last))
+    return Prefix(Event(CLOCK, NOON.does, "", epoch), strikes(epoch + 1, last))
 
 
 def compose(pipeline: Pipeline, claim: Claim) -> Network:
@@ -166,17 +172,21 @@ def compose(pipeline: Pipeline, claim: Claim) -> Network:
     _check(pipeline)
     actors = dict(pipeline.actors)
     if claim is NOON:
-        actors["the clock"] = strikes(1, pipeline.epochs)
+        actors[CLOCK] = strikes(1, pipeline.epochs)
     parts = {name: alive(body) for name, body in actors.items()}
-    parts["the restart"] = choice(*(Prefix(fault, pipeline.restart) for fault in FAULTS.values()))
-    events = _events(parts)
+    acts = _events(parts)
+    restart = choice(*(Prefix(fault, pipeline.restart) for fault in FAULTS.values()))
+    parts[Restart.name] = restart
+    looks = _events({Restart.name: pipeline.restart})
+    events = (*acts, *looks)
     names = [server.name for server in pipeline.servers]
-    names += [*actors, "the restart", WATCH]
+    names += [*pipeline.actors, CLOCK, Restart.name, WATCH]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{pipeline.name}: names used twice: {', '.join(sorted(twice))}")
     if strange := {e.what for e in events} - {"", *(server.name for server in pipeline.servers)}:
         raise ValueError(f"{pipeline.name}: in no server: {', '.join(sorted(strange))}")
-    instants = tuple(event for event in events if claim.matches(event))
+    _check_loads(pipeline)
+    instants = tuple(event for event in acts if claim.matches(event))
     if not instants:
         raise ValueError(f"{pipeline.name}: no actor ever {claim.does} {claim.what}".rstrip())
     refused: dict[str, frozenset[Hashable]] = {}
@@ -184,7 +194,7 @@ def compose(pipeline: Pipeline, claim: Claim) -> Network:
         offers = tuple(event for event in events if event.what == server.name)
         parts[server.name] = serve(server, offers, server.start)
         refused[server.name] = frozenset(offers)
-    ends = tuple(event for event in events if event.does in ("loads", "refuses"))
+    ends = tuple(event for event in looks if event.does in ENDS)
     parts[WATCH] = watch(0, instants, ends)
     refused[WATCH] = frozenset(instants)
     return Network(parts, refused)
@@ -207,13 +217,21 @@ def _check(pipeline: Pipeline) -> None:
             )
     _check_names(pipeline)
     _check_restart(pipeline)
-    _check_loads(pipeline)
 
 
 def _check_names(pipeline: Pipeline) -> None:
-    """Raise ValueError where a process acts by another's name, or a barrier awaits nobody."""
+    """Raise ValueError where a process acts by another's name or in an epoch beyond the last, or a
+    barrier awaits nobody.
+    """
     for name, term in pipeline.actors.items():
-        if others := [e for e in _events({name: term}) if e.who != name]:
+        acts, known = _events({name: term}), range(1, pipeline.epochs + 1)
+        if beyond := [e for e in acts if e.epoch not in known]:
+            raise ValueError(
+                f"{pipeline.name}: {name} {beyond[0].does} {beyond[0].what}".rstrip()
+                + f" for epoch {beyond[0].epoch}; epochs are 1 to {pipeline.epochs}. What to do: "
+                "let the processes end with the last epoch, or give `epochs` and Restart(...) more"
+            )
+        if others := [e for e in acts if e.who != name]:
             raise ValueError(
                 f"{pipeline.name}: `{others[0]}` is done by actors[{name!r}]. What to do: give "
                 "each actor's process under that actor's own name"
@@ -235,22 +253,30 @@ def _check_tuples(pipeline: Pipeline) -> None:
 
 
 def _check_restart(pipeline: Pipeline) -> None:
-    """Raise ValueError for a restart that may come to nothing, or to other ranks each time."""
+    """Raise ValueError for a restart that may come to nothing, or to other ranks each time; or
+    that does what actors do, who are dead by then: it would wait for them, and come to nothing.
+    """
     name, known = pipeline.name, set(range(TORN, pipeline.epochs + 1))
+    if others := [e for e in _events({name: pipeline.restart}) if e.who != Restart.name]:
+        raise ValueError(
+            f"{name}: the restart has `{others[0]}` in it. What to do: let it read places, and end "
+            "with loads(...) or refuses(); nothing else is done there"
+        )
     edges = automaton(pipeline.restart).edges
     counts: set[int] = set()
     for row in edges or ((),):
         events = [(event, target) for event, target in row if isinstance(event, Event)]
         counts |= {len(event.of) for event, _ in events if event.does == "loads"}
         for event, target in events:
-            if event.does not in ("loads", "refuses") and not edges[target]:
+            if event.does not in ENDS and not edges[target]:
                 raise ValueError(f"{name}: after `{event}` it neither loads nor refuses")
         for place in {event.what for event, _ in events if event.does == "reads"}:
             found = {e.epoch for e, _ in events if (e.does, e.what) == ("reads", place)}
             if not known <= found:
                 raise ValueError(
-                    f"{name}: the restart has no way on from all that it may find in {place}: "
-                    f"Restart({pipeline.epochs}) knows {pipeline.epochs} epochs"
+                    f"{name}: the restart goes on from epochs 1 to {max(found)} in {place}, and "
+                    f"`epochs` is {pipeline.epochs}. What to do: give Restart(...) and `epochs` the "
+                    "same number, and let it go on from all that it may find"
                 )
     if not counts:
         raise ValueError(
@@ -266,55 +292,50 @@ def _check_restart(pipeline: Pipeline) -> None:
 
 def _check_loads(pipeline: Pipeline) -> None:
     """Raise ValueError for a load of what was not read: the claim would hold whatever is there."""
-    start = (pipeline.restart, frozenset({NOTHING}))  # from scratch: nothing need be found
-    met: dict[tuple[Process, frozenset[int]], str] = {start: "at once"}
-    ahead, got = [start], _got(pipeline)
-    for at in ahead:  # which grows meanwhile
-        term, found = at
-        for way, event, after in _ways(term):
-            if not isinstance(event, Event):
+    places = [server for server in pipeline.servers if isinstance(server, Place)]
+    ranks = {place.name: place.ranks for place in places}
+
+    def look(term: Process, read: Found, when: str) -> None:
+        for way, load, _ in _ways(term):
+            if not (isinstance(load, Event) and load.does == "loads"):
                 continue
-            if event.does == "loads":
+            if wrong := _unfounded(load, read, places):
                 where = f"{way.where}: " if isinstance(way, Load) else ""
-                wrong = _unfounded(event, met[at], found, got)
-                if wrong:
-                    raise ValueError(f"{pipeline.name}: {where}`{event}` {wrong}")
-            seen = (after, found | {event.epoch} if event.does == "reads" else found)
-            if seen not in met:
-                met[seen] = f"after `{event}`"
-                ahead.append(seen)
+                raise ValueError(f"{pipeline.name}: {where}`{load}` comes {when}, {wrong}")
+
+    look(pipeline.restart, Found(), "at once")
+    found = {pipeline.restart: Found()}  # on every way to a term
+    ahead = [pipeline.restart]
+    for term in ahead:  # which grows meanwhile: a term comes again where a way to it found less
+        for _, event, after in _ways(term):
+            here = found[term]
+            if isinstance(event, Event) and event.does == "reads":
+                here |= {(rank, event.epoch) for rank in ranks.get(event.what, ())}
+            look(after, here, f"after `{event}`")
+            every = here & found.get(after, here)
+            if every != found.get(after):
+                found[after] = every
+                ahead.append(after)
 
 
-def _got(pipeline: Pipeline) -> dict[int, tuple[set[str], set[str]]]:
-    """Give for each epoch the places that may get it: those that the restart reads, and others."""
-    never = unread(pipeline)
-    places = {server.name for server in pipeline.servers if isinstance(server, Place)}
-    got: dict[int, tuple[set[str], set[str]]] = {}
-    for event in _events(pipeline.actors):
-        if event.epoch > 0 and event.what in places and event.does != "deletes":
-            got.setdefault(event.epoch, (set(), set()))[event.what in never].add(event.what)
-    return got
+def _unfounded(load: Event, found: Found, places: list[Place]) -> str:
+    """Say what is wrong with a load, if anything: of each rank a piece of it was to be read.
 
-
-def _unfounded(
-    load: Event, when: str, found: frozenset[int], got: dict[int, tuple[set[str], set[str]]]
-) -> str:
-    """Say what is wrong with a load, if anything.
-
-    A read before it has to find its epoch. And a pointer is no piece: where more ranks load an
-    epoch than places are read that get it, no place that gets it is to be ignored.
+    From scratch nothing need be found.
     """
-    if not found.issuperset(load.of):
-        return (
-            f"comes {when}, and no read before it has found that. What to do: load only what was "
-            "read on the way there, or NOTHING"
-        )
-    for epoch, (read, never) in got.items():
-        if never and len(read) < load.of.count(epoch):
+    for rank, value in enumerate(load.of):
+        if value == NOTHING or (rank, value) in found:
+            continue
+        if own := [place.name for place in places if rank in place.ranks]:
             return (
-                f"comes {when}, and nothing ever reads {', '.join(sorted(never))}. What to do: "
-                "read each rank's piece, and leave out a place that no restart looks at"
+                f"and no read before it has found that for rank {rank}, whose piece is in "
+                f"{', '.join(own)}. What to do: load only what was read there on the way, or "
+                "NOTHING; a pointer is no piece"
             )
+        return (
+            f"and no place is said to hold the piece of rank {rank}. What to do: say it of each "
+            f"that does, Place(..., ranks=({rank},)), and not of a pointer, a mark or a log"
+        )
     return ""
 
 

@@ -39,17 +39,21 @@ def _ranks(n: int) -> tuple[Actor, ...]:
 
 
 def _row(names: str, n: int) -> Row:
-    return tuple(Place(names.format(r=r)) for r in range(n))
+    """A place for each rank's piece."""
+    return tuple(Place(names.format(r=r), ranks=(r,)) for r in range(n))
 
 
 def _each(names: str, epochs: int) -> dict[int, Place]:
-    """A place for each epoch."""
+    """A place for each epoch, which holds no piece."""
     return {e: Place(names.format(e=e)) for e in range(1, epochs + 1)}
 
 
 def _table(names: str, n: int, epochs: int) -> dict[int, Row]:
-    """A place for each epoch and rank."""
-    return {e: tuple(Place(names.format(r=r, e=e)) for r in range(n)) for e in range(1, epochs + 1)}
+    """A place for each epoch and rank's piece."""
+    return {
+        e: tuple(Place(names.format(r=r, e=e), ranks=(r,)) for r in range(n))
+        for e in range(1, epochs + 1)
+    }
 
 
 def _all(table: dict[int, Row]) -> Row:
@@ -420,7 +424,8 @@ def handfast(n: int = 2, epochs: int = 2) -> Pipeline:
     """Bilateral convergence, to its bones: attest what is durable, certify, only then release."""
     me, back = _ranks(n), Restart(epochs)
     agents = tuple(Actor(f"agent {r}") for r in range(n))
-    image, certificate = _table("rank {r}/{e}", n, epochs), _table("cert {r}/{e}", n, epochs)
+    image = _table("rank {r}/{e}", n, epochs)
+    certificate = {e: tuple(Place(f"cert {r}/{e}") for r in range(n)) for e in image}
     staged = {(r, to): Mail(f"STAGED {r} to {to}") for r in range(n) for to in range(n)}
 
     def save(r: int, e: int) -> Steps:

@@ -124,12 +124,24 @@ class Held(NamedTuple):
 class Place(msgspec.Struct, frozen=True):
     """A file with a name (and a temporary one, its draft), or an object of a store.
 
-    ``lasting`` is False for memory: it survives processes and not the machine.
+    ``lasting`` is False for memory: it survives processes and not the machine. ``ranks`` are the
+    numbers of those whose piece is in there: ``(0,)``, all of them for a model that is saved once
+    for all, and none for a pointer, a mark or a log, which only name an epoch.
     """
 
     name: str
     lasting: bool = True
+    ranks: tuple[int, ...] = ()
     start: ClassVar[Held] = Held()
+
+    def __post_init__(self) -> None:
+        """Raise TypeError for ranks that are no numbers from 0 on."""
+        ranks: object = self.ranks
+        if not (isinstance(ranks, tuple) and all(isinstance(r, int) and r >= 0 for r in ranks)):
+            raise TypeError(
+                f"{self.name}: give the ranks whose piece is in there as a tuple of numbers, "
+                f"(0,) say, not {ranks!r}"
+            )
 
     def after(self, event: Event, state: Held) -> Held | None:
         """Do as file systems and stores do; None refuses the event until it can be."""
@@ -140,7 +152,7 @@ class Place(msgspec.Struct, frozen=True):
             case "writes":
                 return state._replace(seen=e, whole=False)
             case "syncs":
-                return state._replace(kept=state.seen if self.lasting else NOTHING, whole=True)
+                return state._replace(kept=state.seen, whole=True)
             case "drafts":
                 return state._replace(draft=e, safe=False)
             case "syncs the draft of":
@@ -153,7 +165,7 @@ class Place(msgspec.Struct, frozen=True):
             case "creates" if state.seen != NOTHING:
                 return None
             case "puts" | "creates":
-                return Held(seen=e, kept=e if self.lasting else NOTHING)
+                return Held(seen=e, kept=e)
             case "deletes":
                 return state._replace(seen=NOTHING, whole=True)
             case "reads":
@@ -162,15 +174,17 @@ class Place(msgspec.Struct, frozen=True):
 
     def lazily(self, state: Held) -> Iterator[tuple[str, Held]]:
         """The kernel writes back what is dirty: all of it, or a part."""
-        if self.lasting and state.seen != state.kept:
+        if state.seen != state.kept:
             yield "writes back", state._replace(kept=state.seen)
             if not state.whole and TORN not in (state.seen, state.kept):
                 yield "writes back a part of", state._replace(kept=TORN)
 
     def crashed(self, state: Held, power: bool) -> Held:
-        """Keep what is durable, or all of it where only processes died."""
+        """Keep what is durable, or all of it where only processes died; of memory, nothing."""
+        if power and not self.lasting:
+            return self.start
         left = state.kept if power else state.seen
-        return Held(seen=left, kept=left if self.lasting else NOTHING)
+        return Held(seen=left, kept=left)
 
 
 class Barrier(msgspec.Struct, frozen=True):
@@ -218,6 +232,16 @@ class Mail(msgspec.Struct, frozen=True):
         return state | bit if event.does == "sends" else state if state & bit else None
 
 
+WORDS: Final = frozenset(
+    {
+        *("opens", "writes", "syncs", "drafts", "syncs the draft of", "renames"),
+        *("syncs the name of", "puts", "creates", "deletes", "arrives at", "returns from"),
+        *("sends", "hears", "reads", "loads", "refuses", "writes back", "writes back a part of"),
+        *(KILLED.does, POWER.does),
+    }
+)
+"""What is done to places, barriers and mails, by a restart, or by what strikes the whole job."""
+
 Server: TypeAlias = Place | Barrier | Mail
 """What actors act on; it takes part in each event that names it, or refuses it."""
 
@@ -228,7 +252,13 @@ class Actor(msgspec.Struct, frozen=True):
     name: str
 
     def does(self, what: str, epoch: int) -> Event:
-        """Do something by oneself: time out, say."""
+        """Do something by oneself: time out, say. Not a word that means something already."""
+        if what in WORDS:
+            raise ValueError(
+                f"{_line()}: {self.name} can't do by itself what is called {what!r}: that word "
+                "means something already. What to do: say it in another word, or by the method "
+                "that gives it"
+            )
         return Event(self.name, what, "", epoch)
 
     def writes(self, place: Place, epoch: int) -> Steps:
@@ -349,7 +379,7 @@ class Restart(msgspec.Struct, frozen=True):
     def loads(self, values: Iterable[int]) -> Process:
         """Rank r resumes from ``values[r]``: NOTHING, from scratch, or what a read has found.
 
-        That is an epoch, or TORN bytes. A pointer's epoch counts as found: read the pieces, too.
+        That is an epoch, or TORN bytes, in a place whose ``ranks`` have r; a pointer is no piece.
         """
         loaded = tuple(values)
         if strange := [v for v in loaded if v not in range(TORN, self.epochs + 1)]:
