@@ -250,7 +250,7 @@ mine = Pipeline(
         ("ranks=(0,)", "ranks=(0)", "a tuple of numbers, (0,) say, not 0"),
         (", ranks=(0,)", "", "line 14: `the restart loads rank 0: a torn piece` comes after"),
         (" >> STOP", ' >> rank0.does("loads", 1) >> STOP', "line 8: rank 0 can't do by itself"),
-        ("epochs=1", "epochs=2", "Restart(2) knows 2 epochs"),
+        ("epochs=1", "epochs=2", "goes on from epochs 1 to 1"),
         ("rank(1)}", "rank(2)}", "rank 0 drafts a.pt for epoch 2; epochs are 1 to 1"),
         (" >> STOP", "", "rank(1,) gives"),
         ("return rank0.replaces", "rank0.replaces", "rank(1,) gives None"),

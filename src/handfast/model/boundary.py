@@ -275,8 +275,8 @@ def _check_restart(pipeline: Pipeline) -> None:
             if not known <= found:
                 raise ValueError(
                     f"{name}: the restart goes on from epochs 1 to {max(found)} in {place}, and "
-                    f"`epochs` is {pipeline.epochs}. What to do: give Restart(...) and `epochs` the "
-                    "same number, and let it go on from all that it may find"
+                    f"`epochs` is {pipeline.epochs}. What to do: give Restart(...) and `epochs` "
+                    "the same number, and let it go on from all that it may find"
                 )
     if not counts:
         raise ValueError(
