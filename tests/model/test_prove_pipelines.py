@@ -25,6 +25,15 @@ def prove(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["prove", *arguments])
 
 
+def test_a_file_that_fails_is_told_with_its_line(tmp_path: Path) -> None:
+    """Shows that whoever made a slip is told where, and not only that there is one."""
+    source = tmp_path / "mine.py"
+    source.write_text("from handfast.model.pipeline import Restart\n\nRestart(2).loads(1)\n")
+    told = CliRunner().invoke(app, ["prove", "--pipeline", str(source)])
+    assert told.exit_code == 2
+    assert f"{source}, line 3: it can't be run: TypeError" in " ".join(told.output.split())
+
+
 def test_no_output_replaces_the_pipeline_or_another(tmp_path: Path) -> None:
     """Shows that a file given twice is wrong usage, and stays as it is."""
     source = tmp_path / "mine.py"

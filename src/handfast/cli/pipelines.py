@@ -126,7 +126,8 @@ def _load(file: str) -> list[Pipeline]:
     try:
         names = runpy.run_path(file)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{file} can't be run: {type(error).__name__}: {error}") from error
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{_where(file, error)}: it can't be run: {why}") from error
     finally:
         sys.path.remove(beside)
     found = [value for value in names.values() if isinstance(value, Pipeline)]
@@ -135,6 +136,12 @@ def _load(file: str) -> list[Pipeline]:
             f"{file} describes no pipeline. Assign a handfast.model.pipeline.Pipeline to a name"
         )
     return found
+
+
+def _where(file: str, error: BaseException) -> str:
+    """Name a file, and the last line of it that led to an error, if any did."""
+    own = [at for at in extract_tb(error.__traceback__) if at.filename == file]
+    return f"{file}, line {own[-1].lineno}" if own else file
 
 
 @contextmanager
@@ -148,10 +155,8 @@ def _blaming(file: str) -> Iterator[None]:
     except (ValueError, HandfastError):  # in words already
         raise
     except Exception as error:
-        own = [at for at in extract_tb(error.__traceback__) if at.filename == file]
-        where = f"{file}, line {own[-1].lineno}" if own else file
         raise ValueError(
-            f"{where}: a process that can't be followed: {type(error).__name__}: {error}. What to "
+            f"{_where(file, error)}: a process that can't be followed: {type(error).__name__}: {error}. What to "
             "do: give events, joined by >>, and at the end STOP or a call; docs/pipelines.md"
         ) from error
 

@@ -12,7 +12,7 @@ from handfast.model.scenarios import SCENARIOS, Found, Scenario, search
 
 __all__ = ["prove_protocol"]
 
-ROW: Final = "{:20} {:>10} {:>5} {:>12} {:>8} {:>11}  {}"
+ROW: Final = "{:20} {:>10}  {:>5}  {:>12}  {:>8}  {:>11}  {}"
 HEAD: Final = ("scenario", "states", "depth", "not followed", "states/s", "bytes/state", "laws")
 
 

@@ -20,7 +20,7 @@ HEADS: Final = (
     "", "domains", "hops", "messages", "2(n-1)", "until quiet", "bytes",
     "rack lost", "named", "hops*", "until quiet*", "bytes*",
 )  # fmt: skip
-ROW: Final = "{:6} {:>7} {:>4} {:>11} {:>7} {:>11} {:>15} {:>9} {:>5} {:>5} {:>12} {:>15}"
+ROW: Final = "{:6} {:>7}  {:>4}  {:>11}  {:>7}  {:>11}  {:>15}  {:>9}  {:>5}  {:>5}  {:>12}  {:>15}"
 
 WAYS: Final[Mapping[str, Mapping[str, int]]] = {"tree": {"fanout": 8}, "gossip": {"fanout": 1}}
 """How votes travel, and the wish of a configuration for it."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from enum import Enum
 from functools import lru_cache, reduce
+from textwrap import shorten
 from typing import Final, ParamSpec, TypeAlias
 
 import msgspec
@@ -202,7 +203,7 @@ class Named(Process, frozen=True, cache_hash=True):
         """
         term = self.body(*self.arguments)
         if not isinstance(term, Process):
-            raise TypeError(f"{self.body.__name__}{self.arguments} gives {term!r:.60}")
+            raise TypeError(f"{self.body.__name__}{self.arguments} gives {shorten(repr(term), 60)}")
         return transitions(term)
 
 
