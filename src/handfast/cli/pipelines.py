@@ -155,9 +155,10 @@ def _blaming(file: str) -> Iterator[None]:
     except (ValueError, HandfastError):  # in words already
         raise
     except Exception as error:
+        why = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"{_where(file, error)}: a process that can't be followed: {type(error).__name__}: {error}. What to "
-            "do: give events, joined by >>, and at the end STOP or a call; docs/pipelines.md"
+            f"{_where(file, error)}: a process that can't be followed: {why}. What to do: "
+            "give events, joined by >>, and at the end STOP or a call; docs/pipelines.md"
         ) from error
 
 
