@@ -234,8 +234,8 @@ def fenced(where: World, rng: random.Random) -> None:
 
 
 SCENES = (
-    replay, tie, half_told, one_bad, gone_apart, lost, deaf, out_of_step, cut_off, torn_between,
-    gone_back, fenced,
+    replay, tie, half_told, one_bad, gone_apart, lost, out_of_step, cut_off, torn_between,
+    gone_back, fenced, deaf,
 )  # fmt: skip
 
 

@@ -246,17 +246,11 @@ def best_interval(cost: float, mtbf: float) -> float:
     the form delta/M = -ln(1 - x) - x, which is x^2/2 + x^3/3 + ...: a small x loses no digit so.
     """
     low, high = 0.0, 1.0
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _beyond(middle) < cost / mtbf else (low, middle)
+    while low < (x := (low + high) / 2) < high:
+        series = sum(x**power / power for power in range(2, 10))
+        beyond = series if x < 0.01 else -math.log1p(-x) - x
+        low, high = (x, high) if beyond < cost / mtbf else (low, x)
     return low * mtbf
-
-
-def _beyond(x: float) -> float:
-    """Give -ln(1 - x) - x to the last digits: what the logarithm has beyond its first term."""
-    if x > 0.01:
-        return -math.log1p(-x) - x if x < 1 else math.inf
-    return sum(x**power / power for power in range(2, 10))
 
 
 def _integral(f: Callable[[float], float], low: float, high: float) -> float:
