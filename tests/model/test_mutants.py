@@ -25,10 +25,12 @@ BY_STORMS = {
     "rolls_up_what_a_block_lacks", "counts_a_block_twice", "takes_a_block_of_another_generation",
     "rolls_up_the_epoch_before_with_this_one", "rolls_up_a_skip_as_if_it_were_a_vote",
     "keeps_a_block_under_another_root", "speaks_to_one_neighbour_beside_the_tree",
+    "takes_an_heir_for_a_past_life",
 }  # fmt: skip
 """What needs a larger world than is searched: copies of a whole run, a member that is away for
-good, a long storm and a count of exchanges after it, and a tree of four with a SKIP, two epochs,
-two rounds, or two members away. Storms catch them: `tests/property/test_mutants.py`."""
+good, a long storm and a count of exchanges after it, a member of two lives that is fenced, and a
+tree of four with a SKIP, two epochs, two rounds, or two members away. Storms catch them:
+`tests/property/test_mutants.py`."""
 
 SEARCHED = {
     "votes_before_the_sync": "window",
@@ -97,13 +99,10 @@ WIDER = {
     "keeps_the_chain_of_bases_in_its_own_journal_alone":
         wider("change", Bounds(epochs=2, changes=1), keep=Keep(2),
               launches=(Launch(), Launch(want=1), Launch(changed=True))),
-    "takes_an_heir_for_a_past_life": wider("change", Bounds(changes=1, crashes=1)),
 }  # fmt: skip
 """What is found over a soup, where a wrong protocol shows long before the whole is searched."""
 
-SLOW = {
-    "lets_one_bad_copy_refute", "admits_whatever_was_passed_by", "takes_an_heir_for_a_past_life"
-}  # fmt: skip
+SLOW = {"lets_one_bad_copy_refute", "admits_whatever_was_passed_by"}
 
 
 def scenario(fault: Mutant) -> Scenario:
