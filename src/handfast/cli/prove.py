@@ -97,8 +97,7 @@ def prove(
     )
     place_for("--svg", svg)
     place_for("--promela", promela)
-    files = {"--pipeline": pipeline, "--svg": svg, "--promela": promela}
-    apart(files)
+    apart({"--pipeline": pipeline, "--svg": svg, "--promela": promela})
     if protocol is not None:
         prove_protocol(protocol, limit, as_json)
         return

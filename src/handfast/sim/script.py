@@ -393,13 +393,13 @@ class _Stage:
 
         Another one has to hold its shard: what nobody has any more is lost, whoever decides it.
         """
+        founders = self.world.ledger.rosters[0].ids  # they have genesis, and an heir has nothing
         for disk in map(self._member, _some(words)):
-            shard, there = disk.domain.shard, self.world.disks.values()
-            others = [d for d in there if d.domain.shard == shard and d is not disk]
-            if all(d.fenced or (d.domain.id[-1] == "+" and not d.images) for d in others):
-                raise ValueError(
-                    f"nobody but {disk.domain.id} holds shard {shard}: it would be lost"
-                )
+            name, shard = disk.domain.id, disk.domain.shard
+            holders = [d for d in self.world.disks.values() if d.domain.shard == shard
+                       and not d.fenced and (d.images or d.domain.id in founders)]  # fmt: skip
+            if holders in ([], [disk]):
+                raise ValueError(f"nobody but {name} holds shard {shard}: it would be lost")
             self.world.boot(self.world.fence(disk))
 
     # --- looking
