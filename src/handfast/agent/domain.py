@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from handfast.agent.keeper import Image, Keeper
-from handfast.agent.snapshot import UNLIKE, Outcome, Proposal, Skip, Snapshot, Stuck
+from handfast.agent.snapshot import FORGONE, UNLIKE, Outcome, Proposal, Skip, Snapshot, Stuck
 from handfast.agent.witness import Witness
 from handfast.core import events
 from handfast.core.gossip import restless
@@ -161,7 +161,7 @@ class DomainHost:
         """
         if self.failure:
             return events.Refuse(epoch, self.failure)
-        if any(copy.epoch == epoch for copy in self.member.retained):
+        if self._voted(epoch):
             return None
         if epoch not in self._pending:
             if image.busy is not None:
@@ -171,6 +171,16 @@ class DomainHost:
             image.busy = epoch
             self.post(events.Captured(epoch))
         return await asyncio.shield(self._pending[epoch].decided)
+
+    def _voted(self, epoch: Epoch) -> bool:
+        """Say whether an image of an epoch was taken before, and voted on: its fate is told."""
+        told = [copy.epoch for copy in self.member.retained] + [o.epoch for o in self._outcomes]
+        told += [  # of an agent that died before it could tell an outcome
+            skip.epoch
+            for skip in self._skips()
+            if skip.domain == self.member.id and not skip.reason.startswith(FORGONE)
+        ]
+        return epoch in told
 
     async def load(self, epoch: Epoch) -> tuple[int, Manifest]:
         """Give a verified copy as a memfd that stays this domain's, and its manifest.

@@ -14,8 +14,20 @@ from handfast.core.lattice import Epoch
 from handfast.core.messages import Certificate, RestoreCertificate
 from handfast.core.view import Lattice
 
-__all__ = ["UNLIKE", "Outcome", "Proposal", "Skip", "Snapshot", "Stuck", "decode", "encode"]
+__all__ = [
+    "FORGONE",
+    "UNLIKE",
+    "Outcome",
+    "Proposal",
+    "Skip",
+    "Snapshot",
+    "Stuck",
+    "decode",
+    "encode",
+]
 
+FORGONE: Final = "left out"
+"""How the reason of a SKIP begins whose rank could have saved, and did not."""
 
 UNLIKE: Final = "taken to be alike on all ranks, and not"
 """How the reason of a SKIP begins that heals by itself: from then on each rank stores its own."""

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from handfast.agent.snapshot import UNLIKE, Snapshot
+from handfast.agent.snapshot import FORGONE, UNLIKE, Snapshot
 from handfast.core.lattice import Epoch
 from handfast.core.recover import eligible
 
-__all__ = ["FORGONE", "converged", "failures", "persisted", "phase", "problems", "settled"]
-
-FORGONE: Final = "left out"  # how the reason begins where a rank could have saved, and did not
+__all__ = ["converged", "failures", "persisted", "phase", "problems", "settled"]
 
 
 def converged(now: Snapshot, epoch: Epoch) -> bool:
@@ -51,10 +47,12 @@ def _abandoned(now: Snapshot, epoch: Epoch) -> list[str]:
 def settled(now: Snapshot, epoch: Epoch) -> bool:
     """Say whether this domain is done with an epoch: attested it, failed, or left it behind.
 
-    What others have voted does not end what is still being persisted here.
+    What others have voted does not end what is still being persisted here. An own vote SKIP does,
+    also where the agent that cast it died before it told an outcome.
     """
     said = any(outcome.epoch == epoch for outcome in now.outcomes)
-    return said or persisted(now, epoch) or bool(_abandoned(now, epoch))
+    skipped = any(skip.epoch == epoch and skip.domain == now.domain for skip in now.skipped)
+    return said or skipped or persisted(now, epoch) or bool(_abandoned(now, epoch))
 
 
 def phase(now: Snapshot, epoch: Epoch) -> str:

@@ -16,7 +16,7 @@ from handfast.agent.host import Round
 from handfast.agent.keeper import Plan
 from handfast.agent.local import Client
 from handfast.agent.reminder import Reminder
-from handfast.agent.snapshot import Proposal, Snapshot
+from handfast.agent.snapshot import FORGONE, Proposal, Snapshot
 from handfast.checkpoint import fate, rounds
 from handfast.checkpoint.collective import Collective, address_among
 from handfast.checkpoint.connection import Connection, Joining
@@ -441,7 +441,7 @@ class Session:
     def forgo(self, epoch: Epoch, reason: str) -> None:
         """Vote SKIP on an epoch that the schedule named and this rank does not save."""
         told = msgspec.structs.astuple(epoch)
-        self._line.call("skip", epoch=told, reason=f"{fate.FORGONE}: {reason}")
+        self._line.call("skip", epoch=told, reason=f"{FORGONE}: {reason}")
 
     def new_problems(self, told: bool = False) -> list[str]:
         """List failures of saves that were learned of and not listed yet.

@@ -22,7 +22,8 @@ from meshkit import Mesh
 
 from handfast.agent import domain
 from handfast.agent.keeper import Keeper
-from handfast.agent.snapshot import Snapshot
+from handfast.agent.snapshot import FORGONE, Snapshot
+from handfast.checkpoint import fate
 from handfast.core import events
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import Bad, Converged, Frozen, Released, Restored, Skipped, Staged
@@ -284,6 +285,37 @@ async def test_handing_an_image_over_twice_saves_it_once(root: str) -> None:
     refused = await host.stage(Epoch(1, 0), first, b"")
     assert refused is not None
     assert "before it" in refused.reason
+    await mesh.close()
+
+
+@looped
+async def test_what_has_failed_is_not_refused_to_whoever_asks_again(root: str) -> None:
+    """Shows that a trainer which hands an image over once more, because its agent died or had not
+    answered, hears what became of it, and not that it comes too late: of the agent that failed to
+    persist it, and of its successor, which knows that from the journal; and that what was never
+    handed over is refused."""
+    mesh = await opened(root, 1)
+    wrong = mesh.image(1)
+    os.pwrite(wrong.fd, b"\0" * 64, 0)
+    for _ in range(2):
+        assert await mesh.hosts[0].stage(ONE, wrong, b"") is None
+        await until(lambda: mesh.hosts[0].settled)
+        assert fate.settled(mesh.hosts[0].snapshot(), ONE)
+    mesh.hosts[0].post(events.Forgone(TWO, f"{FORGONE}: the window is full"))
+    await until(lambda: mesh.hosts[0].settled)
+    await mesh.hosts.pop(0).close()
+    await mesh.open(0)
+    await mesh.begin(1)
+    host = mesh.hosts[0]
+    await until(lambda: host.settled)
+    assert not host.snapshot().outcomes
+    assert await host.stage(ONE, wrong, b"") is None
+    (told,) = fate.problems(host.snapshot(), ONE)
+    assert "lacks the layout's header" in told
+    assert fate.settled(host.snapshot(), ONE)
+    refused = await host.stage(TWO, wrong, b"")
+    assert refused is not None
+    assert "step 2 was saved or restored before it" in refused.reason
     await mesh.close()
 
 

@@ -57,10 +57,14 @@ def test_a_failure_is_named_where_it_happened() -> None:
 
 
 def test_another_domains_skip_frees_no_image() -> None:
-    """It may still be read here: only an outcome of this domain's own ends that."""
+    """It may still be read here: only an outcome or a vote of this domain's own ends that, also
+    where the agent died between the two."""
     epoch = Epoch(1, 5)
     now = snapshot(resumed=FIRST, persisting=(epoch,), skipped=(Skip(epoch, "d1", "no space"),))
     assert not fate.settled(now, epoch)
+    now = snapshot(resumed=FIRST, skipped=(Skip(epoch, "d0", "no space"),))
+    assert fate.settled(now, epoch)
+    assert fate.phase(now, epoch) == "failed"
 
 
 @pytest.mark.parametrize("kept", [True, False])
