@@ -25,7 +25,7 @@ from handfast.errors import Damaged
 from handfast.store.files import Files, closing, read_into, reading
 from handfast.store.manifest import HASH_BYTES, Manifest, Piece, chunk_hash
 from handfast.store.port import Progress
-from handfast.store.shelf import lengths, parts, read_chunks
+from handfast.store.shelf import PART, lengths, parts, read_chunks
 
 __all__ = ["Finding", "Verification", "verify_epochs", "verify_line"]
 
@@ -103,7 +103,7 @@ class _Reader:
         self, found: Found, manifest: Manifest
     ) -> Iterator[tuple[Verdict, str, str, int, int]]:
         home, unit = f"{found.root}/domains/{found.name}", manifest.chunk_bytes
-        buffer = memoryview(bytearray(min(manifest.image_bytes, 16 * unit)))
+        buffer = memoryview(bytearray(min(manifest.image_bytes, PART * unit)))
         with ExitStack() as stack:
             opened: dict[int, int] = {}
             ends = lengths(manifest)

@@ -12,6 +12,7 @@ from handfast.core.lattice import Epoch
 from handfast.errors import Damaged, HandfastError, SaveFailed, Superseded
 from handfast.store import delta
 from handfast.store import manifest as codec
+from handfast.store.bulk import Count, Span, pour
 from handfast.store.claims import Claim, incarnations, take
 from handfast.store.files import (
     TEMPORARY,
@@ -20,13 +21,12 @@ from handfast.store.files import (
     discard,
     read_file,
     reading,
-    write_all,
     write_file,
     writing,
 )
 from handfast.store.image import Layout
 from handfast.store.litter import KINDS, RELEASED, litter, references
-from handfast.store.manifest import CHUNK, Left, Manifest, Piece, Stamp
+from handfast.store.manifest import CHUNK, HASH_BYTES, Left, Manifest, Piece, Stamp
 from handfast.store.pins import pinned
 from handfast.store.port import Buffer, Progress, Verify, Written
 from handfast.store.shelf import ENDING, Shelf, named_epoch, parts
@@ -256,18 +256,26 @@ class Directory(Shelf):
         hashes: bytes,
     ) -> bytes:
         """Write the pieces into a new synced file; returns all hashes, made here if none are."""
-        found = bytearray()
+        known, size = bytearray(hashes), len(view)
+        known += bytes(HASH_BYTES * -(-size // CHUNK) - len(known))
+        spans = [
+            Span(part.first * CHUNK, min((part.first + part.count) * CHUNK, size), part.at)
+            for piece in fresh
+            for part in parts(piece, CHUNK)
+        ]
+        done = Count(size, progress)
+
+        def each(span: Span, block: memoryview) -> None:
+            if not hashes:
+                at = span.start // CHUNK * HASH_BYTES
+                found = codec.hash_chunks(block)
+                known[at : at + len(found)] = found
+            done.add(len(block))
+
         with closing(self.files, self.files.create(path)) as fd:
-            for part in (part for piece in fresh for part in parts(piece, CHUNK)):
-                end = min((part.first + part.count) * CHUNK, len(view))
-                block = view[part.first * CHUNK : end]
-                if not hashes:
-                    found += codec.hash_chunks(block)
-                write_all(self.files, fd, block, part.at)
-                if progress is not None:
-                    progress(end, len(view))
+            pour(self.files, fd, view, spans, each)
             self.files.fsync(fd)
-        return hashes or bytes(found)
+        return bytes(known)
 
     def _write_manifest(self, attempt: Attempt, manifest: Manifest, verify: Verify) -> bytes:
         path = attempt.manifest

@@ -5,7 +5,9 @@ fail, shorten or stop each single call, and a simulation can lose what was never
 """
 
 import contextlib
+import ctypes
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -21,6 +23,16 @@ PIECE = 16 << 20  # bytes handed to the kernel in one call: large enough that th
 
 GONE_BAD = {errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENODATA, errno.EBADMSG,
             errno.EUCLEAN, errno.ENXIO}  # fmt: skip
+
+LANES = 4
+"""Writes and reads under way at once: what one NVMe disk needs, and more than one core can hash."""
+
+UNALLOCATED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINTR}
+
+# That of Python and the C library writes to each block where the file system has no such call: over
+# a network, all of the file twice.
+_FALLOCATE = ctypes.CDLL(None, use_errno=True).fallocate
+_FALLOCATE.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 UNSYNCED = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS}
 
@@ -54,7 +66,13 @@ REMEDIES = {
 
 
 class Files(Protocol):
-    """What the store asks of an operating system. Every method but `forget` may raise OSError."""
+    """What the store asks of an operating system.
+
+    Every method but `forget` and `direct` may raise OSError.
+    """
+
+    lanes: int
+    """How many threads may move bytes at once; 1 where calls must come in one order."""
 
     def create(self, path: str) -> int:
         """Make a new file, open for reading and writing; FileExistsError if the name is taken."""
@@ -79,6 +97,15 @@ class Files(Protocol):
 
     def forget(self, fd: int) -> None:
         """Drop the file's clean pages from the cache, where the system allows; never raises."""
+
+    def direct(self, fd: int, on: bool) -> bool:
+        """Move whole blocks past the cache from now on, or not; gives whether that is so.
+
+        The memory has to begin on a block boundary, too: else a call fails with EINVAL.
+        """
+
+    def allocate(self, fd: int, nbytes: int) -> None:
+        """Give a new file its length, and room on the medium where the system can promise it."""
 
     def size(self, fd: int) -> int:
         """The file's length in bytes."""
@@ -121,6 +148,8 @@ class Files(Protocol):
 class Posix:
     """The real calls. Python retries EINTR by itself; short counts are returned as they are."""
 
+    lanes = LANES
+
     def create(self, path: str) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
@@ -156,6 +185,21 @@ class Posix:
     def forget(self, fd: int) -> None:
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def direct(self, fd: int, on: bool) -> bool:
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags | (os.O_DIRECT if on else 0))
+        except OSError:  # this file system has no such way
+            return False
+        return on
+
+    def allocate(self, fd: int, nbytes: int) -> None:
+        if _FALLOCATE(fd, 0, 0, nbytes):
+            error = ctypes.get_errno()
+            if error not in UNALLOCATED:
+                raise OSError(error, os.strerror(error))
+            os.ftruncate(fd, nbytes)
 
     def size(self, fd: int) -> int:
         return os.fstat(fd).st_size

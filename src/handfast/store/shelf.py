@@ -10,13 +10,13 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Final
 
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, FormatError, Refused
 from handfast.store import manifest as codec
+from handfast.store.bulk import Count, Scratch, share_out
 from handfast.store.claims import Identity, domain_path, incarnations, read_identity, recall
 from handfast.store.files import Files, closing, read_into, read_start, reading
 from handfast.store.manifest import HASH_BYTES, Manifest, Piece
@@ -35,7 +35,7 @@ __all__ = [
 
 ENDING: Final = ".manifest"
 NAME = re.compile(r"(0|[1-9]\d*)-(0|[1-9]\d*)(?:\.r([1-9]\d*))?\.manifest")
-PART: Final = 16  # chunks read before they are checked
+PART: Final = 4  # chunks that one thread moves at a time
 
 
 class Shelf:
@@ -84,6 +84,8 @@ class Shelf:
         progress: Progress | None = None,
     ) -> Manifest:
         """Read an epoch's image and verify every byte that is left in the buffer.
+
+        What the system has in its page cache is read from there.
 
         `into` is a writable buffer of at least the image's bytes; without one the bytes are
         verified and dropped. `digest` is the one that was voted for, where the caller knows it.
@@ -140,27 +142,39 @@ class Shelf:
         chosen: Iterable[Piece],
         into: memoryview | None,
         *,
-        moved: Mapping[str, str] = MappingProxyType({}),
+        moved: Mapping[str, str] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Read and verify parts of an image; `moved` says which sources still have other paths."""
+        """Read and verify parts of an image, by several threads.
+
+        `moved` says which sources still have other paths: what was just written is read past the
+        page cache, from the medium.
+        """
         size, unit = manifest.image_bytes, manifest.chunk_bytes
-        scratch = memoryview(bytearray(min(size, PART * unit) if into is None else 0))
-        opened: dict[int, int] = {}
+        ahead = list(chosen)
+        scratch = Scratch(min(size, PART * unit))
+        done = Count(sum(len(_span(part, manifest)) for part in ahead), progress)
         with reading(self.path), contextlib.ExitStack() as stack:
-            for part in chosen:
-                source = manifest.sources[part.source]
-                path = moved.get(source, f"{self.path}/{source}")
-                if part.source not in opened:
-                    with reading(path):
-                        fd = stack.enter_context(closing(self.files, self.files.open(path)))
-                    self.files.forget(fd)  # what counts is what the medium holds
-                    opened[part.source] = fd
-                start, end = part.first * unit, min((part.first + part.count) * unit, size)
-                target = scratch[: end - start] if into is None else into[start:end]
-                read_chunks(self.files, opened[part.source], path, manifest, part, target)
-                if progress is not None:
-                    progress(end, size)
+            opened: dict[int, tuple[int, str]] = {}
+            for number in dict.fromkeys(part.source for part in ahead):
+                source = manifest.sources[number]
+                path = (moved or {}).get(source, f"{self.path}/{source}")
+                with reading(path):
+                    fd = stack.enter_context(closing(self.files, self.files.open(path)))
+                if moved is not None:
+                    self.files.forget(fd)
+                opened[number] = fd, path
+
+            def read(part: Piece) -> None:
+                span = _span(part, manifest)
+                with contextlib.ExitStack() as held:
+                    target = into[span.start : span.stop] if into is not None else None
+                    if target is None:
+                        target = held.enter_context(scratch.lend(len(span)))
+                    read_chunks(self.files, *opened[part.source], manifest, part, target)
+                done.add(len(span))
+
+            share_out(read, ahead, self.files.lanes)
 
     def _entry(self, path: str, epoch: Epoch) -> Entry | None:
         """What one manifest's file holds; None if it was released since it was listed."""
@@ -230,6 +244,12 @@ def parts(piece: Piece, unit: int) -> Iterator[Piece]:
     for done in range(0, piece.count, PART):
         count = min(PART, piece.count - done)
         yield Piece(piece.first + done, count, piece.source, piece.at + done * unit)
+
+
+def _span(part: Piece, manifest: Manifest) -> range:
+    """The bytes of the image that a part holds."""
+    unit = manifest.chunk_bytes
+    return range(part.first * unit, min((part.first + part.count) * unit, manifest.image_bytes))
 
 
 def lengths(manifest: Manifest) -> dict[str, int]:

@@ -62,6 +62,8 @@ class FaultyFiles:
     was asked, in order.
     """
 
+    lanes = 1
+
     def __init__(
         self,
         inner: Files,
@@ -166,6 +168,12 @@ class FaultyFiles:
 
     def forget(self, fd: int) -> None:
         self.inner.forget(fd)  # never raises, so it is no place for a fault
+
+    def direct(self, fd: int, on: bool) -> bool:
+        return self.inner.direct(fd, on)  # nor does this one
+
+    def allocate(self, fd: int, nbytes: int) -> None:
+        self._do("allocate", self._paths[fd], lambda: self.inner.allocate(fd, nbytes))
 
     def size(self, fd: int) -> int:
         return self._do("size", self._paths[fd], lambda: self.inner.size(fd))

@@ -91,6 +91,8 @@ class Disk:
     and :meth:`cut` lose anything.
     """
 
+    lanes = 1
+
     def __init__(self, *there: str) -> None:
         self.steps: list[Step] = []
         self.told: tuple[object, ...] = ()
@@ -106,18 +108,15 @@ class Disk:
                     node = at[part] = len(self._nodes)
                     self._nodes[node] = {}
                 at = self._directory(at[part])
-        self._before = {
-            n: dict(node) if isinstance(node, dict) else bytes(node)
-            for n, node in self._nodes.items()
-        }
+        self._before = {n: _frozen(node) for n, node in self._nodes.items()}
 
     @classmethod
     def left(cls, nodes: Mapping[int, Found], told: tuple[object, ...]) -> "Disk":
         """What a crash left; all of it is durable."""
         made = cls()
         made.told = told
-        made._nodes = {n: dict(x) if isinstance(x, dict) else x for n, x in nodes.items()}
-        made._before = {n: dict(x) if isinstance(x, dict) else x for n, x in nodes.items()}
+        made._nodes = {n: _frozen(x) for n, x in nodes.items()}
+        made._before = {n: _frozen(x) for n, x in nodes.items()}
         return made
 
     def tell(self, fact: object) -> None:
@@ -140,8 +139,7 @@ class Disk:
         ahead = [("", 0)]
         while ahead:
             path, at = ahead.pop()
-            node = self._nodes[at]
-            if isinstance(node, dict):
+            if isinstance(node := self._nodes[at], dict):
                 ahead += [(f"{path}/{name}", below) for name, below in node.items()]
             else:
                 found[path] = bytes(node)
@@ -150,17 +148,10 @@ class Disk:
     # The port
 
     def create(self, path: str) -> int:
-        home, name = self._parent(path)
-        if name in self._directory(home):
-            raise _error(errno.EEXIST, path)
-        node = max(self._nodes) + 1
-        self._nodes[node] = bytearray()
-        self._change(home, (name, node))
-        return self._opened(node)
+        return self._opened(self._make(path, bytearray()))
 
     def open(self, path: str) -> int:
-        node = self._find(path)
-        if isinstance(self._nodes[node], dict):
+        if isinstance(self._nodes[node := self._find(path)], dict):
             raise _error(errno.ENXIO, path)
         return self._opened(node)
 
@@ -168,22 +159,15 @@ class Disk:
         del self._open[fd]
 
     def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
-        node = self._open[fd]
-        file = self._nodes[node]
-        if isinstance(file, bytes):  # it was there before
-            file = self._nodes[node] = bytearray(file)
-        assert isinstance(file, bytearray)
-        taken = bytes(data)
-        self.steps.append(Data(node, offset, taken, len(file)))
+        file, taken = self._file(fd), bytes(data)
+        self.steps.append(Data(self._open[fd], offset, taken, len(file)))
         if len(file) < offset:
             file.extend(bytes(offset - len(file)))
         file[offset : offset + len(taken)] = taken
         return len(taken)
 
     def pread(self, fd: int, into: memoryview, offset: int) -> int:
-        file = self._nodes[self._open[fd]]
-        assert isinstance(file, bytes | bytearray)
-        part = file[offset : offset + len(into)]
+        part = self._file(fd)[offset : offset + len(into)]
         into[: len(part)] = part
         return len(part)
 
@@ -202,6 +186,14 @@ class Disk:
             self._nodes[node] = bytearray(held)
             self._unlike.remove(node)
 
+    def direct(self, fd: int, on: bool) -> bool:  # noqa: ARG002 - it makes nothing durable
+        return on
+
+    def allocate(self, fd: int, nbytes: int) -> None:
+        file = self._file(fd)
+        self.steps.append(Data(self._open[fd], nbytes, b"", len(file)))
+        file.extend(bytes(max(0, nbytes - len(file))))
+
     def size(self, fd: int) -> int:
         return len(self._nodes[self._open[fd]])
 
@@ -219,23 +211,15 @@ class Disk:
         self._change(home, (new, node), (old, None))
 
     def link(self, source: str, target: str) -> None:
-        home, name = self._parent(target)
-        if name in self._directory(home):
-            raise _error(errno.EEXIST, target)
-        self._change(home, (name, self._find(source)))
+        self._name(target, self._find(source))
 
     def unlink(self, path: str) -> None:
-        home, name = self._parent(path)
         self._find(path)
+        home, name = self._parent(path)
         self._change(home, (name, None))
 
     def mkdir(self, path: str, like: str = "") -> None:  # noqa: ARG002 - nobody owns anything here
-        home, name = self._parent(path)
-        if name in self._directory(home):
-            raise _error(errno.EEXIST, path)
-        node = max(self._nodes) + 1
-        self._nodes[node] = {}
-        self._change(home, (name, node))
+        self._make(path, {})
 
     def rmdir(self, path: str) -> None:
         if self.listdir(path):
@@ -253,8 +237,7 @@ class Disk:
         return True
 
     def fsync_dir(self, path: str) -> None:
-        node = self._find(path)
-        self._directory(node)
+        self._directory(node := self._find(path))
         self._sync(node)
 
     def free_bytes(self, path: str) -> int:
@@ -278,6 +261,24 @@ class Disk:
             media.follow(step)
         return media
 
+    def _name(self, path: str, node: int) -> None:
+        home, name = self._parent(path)
+        if name in self._directory(home):
+            raise _error(errno.EEXIST, path)
+        self._change(home, (name, node))
+
+    def _make(self, path: str, made: Node) -> int:
+        self._name(path, node := max(self._nodes) + 1)
+        self._nodes[node] = made
+        return node
+
+    def _file(self, fd: int) -> bytearray:
+        file = self._nodes[self._open[fd]]
+        if not isinstance(file, bytearray):  # it was there before
+            assert isinstance(file, bytes)
+            file = self._nodes[self._open[fd]] = bytearray(file)
+        return file
+
     def _opened(self, node: int) -> int:
         self._next_fd += 1
         self._open[self._next_fd] = node
@@ -293,10 +294,9 @@ class Disk:
         self.steps.append(Names(home, names))
 
     def _directory(self, node: int) -> dict[str, int]:
-        at = self._nodes[node]
-        if not isinstance(at, dict):
-            raise _error(errno.ENOTDIR, str(node))
-        return at
+        if isinstance(at := self._nodes[node], dict):
+            return at
+        raise _error(errno.ENOTDIR, str(node))
 
     def _find(self, path: str) -> int:
         at = 0
@@ -315,6 +315,10 @@ class Disk:
         node = self._find(home)
         self._directory(node)
         return node, name
+
+
+def _frozen(node: Node) -> Found:
+    return dict(node) if isinstance(node, dict) else bytes(node)
 
 
 def _error(number: int, path: str) -> OSError:

@@ -1,0 +1,128 @@
+"""Bulk: the bytes of images between memory and files, as fast as the medium takes them.
+
+Several threads move spans of a few MiB at once, and each span is hashed by the thread that moves
+it, while it is in the processor's cache. Whole blocks go past the page cache where the file system
+allows: that would cost a second copy of each byte, and would push out what the training has there.
+"""
+
+import errno
+import mmap
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+from handfast.store.files import Files, write_all
+from handfast.store.image import BLOCK
+
+__all__ = ["Count", "Scratch", "Span", "pour", "share_out"]
+
+Item = TypeVar("Item")
+
+
+class Span(NamedTuple):
+    """Bytes ``start`` to ``end`` of an image, which lie at byte ``at`` of a file."""
+
+    start: int
+    end: int
+    at: int
+
+
+def share_out(work: Callable[[Item], None], items: Sequence[Item], lanes: int) -> None:
+    """Do some work for each item: in their order, or by so many threads at once.
+
+    Raises the first error of a thread once all have stopped; what was not begun by then never is.
+    """
+    if min(lanes, len(items)) <= 1:
+        for item in items:
+            work(item)
+        return
+    failed = threading.Event()
+
+    def do(item: Item) -> None:
+        if failed.is_set():
+            return
+        try:
+            work(item)
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(min(lanes, len(items)), "lane") as pool:
+        for _ in pool.map(do, items):
+            pass
+
+
+def pour(
+    files: Files,
+    fd: int,
+    image: memoryview,
+    spans: Sequence[Span],
+    each: Callable[[Span, memoryview], None],
+) -> None:
+    """Write spans of an image into a new file, and do something with each while it is at hand.
+
+    All but the last one end with a whole block. Raises OSError; nothing is synced.
+    """
+    nbytes = max(span.at + span.end - span.start for span in spans)
+    files.allocate(fd, nbytes)
+    direct = files.direct(fd, True)
+    tails: list[Span] = []
+
+    def move(span: Span) -> None:
+        block = image[span.start : span.end]
+        each(span, block)
+        odd = len(block) % BLOCK if direct else 0
+        if odd:  # no whole block: it goes through the cache, behind all others
+            tails.append(Span(span.end - odd, span.end, span.at + len(block) - odd))
+            block = block[:-odd]
+        try:
+            write_all(files, fd, block, span.at)
+        except OSError as error:
+            if not direct or error.errno != errno.EINVAL:
+                raise
+            files.direct(fd, False)  # not from this memory, or not after all
+            write_all(files, fd, block, span.at)
+
+    share_out(move, spans, files.lanes)
+    if tails:
+        files.direct(fd, False)
+        for span in tails:
+            write_all(files, fd, image[span.start : span.end], span.at)
+
+
+class Count:
+    """Bytes that several threads have moved, told to whoever wants to hear: done, and in all."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+        self._total, self._done = total, 0
+        self._progress = progress
+        self._lock = threading.Lock()
+
+    def add(self, nbytes: int) -> None:
+        """Count so many more."""
+        if self._progress is not None:
+            with self._lock:  # so that it only rises, and is called by one thread at a time
+                self._done += nbytes
+                self._progress(self._done, self._total)
+
+
+class Scratch:
+    """Buffers for what is read to be looked at: one a thread, each made once and used again."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._nbytes = nbytes
+        self._free: list[memoryview] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lend(self, nbytes: int) -> Iterator[memoryview]:
+        """Lend a buffer of so many bytes, which begins on a block's boundary."""
+        with self._lock:
+            buffer = self._free.pop() if self._free else memoryview(mmap.mmap(-1, self._nbytes))
+        try:
+            yield buffer[:nbytes]
+        finally:
+            with self._lock:
+                self._free.append(buffer)
