@@ -16,6 +16,7 @@ import pytest
 import handfast
 from handfast.agent.keeper import Keeper
 from handfast.checkpoint.rounds import allocate_in, peek
+from handfast.checkpoint.validated import Validated
 from handfast.core.lattice import Epoch
 from handfast.core.messages import Record, decode_record, encode
 from handfast.store.files import Posix
@@ -92,10 +93,9 @@ def test_members_boot_from_it_and_images_are_whole(root: Path, writer: ModuleTyp
         assert (member.restored.base, member.restored.copies) == (Epoch(1, 20), (0, 1))
         assert [t.line.epoch for t in member.tallies if t.line] == [Epoch(2, 50)]
         for copy in member.retained:
-            fd, manifest = keeper.read(member, copy.epoch)
-            with open(fd, "rb") as image:
-                held = image.read(manifest.image_bytes)
-            assert held == writer.content(copy.epoch, shard)
+            held = Validated(keeper.directory, keeper.check(member, copy.epoch))
+            size = held.manifest.image_bytes
+            assert held.read(range(size)) == writer.content(copy.epoch, shard)
         keeper.directory.close()
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
 import time
 from collections import deque
@@ -92,7 +91,7 @@ class DomainHost:
         self._journal = ThreadPoolExecutor(1, f"journal-{member.id}")
         self._writer = ThreadPoolExecutor(1, f"store-{member.id}")
         self._pending: dict[Epoch, _Pending] = {}
-        self._loaded: dict[Epoch, asyncio.Task[tuple[int, Manifest]]] = {}
+        self._judged: dict[Epoch, asyncio.Task[Manifest]] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._outcomes: deque[Outcome] = deque(maxlen=OUTCOMES)
         self._skipped: deque[Skip] = deque(maxlen=OUTCOMES)
@@ -149,7 +148,7 @@ class DomainHost:
             await self.drain(drain_s)
         if event.generation > self.member.generation:
             self._proposal = self._stuck = None
-            self._drop_loaded()  # each generation judges its copies by reading them
+            self._judged.clear()  # each generation judges its copies by reading them
         self.post(event)
 
     async def stage(
@@ -182,32 +181,32 @@ class DomainHost:
         ]
         return epoch in told
 
-    async def load(self, epoch: Epoch) -> tuple[int, Manifest]:
-        """Give a verified copy as a memfd that stays this domain's, and its manifest.
+    async def judge(self, epoch: Epoch) -> Manifest:
+        """Read every byte of a copy, once a generation; gives its manifest.
 
-        Raises what :meth:`handfast.agent.keeper.Keeper.read` raises. Whoever asks may go away in
+        Raises what :meth:`handfast.agent.keeper.Keeper.check` raises. Whoever asks may go away in
         the middle; the read does not.
         """
-        if epoch not in self._loaded:
-            work = self._blocking(self.keeper.read, self.member, epoch)
-            self._loaded[epoch] = self._loop.create_task(work)
-            self._loaded[epoch].add_done_callback(partial(self._read, epoch))
-        reading = self._loaded[epoch]
+        if epoch not in self._judged:
+            work = self._blocking(self.keeper.check, self.member, epoch)
+            self._judged[epoch] = self._loop.create_task(work)
+            self._judged[epoch].add_done_callback(partial(self._read, epoch))
+        reading = self._judged[epoch]
         found = await asyncio.shield(reading)
-        if self._loaded.get(epoch) is not reading:
+        if self._judged.get(epoch) is not reading:
             raise Superseded(f"{epoch} was given up while it was read: a later round has begun")
         return found
 
-    def _read(self, epoch: Epoch, reading: asyncio.Task[tuple[int, Manifest]]) -> None:
+    def _read(self, epoch: Epoch, reading: asyncio.Task[Manifest]) -> None:
         """Keep what was read; what could not be read may be asked for again."""
         failed = reading.cancelled() or reading.exception() is not None
-        if failed and self._loaded.get(epoch) is reading:
-            del self._loaded[epoch]
+        if failed and self._judged.get(epoch) is reading:
+            del self._judged[epoch]
 
     @property
     def busy(self) -> bool:
         """Say whether something is being persisted, read or released, or half-way taken in."""
-        reading = any(not task.done() for task in self._loaded.values())
+        reading = any(not task.done() for task in self._judged.values())
         return bool(self._jobs) or reading or not self._calm.is_set()
 
     @property
@@ -220,7 +219,7 @@ class DomainHost:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 while self.busy:
-                    working = {*self._jobs, *self._loaded.values()}
+                    working = {*self._jobs, *self._judged.values()}
                     if working:
                         await asyncio.wait(working)
                     await self._calm.wait()
@@ -232,12 +231,11 @@ class DomainHost:
         for timer in (self._tick, self._telling):
             if timer is not None:
                 timer.cancel()
-        working = {*self._jobs, *self._loaded.values()}
+        working = {*self._jobs, *self._judged.values()}
         if working:
             await asyncio.wait(working)
         self._journal.shutdown()
         self._writer.shutdown()
-        self._drop_loaded()
         for pending in self._pending.values():
             pending.image.busy = None
         self.keeper.directory.close()
@@ -370,7 +368,7 @@ class DomainHost:
             case events.Stuck(phase, epoch, reasons):
                 self._stuck = Stuck(phase.value, epoch, reasons)
             case events.Resume(certificate):
-                self._drop_loaded()  # every rank has fetched what it loads
+                self._judged.clear()  # every rank has what it loads by
                 self._start(self._tidy(self.keeper.resume, self.member, certificate.base))
             case events.Publish(certificate):
                 self._start(self._forgive(self.keeper.publish, self.name, certificate))
@@ -449,28 +447,19 @@ class DomainHost:
             raise SaveFailed(f"{UNLIKE}: {named}. From the next save on each rank stores its own")
 
     async def _check(self, generation: int, epoch: Epoch) -> None:
-        """Read every byte of the own copy, and keep it in memory: what was validated is loaded.
+        """Read every byte of the own copy.
 
         A copy is BAD where its bytes are; that it can't be looked at now (no memory, no
         permission) refutes no epoch, and stops this domain.
         """
-        self._drop_loaded(but=epoch)
         try:
-            await self.load(epoch)
+            await self.judge(epoch)
         except (FormatError, Refused) as error:
             self.post(events.Checked(generation, epoch, str(error)[:500]))
         except Superseded:
             return
         else:
             self.post(events.Checked(generation, epoch))
-
-    def _drop_loaded(self, but: Epoch | None = None) -> None:
-        for epoch in [epoch for epoch in self._loaded if epoch != but]:
-            reading = self._loaded.pop(epoch)
-            if reading.done():
-                _give_back(reading)
-            else:
-                reading.add_done_callback(_give_back)
 
     async def _tidy(self, work: Callable[..., None], *args: object) -> None:
         """Free space, and look who holds what."""
@@ -491,9 +480,3 @@ class DomainHost:
         except HandfastError as error:
             logger.warning("domain %s: %s", self.member.id, error)
             return None
-
-
-def _give_back(reading: asyncio.Task[tuple[int, Manifest]]) -> None:
-    """Close what was read for nobody."""
-    if not reading.cancelled() and reading.exception() is None:
-        os.close(reading.result()[0])

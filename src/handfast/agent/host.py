@@ -407,8 +407,9 @@ class Agent:
         return {}
 
     async def _load(self, _: Trainer, fields: dict[str, Any], __: list[int]) -> dict[str, Any]:
-        fd, manifest = await self._host(fields).load(Epoch(*fields["epoch"]))
-        return {"manifest": codec.encode(manifest), "fds": [fd]}
+        """Give the manifest of a copy that is valid; whoever asks reads its bytes from there."""
+        manifest = await self._host(fields).judge(Epoch(*fields["epoch"]))
+        return {"manifest": codec.encode(manifest)}
 
     async def _accept(
         self, trainer: Trainer, fields: dict[str, Any], _: list[int]

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from handfast.agent.frames import image_size, make_image
+from handfast.agent.frames import image_size
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.member import boot
 from handfast.core.membership import Roster
@@ -212,49 +212,32 @@ class Keeper:
                     found[rank.stamp.domain] = paths
         return found
 
-    def read(
+    def check(
         self, member: Member, epoch: Epoch, progress: Callable[[int, int], None] | None = None
-    ) -> tuple[int, Manifest]:
-        """Read and verify every byte of a copy into memory that can be handed over.
+    ) -> Manifest:
+        """Read and verify every byte of a copy; gives its manifest.
 
         What is damaged is looked at twice, since a copy that is called BAD may cost the epoch, and
         an error of a disk, a bus or a network may pass.
 
-        Returns a memfd and the manifest. Raises FormatError, Damaged or Refused where the copy is
-        not what this domain attested, any other HandfastError where it can't be looked at now.
+        Raises FormatError, Damaged or Refused where the copy is not what this domain attested, any
+        other HandfastError where it can't be looked at now.
         """
         with contextlib.suppress(FormatError):
-            return self._read(member, epoch, progress)
+            return self._check(member, epoch, progress)
         time.sleep(PAUSE)
-        return self._read(member, epoch, progress)
+        return self._check(member, epoch, progress)
 
-    def _read(
+    def _check(
         self, member: Member, epoch: Epoch, progress: Callable[[int, int], None] | None
-    ) -> tuple[int, Manifest]:
+    ) -> Manifest:
         digest = next((copy.digest for copy in member.retained if copy.epoch == epoch), "")
         entry = self.directory.entry(epoch) if digest else None
         if entry is None:
             why = "its manifest is missing" if digest else "it is not retained"
             raise FormatError(f"{member.id} has no copy of {epoch}: {why}")
-        manifest = entry.sound()
-        try:
-            fd = make_image(manifest.image_bytes)
-        except OSError as error:
-            raise HandfastError(
-                f"{member.id}: no memory for the {manifest.image_bytes} bytes of {epoch}: "
-                f"{error.strerror}. What to do: free memory on this node, and restore again"
-            ) from error
-        try:
-            with mmap.mmap(fd, manifest.image_bytes) as memory, memoryview(memory) as view:
-                try:
-                    manifest = self.directory.read(epoch, view, digest=digest, progress=progress)
-                except Exception as error:
-                    _drop_frames(error)
-                    raise
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd, manifest
+        entry.sound()
+        return self.directory.read(epoch, digest=digest, progress=progress)
 
     def resume(self, member: Member, base: Epoch) -> None:
         """Begin a generation: the base is the parent of what comes, and left-overs may go.
@@ -347,18 +330,6 @@ def certificate_fields(certificate: Certificate) -> dict[str, object]:
         "step": certificate.epoch.step,
         "root": certificate.root,
     }
-
-
-def _drop_frames(error: BaseException) -> None:
-    """Let go of an error's frames: they hold the image's memory for as long as the error lives.
-
-    And some even longer: where a close fails, an `ExitStack` leaves a circle through its own frame.
-    """
-    held: BaseException | None = error
-    while held is not None:
-        held.__traceback__ = None
-        held = held.__cause__ or held.__context__
-    gc.collect()
 
 
 def _epochs(member: Member) -> tuple[Epoch, ...]:

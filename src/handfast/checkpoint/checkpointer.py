@@ -22,11 +22,12 @@ from handfast.agent.local import AgentGone
 from handfast.agent.snapshot import Proposal
 from handfast.checkpoint.alone import alone
 from handfast.checkpoint.arguments import kept, patterns, seconds, whole
-from handfast.checkpoint.images import Loaded, StagingImage
+from handfast.checkpoint.images import StagingImage
 from handfast.checkpoint.refusal import Load, suggest, words
 from handfast.checkpoint.rounds import none_begun
 from handfast.checkpoint.save import Save
 from handfast.checkpoint.session import Session
+from handfast.checkpoint.validated import Validated
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import RestoreCertificate
 from handfast.core.retain import Keep
@@ -68,18 +69,18 @@ class State(Protocol):
     def pending(self, grads: bool) -> Sequence[str]:
         """Name what a save would leave out, as this is the middle of a step; empty if nothing."""
 
-    def compare(self, copies: Sequence[Loaded], only: Sequence[str], strict: bool) -> None:
+    def compare(self, copies: Sequence[Validated], only: Sequence[str], strict: bool) -> None:
         """Hold a saved state against the live one; raises Refused and changes nothing.
 
         The first copy is this rank's own shard; the others hold what it shares with its node.
         """
 
     def apply(
-        self, copies: Sequence[Loaded], only: Sequence[str], keep_live: Sequence[str]
+        self, copies: Sequence[Validated], only: Sequence[str], keep_live: Sequence[str]
     ) -> object:
         """Put a saved state in place; gives what was saved as ``extra``. Raises Poisoned."""
 
-    def replicas(self, copies: Sequence[Loaded]) -> dict[str, bytes]:
+    def replicas(self, copies: Sequence[Validated]) -> dict[str, bytes]:
         """Digest each tensor that every rank stores as its own, by path."""
 
     def shares(self, rank: int, node: Sequence[int]) -> None:
@@ -208,7 +209,7 @@ class Checkpointer:
         )
         self._state.shares(session.collective.place.rank, session.neighbours())
         proposal = session.await_proposal(self._patience_s)
-        copies: list[Loaded] = []
+        copies: list[Validated] = []
         try:
             if proposal.epoch == GENESIS:
                 self._check_first(require)
@@ -259,7 +260,7 @@ class Checkpointer:
         if require:
             raise none_begun()
 
-    def _load(self, proposal: Proposal) -> list[Loaded]:
+    def _load(self, proposal: Proposal) -> list[Validated]:
         """Get this rank's own shard, and the one that holds what it has left to another."""
         session = self._session
         own = session.load(proposal, session.collective.place.rank)
@@ -267,7 +268,7 @@ class Checkpointer:
         return [own] if left is None else [own, session.load(proposal, left.shard)]
 
     def _apply(
-        self, copies: Sequence[Loaded], only: Sequence[str], keep_live: Sequence[str]
+        self, copies: Sequence[Validated], only: Sequence[str], keep_live: Sequence[str]
     ) -> None:
         """Load, and hear whether all ranks could: where one could not, none goes on to train."""
         self._poison = "a restore was interrupted"

@@ -1,4 +1,4 @@
-"""Memory that a trainer and its agent share: images to be persisted, copies to be loaded.
+"""Memory that a trainer and its agent share: images to be persisted.
 
 No memory is unmapped by hand: it goes with its last view. Frameworks make views that the mapping
 does not know of, and a traceback, or whoever prints one, may hold them for long.
@@ -13,16 +13,13 @@ import os
 from collections.abc import Iterator
 from typing import Any, Final
 
-import msgspec
-
 from handfast.agent.frames import make_image
 from handfast.agent.keeper import Plan
 from handfast.core.lattice import Epoch
 from handfast.errors import HandfastError, SaveFailed
 from handfast.store.files import describe
-from handfast.store.manifest import Manifest
 
-__all__ = ["Loaded", "StagingImage"]
+__all__ = ["StagingImage"]
 
 REMEDIES: Final = {
     errno.EFBIG: "raise the limit on file sizes (ulimit -f): shared memory counts as a file",
@@ -73,24 +70,3 @@ class StagingImage:
         """Close the descriptor, and let the views go."""
         self.views = None
         os.close(self.fd)
-
-
-class Loaded(msgspec.Struct, frozen=True):
-    """A verified copy: what was validated is what is loaded, from the same memory."""
-
-    memory: mmap.mmap
-    manifest: Manifest
-
-    @classmethod
-    def take(cls, fd: int, manifest: Manifest) -> Loaded:
-        """Map a memfd that the agent passed, and close the descriptor.
-
-        Raises HandfastError where there is no memory for it.
-        """
-        try:
-            # Copy on write: frameworks want writable memory, and nothing here may reach the agent.
-            with _memory(HandfastError, f"a copy of {manifest.stamp.epoch}", manifest.image_bytes):
-                memory = mmap.mmap(fd, manifest.image_bytes, access=mmap.ACCESS_COPY)
-        finally:
-            os.close(fd)
-        return cls(memory, manifest)

@@ -20,9 +20,10 @@ from handfast.agent.snapshot import FORGONE, Proposal, Snapshot
 from handfast.checkpoint import fate, rounds
 from handfast.checkpoint.collective import Collective, address_among
 from handfast.checkpoint.connection import Connection, Joining
-from handfast.checkpoint.images import Loaded, StagingImage
+from handfast.checkpoint.images import StagingImage
 from handfast.checkpoint.refusal import Hand, agree, lay, read, refusal
 from handfast.checkpoint.spelling import size
+from handfast.checkpoint.validated import Validated
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Formation
 from handfast.core.messages import Certificate, RestoreCertificate
@@ -32,6 +33,7 @@ from handfast.core.view import Lattice
 from handfast.errors import Blocked, Damaged, HandfastError, Refused, SaveFailed, Superseded
 from handfast.store import manifest as codec
 from handfast.store.files import Files
+from handfast.store.shelf import Shelf
 
 __all__ = ["Session"]
 
@@ -153,8 +155,7 @@ class Session:
 
     def _count(self, meeting: rounds.Meeting) -> int:
         """Rank 0 allocates the generation for all. Raises what :func:`rounds.allocate_in` does."""
-        reported = max(p.generation for p in meeting.peeks)
-        patience_s = self._line.patience_s
+        reported, patience_s = max(p.generation for p in meeting.peeks), self._line.patience_s
         return rounds.allocate_in(self._files, self.root, meeting.nonce, reported, patience_s)
 
     def _joining(self, meeting: rounds.Meeting) -> Joining:
@@ -258,8 +259,8 @@ class Session:
         want = self._round.want if self._round else None
         raise refusal(stuck, self.snapshot.retained, want)
 
-    def load(self, proposal: Proposal, shard: int) -> Loaded:
-        """Get a verified image of a shard from this node's agent. The caller closes it.
+    def load(self, proposal: Proposal, shard: int) -> Validated:
+        """Get a copy of a shard that this node's agent has validated.
 
         Raises Refused where the shard lives at another node's agent.
         """
@@ -277,8 +278,8 @@ class Session:
                 remedy="start the ranks that shared a node on one node again",
             )
         reply = self._line.call("load", domain=domain, epoch=msgspec.structs.astuple(epoch))
-        manifest = codec.decode(reply["manifest"], where=f"{domain} {epoch}")
-        return Loaded.take(reply["fds"][0], manifest)
+        shelf = Shelf(self._files, *self._round.shelves[domain])
+        return Validated(shelf, codec.decode(reply["manifest"], where=f"{domain} {epoch}"))
 
     def accept(self, proposal: Proposal) -> None:
         """Say that this rank compared the epoch with its live state and will load it."""
@@ -440,8 +441,7 @@ class Session:
 
     def forgo(self, epoch: Epoch, reason: str) -> None:
         """Vote SKIP on an epoch that the schedule named and this rank does not save."""
-        told = msgspec.structs.astuple(epoch)
-        self._line.call("skip", epoch=told, reason=f"{FORGONE}: {reason}")
+        self._answer("skip", epoch, reason=f"{FORGONE}: {reason}")
 
     def new_problems(self, told: bool = False) -> list[str]:
         """List failures of saves that were learned of and not listed yet.
@@ -477,8 +477,8 @@ class Session:
         raise SaveFailed(f"epoch {epoch} will not converge: {why}")
 
     def _latest(self) -> int:
-        here = self.collective.place
-        return rounds.peek(self._files, self.root, here.node, here.rank).generation
+        at = self.collective.place
+        return rounds.peek(self._files, self.root, at.node, at.rank).generation
 
     def _again(self) -> None:
         """Hand over again what the dead agent had not persisted; it is still in memory here."""

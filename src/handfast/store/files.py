@@ -45,6 +45,7 @@ DENIED = (
     "make it writable for this user, and each directory above it one that this user may enter "
     "(chmod u+x)"
 )
+NO_MEMORY = "free memory on this node, and try again"
 OTHER = "mend what the system reports there, and try again"
 REMEDIES = {
     errno.ENOSPC: FULL,
@@ -61,6 +62,7 @@ REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.EAGAIN: "the system is out of something for a moment: try again",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENOMEM: NO_MEMORY,
     errno.EOPNOTSUPP: "this file system lacks hard links: use a local or POSIX file system",
 }
 

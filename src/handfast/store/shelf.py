@@ -9,7 +9,7 @@ names that they don't know: temporary ones, and manifests that were renamed away
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from handfast.core.lattice import Epoch
@@ -115,13 +115,22 @@ class Shelf:
                 raise ValueError(
                     f"a buffer of {len(view)} bytes for an image of {manifest.image_bytes}"
                 )
-        unit = manifest.chunk_bytes
-        chosen = (part for piece in manifest.pieces for part in parts(piece, unit))
-        if only is not None:
-            spans = tuple(only)
-            chosen = (part for part in chosen if any(_meets(part, unit, span) for span in spans))
-        self._read_parts(manifest, chosen, view, progress=progress)
+        self._read_parts(manifest, _chosen(manifest, only), view, progress=progress)
         return manifest
+
+    def visit(
+        self,
+        manifest: Manifest,
+        take: Callable[[int, memoryview], None],
+        only: Iterable[range] | None = None,
+    ) -> None:
+        """Read an image again whose manifest is known, and hand on what is verified of it.
+
+        `take(start, data)` gets the bytes from `start` of the image on, in memory that is used
+        again for others when it returns; several threads call it. `only` is that of :meth:`read`.
+        Raises Damaged as :meth:`read` does: what was handed on by then was right.
+        """
+        self._read_parts(manifest, _chosen(manifest, only), None, take)
 
     def lacks(self, manifest: Manifest) -> str:
         """Say which data file of an epoch is missing or too short, without reading any; or ''."""
@@ -141,6 +150,7 @@ class Shelf:
         manifest: Manifest,
         chosen: Iterable[Piece],
         into: memoryview | None,
+        take: Callable[[int, memoryview], None] | None = None,
         *,
         moved: Mapping[str, str] | None = None,
         progress: Progress | None = None,
@@ -172,6 +182,8 @@ class Shelf:
                     if target is None:
                         target = held.enter_context(scratch.lend(len(span)))
                     read_chunks(self.files, *opened[part.source], manifest, part, target)
+                    if take is not None:
+                        take(span.start, target)
                 done.add(len(span))
 
             share_out(read, ahead, self.files.lanes)
@@ -268,10 +280,21 @@ def lengths(manifest: Manifest) -> dict[str, int]:
     return found
 
 
-def _meets(part: Piece, unit: int, span: range) -> bool:
-    """Whether a part of chunks of `unit` bytes has a byte of this span of the image."""
-    start, end = part.first * unit, (part.first + part.count) * unit
-    return max(start, span.start) < min(end, span.stop)
+def _chosen(manifest: Manifest, only: Iterable[range] | None) -> Iterator[Piece]:
+    """The parts of an image that have a byte of one of these spans; all, if none are given."""
+    every = (p for piece in manifest.pieces for p in parts(piece, manifest.chunk_bytes))
+    if only is None:
+        yield from every
+        return
+    ahead = sorted((span for span in only if span), key=lambda span: (span.start, span.stop))
+    at, reach = 0, 0  # of the spans that begin before a part ends, how far they reach
+    for part in every:
+        here = _span(part, manifest)
+        while at < len(ahead) and ahead[at].start < here.stop:
+            reach = max(reach, ahead[at].stop)
+            at += 1
+        if reach > here.start:
+            yield part
 
 
 def read_chunks(

@@ -27,8 +27,8 @@ from handfast.torch.gradients import drop_gradients, restore_gradients
 from handfast.torch.memory import UNNAMED, Memory, Remade, bytes_of
 from handfast.torch.names import matches
 from handfast.torch.rng import write_generator, write_streams
-from handfast.torch.saved import EXTRA, RNG, UNSYNCED, Saved, Source
-from handfast.torch.tensors import HOST, copy_into, dims_of, is_dtensor, local, place_of
+from handfast.torch.saved import EXTRA, RNG, UNSYNCED, Saved, Source, Values
+from handfast.torch.tensors import HOST, dims_of, is_dtensor, local, place_of
 from handfast.torch.tree import Kind, Node, above, entries, in_place, is_torchs, kind_of, refers
 
 __all__ = ["apply", "live_tensors", "look"]
@@ -50,7 +50,7 @@ LATE: Final = (
 def apply(
     state: Mapping[str, object],
     saved: Saved,
-    views: Mapping[str, Tensor],
+    values: Values,
     *,
     only: Sequence[str] = ("**",),
     keep_live: Sequence[str] = (),
@@ -58,8 +58,8 @@ def apply(
 ) -> object:
     """Put a saved state in place; gives what was saved as ``extra``.
 
-    ``views`` map each stored path to its values (see ``map_image``); nothing that stays in the
-    live state aliases them. Hold the two sides against each other with ``differences`` before: what
+    ``values`` has the values of each stored path; nothing that stays in the live state aliases
+    them. Hold the two sides against each other with ``differences`` before: what
     only one side has is left alone here. ``only`` are patterns of paths. ``keep_live`` names
     hyperparameters by key (``lr``), or entries of optimizers, schedulers and other objects by path
     (``scheduler/base_lrs``), that keep their live values. ``given`` are the keys that optimizers'
@@ -70,7 +70,7 @@ def apply(
     """
     where = "the live state"
     try:
-        live, source = look(state, saved, views)
+        live, source = look(state, saved, values)
         trees: dict[str, object] = {}
         _pair(state, saved.objects, "", saved.kinds, trees)
         standing: dict[str, Tensor] = {}
@@ -109,9 +109,7 @@ def apply(
         ) from error
 
 
-def look(
-    state: Mapping[str, object], saved: Saved, views: Mapping[str, Tensor]
-) -> tuple[Walk, Source]:
+def look(state: Mapping[str, object], saved: Saved, values: Values) -> tuple[Walk, Source]:
     """The live state, and the saved one as it is to be made there.
 
     A loader's state is about to be replaced, and reading it may start its workers.
@@ -121,7 +119,7 @@ def look(
     opts = [node.value for node in live.nodes if isinstance(node.value, Optimizer)]
     known = chain(live.tensors, chain.from_iterable(map(optimizers.parameters, opts)))
     meshed = [(tuple(tensor.shape), place_of(tensor)) for tensor in known if is_dtensor(tensor)]
-    return live, Source(saved, views, places, meshed)
+    return live, Source(saved, values, places, meshed)
 
 
 def _pair(
@@ -201,7 +199,7 @@ class _Restore(NamedTuple):
 
     def _copy(self, pairs: Sequence[tuple[str, Any]]) -> None:
         found = [p for p in pairs if matches(p[0], self.only) and self.source.saved.spec(p[0])]
-        copy_into([local(t) for _, t in found], [self.source.view(path) for path, _ in found])
+        self.source.fill([(local(tensor), path) for path, tensor in found])
         aliases = self.source.saved.aliases
         self.standing.update({aliases.get(path, path): tensor for path, tensor in found})
 

@@ -81,11 +81,14 @@ def torn(
     What is not restored is to stay as it is, but for what is ``gone`` by then.
     """
     parts = {path: local(tensor) for path, tensor in live.items() if path not in gone}
-    asked = {path for path in parts if matches(path, only) and source.saved.spec(path)}
-    values = {path: source.view(path) if path in asked else part for path, part in parts.items()}
+
+    def value(path: str) -> Tensor:
+        asked = matches(path, only) and source.saved.spec(path)
+        return source.view(path) if asked else parts[path]
+
     return [
         Difference(path, "memory", "values of its own", f"bytes that {other} has, too")
-        for path, other in sorted(memory.torn(parts, values))
+        for path, other in sorted(memory.torn(parts, value))
     ]
 
 

@@ -1,7 +1,7 @@
 """Who has which bytes: live tensors that share memory can't hold what was saved apart."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -89,7 +89,7 @@ class Remade:
         self._standing = standing
         self._memory = memory
         self._made: dict[tuple[str, bool], Tensor] = {}
-        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._pairs: list[tuple[Tensor, str]] = []
 
     def leave(self, values: Iterable[object]) -> None:
         """Let live tensors among these keep their values, whatever is restored."""
@@ -113,7 +113,6 @@ class Remade:
         return live if isinstance(live, Tensor) and _same(live, other) else other.detach()
 
     def _own(self, path: str, place: Place, live: object) -> Tensor:
-        saved = self._source.view(path)
         if isinstance(live, Tensor) and self._fits(live, path, place):
             aliases = self._source.saved.aliases
             held = self._memory.claim(path, live)
@@ -125,14 +124,15 @@ class Remade:
                 if not (aliases.get(at, at) == path or (at == UNNAMED and _look(part) == mine))
             ]
             if not others:
-                self._pairs.append((local(live), saved))
+                self._pairs.append((local(live), path))
                 return live
             self.fill()
+            saved = self._source.view(path)
             # what was apart and is one now would go on as one, though the values be the same
             if mine not in map(_look, others) and _agrees(local(live), saved, others):
                 return live
         made = make(self._source.spec(path), place)
-        self._pairs.append((local(made), saved))
+        self._pairs.append((local(made), path))
         return made
 
     def _fits(self, live: Tensor, path: str, place: Place) -> bool:
@@ -159,7 +159,7 @@ class Remade:
 
     def fill(self) -> None:
         """Copy the saved values of what was taken since the last time."""
-        copy_into([target for target, _ in self._pairs], [source for _, source in self._pairs])
+        self._source.fill(self._pairs)
         self._pairs.clear()
 
 
@@ -195,19 +195,20 @@ def _look(part: Tensor) -> tuple[object, ...]:
     return *seen, part.is_conj(), part.is_neg()
 
 
-def torn(parts: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+def torn(parts: Mapping[str, Tensor], value: Callable[[str], Tensor]) -> Iterator[tuple[str, str]]:
     """Live tensors that can't all have the values that they are to have, since they overlap.
 
+    ``value`` gives what a path is to have; it is asked of those that overlap, and of no other.
     Gives the path of each, and that of one it shares bytes with. Tried on a copy of those bytes.
     """
     for group in _overlapping(parts):
         start = min(_extent(part)[0] for _, part in group)
         scratch = bytearray(max(_extent(part)[1] for _, part in group) - start)
-        views = [(path, _placed(scratch, part, start), values[path].cpu()) for path, part in group]
-        for _, target, value in views:
-            copy_into([target], [value])
-        for path, target, value in views:
-            if not torch.equal(bytes_of(target), bytes_of(value)):
+        views = [(path, _placed(scratch, part, start), value(path).cpu()) for path, part in group]
+        for _, target, wanted in views:
+            copy_into([target], [wanted])
+        for path, target, wanted in views:
+            if not torch.equal(bytes_of(target), bytes_of(wanted)):
                 yield path, next(other for other, _ in group if other != path)
 
 

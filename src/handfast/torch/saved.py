@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import torch
@@ -24,6 +24,7 @@ __all__ = [
     "UNSYNCED",
     "Saved",
     "Source",
+    "Values",
     "read_manifests",
     "taken",
 ]
@@ -103,15 +104,31 @@ def taken(own: Manifest, other: Manifest) -> Iterator[tuple[str, str]]:
     return ((path, other.aliases.get(path, path)) for path in left)
 
 
+class Values(Protocol):
+    """The values of a saved state, by the paths that are stored."""
+
+    def view(self, path: str) -> Tensor:
+        """The values of one tensor, dense, in host memory; not to be written to.
+
+        Raises KeyError if nothing is stored there.
+        """
+
+    def fill(self, pairs: Sequence[tuple[Tensor, str]]) -> None:
+        """Copy what is stored under paths into local tensors, in place.
+
+        Cheap for many at once. What raises leaves some of them filled.
+        """
+
+
 class Source(NamedTuple):
-    """A saved state with its values: ``views`` maps each stored path to a tensor in the image.
+    """A saved state with its values.
 
     ``places`` are those of the live tensors by path, ``meshed`` the shapes and places of all live
     DTensors: on their meshes are made those that are not there yet.
     """
 
     saved: Saved
-    views: Mapping[str, Tensor]
+    values: Values
     places: Mapping[str, Place] = MappingProxyType({})
     meshed: Sequence[tuple[tuple[int, ...], Place]] = ()
 
@@ -121,13 +138,18 @@ class Source(NamedTuple):
         return saved.specs[saved.aliases.get(path, path)]
 
     def view(self, path: str) -> Tensor:
-        """The values in the image, dense. Raises KeyError if nothing was saved there."""
-        return self.views[self.saved.aliases.get(path, path)]
+        """The saved values, dense. Raises KeyError if nothing was saved there."""
+        return self.values.view(self.saved.aliases.get(path, path))
+
+    def fill(self, pairs: Sequence[tuple[Tensor, str]]) -> None:
+        """Copy what was saved under paths into local tensors, in place."""
+        aliases = self.saved.aliases
+        self.values.fill([(target, aliases.get(path, path)) for target, path in pairs])
 
     def tensor(self, path: str, place: Place = HOST) -> Tensor:
         """A new tensor with the saved values, dtype and strides. Gradients are disabled."""
         made = make(self.spec(path), place)
-        local(made).copy_(self.view(path))
+        self.fill([(local(made), path)])
         return made
 
     def place(self, ref: TensorRef, device: torch.device = HOST.device) -> Place | None:

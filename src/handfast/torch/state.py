@@ -14,26 +14,28 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 import torch
-import xxhash
 from torch.optim import Optimizer
 
 from handfast.agent.keeper import Plan
 from handfast.checkpoint.checkpointer import Prove
-from handfast.checkpoint.images import Loaded, StagingImage
+from handfast.checkpoint.images import StagingImage
 from handfast.checkpoint.spelling import some
+from handfast.checkpoint.validated import Validated
 from handfast.errors import Unstorable
 from handfast.store import objects
-from handfast.store.image import Layout, TensorSpec, plan
+from handfast.store.image import Layout, Slot, TensorSpec, plan
+from handfast.store.manifest import HASH_BYTES, chunk_hash
 from handfast.store.port import Verify
 from handfast.torch import apply as restore
 from handfast.torch import boxes, compare, optimizers
 from handfast.torch.capture import Captured, capture
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
 from handfast.torch.rng import unmoved_streams
-from handfast.torch.saved import GRADS, RNG, Saved, read_manifests, taken
+from handfast.torch.saved import GRADS, RNG, Saved, read_manifests
 from handfast.torch.stage import map_image, stage
 from handfast.torch.tensors import digest
 from handfast.torch.tree import Kind, nodes
+from handfast.torch.values import Stored
 
 __all__ = ["TorchState", "environment"]
 
@@ -235,7 +237,7 @@ class TorchState:
             )
         return unclean_gradients(self._state, stored=grads)
 
-    def compare(self, copies: Sequence[Loaded], only: Sequence[str], strict: bool) -> None:
+    def compare(self, copies: Sequence[Validated], only: Sequence[str], strict: bool) -> None:
         """See the port. Differences of the environment are warned of by name.
 
         With ``strict``, raises ValueError for a pattern that names nothing of this rank.
@@ -246,13 +248,12 @@ class TorchState:
             compare.check_patterns(saved, only)
         with unmoved_streams():  # a loader's state_dict() may draw the seed of its workers
             live = capture(self._state, rng=False, replicated=self._declared)
-            walked, source = restore.look(self._state, saved, {})
+            walked, source = restore.look(self._state, saved, Stored(copies))
         for copy in copies[1:]:
             compare.refuse_unlike(copies[0].manifest, copy.manifest, only)
         compare.refuse_lacking(compare.lacking(live, saved, only=only), shards)
         compare.refuse_homeless(compare.homeless(live, source, only=only), shards[0])
         found = compare.differences(live, saved, only=only, strict=strict)
-        source = source._replace(views=_views(copies))
         gone = boxes.changes(live, saved, only).gone
         tensors = restore.live_tensors(walked)
         compare.refuse(found or compare.torn(tensors, source, only, gone), shards[0])
@@ -262,7 +263,7 @@ class TorchState:
             logger.warning("the resume may differ in the last bits: %s", "; ".join(changed))
 
     def apply(
-        self, copies: Sequence[Loaded], only: Sequence[str], keep_live: Sequence[str]
+        self, copies: Sequence[Validated], only: Sequence[str], keep_live: Sequence[str]
     ) -> object:
         """See the port."""
         saved = self._read(copies)
@@ -271,17 +272,17 @@ class TorchState:
         return restore.apply(
             self._state,
             saved,
-            _views(copies),
+            Stored(copies),
             only=only,
             keep_live=keep_live,
             given=self._given or {},
         )
 
-    def _read(self, copies: Sequence[Loaded]) -> Saved:
+    def _read(self, copies: Sequence[Validated]) -> Saved:
         manifests = [copy.manifest for copy in copies]
         return read_manifests(manifests[0], *manifests[1:], pickle=self._pickle)
 
-    def replicas(self, copies: Sequence[Loaded]) -> dict[str, bytes]:
+    def replicas(self, copies: Sequence[Validated]) -> dict[str, bytes]:
         """See the port: whole tensors, neither sharded nor declared, empty nor tiny.
 
         The first of them only: every rank is told those of all, for a hint.
@@ -296,22 +297,17 @@ class TorchState:
             and slot.spec.shape == slot.spec.global_shape
             and slot.nbytes >= 4096
         )
-        with memoryview(copies[0].memory) as memory:
-            return {
-                slot.spec.path: xxhash.xxh3_128_digest(
-                    memory[slot.start : slot.start + slot.nbytes]
-                )
-                for slot in islice(own, HINTS)
-            }
+        return {slot.spec.path: _mark(copies[0], slot) for slot in islice(own, HINTS)}
 
 
-def _views(copies: Sequence[Loaded]) -> dict[str, torch.Tensor]:
-    """Map every stored path to its values: this rank's own, and what it left to the others."""
-    views = map_image(copies[0].manifest.slots, copies[0].memory)
-    for copy in copies[1:]:
-        theirs = map_image(copy.manifest.slots, copy.memory)
-        views |= {p: theirs[kept] for p, kept in taken(copies[0].manifest, copy.manifest)}
-    return views
+def _mark(copy: Validated, slot: Slot) -> bytes:
+    """Tell a tensor's bytes from others: by the hashes of the chunks in it, where it has any."""
+    unit, end = copy.manifest.chunk_bytes, slot.start + slot.nbytes
+    first, behind = -(-slot.start // unit), end // unit
+    if first < behind:
+        hashes = copy.manifest.hashes[first * HASH_BYTES : behind * HASH_BYTES]
+        return chunk_hash(hashes + (slot.start % unit).to_bytes(8, "little"))
+    return chunk_hash(copy.read(range(slot.start, end)))
 
 
 def _only(captured: Captured, mine: Sequence[bool]) -> Captured:

@@ -146,8 +146,8 @@ class Rank:
         if proposal.epoch != GENESIS:
             loaded = session.load(proposal, self.rank)
             wanted = content(seed(proposal.epoch, self.rank), self.nbytes)
-            assert loaded.memory[: len(wanted)] == wanted, f"{proposal.epoch} is not what it was"
-            loaded.memory.close()
+            held = loaded.read(range(len(wanted)))
+            assert held == wanted, f"{proposal.epoch} is not what it was"
         session.accept(proposal)
         return session.await_certificate(PATIENCE_S).base
 

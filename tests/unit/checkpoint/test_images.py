@@ -10,9 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 from handfast.agent.keeper import Plan
-from handfast.checkpoint.images import Loaded, StagingImage
-from handfast.errors import HandfastError, SaveFailed
-from handfast.store.manifest import Manifest, Stamp
+from handfast.checkpoint.images import StagingImage
+from handfast.errors import SaveFailed
 
 HUGE = 1 << 46  # bytes: more than any machine has
 
@@ -68,19 +67,3 @@ def test_an_image_that_can_t_be_mapped_leaves_no_memory_behind() -> None:
     ):
         StagingImage(plan(64 << 20))
     assert descriptors() == before
-
-
-def test_a_copy_that_does_not_fit_is_named_with_its_epoch() -> None:
-    """It is no damage, and no verdict on the epoch."""
-    stamp = Stamp("run", "main", 1, 7, "rank-00000-0", 0, 1, 1, "c0ffee", None)
-    manifest = Manifest(
-        stamp=stamp, slots=(), aliases={}, objects=b"", environment={}, image_bytes=HUGE,
-        chunk_bytes=1 << 20, hashes=b"", sources=(), pieces=(), replicated=(), structure="",
-    )  # fmt: skip
-    fd = os.memfd_create("huge")
-    os.ftruncate(fd, HUGE)
-    with pytest.raises(HandfastError, match=rf"a copy of 1/7 of {HUGE} bytes: .*ENOMEM") as caught:
-        Loaded.take(fd, manifest)
-    assert type(caught.value) is HandfastError
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(fd)

@@ -534,7 +534,7 @@ def fsdp_gradients_that_are_held_back_go_at_a_restore(rank: int) -> None:
         built(torch.randn(3, 4)).square().sum().backward()
         hold(True)
         assert any(mark in name for name in unclean_gradients(state, stored=True))
-        apply(state, saved.saved, saved.views, only=("model",))
+        apply(state, saved.saved, saved.values, only=("model",))
         assert any(mark in name for name in unclean_gradients(state, stored=True))
         saved.restore(state)
         assert unclean_gradients(state) == ()
@@ -767,7 +767,7 @@ def shards_that_have_no_mesh_are_refused_dry(rank: int) -> None:
     with pytest.raises(Refused, match=r"1 tensors were parts of DTensors.*: box/best"):
         refuse_homeless(found(empty), "shard 0")
     with pytest.raises(Poisoned, match="no mesh of the live state"):
-        apply(empty, saved.saved, saved.views)
+        apply(empty, saved.saved, saved.values)
     assert empty == {"box": {}}
 
 

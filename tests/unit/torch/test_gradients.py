@@ -501,7 +501,7 @@ def test_an_object_that_holds_an_optimizer_of_the_state_drops_nothing() -> None:
     assert model.weight.grad is not None
     assert not model.weight.grad.any()
     backward(model)
-    apply(state, saved.saved, saved.views, only=("s",))
+    apply(state, saved.saved, saved.values, only=("s",))
     assert model.weight.grad.any()
 
 

@@ -296,13 +296,13 @@ def test_what_is_not_restored_is_left_alone() -> None:
     live.state[other.weight]["seen"] = lost
     other.register_buffer("lost", around, persistent=False)
     state = {"m": other, "one": live, "two": rest}
-    apply(state, saved.saved, saved.views, only=("one",))
+    apply(state, saved.saved, saved.values, only=("one",))
     assert (rate.item(), rest.param_groups[0]["lr"].item()) == (torch.tensor(0.1).item(),) * 2
     assert live.param_groups[0]["lr"].item() == 0.5
     assert (lost.tolist(), live.state[other.weight]["seen"].tolist()) == ([7.0, 7.0], [1.0, 1.0])
     kept = torch.tensor(0.1)
     live.param_groups[0]["lr"] = rest.param_groups[0]["lr"] = kept
-    apply(state, saved.saved, saved.views, keep_live=("one/param_groups[0]/lr",))
+    apply(state, saved.saved, saved.values, keep_live=("one/param_groups[0]/lr",))
     assert live.param_groups[0]["lr"] is kept
     assert kept.item() == torch.tensor(0.1).item()
     assert rest.param_groups[0]["lr"].item() == 0.25

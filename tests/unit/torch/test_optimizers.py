@@ -426,7 +426,7 @@ def test_what_was_not_saved_keeps_its_state_where_that_is_allowed() -> None:
     saved, state = Snapshot({"m": one, "o": opt}), {"m": other, "o": live}
     assert saved.differences(state)
     assert saved.differences(state, strict=False) == []
-    apply(state, saved.saved, saved.views)
+    apply(state, saved.saved, saved.values)
     held = [live.state[p]["momentum_buffer"].flatten()[0].item() for p in other.parameters()]
     assert held == [1.0, 1.0, 2.0, 2.0]
 

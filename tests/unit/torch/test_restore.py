@@ -400,7 +400,7 @@ def test_what_a_hook_makes_of_loaded_weights_is_made_anew() -> None:
     loads: list[object] = []
     one, other = nn.Sequential(Halved([])), nn.Sequential(Halved(loads))
     saved = Snapshot({"model": one, "t": torch.ones(1)})
-    apply({"model": other, "t": torch.ones(1)}, saved.saved, saved.views, only=("t",))
+    apply({"model": other, "t": torch.ones(1)}, saved.saved, saved.values, only=("t",))
     assert loads == []
     at = other[0].weight.data_ptr()
     saved.restore({"model": other, "t": torch.ones(1)})
@@ -648,7 +648,7 @@ def test_only_a_part_is_compared_and_restored() -> None:
     head = other[1].weight.clone()
     only = ("m/0*", "b/n")
     assert saved.differences(live, only=only) == []
-    apply(live, saved.saved, saved.views, only=only)
+    apply(live, saved.saved, saved.values, only=only)
     assert same_bytes(other[0].weight, one[0].weight)
     assert same_bytes(other[1].weight, head)
     assert not fresh.state
@@ -679,7 +679,7 @@ def test_not_strict_leaves_what_only_one_side_has() -> None:
     live: dict[str, Any] = {"m": other, "o": fresh, "new": [torch.ones(1)]}
     assert len(saved.differences(live)) == 9
     assert saved.differences(live, strict=False) == []
-    apply(live, saved.saved, saved.views)
+    apply(live, saved.saved, saved.values)
     assert same_bytes(other[1].weight, one[1].weight)
     assert live["new"][0] == 1
     assert set(map(id, fresh.state)) == {id(other[0].weight), id(other[0].bias)}
@@ -693,7 +693,7 @@ def test_not_strict_leaves_a_scaler_that_only_one_side_has_enabled(on: bool) -> 
     live = {"s": torch.amp.GradScaler("cpu", init_scale=8.0, enabled=on), "t": torch.zeros(1)}
     snapshot = Snapshot(saved)
     assert snapshot.differences(live, strict=False) == []
-    apply(live, snapshot.saved, snapshot.views)
+    apply(live, snapshot.saved, snapshot.values)
     assert live["t"].tolist() == [1.0]
     assert live["s"].get_scale() == (8.0 if on else 1.0)
 
@@ -783,7 +783,7 @@ def test_a_broken_image_poisons() -> None:
     """Whatever goes wrong after the first change is said in one way."""
     saved = Snapshot({"t": torch.ones(2)})
     with pytest.raises(Poisoned, match="the tensors"):
-        apply({"t": torch.ones(2)}, saved.saved, {})
+        apply({"t": torch.ones(2)}, saved.saved, Snapshot({"other": torch.ones(2)}).values)
 
 
 # Modes that the caller may be in
@@ -1145,7 +1145,7 @@ def test_things_that_are_not_there_are_left_out(caplog: pytest.LogCaptureFixture
     })  # fmt: skip
     live: dict[str, Any] = {"box": {}}
     assert saved.differences(live, strict=False) == []
-    apply(live, saved.saved, saved.views)
+    apply(live, saved.saved, saved.values)
     assert live["box"] == {"t": torch.ones(1), "n": 5}
     assert caplog.text.count("has no place in the live state") == 3
 
@@ -1153,9 +1153,9 @@ def test_things_that_are_not_there_are_left_out(caplog: pytest.LogCaptureFixture
 def test_a_later_item_of_a_list_is_not_moved_to_its_beginning() -> None:
     """`only=` names the third of three; there is no second to stand behind."""
     saved, live = Snapshot({"h": [10, 20, 30]}), {"h": list[int]()}
-    apply(live, saved.saved, saved.views, only=("h[2]",))
+    apply(live, saved.saved, saved.values, only=("h[2]",))
     assert live == {"h": []}
-    apply(live, saved.saved, saved.views, only=("h[0]", "h[1]"))
+    apply(live, saved.saved, saved.values, only=("h[0]", "h[1]"))
     assert live == {"h": [10, 20]}
 
 

@@ -67,7 +67,7 @@ def test_a_scaler_in_the_middle_of_a_step_begins_anew(stage: str, only: tuple[st
     saved, batch = Snapshot(run.state), run.batch.get_state()
     expected = [run.step() for _ in range(3)]
     run.half(stage)
-    apply(run.state, saved.saved, saved.views, only=only)
+    apply(run.state, saved.saved, saved.values, only=only)
     run.batch.set_state(batch)
     assert [run.step() for _ in range(3)] == expected
 
@@ -147,7 +147,7 @@ def test_gradients_that_nobody_consumes_go_at_a_restore() -> None:
     model, live = headed()
     saved = Snapshot(live)
     model(torch.randn(3, 4)).sum().backward()
-    apply(live, saved.saved, saved.views, only=("model/0.weight",))
+    apply(live, saved.saved, saved.values, only=("model/0.weight",))
     assert model[0].weight.grad is None
     assert model[0].bias.grad is not None
     assert model[1].weight.grad is not None
@@ -180,12 +180,12 @@ def test_a_counter_that_came_since_goes(caplog: pytest.LogCaptureFixture) -> Non
     train(model, opt, steps=3)
     schedule = torch.optim.swa_utils.SWALR(opt, swa_lr=0.05)
     with caplog.at_level(logging.WARNING, "handfast"):
-        apply(state, saved.saved, saved.views, keep_live=("step",), given=first)
+        apply(state, saved.saved, saved.values, keep_live=("step",), given=first)
         assert opt.param_groups[0]["step"] == 3
-        apply(state, saved.saved, saved.views)
+        apply(state, saved.saved, saved.values)
         assert opt.param_groups[0]["step"] == 3
         assert "live was 3: left as it is" in caplog.messages[-1]
-        apply(state, saved.saved, saved.views, given=first)
+        apply(state, saved.saved, saved.values, given=first)
     assert "opt/param_groups[0]/step: nothing was saved, live was 3: dropped" in caplog.messages[-1]
     assert "step" not in opt.param_groups[0]
     assert opt.param_groups[0]["label"] == "all"
@@ -274,7 +274,7 @@ def test_a_box_that_has_grown_is_left_where_it_is_not_asked_for() -> None:
     saved = Snapshot(live)
     live["box"]["best"] = torch.ones(2)
     live["box"]["losses"] += [torch.ones(1)]
-    apply(live, saved.saved, saved.views, only=("box/note",))
+    apply(live, saved.saved, saved.values, only=("box/note",))
     assert torch.equal(live["box"]["best"], torch.ones(2))
     assert len(live["box"]["losses"]) == 2
 
@@ -320,7 +320,7 @@ def test_what_is_trained_gives_way_to_nothing(parts: Any) -> None:
     live = parts(3)
     assert saved.differences(live) != []
     held = str(live)
-    apply(live, saved.saved, saved.views)  # as strict=False does
+    apply(live, saved.saved, saved.values)  # as strict=False does
     assert str(live) == held
 
 
@@ -387,7 +387,7 @@ def test_nothing_gives_way_to_what_can_not_be_made() -> None:
     saved = Snapshot({"box": {"x": {"m": nn.Linear(1, 1)}}})
     live = {"box": {"x": torch.zeros(2)}}
     assert saved.differences(live) != []
-    apply(live, saved.saved, saved.views)
+    apply(live, saved.saved, saved.values)
     assert torch.equal(live["box"]["x"], torch.zeros(2))
 
 
@@ -413,7 +413,7 @@ def test_ties_come_back_on_the_device_of_what_is_tied(monkeypatch: pytest.Monkey
     place = memory.place_of
     elsewhere = torch.device("meta")
     monkeypatch.setattr(memory, "place_of", lambda t: place(t)._replace(device=elsewhere))
-    apply(live, saved.saved, saved.views)
+    apply(live, saved.saved, saved.values)
     assert live["box"]["ref"].data_ptr() == other.weight.data_ptr()
 
 
@@ -451,7 +451,7 @@ def test_what_has_no_place_is_refused() -> None:
         assert saved.differences({"box": box}, only=("box/best/w",)) != [], box
     live: dict[str, Any] = {"box": {"best": {}}}
     assert saved.differences(live, only=("box/best/w",)) == []
-    apply(live, saved.saved, saved.views, only=("box/best/w",))
+    apply(live, saved.saved, saved.values, only=("box/best/w",))
     assert torch.equal(live["box"]["best"]["w"], torch.ones(2))
 
 
@@ -468,7 +468,7 @@ def test_a_thing_in_the_place_of_none_stays_as_it_is(kind: str) -> None:
     saved = Snapshot({"box": {"s": None}})
     live = {"box": {"s": thing}}
     assert saved.differences(live) != []
-    apply(live, saved.saved, saved.views)
+    apply(live, saved.saved, saved.values)
     assert live["box"]["s"] is thing
 
 
@@ -513,7 +513,7 @@ def test_what_is_let_through_is_restored_to_the_letter(was: Any, now: Any, tied:
     live = {"box": now}
     if saved.differences(live):
         return
-    apply(live, saved.saved, saved.views)
+    apply(live, saved.saved, saved.values)
     if type(was) is type(now):  # else it was empty, and nothing holds it that could take another
         assert plain(live["box"]) == expected
     assert live["box"] is now

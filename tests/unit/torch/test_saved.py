@@ -4,33 +4,27 @@ from typing import Any
 
 import pytest
 import torch
+from statekit import shelved
 from torch import nn
 
+from handfast.checkpoint.validated import Validated
 from handfast.errors import FormatError, Poisoned
 from handfast.store import objects
 from handfast.store.image import plan
-from handfast.store.manifest import (
-    CHUNK,
-    Left,
-    Manifest,
-    Piece,
-    Stamp,
-    decode,
-    encode,
-    hash_chunks,
-)
+from handfast.store.manifest import Left, Manifest
 from handfast.torch.apply import apply
 from handfast.torch.capture import capture
 from handfast.torch.compare import differences, lacking
-from handfast.torch.saved import read_manifests, taken
+from handfast.torch.saved import Saved, read_manifests
 from handfast.torch.stage import map_image, stage
 from handfast.torch.tensors import digest
+from handfast.torch.values import Stored
 
 
 def shard(
     state: dict[str, object], number: int, leave_out: tuple[str, ...] = (), **options: Any
-) -> tuple[Manifest, dict[str, torch.Tensor]]:
-    """A shard as it is stored and read back: its manifest, and its views."""
+) -> Validated:
+    """A shard as it is stored and read back."""
     captured = capture(state, **options)
     layout = plan(spec for spec in captured.specs if spec.path not in leave_out)
     buffer = bytearray(layout.padded)
@@ -41,31 +35,14 @@ def shard(
         view.copy_(kept[path])
     specs = {spec.path: spec for spec in captured.specs}
     left = {path: digest(specs[path], kept[path]) for path in leave_out if path in kept}
-    manifest = Manifest(
-        stamp=Stamp("run", "main", 1, 5, f"d{number}", number, 2, 1, "c", None),
-        slots=layout.slots,
-        aliases=captured.aliases,
-        objects=objects.encode(captured.objects),
-        environment={},
-        image_bytes=layout.nbytes,
-        chunk_bytes=CHUNK,
-        hashes=hash_chunks(buffer[: layout.nbytes]),
-        sources=("5.safetensors",),
-        pieces=(Piece(0, 1, 0, 0),),
-        replicated=captured.replicated,
-        structure="",
-        left=Left(1 - number, left) if left else None,
-        digests=b"".join(digest(slot.spec, views[slot.spec.path]) for slot in layout.slots),
-    )
-    return decode(encode(manifest)), views
+    digests = b"".join(digest(slot.spec, views[slot.spec.path]) for slot in layout.slots)
+    fields = {"left": Left(1 - number, left) if left else None, "digests": digests}
+    return shelved(captured, layout, buffer, number, **fields)
 
 
-Shard = tuple[Manifest, dict[str, torch.Tensor]]
-
-
-def joined(own: Shard, first: Shard) -> dict[str, torch.Tensor]:
+def joined(*copies: Validated) -> Saved:
     """What a rank reads: its own, and what it left to the first of its node."""
-    return own[1] | {path: first[1][kept] for path, kept in taken(own[0], first[0])}
+    return read_manifests(*(copy.manifest for copy in copies))
 
 
 def test_what_a_node_stores_once_is_read_by_each_of_its_ranks() -> None:
@@ -77,12 +54,12 @@ def test_what_a_node_stores_once_is_read_by_each_of_its_ranks() -> None:
     known = {"replicated": ("model",)}
     zero = shard(first, 0, **known)
     one = shard(second, 1, leave_out=("model/a.weight",), **known)
-    saved = read_manifests(one[0], zero[0])
+    saved = joined(one, zero)
     fresh = nn.Linear(2, 2, bias=False)
     live: dict[str, Any] = {"model": nn.ModuleDict({"a": fresh, "b": fresh})}
     live |= {"local": torch.full((2,), 7.0), "box": {"rank": None}}
     assert differences(capture(live), saved) == []
-    apply(live, saved, joined(one, zero))
+    apply(live, saved, Stored([one, zero]))
     assert torch.equal(fresh.weight, tied.weight)
     assert live["local"].tolist() == [1, 1]
     assert live["box"] == {"rank": 1}
@@ -96,9 +73,9 @@ def test_what_is_a_ranks_own_is_never_replaced() -> None:
     zero = shard({"t": torch.ones(2), "w": w.clone()}, 0, **known)
     for state, value in (three, 3.0), ({"t": w.view(2), "w": w}, 7.0):
         one = shard(state, 1, replicated=("w",), leave_out=("w",))
-        saved = read_manifests(one[0], zero[0])
+        saved = joined(one, zero)
         live: dict[str, Any] = {name: torch.zeros(2) for name in "tw"}
-        apply(live, saved, joined(one, zero))
+        apply(live, saved, Stored([one, zero]))
         assert [live["t"][0].item(), live["w"][0].item()] == [value, 7.0]
 
 
@@ -114,11 +91,11 @@ def test_a_tie_of_one_rank_is_none_of_another(tied: int) -> None:
         leave_out = ("model/w",) if rank else ()
         shards.append(shard(state, rank, leave_out, extra=[best[rank]], **known))
     zero, one = shards
-    for rank, manifests in enumerate([(zero[0],), (one[0], zero[0])]):
-        saved = read_manifests(*manifests)
+    for rank, copies in enumerate([(zero,), (one, zero)]):
+        saved = joined(*copies)
         live: dict[str, Any] = {"model": {"w": torch.zeros(2)}, "best": Holder(torch.zeros(2))}
         assert lacking(capture(live), saved) == []
-        (extra,) = apply(live, saved, joined(one, zero) if rank else zero[1])
+        (extra,) = apply(live, saved, Stored(copies))
         expected = [best[rank].tolist()] * 2
         assert [live["best"].held.tolist(), extra.tolist()] == expected
         assert live["model"]["w"].tolist() == [7, 7]
@@ -138,10 +115,10 @@ def test_ties_of_both_ranks_lead_to_what_is_stored() -> None:
     zero = shard({"a": t, "b": t, "c": t}, 0, replicated=("a", "b"))
     other = t.clone()
     one = shard({"a": t, "b": other, "c": other}, 1, ("a", "b"), replicated=("a", "b"))
-    saved = read_manifests(one[0], zero[0])
+    saved = joined(one, zero)
     assert saved.aliases == {"c": "b"}
     live = {name: torch.zeros(2) for name in "abc"}
-    apply(live, saved, joined(one, zero))
+    apply(live, saved, Stored([one, zero]))
     assert [value[0].item() for value in live.values()] == [5, 5, 5]
 
 
@@ -150,32 +127,32 @@ def test_a_tie_of_the_first_rank_does_not_lead_to_what_another_keeps() -> None:
     t = torch.full((2,), 5.0)
     zero = shard({"a": t, "b": t}, 0, replicated=("b",))
     one = shard({"a": torch.full((2,), 3.0), "b": t.clone()}, 1, ("b",), replicated=("b",))
-    assert zero[0].aliases == {"a": "b"}
+    assert zero.manifest.aliases == {"a": "b"}
     for first in zero, shard({"a": t, "b": t}, 0, replicated=("a",)):
-        assert one[0].apart(first[0]) == ()
+        assert one.manifest.apart(first.manifest) == ()
         live = {name: torch.zeros(2) for name in "ab"}
-        apply(live, read_manifests(one[0], first[0]), joined(one, first))
+        apply(live, joined(one, first), Stored([one, first]))
         assert [live["a"][0].item(), live["b"][0].item()] == [3, 5]
 
 
 def test_what_was_left_and_is_held_otherwise_is_found() -> None:
     """By digest, through the other's ties; what the other does not have is none it holds alike."""
     t = torch.full((2,), 5.0)
-    first, _ = shard({"a": t, "b": t, "c": torch.ones(2)}, 0)
-    alike, _ = shard({"a": t, "b": t.clone()}, 1, ("a", "b"))
+    first = shard({"a": t, "b": t, "c": torch.ones(2)}, 0).manifest
+    alike = shard({"a": t, "b": t.clone()}, 1, ("a", "b")).manifest
     assert alike.apart(first) == ()
-    other, _ = shard({"a": t, "b": torch.ones(2), "z": t.clone()}, 1, ("a", "b", "z"))
+    other = shard({"a": t, "b": torch.ones(2), "z": t.clone()}, 1, ("a", "b", "z")).manifest
     assert other.apart(first) == ("b", "z")
-    minus, _ = shard({"a": -t * 0}, 1, ("a",))
-    zero, _ = shard({"a": t * 0}, 0)
+    minus = shard({"a": -t * 0}, 1, ("a",)).manifest
+    zero = shard({"a": t * 0}, 0).manifest
     assert minus.apart(zero) == ("a",)  # 0.0 and -0.0 are equal, and not the same
-    nothing, _ = shard({}, 0)
+    nothing = shard({}, 0).manifest
     assert minus.apart(nothing) == ("a",)
     for other_zero in torch.zeros(2, dtype=torch.int32), torch.zeros(1, 2), torch.zeros(2, 1).t():
-        of_other_shape, _ = shard({"a": other_zero}, 1, ("a",))
+        of_other_shape = shard({"a": other_zero}, 1, ("a",)).manifest
         assert of_other_shape.apart(zero) == ("a",)
-    empty, _ = shard({"a": torch.zeros(0, 3)}, 0)
-    assert shard({"a": torch.zeros(0, 5)}, 1, ("a",))[0].apart(empty) == ("a",)
+    empty = shard({"a": torch.zeros(0, 3)}, 0).manifest
+    assert shard({"a": torch.zeros(0, 5)}, 1, ("a",)).manifest.apart(empty) == ("a",)
 
 
 class Holder:
@@ -222,11 +199,10 @@ def test_what_no_shard_stores_is_found_before_anything_changes() -> None:
     """Each rank took it for alike and left it to the other: a KeyError, once the model was new."""
     state = everything()
     options: dict[str, Any] = {"extra": [torch.ones(2)], "grads": True}
-    whole, views = shard(state, 1, **options)
-    assert lacking(capture(state), read_manifests(whole)) == []
+    assert lacking(capture(state), joined(shard(state, 1, **options))) == []
     left_out = tuple(path for path in LACKING if path != "plain")
-    zero, _ = shard({"x": torch.ones(1)}, 0)
-    saved = read_manifests(shard(state, 1, left_out, **options)[0], zero)
+    copies = shard(state, 1, left_out, **options), shard({"x": torch.ones(1)}, 0)
+    saved = joined(*copies)
     assert lacking(capture(state), saved) == LACKING
     assert lacking(capture(state), saved, only=("model", "opt/**")) == [
         "extra[0]",
@@ -234,23 +210,22 @@ def test_what_no_shard_stores_is_found_before_anything_changes() -> None:
         "opt/state/weight/momentum_buffer",
     ]
     assert lacking(capture({"model": state["model"]}), saved, only=("opt",)) == ["extra[0]"]
-    views = {path: view for path, view in views.items() if path not in left_out}
     with pytest.raises(Poisoned, match="the restore stopped at"):
-        apply(state, saved, views)
+        apply(state, saved, Stored(copies))
 
 
 def test_extra_that_is_not_there_poisons() -> None:
     """It is read last, when the live state has changed already."""
-    one, own = shard({"t": torch.ones(2)}, 0, ("extra[0]",), extra=[torch.ones(2)])
+    one = shard({"t": torch.ones(2)}, 0, ("extra[0]",), extra=[torch.ones(2)])
     with pytest.raises(Poisoned, match="stopped at extra"):
-        apply({"t": torch.zeros(2)}, read_manifests(one), own)
+        apply({"t": torch.zeros(2)}, joined(one), Stored([one]))
 
 
 def test_what_another_rank_keeps_to_itself_is_not_taken() -> None:
     """Its shards, its loader and its random streams are none of ours."""
-    zero, _ = shard({"mine": torch.ones(2), "box": {"rank": 0}}, 0)
-    one, _ = shard({"box": {"rank": 1}}, 1)
-    saved = read_manifests(one, zero)
+    zero = shard({"mine": torch.ones(2), "box": {"rank": 0}}, 0)
+    one = shard({"box": {"rank": 1}}, 1)
+    saved = joined(one, zero)
     assert list(saved.paths()) == []
     assert saved.objects["box"] == {"rank": 1}
 
@@ -258,7 +233,7 @@ def test_what_another_rank_keeps_to_itself_is_not_taken() -> None:
 @pytest.mark.parametrize("tree", [[1], {"a": 1}, {"": 3}])
 def test_objects_of_something_else_are_refused(tree: object) -> None:
     """A manifest that another front end wrote."""
-    manifest, _ = shard({"t": torch.ones(2)}, 0)
+    manifest = shard({"t": torch.ones(2)}, 0).manifest
     changed = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
     with pytest.raises(FormatError, match="no captured torch state"):
         read_manifests(Manifest(**{**changed, "objects": objects.encode(tree)}))

@@ -1,6 +1,5 @@
 """Shows what a comparison before a restore refuses, and that it moves nothing."""
 
-import mmap
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from statekit import State
+from statekit import State, shelved
 from torch import nn
 
-from handfast.checkpoint.images import Loaded
+from handfast.checkpoint.validated import Validated
 from handfast.errors import Refused
-from handfast.store import objects
-from handfast.store.manifest import CHUNK, Left, Manifest, Piece, Stamp, hash_chunks
+from handfast.store.image import Layout
+from handfast.store.manifest import Left
 from handfast.torch.capture import capture
 from handfast.torch.state import TorchState
 
@@ -23,26 +22,13 @@ def held(state: State) -> TorchState:
     return TorchState(state, rng=True, replicated=(), pickle=(), verify="fsync")
 
 
-def saved(state: State) -> Loaded:
+def saved(state: State) -> Validated:
     """A copy of the state as an agent would hand it over; its values are zeros."""
     made = held(state).capture(None, False, lambda _, digests: list(digests))
     assert made is not None
-    memory = mmap.mmap(-1, made.padded)
-    manifest = Manifest(
-        stamp=Stamp("run", "main", 1, 5, "d0", 0, 1, 1, "c", None),
-        slots=made.slots,
-        aliases=made.aliases,
-        objects=objects.encode(capture(state).objects),
-        environment=made.environment,
-        image_bytes=made.nbytes,
-        chunk_bytes=CHUNK,
-        hashes=hash_chunks(memory[: made.nbytes]),
-        sources=("5.safetensors",),
-        pieces=(Piece(0, 1, 0, 0),),
-        replicated=made.replicated,
-        structure=made.structure,
-    )
-    return Loaded(memory, manifest)
+    layout = Layout(made.slots, made.header, made.nbytes, made.padded)
+    fields = {"environment": made.environment, "structure": made.structure}
+    return shelved(capture(state), layout, bytearray(made.padded), **fields)
 
 
 def build() -> dict[str, Any]:
@@ -198,7 +184,7 @@ def test_what_another_holds_otherwise_is_refused_by_name() -> None:
     plan = other.capture(None, False, every)
     digests = {path: bytes(16) for path in plan.left}
     kept = {"slots": plan.slots, "image_bytes": plan.nbytes, "left": Left(0, digests)}
-    mine = Loaded(copy.memory, msgspec.structs.replace(copy.manifest, **kept))
+    mine = Validated(copy._shelf, msgspec.structs.replace(copy.manifest, **kept))
     with pytest.raises(Refused, match=r"model/0\.weight.*left them to") as caught:
         held(state).compare([mine, copy], ("**",), strict=False)
     assert (caught.value.verdict, caught.value.shards) == ("mixed", ("d0",))

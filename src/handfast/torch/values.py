@@ -1,0 +1,121 @@
+"""The values of a validated epoch, read from its files straight into the live state.
+
+What is copied was held against its hash just before, in the same memory, so no byte of another
+epoch, and none that is damaged, ever comes into a live tensor.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from handfast.checkpoint.validated import Validated
+from handfast.store.image import Slot
+from handfast.torch.saved import taken
+from handfast.torch.tensors import copy_into
+from handfast.torch.types import TORCH_DTYPES
+
+__all__ = ["Stored"]
+
+
+class Stored:
+    """Fills :class:`handfast.torch.saved.Values` from copies of one epoch.
+
+    The first copy is this rank's own; what its rank left to another is taken from the others.
+    """
+
+    def __init__(self, copies: Sequence[Validated]) -> None:
+        own, *others = copies
+        self._places = {slot.spec.path: _Place(own, slot) for slot in own.manifest.slots}
+        for other in others:
+            theirs = {slot.spec.path: slot for slot in other.manifest.slots}
+            self._places |= {
+                path: _Place(other, theirs[kept])
+                for path, kept in taken(own.manifest, other.manifest)
+                if kept in theirs
+            }
+
+    def view(self, path: str) -> Tensor:
+        """See the port."""
+        copy, slot = self._places[path]
+        dtype, shape = TORCH_DTYPES[slot.spec.dtype], slot.spec.shape
+        with torch.inference_mode(False):
+            if not slot.nbytes:
+                return torch.empty(shape, dtype=dtype)
+            data = copy.read(range(slot.start, slot.start + slot.nbytes))
+            return torch.frombuffer(data, dtype=torch.uint8).view(dtype).view(shape)
+
+    def fill(self, pairs: Sequence[tuple[Tensor, str]]) -> None:
+        """See the port."""
+        wanted: dict[Validated, list[_Want]] = {}
+        apart: list[tuple[Tensor, Tensor]] = []
+        for live, path in pairs:
+            copy, slot = self._places[path]
+            dtype, target = TORCH_DTYPES[slot.spec.dtype], live
+            if not _is_plain(live, dtype):
+                target = torch.empty(slot.spec.shape, dtype=dtype)
+                apart.append((live, target))
+            if slot.nbytes:
+                # one element is contiguous by any stride, and only the stride 1 can be viewed so
+                flat = target.detach().as_strided((target.numel(),), (1,)).view(torch.uint8)
+                want = _Want(slot.start, slot.start + slot.nbytes, flat)
+                wanted.setdefault(copy, []).append(want)
+        for copy, wants in wanted.items():
+            _Filling(wants).run(copy)
+        copy_into([target for target, _ in apart], [dense for _, dense in apart])
+
+
+class _Place(NamedTuple):
+    """Where a tensor's values lie."""
+
+    copy: Validated
+    slot: Slot
+
+
+class _Want(NamedTuple):
+    """Bytes ``start`` to ``end`` of an image, which belong into ``flat``."""
+
+    start: int
+    end: int
+    flat: Tensor
+
+
+def _is_plain(target: Tensor, dtype: torch.dtype) -> bool:
+    """Whether its memory holds just the bytes that the image has of it."""
+    return (
+        target.dtype == dtype
+        and target.device.type == "cpu"
+        and target.is_contiguous()
+        and not (target.is_conj() or target.is_neg() or target.is_inference())
+    )
+
+
+class _Filling:
+    """What is wanted of one image, in the order in which it lies there."""
+
+    def __init__(self, wants: list[_Want]) -> None:
+        self._wants = sorted(wants, key=itemgetter(0))
+        self._starts = [want.start for want in self._wants]
+        longest = max(want.end - want.start for want in wants)
+        self._reach = longest  # a want that has a byte of a block begins no earlier before it
+
+    def run(self, copy: Validated) -> None:
+        """Read, verify and copy all of it."""
+        copy.visit(self._take, [range(want.start, want.end) for want in self._wants])
+
+    @torch.no_grad()
+    def _take(self, start: int, data: memoryview) -> None:
+        """Copy what a verified block has of each want; several threads do so at once."""
+        end = start + len(data)
+        block = torch.frombuffer(data, dtype=torch.uint8)
+        targets, sources = [], []
+        first = bisect_right(self._starts, start - self._reach)
+        for want in self._wants[first : bisect_right(self._starts, end - 1)]:
+            begin, stop = max(start, want.start), min(end, want.end)
+            if begin < stop:
+                targets.append(want.flat[begin - want.start : stop - want.start])
+                sources.append(block[begin - start : stop - start])
+        torch._foreach_copy_(targets, sources)
