@@ -76,7 +76,7 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
     Patterns follow ``fnmatch``, where ``*`` crosses ``/``: ``model``, ``model/*`` and
     ``model/**`` are the component and all of it, ``**`` is everything.
     """
-    return any(
+    return "**" in patterns or any(
         # Literally first: in a glob the index of "a[3]" would be a class of characters.
         path == name
         or path.startswith((f"{name}/", f"{name}["))
