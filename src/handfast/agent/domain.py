@@ -102,6 +102,7 @@ class DomainHost:
         self._tick: asyncio.TimerHandle | None = None
         self._pause = TICK_FIRST_S
         self._telling: asyncio.TimerHandle | None = None
+        self._told: object = None
         self.rejected = 0
         self.failure = ""
         self._task = self._loop.create_task(self._run(), name=f"domain-{member.id}")
@@ -303,8 +304,17 @@ class DomainHost:
         if restless(self.member) and self._tick is None:
             pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
             self._tick = self._loop.call_later(pause, self._tock)
-        if self._telling is None:
+        if self._told != self._news():
+            self._tell()
+        elif self._telling is None:
             self._telling = self._loop.call_later(SNAPSHOT_S, self._tell)
+
+    def _news(self) -> object:
+        """What a trainer waits for: it is told at once, all else together a little later."""
+        member = self.member
+        line = member.tallies[member.roster.tier_of[member.me]].line if member.roster else None
+        outcome = self._outcomes[-1] if self._outcomes else None
+        return line, outcome, self._proposal, self._stuck, member.open, self.overtaken
 
     def _tock(self) -> None:
         self._tick = None
@@ -315,6 +325,7 @@ class DomainHost:
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
+        self._told = self._news()
         self._notify(self.snapshot())
 
     def snapshot(self) -> Snapshot:
