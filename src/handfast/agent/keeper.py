@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import msgspec
@@ -175,20 +176,22 @@ class Keeper:
             parent=parent.stamp.epoch if parent else None,
         )
         others = plan.leads or (plan.replicated and configuration.shards > 1)
-        written = self.directory.write(
-            stamp,
-            Layout(plan.slots, plan.header, plan.nbytes, plan.padded),
-            memoryview(image.map),
-            objects=objects,
-            aliases=plan.aliases,
-            environment=plan.environment,
-            replicated=plan.replicated,
-            structure=plan.structure,
-            left=_left(plan, left),
-            digests=_digests(image) if others else None,
-            parent=parent,
-            verify=plan.verify,
-        )
+        with ThreadPoolExecutor(1, "digests") as pool:  # beside the writing, which waits for a disk
+            digests = pool.submit(_digests, image).result if others else None
+            written = self.directory.write(
+                stamp,
+                Layout(plan.slots, plan.header, plan.nbytes, plan.padded),
+                memoryview(image.map),
+                objects=objects,
+                aliases=plan.aliases,
+                environment=plan.environment,
+                replicated=plan.replicated,
+                structure=plan.structure,
+                left=_left(plan, left),
+                digests=digests,
+                parent=parent,
+                verify=plan.verify,
+            )
         self.parent = written.manifest
         return written
 

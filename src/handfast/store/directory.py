@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -122,7 +122,7 @@ class Directory(Shelf):
         replicated: Iterable[str],
         structure: str,
         left: Left | None = None,
-        digests: bytes | None = None,
+        digests: Callable[[], bytes] | None = None,
         parent: Manifest | None = None,
         verify: Verify = "sampled",
         progress: Progress | None = None,
@@ -131,6 +131,7 @@ class Directory(Shelf):
 
         `image` has at least `layout.nbytes` bytes, begins with `layout.header` and must not change
         meanwhile. Chunks that equal those of `parent`, an epoch retained here, are referenced.
+        `digests` gives those of the slots, and is asked once the data are written.
 
         Order. *Must*: the data file is synced, and its final name made durable, before the
         manifest gets its final name (a visible manifest refers only to existing data); the
@@ -158,13 +159,12 @@ class Directory(Shelf):
             replicated=tuple(replicated),
             structure=structure,
             left=left,
-            digests=digests,
         )
         trouble: HandfastError | None = None
         with self._writing:
             for candidate in (None,) if parent is None else (parent, None):
                 try:
-                    return self._try(draft, source, candidate, verify, progress)
+                    return self._try(draft, source, candidate, digests, verify, progress)
                 except SaveFailed:
                     raise
                 except HandfastError as error:  # something could not be read, or not read back
@@ -197,12 +197,15 @@ class Directory(Shelf):
         draft: Manifest,
         image: Source,
         parent: Manifest | None,
+        digests: Callable[[], bytes] | None,
         verify: Verify,
         progress: Progress | None,
     ) -> Written:
         attempt = self._begin(draft.stamp.epoch, parent)
         try:
             manifest, fresh = self._write_data(attempt, draft, image, verify, progress)
+            if digests is not None:
+                manifest = msgspec.structs.replace(manifest, digests=digests())
             encoded = self._write_manifest(attempt, manifest, verify)
         except BaseException:
             discard(self.files, *attempt.names())

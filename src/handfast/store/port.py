@@ -108,7 +108,7 @@ class Tier(Protocol):
         replicated: Iterable[str],
         structure: str,
         left: Left | None = None,
-        digests: bytes | None = None,
+        digests: Callable[[], bytes] | None = None,
         parent: Manifest | None = None,
         verify: Verify = "sampled",
         progress: Progress | None = None,

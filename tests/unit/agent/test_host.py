@@ -527,6 +527,8 @@ def test_a_run_that_was_deleted_under_its_agent_begins_anew(
     first.restore()
     first.save(5)
     first[0].client.close()
+    # its certificate may still be on its way into the directory
+    wait_for(lambda: node.do(lambda: all(host.settled for host in node.agent._hosts.values())))
     shutil.rmtree(root)
     second = Job(root, [node.client])
     assert second.restore() == GENESIS
