@@ -1,0 +1,82 @@
+"""How long a restore into the live tensors takes, from the page cache and from the disk.
+
+handfast's is a whole round: the ranks meet, freeze, read and verify every byte, agree, and copy.
+It is that of a Checkpointer that was just made, as at a start, its agent not yet running; ``again``
+is one more of the same Checkpointer. The limit is a raw read of as many bytes into touched memory
+by a few threads, through the page cache and past it. Peers verify nothing; each copies what it read
+into the live tensors.
+
+Warm means that every file was read just before, cold that every page of them was written out and
+dropped (``posix_fadvise``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch.distributed as dist
+
+from benchmarks.common.contest import Race, Turn, contest, timed
+from benchmarks.common.figures import Figure, Setting, beside
+from benchmarks.common.limits import Disk, forget, remember
+from benchmarks.common.peers import HANDFAST, Handfast, open_saver
+from benchmarks.common.ranks import Rank
+from benchmarks.common.state import flat, make_state
+
+VARIES = ("mib", "ranks")
+PEERS = ("safetensors", "torch", "dcp", "torchsnapshot", "orbax")
+RAW, DIRECT, AGAIN = "raw read", "raw read, O_DIRECT", "handfast, again"
+
+
+def ask(setting: Setting) -> Iterator[Figure]:
+    """Measure it, warm and cold; handfast also beside safetensors."""
+    found = contest("restore", setting, _enter)
+    told = dict.fromkeys(PEERS, "any verification")
+    yield from beside(found, RAW, told)
+    some = [figure for figure in found if figure.who in (HANDFAST, AGAIN, "safetensors")]
+    if len({figure.who for figure in some}) == 3:
+        pairs = beside(some, "safetensors", told)
+        yield from (figure for figure in pairs if figure.who != "safetensors")
+
+
+@contextmanager
+def _enter(setting: Setting, rank: Rank) -> Iterator[Race]:
+    state = make_state(setting.mib, setting.small, rank.rank)
+    raw = setting.home / "raw"
+    raw.mkdir(exist_ok=True)
+    disk = Disk(raw / str(rank.rank), flat(state))
+    disk.write()
+    turns: dict[str, Turn] = {
+        RAW: partial(_both, disk.read, raw, rank),
+        DIRECT: partial(_both, disk.read_direct, raw, rank),
+    }
+    with ExitStack() as stack:
+        for name in (HANDFAST, *(peer for peer in PEERS if peer in setting.peers)):
+            saver = stack.enter_context(closing(open_saver(name, setting.home, state, rank)))
+            saver.save()
+            saver.finish()
+            saver.settle()
+            own = setting.home / name
+            if isinstance(saver, Handfast):
+                turns[name] = partial(_both, saver.load, own, rank, saver.reopen)
+                turns[AGAIN] = partial(_both, saver.load, own, rank)
+            else:
+                turns[name] = partial(_both, saver.load, own, rank)
+        yield Race(turns, lambda: None)
+
+
+def _both(
+    load: Callable[[], object], files: Path, rank: Rank, ready: Callable[[], object] = tuple
+) -> Mapping[str, float]:
+    """Load what lies in the page cache, then what does not; ``ready`` is not timed."""
+    took = {}
+    for what, prepare in (("warm", remember), ("cold", forget)):
+        ready()
+        if rank.rank == 0:
+            prepare(files)
+        dist.barrier()
+        took[what] = timed(load)
+    return took
