@@ -10,7 +10,6 @@ import argparse
 import itertools
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.console import Console
 from benchmarks.common import goals, machine, picture, tables
 from benchmarks.common.figures import Figure, Setting
 from benchmarks.common.peers import PEERS, missing
-from benchmarks.common.processes import await_end, mark
+from benchmarks.common.processes import mark, scratch
 
 QUESTIONS = (
     "blocking", "durable", "restore", "certify", "memory", "tensors", "unchanged", "training",
@@ -34,6 +33,14 @@ QUESTIONS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Ask what the arguments say."""
     options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        print("interrupted: nothing is left behind", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidy up as after Ctrl-C
     mark()
@@ -53,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables.show(console, sheets[-1])
         figures += found
     judged = list(goals.judge(figures))
+    if options.questions:  # of those that were not asked, nothing was to be measured
+        judged = [each for each in judged if each.verdict != "unmeasured"]
     sheets.append(tables.goals(judged))
     tables.show(console, sheets[-1])
     _write(options, facts, absent, figures, judged, sheets)
@@ -80,14 +89,10 @@ def _points(
 
 
 def _ask(module: ModuleType, setting: Setting) -> list[Figure]:
-    """Ask one question in a directory of its own; agents have ended before that goes."""
-    with tempfile.TemporaryDirectory(prefix="handfast-bench-", dir=setting.home) as home:
-        try:
-            own = msgspec.structs.replace(setting, home=Path(home))
-            ask: Callable[[Setting], Iterator[Figure]] = module.ask
-            return list(ask(own))
-        finally:
-            await_end(20.0)
+    """Ask one question in a directory of its own."""
+    ask: Callable[[Setting], Iterator[Figure]] = module.ask
+    with scratch(setting.home) as home:
+        return list(ask(msgspec.structs.replace(setting, home=home)))
 
 
 def _about(module: ModuleType) -> str:
@@ -121,7 +126,7 @@ def _write(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add = parser.add_argument
-    add("questions", nargs="*", metavar="QUESTION", choices=(*QUESTIONS, []),
+    add("questions", nargs="*", metavar="QUESTION", type=_question,
         help=f"all, or some of: {', '.join(QUESTIONS)}")  # fmt: skip
     add("--mib", type=_numbers, default=[1024], help="MiB of state a rank; 64,1024 for a curve")
     add("--small", type=int, default=4095, help="how many of a rank's tensors are small")
@@ -138,11 +143,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _question(told: str) -> str:
+    if told not in QUESTIONS:
+        raise argparse.ArgumentTypeError(f"{told}: not one of {', '.join(QUESTIONS)}")
+    return told
+
+
 def _numbers(told: str) -> list[int]:
-    numbers = [int(each) for each in told.split(",")]
-    if min(numbers) < 1:
-        raise ValueError(told)
-    return numbers
+    if not all(each.isdecimal() and int(each) for each in told.split(",")):
+        raise argparse.ArgumentTypeError(f"{told}: give whole numbers from 1 up, as 64,1024")
+    return [int(each) for each in told.split(",")]
 
 
 def _peers(told: str) -> list[str]:

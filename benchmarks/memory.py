@@ -71,7 +71,7 @@ def _figures(name: str, setting: Setting, sampler: Sampler, seen: Seen) -> Itera
     yield replace(
         figure, what="load", values=loading, ratios=tuple(value / whole for value in loading)
     )
-    resident = ((seen.resident + sum(sampler.peaks.values())) / MIB,)
+    resident = ((seen.resident + sampler.resident(seen.ready)) / MIB,)
     yield replace(figure, what="resident", values=resident, ratios=(resident[0] / whole,))
 
 

@@ -7,24 +7,27 @@ by a few threads, through the page cache and past it. Peers verify nothing; each
 into the live tensors.
 
 Warm means that every file was read just before, cold that every page of them was written out and
-dropped (``posix_fadvise``).
+dropped (``posix_fadvise``). The live tensors hold zeros before each load, and what a load put
+into them is compared with what was saved, bit for bit.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from benchmarks.common.contest import Race, Turn, contest, timed
 from benchmarks.common.figures import Figure, Setting, beside
 from benchmarks.common.limits import Disk, forget, remember
-from benchmarks.common.peers import HANDFAST, Handfast, open_saver
+from benchmarks.common.peers import HANDFAST, Handfast, Saver, open_saver
 from benchmarks.common.ranks import Rank
-from benchmarks.common.state import flat, make_state
+from benchmarks.common.state import State, flat, make_state
 
 VARIES = ("mib", "ranks")
 PEERS = ("safetensors", "torch", "dcp", "torchsnapshot", "orbax")
@@ -47,11 +50,12 @@ def _enter(setting: Setting, rank: Rank) -> Iterator[Race]:
     state = make_state(setting.mib, setting.small, rank.rank)
     raw = setting.home / "raw"
     raw.mkdir(exist_ok=True)
-    disk = Disk(raw / str(rank.rank), flat(state))
+    memory = flat(state)
+    disk = Disk(raw / str(rank.rank), memory)
     disk.write()
     turns: dict[str, Turn] = {
-        RAW: partial(_both, disk.read, raw, rank),
-        DIRECT: partial(_both, disk.read_direct, raw, rank),
+        RAW: partial(_both, partial(timed, disk.read), raw, rank),
+        DIRECT: partial(_both, partial(timed, disk.read_direct), raw, rank),
     }
     with ExitStack() as stack:
         for name in (HANDFAST, *(peer for peer in PEERS if peer in setting.peers)):
@@ -59,17 +63,18 @@ def _enter(setting: Setting, rank: Rank) -> Iterator[Race]:
             saver.save()
             saver.finish()
             saver.settle()
+            load = partial(_load, saver, state, memory)
             own = setting.home / name
             if isinstance(saver, Handfast):
-                turns[name] = partial(_both, saver.load, own, rank, saver.reopen)
-                turns[AGAIN] = partial(_both, saver.load, own, rank)
+                turns[name] = partial(_both, load, own, rank, saver.reopen)
+                turns[AGAIN] = partial(_both, load, own, rank)
             else:
-                turns[name] = partial(_both, saver.load, own, rank)
+                turns[name] = partial(_both, load, own, rank)
         yield Race(turns, lambda: None)
 
 
 def _both(
-    load: Callable[[], object], files: Path, rank: Rank, ready: Callable[[], object] = tuple
+    load: Callable[[], float], files: Path, rank: Rank, ready: Callable[[], object] = tuple
 ) -> Mapping[str, float]:
     """Load what lies in the page cache, then what does not; ``ready`` is not timed."""
     took = {}
@@ -78,5 +83,18 @@ def _both(
         if rank.rank == 0:
             prepare(files)
         dist.barrier()
-        took[what] = timed(load)
+        took[what] = load()
+    return took
+
+
+def _load(saver: Saver, state: State, saved: mmap.mmap) -> float:
+    """Time a load over other values. Raises RuntimeError where it did not bring back every bit."""
+    for tensor in state.values():
+        tensor.zero_()
+    took = timed(saver.load)
+    whole, at = torch.frombuffer(saved, dtype=torch.float32), 0
+    for name, tensor in state.items():
+        if not torch.equal(tensor, whole[at : at + tensor.numel()]):
+            raise RuntimeError(f"{type(saver).__name__} has not brought back {name}")
+        at += tensor.numel()
     return took

@@ -37,7 +37,12 @@ def ask(setting: Setting) -> Iterator[Figure]:
     for count in setting.tensors:
         one = replace(setting, small=count, mib=max(1, count >> 10), ranks=1)
         found = [
-            replace(figure, unit="us", values=tuple(value / count * 1e6 for value in figure.values))
+            replace(
+                figure,
+                unit="us",
+                values=tuple(value / count * 1e6 for value in figure.values),
+                at={"tensors": count},
+            )
             for figure in contest("tensors", one, _enter)
         ]
         yield from beside(found, LIMIT, {figure.who: undone(figure.who) for figure in found})

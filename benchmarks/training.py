@@ -28,7 +28,7 @@ from benchmarks.common.state import change, make_state
 VARIES = ("mib",)
 PEERS = ("dcp-thread", "dcp-process")
 WIDTH, BATCH = 384, 128
-LEAST = 8
+LEAST = 16
 """Steps of a stretch at least."""
 
 Step = Callable[[], float]

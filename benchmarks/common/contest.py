@@ -15,8 +15,10 @@ from functools import partial
 from typing import NamedTuple
 
 import torch.distributed as dist
+from msgspec.structs import replace
 
 from benchmarks.common.figures import Figure, Setting
+from benchmarks.common.processes import scratch
 from benchmarks.common.ranks import Rank, on_ranks
 
 __all__ = ["Race", "Turn", "contest", "timed"]
@@ -44,8 +46,9 @@ def timed(work: Callable[[], object]) -> float:
 
 def contest(question: str, setting: Setting, enter: Enter, *, threads: int = 0) -> list[Figure]:
     """Hold a race on the ranks of a setting; gives the slowest rank's seconds of each round."""
-    deed = partial(_race, enter, setting)
-    found = on_ranks(setting.ranks, setting.home, deed, threads=threads)
+    with scratch(setting.home) as home:
+        deed = partial(_race, enter, replace(setting, home=home))
+        found = on_ranks(setting.ranks, home, deed, threads=threads)
     return [
         Figure(
             question=question,

@@ -54,7 +54,8 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     def where(self) -> str:
         """What ``at`` says, in words."""
         words = {"mib": "MiB", "small": "small tensors"}
-        return ", ".join(f"{size:,} {words.get(name, name)}" for name, size in self.at.items())
+        told = [f"{size:,} {words.get(name, name)}" for name, size in self.at.items()]
+        return ", ".join(each.rstrip("s") if each.startswith("1 ") else each for each in told)
 
     @property
     def median(self) -> float:

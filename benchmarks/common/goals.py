@@ -96,7 +96,10 @@ GOALS: Final = (
 
 
 def judge(figures: Sequence[Figure]) -> Iterator[Judged]:
-    """Hold each goal against every figure that it speaks of, in the goals' order."""
+    """Hold each goal against every figure that it speaks of, in the goals' order.
+
+    A goal for which nothing was measured is said to be so.
+    """
     for goal in GOALS:
         meant = [figure for figure in figures if _meant(goal, figure)]
         yield from (_judged(goal, figure) for figure in meant)
@@ -109,7 +112,7 @@ def _meant(goal: Goal, figure: Figure) -> bool:
     return (
         (figure.question, figure.who, figure.what) == (goal.question, goal.who, goal.what)
         and goal.beside in ("", figure.beside)
-        and low <= figure.at.get("small", low) <= high
+        and low <= figure.at.get("tensors", low) <= high
     )
 
 

@@ -21,7 +21,12 @@ text { fill:#1d1c1a; } .title { font-size:15px; font-weight:650; } .soft { fill:
 .grid { stroke:#e4e0d8; } .limit { stroke:#b3123f; stroke-width:1.4; }
 .own { fill:#0f766e; } .peer { fill:#b9b3a7; } .head { font-weight:650; }
 """
-AXES: Final = {"mib": "MiB of state a rank", "small": "tensors", "ranks": "ranks"}
+AXES: Final = {
+    "mib": "MiB of state a rank",
+    "tensors": "tensors",
+    "ranks": "ranks",
+    "domains": "domains",
+}
 """What may vary over the figures of a run, and how an axis is called."""
 
 
@@ -55,8 +60,7 @@ def _bar(figure: Figure, x: Scale, at: float) -> Iterator[str]:
     ratio = figure.ratio or 1.0
     start, end = sorted((x(0), x(math.log10(ratio))))
     own = figure.who.startswith(HANDFAST)
-    size = ", ".join(f"{value:,} {name}" for name, value in figure.at.items() if name != "small")
-    yield text(LEFT - 8, at + 11, f"{figure.who}, {figure.what} ({size})", "soft", "end")
+    yield text(LEFT - 8, at + 11, f"{figure.who}, {figure.what} ({figure.where})", "soft", "end")
     yield tag("rect", x=start, y=at + 2, width=max(1.5, end - start), height=ROW - 6,
               cls="own" if own else "peer")  # fmt: skip
     yield text(end + 5, at + 11, f"{ratio:.3g} x")
@@ -82,9 +86,7 @@ def _lines(figures: Sequence[Figure], axis: str) -> dict[str, list[tuple[float, 
     lines: dict[str, dict[float, float]] = {}
     for figure in figures:
         if axis in figure.at and figure.median > 0:
-            others = [f"{v:,} {k}" for k, v in figure.at.items() if k not in (axis, "mib", "small")]
-            if axis != "mib":
-                others += [f"{v:,} {k}" for k, v in figure.at.items() if k == "mib" != axis]
-            name = f"{figure.who}" + (f" ({', '.join(others)})" if others else "")
+            others = [f"{v:,} {k}" for k, v in figure.at.items() if k not in (axis, "small")]
+            name = f"{figure.who} ({', '.join(others)})" if others else figure.who
             lines.setdefault(name, {})[figure.at[axis]] = figure.median
     return {name: sorted(line.items()) for name, line in lines.items() if len(line) > 1}

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["Sampler", "await_end", "is_agent", "mark", "marked", "written"]
+__all__ = ["Sampler", "is_agent", "mark", "marked", "scratch", "written"]
 
 _NAME = "HANDFAST_BENCHMARK"
+PATIENCE_S = 20.0
 
 
 def mark() -> None:
@@ -44,9 +46,19 @@ def is_agent(pid: int) -> bool:
     return False
 
 
-def await_end(seconds: float) -> None:
+@contextmanager
+def scratch(home: Path) -> Iterator[Path]:
+    """Give a new directory below ``home``; its agents have ended before it goes."""
+    with tempfile.TemporaryDirectory(prefix="handfast-bench-", dir=home) as place:
+        try:
+            yield Path(place)
+        finally:
+            _await_end()
+
+
+def _await_end() -> None:
     """Wait for the agents under our mark to end by themselves; then end those that did not."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE_S
     while left := [pid for pid in marked() if is_agent(pid)]:
         if time.monotonic() > deadline:
             for pid in left:
@@ -73,8 +85,7 @@ class Sampler:
 
     def __init__(self) -> None:
         self.samples: list[tuple[float, int]] = []
-        self.peaks: dict[int, int] = {}
-        """The most that each agent had resident, as the kernel recorded it (VmHWM), by process."""
+        self._peaks: dict[int, tuple[float, int]] = {}
         self._over = threading.Event()
 
     @contextmanager
@@ -95,13 +106,17 @@ class Sampler:
             if now - looked > self.LOOK_S:
                 pids, looked = marked(), now
             self.samples.append((now, _memory(pids)))
-            for pid in filter(is_agent, pids):
-                peak = _table(pid, "status").get("VmHWM", 0)
-                self.peaks[pid] = max(peak, self.peaks.get(pid, 0))
+            for pid in pids:
+                first, before = self._peaks.get(pid, (now, 0))
+                self._peaks[pid] = first, max(before, _table(pid, "status").get("VmHWM", 0))
 
     def peak(self, since: float, until: float) -> int:
         """Give the most bytes of a sample within two times. Raises ValueError if there is none."""
         return max(size for at, size in self.samples if since <= at <= until)
+
+    def resident(self, since: float) -> int:
+        """Add up the most that each process which came after a time had resident (VmHWM)."""
+        return sum(peak for first, peak in self._peaks.values() if first > since)
 
 
 def _memory(pids: list[int]) -> int:
