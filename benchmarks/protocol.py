@@ -20,7 +20,7 @@ from handfast.sim.scale import Crowd, job
 
 VARIES = ()
 DOMAINS = (4, 64, 512)
-LEAST_S = 1.0
+LEAST_S = 0.5
 """Seconds of a round at least."""
 
 

@@ -32,7 +32,7 @@ AXES: Final = {
 
 def bars(figures: Sequence[Figure], facts: Mapping[str, str]) -> str:
     """Draw every ratio of a run on one logarithmic axis, question by question; gives an SVG."""
-    shown = [figure for figure in figures if figure.ratio]
+    shown = [figure for figure in figures if (figure.ratio or 0.0) > 0]  # none taken: no bar
     ratios = [figure.ratio or 1.0 for figure in shown] or [1.0]
     low = min(-1, math.floor(math.log10(min(ratios))))
     x = Scale(low, max(1, math.ceil(math.log10(max(ratios)))), LEFT, RIGHT)

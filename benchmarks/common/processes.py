@@ -111,8 +111,12 @@ class Sampler:
                 self._peaks[pid] = first, max(before, _table(pid, "status").get("VmHWM", 0))
 
     def peak(self, since: float, until: float) -> int:
-        """Give the most bytes of a sample within two times. Raises ValueError if there is none."""
-        return max(size for at, size in self.samples if since <= at <= until)
+        """Give the most bytes of a sample within two times, or else of the first one after them.
+
+        Raises ValueError if there is none.
+        """
+        within = [size for at, size in self.samples if since <= at <= until]
+        return max(within or [size for at, size in self.samples if at > until][:1])
 
     def resident(self, since: float) -> int:
         """Add up the most that each process which came after a time had resident (VmHWM)."""
