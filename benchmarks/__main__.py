@@ -116,7 +116,9 @@ def _write(
         }  # fmt: skip
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(whole)) + b"\n")
     if options.markdown:
-        options.markdown.write_text(tables.markdown(facts, absent, sheets))
+        made = tables.markdown(facts, absent, [sheets[-1], *sheets[:-1]])
+        page, place = options.markdown
+        page.write_text(tables.fill(page.read_text(), place, made) if place else made)
     if options.picture:
         options.picture.write_text(picture.bars(figures, facts))
         for name, drawn in picture.draw_curves(figures).items():
@@ -133,11 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--ranks", type=_numbers, default=[1], help="processes; 1,2,4 for a curve")
     add("--tensors", type=_numbers, default=[1000, 10_000, 100_000],
         help="how many tensors the question of that name is asked for")  # fmt: skip
-    add("--repeat", type=int, default=5, help="rounds that count; one before them warms up")
+    add("--repeat", type=int, default=5, help="laps that count; one before them warms up")
     add("--peers", type=_peers, default=list(PEERS), help=f"which of {','.join(PEERS)}; none: ''")
     add("--home", type=Path, default=Path(), help="a directory of the disk that is asked about")
-    add("--json", type=Path, metavar="FILE", help="write every value of every round")
-    add("--markdown", type=Path, metavar="FILE", help="write the tables, for a page")
+    add("--json", type=Path, metavar="FILE", help="write every value of every lap")
+    add("--markdown", type=_place, metavar="FILE[#PLACE]",
+        help="write the tables: a new file, or into the place of that name in a page")  # fmt: skip
     add("--picture", type=Path, metavar="FILE.svg",
         help="draw the ratios; and curves beside it, where sizes vary")  # fmt: skip
     return parser
@@ -153,6 +156,17 @@ def _numbers(told: str) -> list[int]:
     if not all(each.isdecimal() and int(each) for each in told.split(",")):
         raise argparse.ArgumentTypeError(f"{told}: give whole numbers from 1 up, as 64,1024")
     return [int(each) for each in told.split(",")]
+
+
+def _place(told: str) -> tuple[Path, str]:
+    """Split a page from its place, and see that it is there before anything is measured."""
+    path, _, place = told.partition("#")
+    if place:
+        try:
+            tables.fill(Path(path).read_text(), place, "")
+        except (OSError, ValueError) as error:
+            raise argparse.ArgumentTypeError(f"{told}: {error}") from None
+    return Path(path), place
 
 
 def _peers(told: str) -> list[str]:

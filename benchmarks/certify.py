@@ -31,7 +31,7 @@ WORD = bytes(256)
 """As long as a vote or a certificate."""
 
 Times = dict[str, list[float]]
-"""CLOCK_MONOTONIC, which all processes share, at each round's events."""
+"""CLOCK_MONOTONIC, which all processes share, at each lap's events."""
 
 
 def ask(setting: Setting) -> Iterator[Figure]:
@@ -74,7 +74,7 @@ def _measure(setting: Setting, rank: Rank) -> Times:
             now("converged")
             dist.barrier()
             now("sent")
-            tree.round()
+            tree.ask()
             now("answered")
     return {name: values[1:] for name, values in times.items()}
 
@@ -94,7 +94,7 @@ class Tree:
         for each in self._sockets:
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def round(self) -> None:
+    def ask(self) -> None:
         """Send a word up and wait for the one that comes down."""
         if not self._root:
             self._sockets[0].sendall(WORD)

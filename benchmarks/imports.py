@@ -1,7 +1,7 @@
 """How long ``import handfast`` takes, and what ``import handfast.torch`` adds to torch's own time.
 
-Each time is a fresh interpreter's, measured inside it; files are cached after the first round,
-which does not count. The limit of ``handfast.torch`` is ``import torch`` in the same round.
+Each time is a fresh interpreter's, measured inside it; files are cached after the first lap,
+which does not count. The limit of ``handfast.torch`` is ``import torch`` in the same lap.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ PACKAGES = ("handfast", "torch", "handfast.torch")
 
 def ask(setting: Setting) -> Iterator[Figure]:
     """Measure it, in turn, twice as often as else."""
-    rounds = [
+    laps = [
         {package: _import(package) for package in PACKAGES} for _ in range(2 * setting.repeat + 1)
     ][1:]
     for package in PACKAGES:
-        values = tuple(each[package] for each in rounds)
+        values = tuple(each[package] for each in laps)
         yield _figure(package, "import", values)
-    beyond = tuple(each["handfast.torch"] - each["torch"] for each in rounds)
+    beyond = tuple(each["handfast.torch"] - each["torch"] for each in laps)
     yield _figure("handfast.torch", "import, beyond torch", beyond)
 
 

@@ -2,7 +2,7 @@
 
 Phases are seconds by the clock, as a user can see them from outside. Beside the phases that the
 agent works in stand the seconds of CPU that it and the trainer took meanwhile, and what the same
-bytes cost alone in the same round: hashed by xxh3-128, copied, written raw. Where the CPU's
+bytes cost alone in the same lap: hashed by xxh3-128, copied, written raw. Where the CPU's
 seconds are few and the phase is as long as the raw write, the disk is what is waited for.
 """
 

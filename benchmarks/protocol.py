@@ -21,7 +21,7 @@ from handfast.sim.scale import Crowd, job
 VARIES = ()
 DOMAINS = (4, 64, 512)
 LEAST_S = 0.5
-"""Seconds of a round at least."""
+"""Seconds of a lap at least."""
 
 
 def ask(setting: Setting) -> Iterator[Figure]:

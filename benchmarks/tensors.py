@@ -2,7 +2,7 @@
 
 Small tensors of one KiB each, in a plain dict, and as a module's parameters with AdamW's moments
 and counters. The time of the module's own ``state_dict()``, which no saver can spare, is measured
-in the same round and taken off. The limit: one ``_foreach_copy_`` of the same tensors, each into
+in the same lap and taken off. The limit: one ``_foreach_copy_`` of the same tensors, each into
 memory that was touched. Peer: DCP, whose figure is its whole save, to the same disk.
 """
 

@@ -1,6 +1,6 @@
 """What a save costs when nine tenths of the state stay as they were: frozen weights, adapters.
 
-Each round saves once with every byte changed, and once with a tenth of them. ``written`` are the
+Each lap saves once with every byte changed, and once with a tenth of them. ``written`` are the
 bytes that went to the disk, by the kernel's count over all processes, as a share of the state's;
 the limit is a tenth. No peer leaves out what is unchanged.
 """

@@ -1,7 +1,7 @@
-"""Contestants in turn, round by round, so that a drift of the machine meets all of them.
+"""Contestants in turn, lap by lap, so that a drift of the machine meets all of them.
 
 Before each turn every dirty page of the machine is written out, so that nobody pays for another's,
-all ranks meet, and the state is changed. The first round warms up and does not count. A job is as
+all ranks meet, and the state is changed. The first lap warms up and does not count. A job is as
 fast as its slowest rank.
 """
 
@@ -24,7 +24,7 @@ from benchmarks.common.ranks import Rank, on_ranks
 __all__ = ["Race", "Turn", "contest", "timed"]
 
 Turn = Callable[[], Mapping[str, float]]
-"""What a contestant does in one round; gives its figures by name, in seconds say."""
+"""What a contestant does in one lap; gives its figures by name, in seconds say."""
 
 
 class Race(NamedTuple):
@@ -45,7 +45,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def contest(question: str, setting: Setting, enter: Enter, *, threads: int = 0) -> list[Figure]:
-    """Hold a race on the ranks of a setting; gives the slowest rank's seconds of each round."""
+    """Hold a race on the ranks of a setting; gives the slowest rank's seconds of each lap."""
     with scratch(setting.home) as home:
         deed = partial(_race, enter, replace(setting, home=home))
         found = on_ranks(setting.ranks, home, deed, threads=threads)
@@ -65,12 +65,12 @@ def contest(question: str, setting: Setting, enter: Enter, *, threads: int = 0) 
 def _race(enter: Enter, setting: Setting, rank: Rank) -> dict[tuple[str, str], list[float]]:
     found: dict[tuple[str, str], list[float]] = {}
     with enter(setting, rank) as race:
-        for who, what, value in _rounds(race, setting.repeat):
+        for who, what, value in _laps(race, setting.repeat):
             found.setdefault((who, what), []).append(value)
     return found
 
 
-def _rounds(race: Race, repeat: int) -> Iterator[tuple[str, str, float]]:
+def _laps(race: Race, repeat: int) -> Iterator[tuple[str, str, float]]:
     for number in range(repeat + 1):
         for who, turn in race.turns.items():
             race.before()

@@ -1,4 +1,4 @@
-"""What is measured: values, one a round, and what of the same round they are held against."""
+"""What is measured: values, one a lap, and what of the same lap they are held against."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """One point at which questions are asked.
 
     ``mib`` MiB of state a rank, ``small`` of its tensors small; ``ranks`` processes; ``repeat``
-    rounds that count; ``tensors`` the counts of the question of that name; ``home`` a directory of
+    laps that count; ``tensors`` the counts of the question of that name; ``home`` a directory of
     the disk that is asked about, which is there and whose content may go.
     """
 
@@ -36,7 +36,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """What ``who`` came to, in ``unit``; ``at`` says where, as ``{"mib": 1024, "ranks": 2}``.
 
-    ``ratios`` are to the value of ``beside`` in the same round, so that a disk that is slow for a
+    ``ratios`` are to the value of ``beside`` in the same lap, so that a disk that is slow for a
     while is slow for both. ``undone`` is what its maker leaves out that others do.
     """
 
@@ -59,12 +59,12 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def median(self) -> float:
-        """The median of the rounds."""
+        """The median of the laps."""
         return median(self.values)
 
     @property
     def ratio(self) -> float | None:
-        """The median of the rounds' ratios; None for a figure that stands alone."""
+        """The median of the laps' ratios; None for a figure that stands alone."""
         return median(self.ratios) if self.ratios else None
 
 

@@ -1,7 +1,8 @@
-"""Figures and goals as tables: for a terminal, and as Markdown for a page."""
+"""Figures and goals as tables: for a terminal, and as Markdown for a page, where they are put."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from benchmarks.common.figures import Figure
 from benchmarks.common.goals import Judged
 
-__all__ = ["Sheet", "goals", "left_out", "markdown", "of", "show"]
+__all__ = ["Sheet", "fill", "goals", "left_out", "markdown", "of", "show"]
 
 
 class Sheet(NamedTuple):
@@ -85,3 +86,16 @@ def markdown(facts: Mapping[str, str], missing: Mapping[str, str], sheets: Seque
         parts.append(f"**{sheet.title}**")
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"
+
+
+def fill(page: str, place: str, made: str) -> str:
+    """Put what was made between a page's marks ``<!-- place: ... -->`` and ``<!-- /place -->``.
+
+    Raises ValueError for a page that has no such place.
+    """
+    marks = re.compile(
+        rf"(<!-- {re.escape(place)}:[^\n]*-->\n).*?(<!-- /{re.escape(place)} -->)", re.DOTALL
+    )
+    if not marks.search(page):
+        raise ValueError(f"the page has no <!-- {place}: ... --> and <!-- /{place} -->")
+    return marks.sub(lambda found: found[1] + made + found[2], page)

@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_question_is_answered_by_values_of_that_run(run: dict[str, Any]) -> None:
-    """Shows that a figure is the median of its rounds' values, and none is without values."""
+    """Shows that a figure is the median of its laps' values, and none is without values."""
     figures = json.loads(run["json"])["figures"]
 
     assert {figure["question"] for figure in figures} == set(QUESTIONS)
@@ -104,7 +104,7 @@ def test_a_peer_that_is_missing_is_named(
     ("values", "verdict"), [((4.9, 4.9, 99.0), "met"), ((5.1, 5.1, 0.0), "missed")]
 )
 def test_a_goal_is_held_against_the_median(values: tuple[float, ...], verdict: str) -> None:
-    """Shows that one round alone neither meets a goal nor misses it."""
+    """Shows that one lap alone neither meets a goal nor misses it."""
     figure = Figure(
         question="certify", who="handfast", what="known", unit="ms", values=values, at={"ranks": 4}
     )
@@ -115,8 +115,8 @@ def test_a_goal_is_held_against_the_median(values: tuple[float, ...], verdict: s
     assert "unmeasured" in judged.values()
 
 
-def test_a_rate_is_held_against_its_round() -> None:
-    """Shows that ratios are of the same round, so that a slow disk is slow for both."""
+def test_a_rate_is_held_against_its_lap() -> None:
+    """Shows that ratios are of the same lap, so that a slow disk is slow for both."""
     base = Figure(
         question="durable", who="raw", what="durable", unit="GiB/s", values=(1.0, 4.0), at={}
     )
@@ -129,6 +129,15 @@ def test_a_rate_is_held_against_its_round() -> None:
     assert [figure.ratios for figure in found] == [(1.0, 1.0), (0.5, 0.5), ()]
     assert found[1].ratio == 0.5
     assert found[1].undone == "nothing"
+
+
+def test_tables_are_put_into_their_place_and_no_other() -> None:
+    """Shows that a page keeps its prose, and what was measured elsewhere."""
+    page = "a\n<!-- one: how -->\nold\n<!-- /one -->\nb\n<!-- two: how -->\n<!-- /two -->\n"
+
+    assert tables.fill(page, "one", "new\n") == page.replace("old", "new")
+    with pytest.raises(ValueError, match="no <!-- three"):
+        tables.fill(page, "three", "new\n")
 
 
 def test_curves_are_drawn_over_what_varies() -> None:
