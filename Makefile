@@ -37,7 +37,7 @@ demo: $(STAMP) ## Train, kill, resume, compare, in under four minutes
 	.venv/bin/handfast demo $(ARGS)
 
 bench: $(STAMP) ## What checkpoints cost, beside the hardware and the usual ways; minutes, goal by goal
-	.venv/bin/python -m benchmarks --mib 512 --repeat 3 $(ARGS)
+	.venv/bin/python -m benchmarks --mib 256 --small 1023 --repeat 3 $(ARGS)
 
 clean: ## Remove everything that make made, .venv included
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* \

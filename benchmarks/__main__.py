@@ -10,6 +10,7 @@ import argparse
 import itertools
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -54,10 +55,10 @@ def _run(options: argparse.Namespace) -> int:
     figures: list[Figure] = []
     sheets = []
     for name in options.questions or QUESTIONS:
-        module = import_module(f"benchmarks.{name}")
+        module, began = import_module(f"benchmarks.{name}"), time.monotonic()
         found = [f for point in _points(module, options, there) for f in _ask(module, point)]
         sheets.append(tables.of(name, _about(module), found))
-        tables.show(console, sheets[-1])
+        tables.show(console, sheets[-1], f"{name} took {time.monotonic() - began:.0f} s")
         figures += found
     judged = list(goals.judge(figures))
     if options.questions:  # of those that were not asked, nothing was to be measured

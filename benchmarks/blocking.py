@@ -2,7 +2,8 @@
 
 The limit: one warm memcpy of as many bytes, one flat piece into another, both touched before. No
 save that returns with the state copied can be faster. Peers: DCP's asynchronous saves, which copy
-as handfast does, and the ones that write all of it before they return, not even synced.
+as handfast does, and two that write all of it before they return, not even synced. (What DCP's own
+save takes, all of which blocks, is in the question ``durable``.)
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from benchmarks.common.ranks import Rank
 from benchmarks.common.state import change, flat, make_state
 
 VARIES = ("mib", "ranks")
-PEERS = ("dcp-thread", "dcp-process", "dcp", "torch", "safetensors")
+PEERS = ("dcp-thread", "dcp-process", "torch", "safetensors")
 
 
 def ask(setting: Setting) -> Iterator[Figure]:

@@ -3,8 +3,8 @@
 handfast's is a whole round: the ranks meet, freeze, read and verify every byte, agree, and copy.
 It is that of a Checkpointer that was just made, as at a start, its agent not yet running; ``again``
 is one more of the same Checkpointer. The limit is a raw read of as many bytes into touched memory
-by a few threads, through the page cache and past it. Peers verify nothing; each copies what it read
-into the live tensors.
+by a few threads, through the page cache or past it, whichever was faster. Peers verify nothing;
+each copies what it read into the live tensors.
 
 Warm means that every file was read just before, cold that every page of them was written out and
 dropped (``posix_fadvise``). The live tensors hold zeros before each load, and what a load put
@@ -38,7 +38,10 @@ def ask(setting: Setting) -> Iterator[Figure]:
     """Measure it, warm and cold; handfast also beside safetensors."""
     found = contest("restore", setting, _enter)
     told = dict.fromkeys(PEERS, "any verification")
-    yield from beside(found, RAW, told)
+    for what in ("warm", "cold"):
+        some = [figure for figure in found if figure.what == what]
+        raw = min((f for f in some if f.who in (RAW, DIRECT)), key=lambda figure: figure.median)
+        yield from beside(some, raw.who, told)
     some = [figure for figure in found if figure.who in (HANDFAST, AGAIN, "safetensors")]
     if len({figure.who for figure in some}) == 3:
         pairs = beside(some, "safetensors", told)

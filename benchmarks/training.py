@@ -30,6 +30,8 @@ PEERS = ("dcp-thread", "dcp-process")
 WIDTH, BATCH = 384, 128
 LEAST = 16
 """Steps of a stretch at least."""
+MOST_S = 2.0
+"""Seconds of a stretch at most: of a save that takes longer the first so many are judged."""
 
 Step = Callable[[], float]
 """Take one step; gives its seconds."""
@@ -76,8 +78,8 @@ def _stretches(saver: Saver, step: Step) -> Mapping[str, float]:
         step()
     before = [step() for _ in range(LEAST)]
     saver.save()
-    during: list[float] = []
-    while saver.busy() or len(during) < LEAST // 4:
+    during: list[float] = [step()]
+    while saver.busy() and sum(during) < MOST_S:
         during.append(step())
     saver.finish()
     saver.settle()

@@ -16,8 +16,8 @@ __all__ = ["GOALS", "Goal", "Judged", "judge"]
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
     """One goal. It is met where what ``of`` names is ``most`` at most, or ``least`` at least.
 
-    ``of`` is a figure's median, the ratio to ``beside``, or the share: its inverse, where seconds
-    stand for a rate. ``tensors`` are the counts, from and to, for which it is meant. Without a
+    ``of`` is a figure's median, its ratio to what ``beside`` begins the name of, or the share: its
+    inverse, where seconds stand for a rate. ``tensors`` are the counts, from and to, for which it is meant. Without a
     limit it is measured and stated. ``question`` is empty where nothing is there to be measured.
     """
 
@@ -111,7 +111,7 @@ def _meant(goal: Goal, figure: Figure) -> bool:
     low, high = goal.tensors
     return (
         (figure.question, figure.who, figure.what) == (goal.question, goal.who, goal.what)
-        and goal.beside in ("", figure.beside)
+        and figure.beside.startswith(goal.beside)
         and low <= figure.at.get("tensors", low) <= high
     )
 

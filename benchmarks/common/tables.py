@@ -66,15 +66,15 @@ def left_out(missing: Mapping[str, str]) -> Iterator[str]:
 _COLOURS = {"met": "green", "missed": "red"}
 
 
-def show(console: Console, sheet: Sheet) -> None:
-    """Print a table."""
+def show(console: Console, sheet: Sheet, below: str = "") -> None:
+    """Print a table, and a line below it."""
     table = Table(title=sheet.title, title_justify="left", box=None, pad_edge=False)
     for head in sheet.heads:
         right = head in ("median", "ratio")
         table.add_column(head, justify="right" if right else "left", overflow="fold")
     for row in sheet.rows:
         table.add_row(*row, style=_COLOURS.get(row[-1], ""))
-    console.print(table, "", markup=False)
+    console.print(table, below, "", sep="\n", markup=False)
 
 
 def markdown(facts: Mapping[str, str], missing: Mapping[str, str], sheets: Sequence[Sheet]) -> str:
