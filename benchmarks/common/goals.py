@@ -17,8 +17,9 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     """One goal. It is met where what ``of`` names is ``most`` at most, or ``least`` at least.
 
     ``of`` is a figure's median, its ratio to what ``beside`` begins the name of, or the share: its
-    inverse, where seconds stand for a rate. ``tensors`` are the counts, from and to, for which it is meant. Without a
-    limit it is measured and stated. ``question`` is empty where nothing is there to be measured.
+    inverse, where seconds stand for a rate. ``tensors`` are the counts, from and to, for which it
+    is meant. Without a limit it is measured and stated. ``question`` is empty where nothing is
+    there to be measured.
     """
 
     text: str

@@ -121,5 +121,6 @@ def _be(
         dist.destroy_process_group()
     except BaseException:
         pipe.send((traceback.format_exc(), None))
-        os._exit(1)  # threads of a peer that failed may never end
-    pipe.send(("", answer))
+    else:
+        pipe.send(("", answer))
+    os._exit(0)  # what threads of a peer are left is not waited for
