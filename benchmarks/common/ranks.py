@@ -36,12 +36,13 @@ def on_ranks(
 
     They are spread over ``nodes`` that differ by name, so that each has an agent of its own;
     ``threads`` are torch's, if not its own choice. Raises RuntimeError with what a rank raised, or
-    by which signal it ended; then the others are ended, too.
+    with what the ranks said last where one was ended; then the others are ended, too.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     meeting = tempfile.mktemp(prefix="meet-", dir=home)  # noqa: S306 - a store that the ranks make
-    output = f"{meeting}.txt"
+    output = Path(f"{meeting}.txt")
+    output.touch()
     processes: list[Any] = []
     pipes: list[Connection] = []
     try:
@@ -63,14 +64,15 @@ def on_ranks(
             theirs.close()
             processes.append(process)
             pipes.append(ours)
-        return _answers(pipes)
+        found = _answers(pipes)
+        for process in processes:
+            process.join()
+        return found
     except EOFError as error:
-        with open(output, errors="replace") as file:
-            raise RuntimeError(f"a rank was ended; they said:\n{file.read()[-2000:]}") from error
+        said = output.read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"a rank was ended; they said:\n{said}") from error
     finally:
         for process in processes:
-            # One that has answered ends by itself, unless another one failed.
-            process.join(5)
             process.kill()
             process.join()
         for path in (meeting, output):
@@ -95,7 +97,7 @@ def _be(
     pipe: Connection,
     rank: Rank,
     meeting: str,
-    output: str,
+    output: Path,
     env: dict[str, str],
     threads: int,
     deed: Callable[[Rank], object],

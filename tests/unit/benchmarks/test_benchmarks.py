@@ -58,7 +58,7 @@ def test_every_question_is_answered_by_values_of_that_run(run: dict[str, Any]) -
         assert len(figure["ratios"]) in (0, len(figure["values"]))
     for question in ("blocking", "durable", "restore"):
         who = {figure["who"] for figure in figures if figure["question"] == question}
-        assert {"handfast", "torch", "safetensors", "dcp"} < who
+        assert {"handfast", "torch", "safetensors"} < who
         assert all(len(f["values"]) == REPEAT for f in figures if f["question"] == question)
 
 
