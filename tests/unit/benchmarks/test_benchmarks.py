@@ -22,7 +22,7 @@ from benchmarks.common.processes import Sampler
 ROOT = Path(__file__).parents[3]
 REPEAT = 2
 
-pytestmark = pytest.mark.xdist_group("jobs")
+pytestmark = [pytest.mark.xdist_group("jobs"), pytest.mark.timeout(600)]  # it is all of them
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     command += ["--peers", "torch,safetensors,dcp,dcp-thread"]
     command += [word for kind, path in files.items() for word in (f"--{kind}", str(path))]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500
     )
     assert done.returncode == 0, done.stderr
     return {
