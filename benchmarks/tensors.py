@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from msgspec.structs import replace
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.common.contest import Race, Turn, contest, timed
 from benchmarks.common.figures import Figure, Setting, beside
-from benchmarks.common.peers import HANDFAST, open_saver, undone
+from benchmarks.common.peers import HANDFAST, Saver, open_saver, undone
 from benchmarks.common.ranks import Rank
 from benchmarks.common.state import SMALL, change, make_state
 from handfast.torch import Checkpointer
@@ -86,7 +85,7 @@ def _enter(setting: Setting, rank: Rank) -> Iterator[Race]:
         yield Race(turns, before)
 
 
-def _save(saver: Any) -> Mapping[str, float]:
+def _save(saver: Saver) -> Mapping[str, float]:
     took = timed(saver.save)
     saver.finish()
     saver.settle()

@@ -8,7 +8,7 @@ from statistics import median
 
 import msgspec
 
-__all__ = ["Figure", "Setting", "beside"]
+__all__ = ["Figure", "Setting", "beside", "short"]
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,3 +87,8 @@ def beside(figures: Sequence[Figure], who: str, undone: Mapping[str, str]) -> li
         )
         for figure in figures
     ]
+
+
+def short(value: float) -> str:
+    """Spell a value with three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from benchmarks.common.figures import Figure
+from benchmarks.common.figures import Figure, short
 from benchmarks.common.peers import HANDFAST
 
 __all__ = ["GOALS", "Goal", "Judged", "judge"]
@@ -118,11 +118,11 @@ def _meant(goal: Goal, figure: Figure) -> bool:
 
 
 def _judged(goal: Goal, figure: Figure) -> Judged:
-    value, shown = figure.median, f"{figure.median:,.4g} {figure.unit}"
+    value, shown = figure.median, f"{short(figure.median)} {figure.unit}"
     if goal.of != "median":
         ratio = figure.ratio or 0.0
         value = 1 / ratio if goal.of == "share" and ratio else ratio
-        shown = f"{value:.3g} x {figure.beside} ({figure.median:,.3g} {figure.unit})"
+        shown = f"{short(value)} x {figure.beside} ({shown})"
     verdict: Literal["met", "missed", "stated"] = "stated"
     if goal.most is not None or goal.least is not None:
         high = goal.most is None or value <= goal.most

@@ -81,7 +81,7 @@ class Sampler:
     """
 
     PAUSE_S = 0.01
-    LOOK_S = 0.1
+    LOOK_S = 0.25
 
     def __init__(self) -> None:
         self.samples: list[tuple[float, int]] = []

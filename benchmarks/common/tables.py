@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common.figures import Figure
+from benchmarks.common.figures import Figure, short
 from benchmarks.common.goals import Judged
 
 __all__ = ["Sheet", "fill", "goals", "left_out", "markdown", "of", "show"]
@@ -30,22 +30,18 @@ def of(question: str, about: str, figures: Sequence[Figure]) -> Sheet:
 
 
 def _row(figure: Figure) -> tuple[str, ...]:
-    low, high = (_short(edge) for edge in (min(figure.values), max(figure.values)))
+    low, high = (short(edge) for edge in (min(figure.values), max(figure.values)))
     ratio = figure.ratio
     return (
         figure.who,
         figure.what,
         figure.where,
-        f"{_short(figure.median)} {figure.unit}",
+        f"{short(figure.median)} {figure.unit}",
         f"{low} - {high}",
-        "" if ratio is None else f"{_short(ratio)} x",
+        "" if ratio is None else f"{short(ratio)} x",
         figure.beside,
         figure.undone,
     )
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def goals(judged: Sequence[Judged]) -> Sheet:
