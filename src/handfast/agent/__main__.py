@@ -7,7 +7,8 @@ import logging
 import signal
 import sys
 
-from handfast.agent.host import Agent, node_label
+from handfast.agent.host import Agent
+from handfast.agent.joining import node_label
 from handfast.agent.manners import Manners
 from handfast.agent.process import Seat, settings, take_seat
 

@@ -8,6 +8,7 @@ state waits in its save for the disk, and needs some pieces only.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ class Feed:
     """
 
     def __init__(self, window: memoryview, piece: int) -> None:
+        self.key = os.urandom(8).hex()
+        """Tells what this one was given from what another was."""
         self._window, self._piece = window, piece
         self._free = list(range(0, len(window) - piece + 1, piece))
         if not self._free:

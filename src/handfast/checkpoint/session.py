@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from handfast.agent import witness
-from handfast.agent.host import Round
+from handfast.agent.joining import Round
 from handfast.agent.keeper import Plan
 from handfast.agent.local import Client
 from handfast.agent.reminder import Reminder

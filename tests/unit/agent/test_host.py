@@ -28,7 +28,7 @@ from hostkit import PATIENCE_S, Job, Node, Rank, seed
 from handfast.agent import frames, witness
 from handfast.agent import seat as seats
 from handfast.agent.frames import CallFailed
-from handfast.agent.host import Opened, Round
+from handfast.agent.joining import Opened, Round
 from handfast.agent.links import Links
 from handfast.agent.local import AgentGone, Client
 from handfast.core.lattice import GENESIS, Epoch
