@@ -24,6 +24,7 @@ from handfast.checkpoint.spelling import some
 from handfast.errors import Unstorable
 from handfast.store import objects
 from handfast.store.image import Layout, TensorSpec, plan
+from handfast.store.kept import Kept
 from handfast.store.port import Verify
 from handfast.torch import apply as restore
 from handfast.torch import boxes, compare, optimizers
@@ -31,9 +32,9 @@ from handfast.torch.capture import Captured, capture
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
 from handfast.torch.rng import unmoved_streams
 from handfast.torch.saved import GRADS, RNG, Saved, read_manifests, taken
-from handfast.torch.stage import map_image, stage
+from handfast.torch.stage import Canvas, map_image, stage
 from handfast.torch.tensors import digest
-from handfast.torch.tree import Kind, nodes
+from handfast.torch.tree import Kind, Node, Tray, nodes, survey
 
 __all__ = ["TorchState", "environment"]
 
@@ -92,7 +93,9 @@ class TorchState:
         self._node: tuple[int, ...] = (0,)
         self._kept: frozenset[str] = frozenset()
         self._proven: frozenset[str] = frozenset()
+        self._found: Sequence[Node | Tray] | None = None
         self._captured: Captured | None = None
+        self._encoded = Kept(())
         self._mine: tuple[bool, ...] = ()
         self._layout: Layout | None = None
         self._plan: Plan | None = None
@@ -148,7 +151,9 @@ class TorchState:
             extra=extra,
             grads=grads,
             previous=before,
+            found=self._found,  # just now, by :meth:`pending`
         )
+        self._found = None
         same = before is not None and now.specs is before.specs
         former, self._plan = self._plan, None  # until it is whole: an interrupt leaves none
         self._captured = now
@@ -210,21 +215,27 @@ class TorchState:
         if captured is None or layout is None or image.plan is not self._plan:
             raise RuntimeError("what was captured is of another plan than this image")
         if image.views is None:
-            image.views = map_image(layout.slots, image.map)
-        kept = captured if all(self._mine) else _only(captured, self._mine)
-        staged = stage(kept, image.views)
-        encoded = objects.encode(captured.objects, pickle=self._pickle)
+            image.views = Canvas(layout.slots, image.map)
+        staged = stage(captured, image.views)
+        if not self._encoded.of(captured.fixed):
+            self._encoded = Kept(captured.fixed)
+        encoded = objects.encode(captured.objects, pickle=self._pickle, kept=self._encoded)
         every = zip(captured.specs, captured.tensors, self._mine, strict=True)
         digests = b"".join(digest(spec, tensor) for spec, tensor, mine in every if not mine)
         staged.wait()
+        # between two saves nothing of the training is held that it may want to let go of
+        self._captured = replace(captured, tensors=())
         return encoded, digests
 
     def pending(self, grads: bool) -> Sequence[str]:
         """See the port."""
+        before = self._captured
+        found = self._found = survey(self._state, before.names.trays if before else ())
+        things = [item for item in found if isinstance(item, Node)]
         if self._watch is not None:
-            self._watch.look()
+            self._watch.look(things)
         self._looks -= 1
-        if self._looks >= 0 and not grads and (left := unowned(self._state)):
+        if self._looks >= 0 and not grads and (left := unowned(things)):
             self._looks = 0
             logger.warning(
                 "%s: no optimizer of the state has these parameters, and they have gradients, "
@@ -233,7 +244,7 @@ class TorchState:
                 "into the state, or freeze them with requires_grad_(False)",
                 some(left, 3),
             )
-        return unclean_gradients(self._state, stored=grads)
+        return unclean_gradients(things, stored=grads)
 
     def compare(self, copies: Sequence[Loaded], only: Sequence[str], strict: bool) -> None:
         """See the port. Differences of the environment are warned of by name.
@@ -312,15 +323,6 @@ def _views(copies: Sequence[Loaded]) -> dict[str, torch.Tensor]:
         theirs = map_image(copy.manifest.slots, copy.memory)
         views |= {p: theirs[kept] for p, kept in taken(copies[0].manifest, copy.manifest)}
     return views
-
-
-def _only(captured: Captured, mine: Sequence[bool]) -> Captured:
-    """Leave out what another rank of the node stores."""
-    return replace(
-        captured,
-        specs=tuple(compress(captured.specs, mine)),
-        tensors=tuple(compress(captured.tensors, mine)),
-    )
 
 
 def structure(specs: Sequence[TensorSpec]) -> str:

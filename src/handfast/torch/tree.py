@@ -9,6 +9,7 @@ import re
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from handfast.torch.tensors import dims_of
 __all__ = [
     "Kind",
     "Node",
+    "Tray",
     "above",
     "alike",
     "assemble",
@@ -31,6 +33,7 @@ __all__ = [
     "kind_of",
     "nodes",
     "split",
+    "survey",
 ]
 
 
@@ -61,7 +64,27 @@ class Node(NamedTuple):
     value: Any
 
 
+class Tray(NamedTuple):
+    """A box that holds nothing but plain tensors, with all that follows from its keys alone.
+
+    There may be ten thousand of them: they are looked at together, and named once. ``tree`` is the
+    box with a reference for each tensor.
+    """
+
+    path: str
+    kind: type
+    keys: list[Any]
+    paths: list[str]
+    tree: object
+    tensors: list[Tensor]
+
+    def nodes(self) -> Iterator[Node]:
+        """Each of them as a live thing of its own."""
+        return map(Node, self.paths, repeat(Kind.TENSOR), self.tensors)
+
+
 _MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
+_PLAIN = frozenset({Tensor, nn.Parameter})
 _SEQUENCES = (list, tuple, deque)
 
 
@@ -127,8 +150,24 @@ def nodes(state: Mapping[str, object]) -> list[Node]:
     and ValueError if a live thing has the path of another one, or of a plain value: each would be
     given the other's state.
     """
-    found: list[Node] = []
+    return list(expanded(survey(state)))
+
+
+def expanded(found: Iterable[Node | Tray]) -> Iterator[Node]:
+    """The live things of a survey, each by itself."""
+    return chain.from_iterable(
+        item.nodes() if isinstance(item, Tray) else (item,) for item in found
+    )
+
+
+def survey(state: Mapping[str, object], known: Iterable[Tray] = ()) -> list[Node | Tray]:
+    """Every live thing of a state as :func:`nodes` gives them, boxes of tensors as one.
+
+    ``known`` are trays of an earlier survey, whose names serve again while the keys are the same.
+    """
+    found: list[Node | Tray] = []
     seen: Counter[str] = Counter()
+    before = {tray.path: tray for tray in known}
 
     def visit(path: str, value: object, replaceable: bool, depth: int) -> None:
         kind = kind_of(value)
@@ -138,6 +177,10 @@ def nodes(state: Mapping[str, object]) -> list[Node]:
         elif type(value) in _MAPPINGS or type(value) in _SEQUENCES:
             _check_depth(path, value, depth)
             _check_living(path, value)
+            if tray := _tray(path, value, before.get(path)):
+                found.append(tray)
+                seen.update(tray.paths)
+                return
             inside = type(value) is not tuple or replaceable
             for key, item in entries(value):
                 visit(child(path, key), item, inside, depth + 1)
@@ -145,14 +188,44 @@ def nodes(state: Mapping[str, object]) -> list[Node]:
             raise TypeError(_no_place(path, value))
 
     items: Iterable[tuple[Any, object]] = state.items()
+    _check_names(name for name, _ in items)
+    if tray := _tray("", dict(state), before.get("")):
+        return [tray]
     for name, value in items:
+        visit(child("", name), value, False, 1)
+    if len(seen) < seen.total():
+        _refuse_twice(found, seen)
+    return found
+
+
+def _check_names(names: Iterable[Any]) -> None:
+    for name in names:
         if not isinstance(name, str) or not name:
             raise TypeError(f"a component's name must be a string that is not empty, not {name!r}")
-        visit(child("", name), value, False, 1)
-    twice = [node.path for node in found if seen[node.path] > 1]
+
+
+def _refuse_twice(found: Iterable[Node | Tray], seen: Mapping[str, int]) -> None:
+    twice = [node.path for node in expanded(found) if seen[node.path] > 1]
     if twice:
         raise ValueError(f"state: two things have the path {twice[0]}: rename one of them")
-    return found
+
+
+def _tray(path: str, box: Any, before: Tray | None) -> Tray | None:
+    """A box that holds nothing but plain tensors, by its names of an earlier survey if they fit."""
+    tensors = list(box.values() if type(box) in _MAPPINGS else box)
+    if not tensors or not set(map(type, tensors)) <= _PLAIN:
+        return None
+    keys = list(box) if type(box) in _MAPPINGS else list(range(len(tensors)))
+    if before is not None and before.kind is type(box) and _same_keys(before.keys, keys):
+        return before._replace(tensors=tensors)
+    found: list[tuple[str, Tensor]] = []
+    tree = split(box, path, found)
+    return Tray(path, type(box), keys, [at for at, _ in found], tree, tensors)
+
+
+def _same_keys(before: list[Any], keys: list[Any]) -> bool:
+    # 1, 1.0 and True are equal, and are different keys in an image
+    return before == keys and list(map(type, before)) == list(map(type, keys))
 
 
 def above(paths: Iterable[str]) -> frozenset[str]:

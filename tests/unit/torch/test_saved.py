@@ -23,7 +23,7 @@ from handfast.torch.apply import apply
 from handfast.torch.capture import capture
 from handfast.torch.compare import differences, lacking
 from handfast.torch.saved import read_manifests, taken
-from handfast.torch.stage import map_image, stage
+from handfast.torch.stage import Canvas, map_image, stage
 from handfast.torch.tensors import digest
 
 
@@ -34,8 +34,10 @@ def shard(
     captured = capture(state, **options)
     layout = plan(spec for spec in captured.specs if spec.path not in leave_out)
     buffer = bytearray(layout.padded)
-    kept = map_image(plan(captured.specs).slots, bytearray(plan(captured.specs).padded))
-    stage(captured, kept)
+    whole = plan(captured.specs)
+    memory = bytearray(whole.padded)
+    stage(captured, Canvas(whole.slots, memory))
+    kept = map_image(whole.slots, memory)
     views = map_image(layout.slots, buffer)
     for path, view in views.items():
         view.copy_(kept[path])

@@ -10,7 +10,7 @@ from torch import nn
 
 from handfast.store.image import plan
 from handfast.torch.capture import capture
-from handfast.torch.stage import map_image, stage
+from handfast.torch.stage import Canvas, map_image, stage
 from handfast.torch.types import TORCH_DTYPES
 
 BASE = torch.arange(120, dtype=torch.uint8)
@@ -112,15 +112,16 @@ def test_one_map_serves_many_stages() -> None:
     saved = Snapshot({"model": model})
     train(model, torch.optim.SGD(model.parameters(), lr=1.0))
     again = capture({"model": model}, previous=saved.captured)
-    stage(again, saved.views).wait()
+    stage(again, saved.canvas).wait()
     assert same_bytes(saved.views["model/weight"], model.weight)
 
 
 def test_a_short_buffer_is_refused() -> None:
     """A map of another layout's memory would read and write past its end."""
     layout = plan(capture({"t": torch.ones(5000)}).specs)
-    with pytest.raises(ValueError, match="t: its slot ends at byte"):
-        map_image(layout.slots, bytearray(layout.nbytes - 1))
+    for make in (map_image, Canvas):
+        with pytest.raises(ValueError, match="t: its slot ends at byte"):
+            make(layout.slots, bytearray(layout.nbytes - 1))
 
 
 def test_conjugated_and_negated_views_are_stored_as_they_look() -> None:
