@@ -5,7 +5,9 @@ from operator import is_
 
 import msgspec
 
-__all__ = ["Kept"]
+__all__ = ["Kept", "longer"]
+
+_pack = msgspec.msgpack.Encoder().encode
 
 
 class Kept:
@@ -22,3 +24,21 @@ class Kept:
     def of(self, values: Sequence[object]) -> bool:
         """Whether it is of these very values."""
         return len(self._values) == len(values) and all(map(is_, self._values, values))
+
+
+def longer(encoded: bytes, more: Sequence[object]) -> msgspec.Raw:
+    """An array of msgpack that goes on with ``more``."""
+    first = encoded[0]
+    if first >> 4 == 0x9:
+        count, head = first & 0xF, 1
+    else:
+        head = 3 if first == 0xDC else 5
+        count = int.from_bytes(encoded[1:head], "big")
+    total = count + len(more)
+    if total < 16:
+        begin = bytes([0x90 | total])
+    elif total < 1 << 16:
+        begin = b"\xdc" + total.to_bytes(2, "big")
+    else:
+        begin = b"\xdd" + total.to_bytes(4, "big")
+    return msgspec.Raw(b"".join((begin, memoryview(encoded)[head:], *map(_pack, more))))

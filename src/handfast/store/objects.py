@@ -21,7 +21,7 @@ import msgspec
 
 from handfast.errors import FormatError, Unstorable
 from handfast.store import arrays
-from handfast.store.kept import Kept
+from handfast.store.kept import Kept, longer
 
 __all__ = [
     "DEPTH_LIMIT",
@@ -268,17 +268,25 @@ def child(path: str, key: object) -> str:
 
 
 def encode(
-    value: object, *, path: str = "", pickle: Sequence[str] = (), kept: Kept | None = None
+    value: Any,
+    *,
+    path: str = "",
+    pickle: Sequence[str] = (),
+    kept: Kept | None = None,
+    after: object = None,
 ) -> bytes:
     """The bytes of a value.
 
-    ``path`` is where the value stands in the state. ``pickle`` lists paths, or globs over them,
-    where a value that can't be stored otherwise is pickled. ``kept`` has parts of the value that
-    are the same as the last time. Raises Unstorable, which names the path and the type, for
+    ``path`` is where it stands in the state. ``pickle`` lists paths, or globs over them, where what
+    can't be stored otherwise is pickled. ``kept`` has parts of it that are the same as the last
+    time; ``after`` is one of them, a dict whose entries the value's, if it is one, go on. Raises Unstorable, which names the path and the type, for
     everything else, for cycles, beyond 256 levels of nesting, and beyond ``MAX_BYTES`` in all.
     """
     try:
-        data = _pack([VERSION, _Encoder(path, pickle, kept).node(value, ...)])
+        encoder = _Encoder(path, pickle, kept)
+        first: Any = None if after is None else encoder.node(after, ...)
+        node: Any = encoder.node(value, ...)
+        data = _pack([VERSION, node if first is None else longer(bytes(first), node[1:])])
     except RecursionError:
         raise Unstorable(path, _name(type(value)), "it is nested too deeply") from None
     if len(data) > MAX_BYTES:

@@ -52,8 +52,9 @@ class Captured:
     alike, by what it is (DDP, DTensor) or was declared to be. While the structure stays, ``specs``
     is the very same tuple as in the capture before, so that a layout and its views serve again;
     and so are ``looks``, while no tensor has moved or changed its form. ``fixed`` are those parts
-    of ``objects`` that are made of names alone, and that nobody changes. ``trained`` are the paths
-    of tensors in boxes that are no mere values.
+    of ``objects`` that are made of names alone, and that nobody changes; ``whole``, one of them, is
+    all of the state if that is nothing but tensors. ``trained`` are the paths of tensors in boxes
+    that are no mere values.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -67,6 +68,7 @@ class Captured:
     stored: tuple[bool, ...]
     names: "Names"
     fixed: tuple[object, ...]
+    whole: dict[str, object] | None = None
     trained: frozenset[str] = frozenset()
 
 
@@ -300,7 +302,7 @@ def capture(
     _refuse_parts(paths, tensors)
     walked.paths.extend(paths)
     walked.tensors.extend(tensors)
-    whole: Any = walked.trees.get("")  # nothing but tensors
+    whole = _whole(walked.names)
     objects: dict[str, Any] = (
         dict(whole)
         if whole
@@ -384,6 +386,11 @@ def _fixed(names: Names, kinds: object) -> tuple[object, ...]:
     return kinds, *trees, *tables
 
 
+def _whole(names: Names) -> Any:
+    """The tree of a state that is nothing but tensors, else None."""
+    return next((tray.tree for tray in names.trays if not tray.path), None)
+
+
 def _kind_name(node: Node, owners: optimizers.Owners) -> str:
     """What a restore needs to know: another class would take the state without a word."""
     about = ""
@@ -438,7 +445,13 @@ def _captured(
         fixed = _fixed(found.names, objects[KINDS])
     tensors = tuple(compress(parts, kept.stored))
     return replace(
-        kept, tensors=tensors, objects=objects, names=found.names, looks=looks, fixed=fixed
+        kept,
+        tensors=tensors,
+        objects=objects,
+        names=found.names,
+        looks=looks,
+        fixed=fixed,
+        whole=_whole(found.names),
     )
 
 
@@ -467,6 +480,7 @@ def _planned(
         stored=stored,
         names=found.names,
         fixed=_fixed(found.names, objects[KINDS]),
+        whole=_whole(found.names),
         trained=frozenset(node.path for node in trained(found.nodes)),
     )
 

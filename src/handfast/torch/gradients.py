@@ -20,7 +20,6 @@ gradients that lie in buffers of another library. A gradient that one optimizer'
 another's parameters (a GAN's two losses) is pending: ``zero_grad()`` before the save.
 """
 
-import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -338,10 +337,10 @@ def _unreduced(path: str, root: nn.Module) -> Iterator[_Unreduced]:
 
     There is no public way to them.
     """
-    if "torch.distributed.fsdp" not in sys.modules:
-        return
     fsdp = loaded("torch.distributed.fsdp", "FSDPModule")
-    for name, module in root.named_modules():
+    kinds = set(map(type, parts_of(root)))
+    found = root.named_modules() if any(issubclass(kind, fsdp) for kind in kinds) else ()
+    for name, module in found:
         for group in _groups(module) if isinstance(module, fsdp) else ():
             for held in group.fsdp_params:
                 where = f"{name}.{held._module_info.param_name}".lstrip(".")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import platform
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import compress, islice
+from operator import not_
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -31,7 +33,7 @@ from handfast.torch import boxes, compare, optimizers
 from handfast.torch.capture import Captured, capture
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
 from handfast.torch.rng import unmoved_streams
-from handfast.torch.saved import GRADS, RNG, Saved, read_manifests, taken
+from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, Saved, read_manifests, taken
 from handfast.torch.stage import Canvas, map_image, stage
 from handfast.torch.tensors import digest
 from handfast.torch.tree import Kind, Node, Tray, nodes, survey
@@ -43,6 +45,23 @@ logger = logging.getLogger("handfast")
 HINTS: Final = 100
 LOOKS: Final = 8
 """So many saves look for gradients that no optimizer has."""
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Let no garbage be collected, and leave the collector as it was found.
+
+    A save makes many short-lived lists, so that the collector would go through all objects of the
+    process in the middle of it, which takes longer than all the rest. None of them is a cycle.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def environment() -> dict[str, str]:
@@ -141,6 +160,7 @@ class TorchState:
     def _forget(self) -> None:
         self._captured, self._layout, self._plan = None, None, None
 
+    @uncollected()
     def capture(self, extra: object, grads: bool, prove: Prove) -> Plan:
         """See the port."""
         before = self._captured
@@ -209,6 +229,7 @@ class TorchState:
         self._kept |= fresh.difference(same)
         return False
 
+    @uncollected()
     def copy(self, image: StagingImage) -> tuple[bytes, bytes]:
         """See the port. Returns once the bytes are in the image, from CUDA devices too."""
         captured, layout = self._captured, self._layout
@@ -217,16 +238,25 @@ class TorchState:
         if image.views is None:
             image.views = Canvas(layout.slots, image.map)
         staged = stage(captured, image.views)
-        if not self._encoded.of(captured.fixed):
-            self._encoded = Kept(captured.fixed)
-        encoded = objects.encode(captured.objects, pickle=self._pickle, kept=self._encoded)
-        every = zip(captured.specs, captured.tensors, self._mine, strict=True)
-        digests = b"".join(digest(spec, tensor) for spec, tensor, mine in every if not mine)
+        encoded = self._encode(captured)
+        left = compress(zip(captured.specs, captured.tensors, strict=True), map(not_, self._mine))
+        digests = b"".join(digest(spec, tensor) for spec, tensor in left)
         staged.wait()
         # between two saves nothing of the training is held that it may want to let go of
         self._captured = replace(captured, tensors=())
         return encoded, digests
 
+    def _encode(self, captured: Captured) -> bytes:
+        """Encode the objects; what is made of names alone once, while they stay."""
+        if not self._encoded.of(captured.fixed):
+            self._encoded = Kept(captured.fixed)
+        tree = captured.objects
+        whole = captured.whole
+        if whole is not None:
+            tree = {key: tree[key] for key in (EXTRA, GRADS, KINDS, RNG) if key in tree}
+        return objects.encode(tree, pickle=self._pickle, kept=self._encoded, after=whole)
+
+    @uncollected()
     def pending(self, grads: bool) -> Sequence[str]:
         """See the port."""
         before = self._captured
