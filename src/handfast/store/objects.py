@@ -21,7 +21,7 @@ import msgspec
 
 from handfast.errors import FormatError, Unstorable
 from handfast.store import arrays
-from handfast.store.kept import Kept, longer
+from handfast.store.kept import NOTHING, Kept, longer
 
 __all__ = [
     "DEPTH_LIMIT",
@@ -268,25 +268,20 @@ def child(path: str, key: object) -> str:
 
 
 def encode(
-    value: Any,
-    *,
-    path: str = "",
-    pickle: Sequence[str] = (),
-    kept: Kept | None = None,
-    after: object = None,
+    value: object, *, path: str = "", pickle: Sequence[str] = (), kept: Kept = NOTHING
 ) -> bytes:
     """The bytes of a value.
 
     ``path`` is where it stands in the state. ``pickle`` lists paths, or globs over them, where what
-    can't be stored otherwise is pickled. ``kept`` has parts of it that are the same as the last
-    time; ``after`` is one of them, a dict whose entries the value's, if it is one, go on. Raises Unstorable, which names the path and the type, for
-    everything else, for cycles, beyond 256 levels of nesting, and beyond ``MAX_BYTES`` in all.
+    can't be stored otherwise is pickled. ``kept`` has parts of it whose bytes serve again. Raises
+    Unstorable, with path and type, for all else, cycles, 257 levels, and beyond ``MAX_BYTES``.
     """
     try:
         encoder = _Encoder(path, pickle, kept)
-        first: Any = None if after is None else encoder.node(after, ...)
         node: Any = encoder.node(value, ...)
-        data = _pack([VERSION, node if first is None else longer(bytes(first), node[1:])])
+        if kept.begins is not None:
+            node = longer(encoder.node(kept.begins, ...), node[1:])
+        data = _pack([VERSION, node])
     except RecursionError:
         raise Unstorable(path, _name(type(value)), "it is nested too deeply") from None
     if len(data) > MAX_BYTES:
@@ -344,9 +339,8 @@ def _name(kind: type) -> str:
 class _Encoder:
     """One walk over a value, which knows where it is."""
 
-    def __init__(self, path: str, pickle: Sequence[str], kept: Kept | None = None) -> None:
-        self._root, self._pickle = path, pickle
-        self._kept = kept.encoded if kept is not None else {}
+    def __init__(self, path: str, pickle: Sequence[str], kept: Kept = NOTHING) -> None:
+        self._root, self._pickle, self._kept = path, pickle, kept.encoded
         self._trail: list[object] = []  # index or key, one a level; an ellipsis: the same place
         self._open: set[int] = set()  # ids of the containers that we are inside of
 

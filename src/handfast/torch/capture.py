@@ -11,11 +11,9 @@ unless they are asked for.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import blake2b
 from itertools import chain, compress
 from typing import Any, NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,9 +23,10 @@ from handfast.store.image import TensorSpec
 from handfast.store.objects import child
 from handfast.torch import loaders, optimizers
 from handfast.torch.alike import Replica, ddp_ids, find_replicas, steps_alike
+from handfast.torch.kinds import kind_name
 from handfast.torch.looks import Look, aliases_of, forms, look
 from handfast.torch.names import clean, loaded, matches
-from handfast.torch.rng import generator_class, read_generator, read_streams
+from handfast.torch.rng import read_generator, read_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED
 from handfast.torch.tensors import (
     all_tensors,
@@ -116,16 +115,14 @@ def walk(
     state: Mapping[str, object],
     names: Names | None = None,
     without: frozenset[Kind] = frozenset(),
-    found: Sequence[Node | Tray] | None = None,
 ) -> Walk:
     """Read every live thing of a state, without the random streams of the process.
 
-    ``names`` of an earlier walk save time while they still fit, and so does what a survey has
-    ``found`` just now. Kinds in ``without`` are found and not read. Generators are read last,
-    because a loader's ``state_dict()`` may draw a seed. Raises Unstorable for state that can't be
-    stored.
+    ``names`` of an earlier walk save time while they still fit. Kinds in ``without`` are found and
+    not read. Generators are read last, because a loader's ``state_dict()`` may draw a seed.
+    Raises Unstorable for state that can't be stored.
     """
-    found = survey(state, names.trays if names else ()) if found is None else found
+    found = survey(state, names.trays if names else ())
     things = [item for item in found if isinstance(item, Node)]
     trays = [item for item in found if isinstance(item, Tray)]
     modules = [(n, n.value.state_dict(keep_vars=True)) for n in things if n.kind is Kind.MODULE]
@@ -169,6 +166,8 @@ def _stepped(found: Sequence[Node | Tray]) -> list[Node]:
     opts = [value for value in values if isinstance(value, Optimizer)]
     made = [opt for opt in opts if hasattr(opt, "param_groups")]  # a wrapper's may come later
     ids = {id(p) for optimizer in made for p in optimizers.parameters(optimizer)}
+    if not ids:
+        return []
     alone = [
         item
         for item in found
@@ -282,14 +281,13 @@ def capture(
     extra: object = None,
     grads: bool = False,
     previous: Captured | None = None,
-    found: Sequence[Node | Tray] | None = None,
 ) -> Captured:
     """Capture a state: a mapping of component names to live things, and boxes of them.
 
     ``rng`` adds the streams of the process; ``replicated`` are ``fnmatch`` patterns of paths that
     every rank holds alike; ``extra`` is a plain value that goes along; ``grads`` adds the gradients
     of the modules' parameters; ``previous``, a capture of the same state, saves most of the time
-    while the structure stays, and what a survey has ``found`` just now that of another one.
+    while the structure stays.
 
     Raises Unstorable for what can't be stored, TypeError for a plain value that no dict or list
     holds, and ValueError if two things of the state have one path.
@@ -297,7 +295,7 @@ def capture(
     for name in (RNG, EXTRA, GRADS):
         if name in state:
             raise ValueError(f"state: the name {name!r} is taken: give the component another one")
-    walked = walk(state, previous.names if previous else None, found=found)
+    walked = walk(state, previous.names if previous else None)
     tree, paths, tensors = _split(extra, EXTRA)
     _refuse_parts(paths, tensors)
     walked.paths.extend(paths)
@@ -369,7 +367,7 @@ def parameters_of(found: Walk) -> Iterator[tuple[str, nn.Parameter]]:
 def _kinds(found: Walk, previous: Captured | None) -> dict[str, str]:
     """The kind of each live thing: the very dict of the capture before, if they are the same."""
     owners, trays = found.names.owners, found.names.trays
-    now = {node.path: _kind_name(node, owners) for node in found.things}
+    now = {node.path: kind_name(node, owners) for node in found.things}
     if previous is not None and previous.names is found.names:
         before: dict[str, str] = previous.objects[KINDS]
         count = len(now) + sum(len(tray.paths) for tray in trays)
@@ -389,34 +387,6 @@ def _fixed(names: Names, kinds: object) -> tuple[object, ...]:
 def _whole(names: Names) -> Any:
     """The tree of a state that is nothing but tensors, else None."""
     return next((tray.tree for tray in names.trays if not tray.path), None)
-
-
-def _kind_name(node: Node, owners: optimizers.Owners) -> str:
-    """What a restore needs to know: another class would take the state without a word."""
-    about = ""
-    if node.kind is Kind.SCHEDULER:
-        about = _class_name(node.value)
-    elif node.kind is Kind.GENERATOR:
-        about = generator_class(node.value)
-    elif (
-        isinstance(node.value, Optimizer)
-        and node.kind is Kind.OBJECT
-        and hasattr(node.value, "param_groups")
-    ):
-        # It goes by the order of its parameters.
-        names = optimizers.name_parameters(node.value, owners)
-        order = [[names[id(p)] for p in group["params"]] for group in node.value.param_groups]
-        digest = blake2b(msgspec.msgpack.encode(order), digest_size=4).hexdigest()
-        about = f"{type(node.value).__name__}(parameters {digest})"
-    return f"{node.kind.value}:{about}" if about else node.kind.value
-
-
-def _class_name(scheduler: object) -> str:
-    """A scheduler's class, and the classes of those that it chains: ``SequentialLR(A, B)``."""
-    name, inside = type(scheduler).__name__, getattr(scheduler, "_schedulers", None)
-    if not isinstance(inside, list | tuple):
-        return name
-    return f"{name}({', '.join(map(_class_name, inside))})"
 
 
 def _captured(

@@ -36,7 +36,7 @@ from handfast.torch.rng import unmoved_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, Saved, read_manifests, taken
 from handfast.torch.stage import Canvas, map_image, stage
 from handfast.torch.tensors import digest
-from handfast.torch.tree import Kind, Node, Tray, nodes, survey
+from handfast.torch.tree import Kind, Node, nodes, survey
 
 __all__ = ["TorchState", "environment"]
 
@@ -112,7 +112,6 @@ class TorchState:
         self._node: tuple[int, ...] = (0,)
         self._kept: frozenset[str] = frozenset()
         self._proven: frozenset[str] = frozenset()
-        self._found: Sequence[Node | Tray] | None = None
         self._captured: Captured | None = None
         self._encoded = Kept(())
         self._mine: tuple[bool, ...] = ()
@@ -171,9 +170,7 @@ class TorchState:
             extra=extra,
             grads=grads,
             previous=before,
-            found=self._found,  # just now, by :meth:`pending`
         )
-        self._found = None
         same = before is not None and now.specs is before.specs
         former, self._plan = self._plan, None  # until it is whole: an interrupt leaves none
         self._captured = now
@@ -249,18 +246,17 @@ class TorchState:
     def _encode(self, captured: Captured) -> bytes:
         """Encode the objects; what is made of names alone once, while they stay."""
         if not self._encoded.of(captured.fixed):
-            self._encoded = Kept(captured.fixed)
+            self._encoded = Kept(captured.fixed, begins=captured.whole)
         tree = captured.objects
-        whole = captured.whole
-        if whole is not None:
+        if captured.whole is not None:
             tree = {key: tree[key] for key in (EXTRA, GRADS, KINDS, RNG) if key in tree}
-        return objects.encode(tree, pickle=self._pickle, kept=self._encoded, after=whole)
+        return objects.encode(tree, pickle=self._pickle, kept=self._encoded)
 
     @uncollected()
     def pending(self, grads: bool) -> Sequence[str]:
         """See the port."""
         before = self._captured
-        found = self._found = survey(self._state, before.names.trays if before else ())
+        found = survey(self._state, before.names.trays if before else ())
         things = [item for item in found if isinstance(item, Node)]
         if self._watch is not None:
             self._watch.look(things)
