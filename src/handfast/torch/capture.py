@@ -402,6 +402,8 @@ def _captured(
     except (RuntimeError, NotImplementedError, ValueError):
         list(map(spec_of, found.paths, found.tensors))  # names the one without memory or shape
         raise
+    if previous is not None and previous.names is found.names and previous.looks is not looks:
+        found = _renamed(found)
     # With what it looks like, this is all that specs, ties and refusals depend on: what is missing
     # here goes stale.
     about = (found.paths, list(map(type, found.tensors)), sharded, alike, found.names.replicas)
@@ -423,6 +425,18 @@ def _captured(
         fixed=fixed,
         whole=_whole(found.names),
     )
+
+
+def _renamed(found: Walk) -> Walk:
+    """A walk whose tensors were moved or changed: what names say of optimizers hangs on that."""
+    opts = [node for node in found.things if node.kind is Kind.OPTIMIZER]
+    named = [optimizers.name_optimizer(n.path, n.value, found.names.owners) for n in opts]
+    if named == found.names.optimizers:
+        return found
+    for node, own in zip(opts, named, strict=True):
+        tree: Any = found.trees[node.path]
+        tree |= {"tensors": own.tensors, "placed": own.placed}
+    return replace(found, names=found.names._replace(optimizers=named))
 
 
 def _planned(

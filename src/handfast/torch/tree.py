@@ -84,6 +84,7 @@ class Tray(NamedTuple):
 
 
 _MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
+_BARE = (dict, OrderedDict, list, tuple)
 _PLAIN = frozenset({Tensor, nn.Parameter})
 _SEQUENCES = (list, tuple, deque)
 
@@ -165,67 +166,73 @@ def survey(state: Mapping[str, object], known: Iterable[Tray] = ()) -> list[Node
 
     ``known`` are trays of an earlier survey, whose names serve again while the keys are the same.
     """
-    found: list[Node | Tray] = []
-    seen: Counter[str] = Counter()
-    before = {tray.path: tray for tray in known}
-
-    def visit(path: str, value: object, replaceable: bool, depth: int) -> None:
-        kind = kind_of(value)
-        seen[path] += 1
-        if kind is not None:
-            found.append(Node(path, kind, value))
-        elif type(value) in _MAPPINGS or type(value) in _SEQUENCES:
-            _check_depth(path, value, depth)
-            _check_living(path, value)
-            if tray := _tray(path, value, before.get(path)):
-                found.append(tray)
-                seen.update(tray.paths)
-                return
-            inside = type(value) is not tuple or replaceable
-            for key, item in entries(value):
-                visit(child(path, key), item, inside, depth + 1)
-        elif not replaceable:
-            raise TypeError(_no_place(path, value))
-
-    items: Iterable[tuple[Any, object]] = state.items()
-    _check_names(name for name, _ in items)
-    if tray := _tray("", dict(state), before.get("")):
-        return [tray]
-    for name, value in items:
-        visit(child("", name), value, False, 1)
-    if len(seen) < seen.total():
-        _refuse_twice(found, seen)
-    return found
-
-
-def _check_names(names: Iterable[Any]) -> None:
+    names: Iterable[Any] = state
     for name in names:
         if not isinstance(name, str) or not name:
             raise TypeError(f"a component's name must be a string that is not empty, not {name!r}")
+    look = _Survey({tray.path: tray for tray in known})
+    if look.is_tray("", dict(state)):
+        return look.found
+    for name, value in state.items():
+        look.visit(child("", name), value, False, 1)
+    if len(look.seen) < look.seen.total():
+        twice = [node.path for node in expanded(look.found) if look.seen[node.path] > 1]
+        if twice:
+            raise ValueError(f"state: two things have the path {twice[0]}: rename one of them")
+    return look.found
 
 
-def _refuse_twice(found: Iterable[Node | Tray], seen: Mapping[str, int]) -> None:
-    twice = [node.path for node in expanded(found) if seen[node.path] > 1]
-    if twice:
-        raise ValueError(f"state: two things have the path {twice[0]}: rename one of them")
+class _Survey:
+    """A survey under way."""
 
+    def __init__(self, known: Mapping[str, Tray]) -> None:
+        self.found: list[Node | Tray] = []
+        self.seen: Counter[str] = Counter()
+        self._known = known
 
-def _tray(path: str, box: Any, before: Tray | None) -> Tray | None:
-    """A box that holds nothing but plain tensors, by its names of an earlier survey if they fit."""
-    tensors = list(box.values() if type(box) in _MAPPINGS else box)
-    if not tensors or not set(map(type, tensors)) <= _PLAIN:
-        return None
-    keys = list(box) if type(box) in _MAPPINGS else list(range(len(tensors)))
-    if before is not None and before.kind is type(box) and _same_keys(before.keys, keys):
-        return before._replace(tensors=tensors)
-    found: list[tuple[str, Tensor]] = []
-    tree = split(box, path, found)
-    return Tray(path, type(box), keys, [at for at, _ in found], tree, tensors)
+    def visit(self, path: str, value: object, replaceable: bool, depth: int) -> None:
+        kind = kind_of(value)
+        self.seen[path] += 1
+        if kind is not None:
+            self.found.append(Node(path, kind, value))
+        elif type(value) in _MAPPINGS or type(value) in _SEQUENCES:
+            _check_depth(path, value, depth)
+            _check_living(path, value)
+            if not self.is_tray(path, value):
+                inside = type(value) is not tuple or replaceable
+                for key, item in entries(value):
+                    self.visit(child(path, key), item, inside, depth + 1)
+        elif not replaceable:
+            raise TypeError(_no_place(path, value))
+
+    def is_tray(self, path: str, box: Any) -> bool:
+        """Whether a box holds nothing but plain tensors, and is nothing besides: then it is found.
+
+        Its names are those of an earlier survey, if they fit.
+        """
+        if type(box) not in _BARE or not box:
+            return False
+        keyed = type(box) in _MAPPINGS
+        tensors = list(box.values() if keyed else box)
+        if not set(map(type, tensors)) <= _PLAIN:
+            return False
+        keys = list(box) if keyed else list(range(len(tensors)))
+        known = self._known.get(path)
+        if known is not None and known.kind is type(box) and _same_keys(known.keys, keys):
+            tray = known._replace(tensors=tensors)
+        else:
+            named: list[tuple[str, Tensor]] = []
+            tree = split(box, path, named)
+            tray = Tray(path, type(box), keys, [at for at, _ in named], tree, tensors)
+        self.found.append(tray)
+        self.seen.update(tray.paths)
+        return True
 
 
 def _same_keys(before: list[Any], keys: list[Any]) -> bool:
-    # 1, 1.0 and True are equal, and are different keys in an image
-    return before == keys and list(map(type, before)) == list(map(type, keys))
+    # True and 1 are equal, and so are tuples of them, and are different keys in an image.
+    kinds = list(map(type, keys))
+    return before == keys and kinds == list(map(type, before)) and set(kinds) <= {str, int}
 
 
 def above(paths: Iterable[str]) -> frozenset[str]:

@@ -130,3 +130,63 @@ def test_conjugated_and_negated_views_are_stored_as_they_look() -> None:
     saved = Snapshot({"conj": tensor.conj(), "imag": tensor.conj().imag})
     assert saved.views["conj"].tolist() == [1 - 2j, 3 + 4j]
     assert saved.views["imag"].tolist() == [-2.0, 4.0]
+
+
+class Runtime:
+    """Stands for the CUDA runtime, where there is no device: it only counts what is registered."""
+
+    def __init__(self, answer: int = 0) -> None:
+        self.pinned: dict[int, int] = {}
+        self.answer = answer
+
+    def cudaHostRegister(self, start: int, size: int, _flags: int) -> int:  # noqa: N802 - its name
+        if not self.answer:
+            self.pinned[start] = size
+        return self.answer
+
+    def cudaHostUnregister(self, start: int) -> int:  # noqa: N802 - its name
+        del self.pinned[start]
+        return 0
+
+
+@pytest.mark.parametrize("answer", [0, 2], ids=["pinned", "refused"])
+def test_an_image_is_pinned_once_where_cuda_is_in_use_and_let_go_with_its_memory(
+    monkeypatch: pytest.MonkeyPatch, answer: int
+) -> None:
+    """Not before CUDA was started, which a save must not do; and it works unpinned, too."""
+    live = {"t": torch.ones(5000)}
+    captured = capture(live)
+    layout = plan(captured.specs)
+    memory = bytearray(layout.padded)
+    runtime = Runtime(answer)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    stage(captured, Canvas(layout.slots, memory))
+    assert not runtime.pinned
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    canvas = Canvas(layout.slots, memory)
+    assert list(runtime.pinned.values()) == ([] if answer else [layout.padded])
+    stage(captured, canvas).wait()
+    assert map_image(layout.slots, memory)["t"].tolist() == [1] * 5000
+    del canvas
+    assert not runtime.pinned
+
+
+def test_each_image_of_a_state_gets_the_values_of_its_own_save() -> None:
+    """Two that take turns, with tensors of all sizes, and one of them left to another rank."""
+    live = {str(n): torch.full((n,), 0.0) for n in (0, 1, 3, 100, 9_000, 70_000)}
+    live |= {f"b{n}": torch.full((n,), 0.0, dtype=torch.bfloat16) for n in (1, 7, 40_000)}
+    captured = capture(live)
+    layout = plan(spec for spec in captured.specs if spec.path != "100")
+    memories = [bytearray(layout.padded) for _ in range(2)]
+    canvases = [Canvas(layout.slots, memory) for memory in memories]
+    views = [map_image(layout.slots, memory) for memory in memories]
+    for turn in range(6):
+        torch._foreach_add_(list(live.values()), 1.0)
+        again = capture(live, previous=captured)
+        assert again.looks is captured.looks
+        stage(again, canvases[turn % 2]).wait()
+        for number, values in enumerate(views):
+            wanted = max(turn + 1 - (turn % 2 != number), 0)
+            assert "100" not in values
+            assert all((value == wanted).all() for value in values.values())
