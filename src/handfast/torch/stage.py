@@ -3,7 +3,11 @@
 After :func:`stage` nothing that the training does is seen in the image. Tensors in host memory
 are copied when it returns, an optimizer's ``step`` counters too (pytorch#144657, where only
 CUDA tensors were, and nvidia-resiliency-ext#376). CUDA tensors are copied on a side stream that
-all later work of the current stream waits for.
+all later work of the current stream waits for, all of it, since anything may write to a parameter,
+not the optimizer alone.
+
+Large tensors are copied by torch. A small one is moved by its address: to make a call of torch for
+each costs more than its bytes (``docs/adr/0014``).
 """
 
 import ctypes
