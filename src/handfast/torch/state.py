@@ -232,6 +232,8 @@ class TorchState:
         captured, layout = self._captured, self._layout
         if captured is None or layout is None or image.plan is not self._plan:
             raise RuntimeError("what was captured is of another plan than this image")
+        if len(captured.tensors) < len(captured.specs):  # its addresses may be anybody's by now
+            raise RuntimeError("what was captured was copied already")
         if image.views is None:
             image.views = Canvas(layout.slots, image.map)
         staged = stage(captured, image.views)

@@ -261,6 +261,15 @@ def test_nothing_of_the_training_is_held_between_two_saves(
     assert [ref() for ref in refs] == [None] * 4
 
 
+def test_a_capture_is_copied_once(saving: Callable[[dict[str, Any]], Saver]) -> None:
+    """Nobody holds the tensors any more, and another may lie where they were."""
+    saver = saving({"t": torch.ones(2)})
+    saver.save()
+    assert saver.image is not None
+    with pytest.raises(RuntimeError, match="copied already"):
+        saver.held.copy(saver.image)
+
+
 class Collecting:
     """A thing of the user's that makes garbage while it is read, and may fail."""
 
