@@ -190,3 +190,19 @@ def test_each_image_of_a_state_gets_the_values_of_its_own_save() -> None:
             wanted = max(turn + 1 - (turn % 2 != number), 0)
             assert "100" not in values
             assert all((value == wanted).all() for value in values.values())
+
+
+def test_names_that_change_places_are_not_mixed_up_in_one_image() -> None:
+    """The tensors look as they did, in the same order, and belong elsewhere."""
+    one, two = torch.ones(2), torch.zeros(2)
+    first = capture({"a": one, "b": two})
+    layout = plan(first.specs)
+    memory = bytearray(layout.padded)
+    canvas = Canvas(layout.slots, memory)
+    stage(first, canvas)
+    second = capture({"b": one, "a": two}, previous=first)
+    assert second.looks is first.looks
+    assert plan(second.specs) == layout
+    stage(second, canvas)
+    views = map_image(layout.slots, memory)
+    assert (views["a"].tolist(), views["b"].tolist()) == ([0, 0], [1, 1])
