@@ -1,7 +1,8 @@
 """The Checkpointer: one job's saves and restores, whatever framework its state is of.
 
-A framework gives a :class:`State`: how to read, copy, compare and write its objects. All else,
-the rounds, the agent, the policies, the waiting and the naming of who is missing, is here.
+A framework gives a :class:`~handfast.checkpoint.port.State`: how to read, copy, compare and write
+its objects. All else, the rounds, the agent, the policies, the waiting and the naming of who is
+missing, is here.
 """
 
 from __future__ import annotations
@@ -10,19 +11,18 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol, Self
+from typing import Any, Final, Literal, Self
 
 import msgspec
 
-from handfast.agent.keeper import Plan
 from handfast.agent.local import AgentGone
 from handfast.agent.snapshot import Proposal
 from handfast.checkpoint.alone import alone
 from handfast.checkpoint.arguments import kept, patterns, seconds, whole
-from handfast.checkpoint.images import StagingImage
+from handfast.checkpoint.port import State
 from handfast.checkpoint.refusal import Load, suggest, words
 from handfast.checkpoint.rounds import none_begun
 from handfast.checkpoint.save import Save
@@ -35,7 +35,7 @@ from handfast.core.verdict import Verdict
 from handfast.core.view import Lattice
 from handfast.errors import Blocked, HandfastError, Poisoned, Refused, SaveFailed
 
-__all__ = ["Busy", "Checkpointer", "OnError", "State"]
+__all__ = ["Busy", "Checkpointer", "OnError"]
 
 logger = logging.getLogger("handfast")
 
@@ -43,54 +43,6 @@ Busy = Literal["wait", "skip", "raise"]
 OnError = Literal["raise", "retry", "warn"]
 RETRIES: Final = 3
 SKIPS_MANY: Final = (8, 64, 512, 4096)  # when it is said, and said again
-
-
-Prove = Callable[[int, Mapping[str, bytes]], Collection[str] | None]
-"""Takes the first shard of the node, and digests by path; gives the paths that the first one's rank
-holds alike, and None where it could not be heard now."""
-
-
-class State(Protocol):
-    """What a framework does for the Checkpointer. One thread at a time calls it."""
-
-    def capture(self, extra: object, grads: bool, prove: Prove) -> Plan:
-        """Read the live state; gives the very plan of the last capture where that still fits.
-
-        With ``grads`` the gradients, too. What is to be left to another rank for the first time is
-        proven first. Raises Unstorable, ValueError or TypeError for what can't be stored.
-        """
-
-    def copy(self, image: StagingImage) -> tuple[bytes, bytes]:
-        """Copy what was captured into an image of the newest plan.
-
-        Gives the encoded objects, and digests of what the plan leaves to another rank.
-        """
-
-    def pending(self, grads: bool) -> Sequence[str]:
-        """Name what a save would leave out, as this is the middle of a step; empty if nothing."""
-
-    def compare(self, copies: Sequence[Validated], only: Sequence[str], strict: bool) -> None:
-        """Hold a saved state against the live one; raises Refused and changes nothing.
-
-        The first copy is this rank's own shard; the others hold what it shares with its node.
-        """
-
-    def apply(
-        self, copies: Sequence[Validated], only: Sequence[str], keep_live: Sequence[str]
-    ) -> object:
-        """Put a saved state in place; gives what was saved as ``extra``. Raises Poisoned."""
-
-    def replicas(self, copies: Sequence[Validated]) -> dict[str, bytes]:
-        """Digest each tensor that every rank stores as its own, by path."""
-
-    def shares(self, rank: int, node: Sequence[int]) -> None:
-        """Hear which ranks are on this node, in order.
-
-        The first stores all that it has; so does every rank before it has heard.
-        """
-
-    def keeps(self, paths: Collection[str]) -> None:
-        """Hear what this rank left to the first of its node, and holds otherwise: it keeps it."""
 
 
 class Checkpointer:
@@ -117,7 +69,7 @@ class Checkpointer:
         patience_s: float | None = 600.0,
     ) -> None:
         self._every = whole("every", every, least=1)
-        self._image_count = whole("images", images, least=1)
+        self._image_count = max(1, whole("images", images))
         self._window = whole("window", window, least=1)
         if busy not in ("wait", "skip", "raise"):
             raise ValueError(f"busy={busy!r}: one of 'wait', 'skip', 'raise'")
@@ -371,15 +323,15 @@ class Checkpointer:
         self._state.keeps(self._session.snapshot.unlike)
         patience = self._patience_s if self._busy == "wait" else 0.0
         wait_s = 3600.0 if self._patience_s is None else self._patience_s / 2
-        image = None
-        if self._session.has_idle(patience):  # what is captured then is copied at once
+        image, staging = None, self._session.staging
+        if staging.has_idle(patience):  # what is captured then is copied at once
             plan = self._state.capture(extra, grads, partial(self._session.prove, epoch, wait_s))
-            image = self._session.image_for(plan, self._image_count, patience)
+            image = staging.image_for(plan, self._image_count, patience)
         if image is None:
             why, by = "an earlier epoch is still being persisted", [self._session.snapshot.domain]
             return self._decline(epoch, why, by)
-        objects, left = self._state.copy(image)
-        why, by = self._session.stage(epoch, image, objects, patience, left)
+        objects, left, put = self._state.copy(image)
+        why, by = staging.stage(epoch, image, objects, patience, left, put)
         if not why:
             return Save(self._session, epoch)
         if not by:

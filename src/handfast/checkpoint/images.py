@@ -57,24 +57,27 @@ class StagingImage:
 
     ``epoch`` is what it holds while that is being persisted, else None; ``objects`` what goes
     into the manifest with it, ``left`` the digests of what is left to another rank; ``unsure``
-    whether the agent was asked to take it and has not answered; ``views`` what the framework sees
-    the memory as, kept for the next save. ``key`` names this very memory to the agent. Raises
+    whether the agent was asked to take it and has not answered; ``filling`` whether the save that
+    fills it is under way; ``views`` what the framework sees the memory as, kept for the next save.
+    ``key`` names this very memory to the agent. One of a plan with a window is but that. Raises
     SaveFailed where there is no memory.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.key = os.urandom(8).hex()
-        with _memory(SaveFailed, "an image", plan.padded), contextlib.ExitStack() as stack:
-            self.fd = make_image(plan.padded)
+        nbytes = plan.window or plan.padded
+        with _memory(SaveFailed, "an image", nbytes), contextlib.ExitStack() as stack:
+            self.fd = make_image(nbytes)
             stack.callback(os.close, self.fd)
-            self.map = mmap.mmap(self.fd, plan.padded, mmap.MAP_SHARED)
+            self.map = mmap.mmap(self.fd, nbytes, mmap.MAP_SHARED)
             _populate(self.map)
             stack.pop_all()
-        self.map[: len(plan.header)] = plan.header
+        if not plan.window:
+            self.map[: len(plan.header)] = plan.header
         self.epoch: Epoch | None = None
         self.objects, self.left = b"", b""
-        self.unsure = False
+        self.unsure = self.filling = False
         self.views: Any = None
 
     def close(self) -> None:

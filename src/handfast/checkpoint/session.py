@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import msgspec
 
 from handfast.agent import witness
 from handfast.agent.joining import Round
-from handfast.agent.keeper import Plan
 from handfast.agent.local import Client
-from handfast.agent.reminder import Reminder
 from handfast.agent.snapshot import FORGONE, Proposal, Snapshot
 from handfast.checkpoint import fate, rounds
 from handfast.checkpoint.collective import Collective, address_among
 from handfast.checkpoint.connection import Connection, Joining
-from handfast.checkpoint.images import StagingImage
 from handfast.checkpoint.refusal import Hand, agree, lay, read, refusal
-from handfast.checkpoint.spelling import size
+from handfast.checkpoint.staging import Staging
 from handfast.checkpoint.validated import Validated
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Formation
@@ -38,22 +33,6 @@ from handfast.store.shelf import Shelf
 __all__ = ["Session"]
 
 logger = logging.getLogger("handfast")
-
-
-def _handed(plan: Plan, images: Sequence[StagingImage]) -> dict[str, Any]:
-    """Spell out a hand-over of memory to the agent."""
-    return {
-        "fds": [image.fd for image in images],
-        "plan": msgspec.msgpack.encode(plan),
-        "images": list(range(len(images))),
-        "keys": [image.key for image in images],
-    }
-
-
-def _more_room(seen: Snapshot, now: Snapshot) -> bool:
-    """Say whether anything has come that can make room for an epoch."""
-    parts = ("line", "skipped", "outcomes", "failure")
-    return any(getattr(now, part) != getattr(seen, part) for part in parts)
 
 
 class Session:
@@ -77,8 +56,7 @@ class Session:
         self._line = Connection(connect, self._again, self._latest)
         self._meeting: rounds.Meeting | None = None
         self._round: Round | None = None
-        self._plan: Plan | None = None
-        self._images: list[StagingImage] = []
+        self.staging = Staging(self._line, root)
         self._listed: set[Epoch] = set()
         self._raised: set[Epoch] = set()
         self._accepted: tuple[Epoch, int] | None = None
@@ -192,21 +170,8 @@ class Session:
             drain_s=drain_s,
         )
         self._line.begin(self._round)
-        self._renew_images()
+        self.staging.renew(window)
         return formed
-
-    def _renew_images(self) -> None:
-        """Begin the round with images that no earlier one uses, at whichever agent it has now.
-
-        What an earlier round left is its agent's to finish, in memory that is the agent's, too; an
-        agent that died never will.
-        """
-        for number, image in enumerate(self._images):
-            if self._plan is not None and not self._is_idle(image):
-                image.close()
-                self._images[number] = StagingImage(self._plan)
-        if self._plan is not None:
-            self._hand_over(self._plan, self._images)
 
     def neighbours(self) -> list[int]:
         """List the shards of this node, its own too; the first may store what their ranks share."""
@@ -308,60 +273,6 @@ class Session:
 
     # --- saving --------------------------------------------------------------------------------
 
-    def image_for(self, plan: Plan, images: int, timeout: float | None) -> StagingImage | None:
-        """Find an image of a structure that is not being persisted; None where time is up.
-
-        For another structure (the plan is not the very one of the last time) it waits until none
-        is, and then makes so many images.
-        """
-        if not self.has_idle(timeout, any if plan is self._plan else all):
-            return None
-        if plan is not self._plan:
-            self._change(plan, images)
-        return next(image for image in self._images if self._is_idle(image))
-
-    def has_idle(self, timeout: float | None, enough: Callable[..., bool] = any) -> bool:
-        """Wait until an image, or all, are not being persisted; say whether that is so by then."""
-        self._make_sure()
-        enough = enough if self._images else all
-        with contextlib.suppress(Blocked):
-            self._line.wait(lambda _: enough(map(self._is_idle, self._images)), timeout, "save")
-        return enough(map(self._is_idle, self._images))
-
-    def _change(self, plan: Plan, images: int) -> None:
-        """Make memory for images of a structure and hand it to the agent, once a structure.
-
-        Until that is done the former images stay: whatever stops it, the next save finds that its
-        plan is not this one. Memory that is still being persisted is then the agent's alone.
-        """
-        fresh: list[StagingImage] = []
-        try:
-            fresh += [StagingImage(plan) for _ in range(images)]
-            self._hand_over(plan, fresh)
-        except BaseException:
-            for image in fresh:
-                image.close()
-            raise
-        former, self._images, self._plan = self._images, fresh, plan
-        for image in former:
-            image.close()
-
-    def _hand_over(self, plan: Plan, images: Sequence[StagingImage]) -> None:
-        reply = self._line.call("plan", **_handed(plan, images))
-        window = self._round.window if self._round else 0
-        if reply["free"] < (window + 3) * plan.nbytes:
-            logger.warning(
-                "%s has %s free, and up to %d epochs of %s may be there at once: a full "
-                "disk makes saves fail",
-                *(self.root, size(reply["free"]), window + 3, size(plan.nbytes)),
-            )
-
-    def _is_idle(self, image: StagingImage) -> bool:
-        """Say whether an image's epoch has an outcome, so that its memory may be overwritten."""
-        if image.epoch is not None and fate.settled(self.snapshot, image.epoch):
-            image.epoch = None
-        return image.epoch is None
-
     def prove(
         self, epoch: Epoch, wait_s: float, first: int, digests: Mapping[str, bytes]
     ) -> list[str] | None:
@@ -370,74 +281,6 @@ class Session:
         said |= {"epoch": msgspec.structs.astuple(epoch), "wait_s": min(wait_s, witness.WAIT_S)}
         reply = self._line.call("prove", first=first, **said)
         return reply["same"] if reply["heard"] else None
-
-    def stage(
-        self,
-        epoch: Epoch,
-        image: StagingImage,
-        objects: bytes,
-        patience_s: float | None,
-        left: bytes = b"",
-    ) -> tuple[str, list[str]]:
-        """Hand an image over, again whenever the window may have room, for so many seconds.
-
-        Gives why it was not taken and who is in the way, or ("", []). Reminds every ten seconds.
-        """
-        reminder = Reminder()
-        while True:
-            seen = self.snapshot
-            why, by = self._stage(epoch, image, objects, left)
-            if not (why and by) or reminder.over(patience_s):
-                return why, by
-            with contextlib.suppress(Blocked):  # it names others, and later
-                self._line.wait(partial(_more_room, seen), 1.0, "save")
-            if reminder.due():
-                who = ", ".join(by)
-                logger.warning(
-                    "the save of %s has waited %.0f s for %s", epoch, reminder.waited, who
-                )
-
-    def _stage(
-        self, epoch: Epoch, image: StagingImage, objects: bytes, left: bytes
-    ) -> tuple[str, list[str]]:
-        """Hand an image over once."""
-        image.epoch, image.unsure = epoch, True
-        image.objects, image.left = objects, left
-        told = self._offer(epoch, image)
-        try:
-            reply = self._line.call("stage", **told)
-            if reply.get("failed"):
-                self._line.renew(reply["reason"])
-                reply = self._line.call("stage", **told)
-        except Blocked:  # the agent may still take it: the memory stays its own
-            raise
-        except HandfastError:
-            image.epoch, image.unsure = None, False
-            raise
-        image.unsure = False
-        if not reply["taken"]:
-            image.epoch = None
-            return reply["reason"], list(reply["by"])
-        return "", []
-
-    def _offer(self, epoch: Epoch, image: StagingImage) -> dict[str, Any]:
-        """Spell out what the agent is asked to take."""
-        return {
-            "epoch": msgspec.structs.astuple(epoch),
-            "image": self._images.index(image),
-            "key": image.key,
-            "objects": image.objects,
-            "left": image.left,
-        }
-
-    def _make_sure(self) -> None:
-        """Hand over again what nobody answered for: an interrupt, or a stopped agent, came between.
-
-        Asking twice is no harm, and without it the image would be in use for ever.
-        """
-        for image in self._images:
-            if image.unsure and image.epoch is not None and not self._is_idle(image):
-                self._stage(image.epoch, image, image.objects, image.left)
 
     def forgo(self, epoch: Epoch, reason: str) -> None:
         """Vote SKIP on an epoch that the schedule named and this rank does not save."""
@@ -481,20 +324,9 @@ class Session:
         return rounds.peek(self._files, self.root, at.node, at.rank).generation
 
     def _again(self) -> None:
-        """Hand over again what the dead agent had not persisted; it is still in memory here."""
-        if self._plan is None:
-            return
-        domain = self._line.domain
-        self._line.ask("plan", domain=domain, **_handed(self._plan, self._images))
-        held = [(image.epoch, image) for image in self._images if image.epoch]
-        for epoch, image in sorted(held, key=lambda item: item[0]):
-            reply = self._line.ask("stage", domain=domain, **self._offer(epoch, image))
-            if not reply["taken"]:  # the dead agent had voted on it
-                image.epoch = None
+        self.staging.again()
 
     def close(self) -> None:
         """Leave: the agent ends by itself once all is settled."""
         self._line.close()
-        for image in self._images:
-            image.close()
-        self._images = []
+        self.staging.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch.distributed as dist
 
@@ -26,6 +26,9 @@ from handfast.torch.state import TorchState
 
 __all__ = ["Checkpointer"]
 
+WINDOW: Final = 64 << 20
+"""Bytes of memory through which a state passes that there is no second one for."""
+
 
 class Checkpointer(checkpointer.Checkpointer):
     """Checkpoints of a torch training that can be neither torn nor mixed.
@@ -38,9 +41,9 @@ class Checkpointer(checkpointer.Checkpointer):
     ``every`` is the schedule, in steps; ``keep`` what is retained (never less than the recovery
     line); ``replicated`` are ``fnmatch`` patterns of paths that all ranks hold alike (DDP's and
     replicated DTensors are found), to be compared in every save; ``rng`` adds the random streams of
-    Python, NumPy and torch; ``images`` is how many copies of the state may be in memory; ``window``
-    how many epochs may be voted and not yet converged; ``busy`` what a save does when it finds no
-    image or window free:
+    Python, NumPy and torch; ``images`` is how many copies of the state may be in memory: with 0 of
+    them a save needs 64 MiB, and blocks until it is persisted; ``window`` how many epochs may be
+    voted and not yet converged; ``busy`` what a save does when it finds no image or window free:
     "wait", "skip" or "raise"; ``on_error`` what becomes of failed saves: "raise" at the next call,
     "retry" at the next step (three times), or "warn"; ``verify`` how much is read back before an
     epoch counts: "fsync" (nothing), "sampled" or "full"; ``pickle`` names paths whose objects may
@@ -93,7 +96,10 @@ class Checkpointer(checkpointer.Checkpointer):
             Posix(),
             connect=lambda: _connect(template, patience_s),
         )
-        held = TorchState(state, rng=rng, replicated=replicated, pickle=pickle, verify=verify)
+        held = TorchState(
+            state, rng=rng, replicated=replicated, pickle=pickle, verify=verify,
+            window=0 if images else WINDOW,
+        )  # fmt: skip
         super().__init__(
             session,
             held,

@@ -19,8 +19,8 @@ import torch
 from torch.optim import Optimizer
 
 from handfast.agent.keeper import Plan
-from handfast.checkpoint.checkpointer import Prove
 from handfast.checkpoint.images import StagingImage
+from handfast.checkpoint.port import Copied, Prove
 from handfast.checkpoint.spelling import some
 from handfast.checkpoint.validated import Validated
 from handfast.errors import Unstorable
@@ -33,6 +33,7 @@ from handfast.torch import apply as restore
 from handfast.torch import boxes, compare, optimizers
 from handfast.torch.capture import Captured, capture
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
+from handfast.torch.pieces import Pieces
 from handfast.torch.rng import unmoved_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, Saved, read_manifests
 from handfast.torch.stage import Canvas, stage
@@ -89,7 +90,7 @@ def _processor() -> str:
 
 
 class TorchState:
-    """Fills :class:`handfast.checkpoint.checkpointer.State` for torch.
+    """Fills :class:`handfast.checkpoint.port.State` for torch.
 
     ``state`` maps component names to modules, optimizers and whatever else is captured.
     """
@@ -102,9 +103,11 @@ class TorchState:
         replicated: Sequence[str],
         pickle: Sequence[str],
         verify: Verify,
+        window: int = 0,
         lineage: str = "main",
     ) -> None:
         self._state = state
+        self._window = window
         self._rng = rng
         self._declared = tuple(replicated)
         self._pickle = tuple(pickle)
@@ -143,8 +146,8 @@ class TorchState:
 
     @property
     def _leads(self) -> bool:
-        """Whether this rank is the first of its node, and stores all that it has."""
-        return self._rank == self._node[0]
+        """Whether this rank stores all that it has: the first of its node does."""
+        return self._rank == self._node[0] or self._window > 0
 
     def keeps(self, paths: Collection[str]) -> None:
         """See the port. Each is named in a warning, once."""
@@ -191,14 +194,16 @@ class TorchState:
             nbytes=layout.nbytes,
             padded=layout.padded,
             aliases=now.aliases,  # also to what is left to another rank: it may not have the tie
-            replicated=tuple(path for path in now.replicated if path not in apart),
+            # what comes piece by piece can't be held against what other ranks of the node have
+            replicated=tuple(p for p in now.replicated if p not in apart and not self._window),
             structure=structure(now.specs),
             environment=environment(),
             lineage=self._lineage,
             verify=self._verify,
             left=tuple(spec.path for spec in now.specs if spec.path in left),
             left_to=self._node[0],
-            leads=self._leads and len(self._node) > 1,
+            leads=self._leads and len(self._node) > 1 and not self._window,
+            window=self._window,
         )
         return self._plan
 
@@ -229,13 +234,18 @@ class TorchState:
         return False
 
     @uncollected()
-    def copy(self, image: StagingImage) -> tuple[bytes, bytes]:
+    def copy(self, image: StagingImage) -> Copied:
         """See the port. Returns once the bytes are in the image, from CUDA devices too."""
         captured, layout = self._captured, self._layout
         if captured is None or layout is None or image.plan is not self._plan:
             raise RuntimeError("what was captured is of another plan than this image")
         if len(captured.tensors) < len(captured.specs):  # its addresses may be anybody's by now
             raise RuntimeError("what was captured was copied already")
+        if self._window:
+            held = dict(zip((spec.path for spec in captured.specs), captured.tensors, strict=True))
+            pieces = Pieces(layout, [held[slot.spec.path] for slot in layout.slots])
+            self._captured = replace(captured, tensors=())
+            return Copied(self._encode(captured), b"", pieces.put)
         if image.views is None:
             image.views = Canvas(layout.slots, image.map)
         staged = stage(captured, image.views)
@@ -245,7 +255,7 @@ class TorchState:
         staged.wait()
         # between two saves nothing of the training is held that it may want to let go of
         self._captured = replace(captured, tensors=())
-        return encoded, digests
+        return Copied(encoded, digests)
 
     def _encode(self, captured: Captured) -> bytes:
         """Encode the objects; what is made of names alone once, while they stay."""

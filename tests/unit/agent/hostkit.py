@@ -154,11 +154,11 @@ class Rank:
     def save(self, step: int) -> Epoch:
         """Hand an image over; gives its epoch."""
         epoch = Epoch(self.session.generation, step)
-        image = self.session.image_for(self.plan, 1, PATIENCE_S)
+        image = self.session.staging.image_for(self.plan, 1, PATIENCE_S)
         assert image is not None, "no image is free"
         data = content(seed(epoch, self.rank), self.nbytes)
         image.map[: len(data)] = data
-        why, by = self.session.stage(epoch, image, b"objects", PATIENCE_S, self.left)
+        why, by = self.session.staging.stage(epoch, image, b"objects", PATIENCE_S, self.left)
         assert not why, (why, by)
         return epoch
 

@@ -202,7 +202,7 @@ def test_an_image_that_was_staged_and_not_persisted_is_handed_over_again(
     agents.signal("node0")
     agents.held.unlink()
     assert (
-        job[0].session.image_for(job[0].plan, 1, 0.0) is None
+        job[0].session.staging.image_for(job[0].plan, 1, 0.0) is None
     )  # it holds an epoch that has no vote
     assert job[0].converged(TWO) == TWO
     assert votes(root) == [ONE, TWO]
@@ -241,7 +241,7 @@ def test_an_image_that_was_voted_for_is_not_saved_again(agents: Agents, root: st
     job[0].save(1)
     job[0].session.wait_persisted(ONE, PATIENCE_S)
     agents.signal("node0")
-    assert job[0].session.image_for(job[0].plan, 1, PATIENCE_S) is not None
+    assert job[0].session.staging.image_for(job[0].plan, 1, PATIENCE_S) is not None
     assert job[0].save(2) == TWO
     job[0].session.wait_persisted(TWO, PATIENCE_S)
     assert votes(root) == [ONE, TWO]
