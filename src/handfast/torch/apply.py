@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -151,21 +151,25 @@ def _memory(live: Walk, trees: Mapping[str, object], only: Sequence[str]) -> Mem
     The tensors of modules, those that no name leads to as well, and those by themselves; of objects
     what their state shows; of optimizers that are not restored all.
     """
-    memory = Memory()
     restored = tuple(
         f"{node.path}/"
         for node in live.nodes
         if node.kind is Kind.OPTIMIZER and node.path in trees and matches(node.path, only)
     )
-    shown: set[int] = set()
-    for path, tensor in zip(live.paths, live.tensors, strict=True):
-        if not path.startswith(restored):
-            memory.hold(path, tensor)
-            shown.add(id(tensor))
-    for module in (node.value for node in live.nodes if node.kind is Kind.MODULE):
-        for tensor in chain(module.parameters(), module.buffers()):
-            if id(tensor) not in shown:
-                memory.hold(UNNAMED, tensor)
+    if not restored:
+        return Memory()  # nothing will be claimed of it
+    held = [
+        (path, tensor)
+        for path, tensor in zip(live.paths, live.tensors, strict=True)
+        if not path.startswith(restored)
+    ]
+    shown = {id(tensor) for _, tensor in held}
+    modules = [node.value for node in live.nodes if node.kind is Kind.MODULE]
+    every = chain.from_iterable(chain(m.parameters(), m.buffers()) for m in modules)
+    unnamed = [tensor for tensor in every if id(tensor) not in shown]
+    memory = Memory([*live.tensors, *unnamed])
+    for path, tensor in chain(held, zip(repeat(UNNAMED), unnamed)):
+        memory.hold(path, tensor)
     return memory
 
 

@@ -24,7 +24,7 @@ from handfast.store.image import TensorSpec
 from handfast.store.objects import child
 from handfast.torch import loaders, optimizers
 from handfast.torch.alike import Replica, ddp_ids, find_replicas, steps_alike
-from handfast.torch.names import clean, loaded, matches
+from handfast.torch.names import clean, cleaned, loaded, matches
 from handfast.torch.rng import generator_class, read_generator, read_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED
 from handfast.torch.tensors import (
@@ -218,7 +218,7 @@ def _name(signature: object, modules: _Dicts, opts: Sequence[Node], alone: Seque
     owners: dict[int, tuple[str, str]] = {}
     paths = []
     for node, entries in modules:
-        keys = [clean(node.value, key) for key in entries]
+        keys = cleaned(node.value, entries)
         for key, value in zip(keys, entries.values(), strict=True):
             owners.setdefault(id(value), (node.path, child("", key)))
         paths.append([child(node.path, key) for key in keys])

@@ -8,13 +8,13 @@ the other way.
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-__all__ = ["clean", "loaded", "matches"]
+__all__ = ["clean", "cleaned", "loaded", "matches"]
 
 
 class _NoSuchClass:
@@ -68,6 +68,15 @@ def clean(root: nn.Module, key: str) -> str:
             kept.append(segment)
         module = module._modules.get(segment) if module is not None else None
     return ".".join(kept)
+
+
+def cleaned(root: nn.Module, keys: Iterable[str]) -> list[str]:
+    """What :func:`clean` makes of each of many keys: nothing else, where no module is a wrapper."""
+    kinds = set(map(type, root.modules()))
+    wrappers = tuple(loaded(where, name) for where, name, _ in _WRAPPERS)
+    if not any(issubclass(kind, wrappers) for kind in kinds):
+        return list(keys)
+    return [clean(root, key) for key in keys]
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
