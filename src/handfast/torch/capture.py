@@ -150,6 +150,8 @@ def trained(found: Sequence[Node]) -> list[Node]:
 
     But for what a module of the state has: that is restored with the module.
     """
+    if not any(node.kind is Kind.TENSOR for node in found):
+        return []
     stepped = {id(node.value) for node in _stepped(found)}
     modules = [node.value for node in found if node.kind is Kind.MODULE]
     owned = {id(p) for module in modules for p in module.parameters()}
@@ -250,13 +252,14 @@ def capture(
     extra: object = None,
     grads: bool = False,
     previous: Captured | None = None,
+    walked: Walk | None = None,
 ) -> Captured:
     """Capture a state: a mapping of component names to live things, and boxes of them.
 
     ``rng`` adds the streams of the process; ``replicated`` are ``fnmatch`` patterns of paths that
     every rank holds alike; ``extra`` is a plain value that goes along; ``grads`` adds the gradients
     of the modules' parameters; ``previous``, a capture of the same state, saves most of the time
-    while the structure stays.
+    while the structure stays; ``walked`` is the state as it was walked just now.
 
     Raises Unstorable for what can't be stored, TypeError for a plain value that no dict or list
     holds, and ValueError if two things of the state have one path.
@@ -264,7 +267,7 @@ def capture(
     for name in (RNG, EXTRA, GRADS):
         if name in state:
             raise ValueError(f"state: the name {name!r} is taken: give the component another one")
-    found = walk(state, previous.names if previous else None)
+    found = walked or walk(state, previous.names if previous else None)
     tree, paths, tensors = _split(extra, EXTRA)
     _refuse_parts(paths, tensors)
     found.paths.extend(paths)
@@ -435,6 +438,9 @@ def _aliases(
     Of tied paths one that all ranks hold alike is stored, where there is one: other ranks need not
     have the tie. Raises ValueError if two tensors have one path.
     """
+    begins = [pointer for pointer in pointers if pointer]  # empty ones are tied to nothing
+    if len(set(begins)) == len(begins) and len({spec.path for spec in specs}) == len(specs):
+        return {}
     tied: dict[object, list[str]] = {}
     seen: set[str] = set()
     for spec, pointer, part in zip(specs, pointers, parts, strict=True):

@@ -173,7 +173,7 @@ class Remade:
         if isinstance(live, Tensor) and self._fits(live, path, place):
             aliases = self._source.saved.aliases
             held = self._memory.claim(path, live)
-            mine = _look(local(live))
+            mine = _look(local(live)) if held else ()
             others = [
                 part
                 for at, part in held

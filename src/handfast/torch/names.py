@@ -85,7 +85,9 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
     Patterns follow ``fnmatch``, where ``*`` crosses ``/``: ``model``, ``model/*`` and
     ``model/**`` are the component and all of it, ``**`` is everything.
     """
-    return "**" in patterns or any(
+    if not patterns or "**" in patterns:
+        return bool(patterns)
+    return any(
         # Literally first: in a glob the index of "a[3]" would be a class of characters.
         path == name
         or path.startswith((f"{name}/", f"{name}["))

@@ -126,6 +126,14 @@ def _type_name(tensor: object) -> str:
 
 def _why_not(tensor: Any) -> tuple[str, str] | None:
     """Why a tensor can't be stored, and what to do; None if it can."""
+    if (
+        type(tensor) in _PLAIN
+        and (tensor.is_cpu or tensor.is_cuda)
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+        and tensor.dtype in DTYPE_NAMES
+    ):
+        return None  # most are so, and none of what follows is true of them
     if is_lazy(tensor):
         return "it has no shape before the first forward", "run one before the first save"
     if tensor.is_nested:
