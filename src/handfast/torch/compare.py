@@ -181,7 +181,7 @@ def refuse_unlike(own: Manifest, first: Manifest, only: Sequence[str]) -> None:
 def _asked_in_place(live: Captured, saved: Saved, only: Sequence[str]) -> Iterator[str]:
     tied = saved.aliases.keys() & {*(spec.path for spec in live.specs), *live.aliases}
     here: Any = live.objects[KINDS]
-    yield from (path for path in _in_place(tied, here) if matches(path, only))
+    yield from (path for path in _in_place(tied, _Kinds(here)) if matches(path, only))
 
 
 def _asked_of_trees(live: Captured, saved: Saved, only: Sequence[str]) -> Iterator[TensorRef | str]:
@@ -252,7 +252,7 @@ def check_patterns(saved: Saved, only: Sequence[str]) -> None:
 
 def _choices(saved: Saved) -> Iterator[str]:
     """Each path that a restore decides upon by itself."""
-    yield from _in_place(saved.paths(), saved.kinds)
+    yield from _in_place(saved.paths(), _Kinds(saved.kinds))
     for name, tree in saved.objects.items():
         if name == RNG:
             yield name
@@ -342,28 +342,30 @@ def _class(kind: str | None, other: str | None) -> str:
     return one if two else ""
 
 
-def _in_place(paths: Iterable[str], kinds: Mapping[str, str]) -> set[str]:
-    """The paths of tensors that a restore copies into live ones: of modules, and plain ones."""
-    of = _Kinds(kinds)
-    return {path for path in paths if of[path] in (Kind.MODULE, Kind.TENSOR)}
-
-
 class _Kinds(dict[str, str | None]):
-    """The kind of the live thing that a tensor's path belongs to; None if it is in a box."""
+    """The kind of the live thing that a tensor's path belongs to; None if it is in a box.
+
+    Made of the kinds of the live things; what is asked for once is kept.
+    """
 
     def __missing__(self, path: str) -> str | None:
-        # what holds it is kept, too: it holds others
         above = holder(path)
         found = self[path] = self[above] if above else None
         return found
+
+
+def _in_place(paths: Iterable[str], kinds: _Kinds) -> set[str]:
+    """The paths of tensors that a restore copies into live ones: of modules, and plain ones."""
+    return {path for path in paths if kinds[path] in (Kind.MODULE, Kind.TENSOR)}
 
 
 def _tensors(live: Captured, saved: Saved, only: Sequence[str]) -> Iterator[Difference]:
     specs = {spec.path: spec for spec in live.specs}
     specs |= {path: specs[kept] for path, kept in live.aliases.items()}
     here: Any = live.objects[KINDS]
-    now = _in_place(specs, here)
-    was = _in_place(saved.paths(), saved.kinds)
+    kinds = _Kinds(here)
+    now = _in_place(specs, kinds)
+    was = _in_place(saved.paths(), kinds if here == saved.kinds else _Kinds(saved.kinds))
     if now != was:
         boxed = changes(live, saved, only)
         for path in now - was - boxed.gone:

@@ -171,9 +171,12 @@ class Remade:
 
     def _own(self, path: str, place: Place, live: object) -> Tensor:
         if isinstance(live, Tensor) and self._fits(live, path, place):
-            aliases = self._source.saved.aliases
             held = self._memory.claim(path, live)
-            mine = _look(local(live)) if held else ()
+            if not held:
+                self._pairs.append((local(live), path))
+                return live
+            aliases = self._source.saved.aliases
+            mine = _look(local(live))
             others = [
                 part
                 for at, part in held
@@ -258,9 +261,12 @@ def torn(parts: Mapping[str, Tensor], value: Callable[[str], Tensor]) -> Iterato
     ``value`` gives what a path is to have; it is asked of those that overlap, and of no other.
     Gives the path of each, and that of one it shares bytes with. Tried on a copy of those bytes.
     """
-    for group in ([one for *_, one in rows] for rows in _connected(parts.items())):
+    for rows in _connected(parts.items()):
+        if len(rows) == 1:
+            continue
+        group = [one for *_, one in rows]
         if all(_same(part, group[0][1]) for _, part in group[1:]):
-            continue  # alone, or one tensor under several paths
+            continue  # one tensor under several paths
         start = min(_extent(part)[0] for _, part in group)
         scratch = bytearray(max(_extent(part)[1] for _, part in group) - start)
         views = [(path, _placed(scratch, part, start), value(path).cpu()) for path, part in group]

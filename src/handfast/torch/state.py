@@ -251,8 +251,15 @@ class TorchState:
         if strict:
             compare.check_patterns(saved, only)
         with unmoved_streams():  # a loader's state_dict() may draw the seed of its workers
-            walked = walk(self._state)
-            live = capture(self._state, rng=False, replicated=self._declared, walked=walked)
+            before = self._captured
+            walked = walk(self._state, before.names if before else None)
+            live = capture(
+                self._state,
+                rng=False,
+                replicated=self._declared,
+                previous=before,
+                walked=walked,
+            )
             if any(node.kind is Kind.LOADER for node in walked.nodes):
                 walked, source = restore.look(self._state, saved, stored, walked.names)
             else:  # the other walk would find the same

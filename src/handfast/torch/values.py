@@ -59,7 +59,7 @@ class Stored:
 
     def fill(self, pairs: Sequence[tuple[Tensor, str]]) -> None:
         """See the port."""
-        wanted: defaultdict[Validated, list[_Want]] = defaultdict(list)
+        wanted: dict[Validated, list[_Want]] = defaultdict(list)
         plain: list[Tensor] = []
         apart: list[tuple[Tensor, Tensor]] = []
         for target, path in pairs:
