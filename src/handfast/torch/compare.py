@@ -292,9 +292,11 @@ def _components(live: Captured, saved: Saved) -> Iterator[Difference]:
     was, now = ({k: v for k, v in s.objects.items() if k not in _OURS} for s in (saved, live))
     for name in sorted(was.keys() | now.keys()):
         path = child("", name)
+        if path in kinds:
+            continue  # told of with the things
         if name in was and name in now:
             yield from _box(was[name], now[name], path, things, placed=False)
-        elif path not in kinds and path not in things.alive:  # else its things are told of
+        elif path not in things.alive:  # else its things are told of
             one, two = (
                 type(side[name]).__name__ if name in side else ABSENT for side in (was, now)
             )
@@ -311,8 +313,6 @@ class _Things(NamedTuple):
 
 def _box(was: Any, now: Any, path: str, things: _Things, *, placed: bool) -> Iterator[Difference]:
     """Hold two boxes against each other; ``placed``: what holds them could take another one."""
-    if path in things.kinds:
-        return
     alive = path in things.alive
     fixed = path in things.bound or not placed
     if not in_place(now, was, placed=placed, alive=alive):
