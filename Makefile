@@ -36,10 +36,10 @@ heavy: $(STAMP) ## The long tests, one after the other: kill storms and the like
 demo: $(STAMP) ## Train, kill, resume, compare, in under four minutes
 	.venv/bin/handfast demo $(ARGS)
 
-bench: $(STAMP) ## What a save and a restore cost, beside the usual ways; minutes, prints ratios
-	.venv/bin/python benchmarks/save.py $(ARGS)
+bench: $(STAMP) ## What checkpoints cost, beside the hardware and the usual ways; minutes, goal by goal
+	.venv/bin/python -m benchmarks --mib 256 --small 1023 --repeat 3 $(ARGS)
 
 clean: ## Remove everything that make made, .venv included
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* \
 		build dist
-	find src tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks .ci -name __pycache__ -type d -prune -exec rm -rf {} +

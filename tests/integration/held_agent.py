@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from handfast.agent.host import Agent, node_label
+from handfast.agent.host import Agent
+from handfast.agent.joining import node_label
 from handfast.agent.process import take_seat
 from handfast.store.files import Posix
 

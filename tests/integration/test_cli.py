@@ -26,7 +26,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 from trainers import HeldAgent, Job, end_agents, eventually
 
-from handfast.agent.host import node_label
+from handfast.agent.joining import node_label
 from handfast.agent.process import meeting_place
 from handfast.checkpoint import agents as ask_agents
 from handfast.checkpoint import location

@@ -7,14 +7,15 @@ import logging
 import signal
 import sys
 
-from handfast.agent.host import Agent, node_label
+from handfast.agent.host import Agent
+from handfast.agent.joining import node_label
+from handfast.agent.manners import Manners
 from handfast.agent.process import Seat, settings, take_seat
-from handfast.store.files import Posix
 
 
 def main() -> int:
     """Serve until nobody needs this agent, or until SIGTERM; 0 also where another one serves."""
-    level, linger_s = settings()
+    level, linger_s, manners = settings()
     logging.basicConfig(
         level=level,
         format="%(asctime)s agent %(process)d %(levelname)s %(message)s",
@@ -22,15 +23,16 @@ def main() -> int:
     seat = take_seat(sys.argv[1])
     if seat is None:
         return 0
+    manners.keep()
     try:
-        asyncio.run(_serve(seat, linger_s))
+        asyncio.run(_serve(seat, linger_s, manners))
     finally:
         seat.leave()
     return 0
 
 
-async def _serve(seat: Seat, linger_s: float) -> None:
-    agent = Agent(seat.socket, Posix(), label=node_label(), linger_s=linger_s)
+async def _serve(seat: Seat, linger_s: float, manners: Manners) -> None:
+    agent = Agent(seat.socket, manners.files(), label=node_label(), linger_s=linger_s)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.stop)

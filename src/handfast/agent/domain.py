@@ -14,15 +14,16 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
 
+from handfast.agent.feed import Want
 from handfast.agent.keeper import Image, Keeper
-from handfast.agent.snapshot import FORGONE, UNLIKE, Outcome, Proposal, Skip, Snapshot, Stuck
+from handfast.agent.snapshot import FORGONE, UNLIKE, Outcome, Proposal, Skip, Snapshot, Stuck, skips
 from handfast.agent.witness import Witness
 from handfast.core import events
 from handfast.core.gossip import restless
@@ -102,6 +103,7 @@ class DomainHost:
         self._tick: asyncio.TimerHandle | None = None
         self._pause = TICK_FIRST_S
         self._telling: asyncio.TimerHandle | None = None
+        self._told: object = None
         self.rejected = 0
         self.failure = ""
         self._task = self._loop.create_task(self._run(), name=f"domain-{member.id}")
@@ -165,11 +167,23 @@ class DomainHost:
         if epoch not in self._pending:
             if image.busy is not None:
                 return events.Refuse(epoch, f"its image is still being persisted for {image.busy}")
+            image.await_pieces()
             decided: asyncio.Future[events.Refuse | None] = self._loop.create_future()
             self._pending[epoch] = _Pending(image, objects, left, decided)
             image.busy = epoch
             self.post(events.Captured(epoch))
         return await asyncio.shield(self._pending[epoch].decided)
+
+    async def feed(self, epoch: Epoch, there: Sequence[int], key: str) -> tuple[list[Want], str]:
+        """Tell what is wanted next of an image that comes piece by piece; nothing: it is all taken.
+
+        ``there`` is where pieces were put meanwhile, for the one that gave this ``key``.
+        """
+        pending = self._pending.get(epoch)
+        feed = pending.image.feed if pending is not None else None
+        if feed is None:
+            return [], ""
+        return await feed.wanted(there if key == feed.key else ()), feed.key
 
     def _voted(self, epoch: Epoch) -> bool:
         """Say whether an image of an epoch was taken before, and voted on: its fate is told."""
@@ -294,6 +308,7 @@ class DomainHost:
         self._calm.set()
         logger.error("domain %s: %s", self.member.id, problem)
         for epoch, pending in self._pending.items():
+            pending.image.give_up(problem)
             if not pending.decided.done():
                 pending.decided.set_result(events.Refuse(epoch, problem))
         self._tell()
@@ -303,8 +318,17 @@ class DomainHost:
         if restless(self.member) and self._tick is None:
             pause = self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
             self._tick = self._loop.call_later(pause, self._tock)
-        if self._telling is None:
+        if self._told != self._news():
+            self._tell()
+        elif self._telling is None:
             self._telling = self._loop.call_later(SNAPSHOT_S, self._tell)
+
+    def _news(self) -> object:
+        """What a trainer waits for: it is told at once, all else together a little later."""
+        member = self.member
+        line = member.tallies[member.roster.tier_of[member.me]].line if member.roster else None
+        outcome = self._outcomes[-1] if self._outcomes else None
+        return line, outcome, self._proposal, self._stuck, member.open, self.overtaken
 
     def _tock(self) -> None:
         self._tick = None
@@ -315,6 +339,7 @@ class DomainHost:
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
+        self._told = self._news()
         self._notify(self.snapshot())
 
     def snapshot(self) -> Snapshot:
@@ -341,14 +366,7 @@ class DomainHost:
         )
 
     def _skips(self) -> tuple[Skip, ...]:
-        member = self.member
-        if member.roster is not None:
-            tally = member.tallies[member.roster.tier_of[member.me]]
-            for ballot in tally.ballots:
-                for vote in ballot.skips:
-                    skip = Skip(ballot.epoch, member.roster.ids[vote.domain], vote.reason)
-                    if skip not in self._skipped:
-                        self._skipped.append(skip)
+        self._skipped += [skip for skip in skips(self.member) if skip not in self._skipped]
         return tuple(self._skipped)
 
     # --- actions -------------------------------------------------------------------------------
@@ -430,9 +448,9 @@ class DomainHost:
             pending.outcome = Outcome(epoch, str(error))
         else:
             event = events.Persisted(epoch, written.digest)
-            seconds = time.monotonic() - began
-            total = written.bytes_total
+            seconds, total = time.monotonic() - began, written.bytes_total
             pending.outcome = Outcome(epoch, "", written.bytes_written, total, seconds)
+        pending.image.give_up("it is all taken")
         self.post(event)
 
     async def _compare(self, manifest: Manifest) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from handfast.agent.domain import DomainHost
+from handfast.agent.joining import Opened, Round, place_of_agents
 from handfast.agent.keeper import Image, Plan, held_alike
 from handfast.agent.links import Links
 from handfast.agent.seat import Seat
@@ -26,76 +27,20 @@ from handfast.agent.snapshot import encode as encode_snapshot
 from handfast.agent.witness import First, Witness
 from handfast.core import events
 from handfast.core.lattice import Epoch
-from handfast.core.membership import Change, Configuration, Roster
+from handfast.core.membership import Roster
 from handfast.core.messages import decode_message
-from handfast.core.retain import Keep
 from handfast.core.verdict import Verdict
 from handfast.errors import UNREADABLE, FormatError, Refused
 from handfast.store import manifest as codec
 from handfast.store.claims import identify
 from handfast.store.files import Files
 
-__all__ = ["Agent", "Opened", "Round", "node_label"]
+__all__ = ["Agent"]
 
 logger = logging.getLogger(__name__)
 
 HANDOVER_S: Final = 5.0
 FIRST_S: Final = 5.0  # for whoever started the agent to find it, however short it lingers
-
-
-def node_label() -> str:
-    """Name this node: ``HANDFAST_NODE``, else the host's name; bytes of no text as ``\\udcff``."""
-    name = os.environ.get("HANDFAST_NODE") or socket.gethostname()
-    return name.encode(errors="backslashreplace").decode()
-
-
-class Opened(msgspec.Struct, frozen=True):
-    """What a trainer learns when it opens its domain: who it is, and where its agent is found.
-
-    ``place`` tells agents of one name apart; empty where nothing is known of it. ``shelf`` is the
-    root and the name of its directory.
-    """
-
-    domain: str
-    incarnation: int
-    generation: int
-    known: Configuration | None
-    agent: str
-    address: tuple[str, int]
-    place: str = ""
-    shelf: tuple[str, str] = ("", "")
-
-
-def place_of_agents(listener: socket.socket) -> str:
-    """Name the machine, and the directory on it, where trainers meet this agent and its successors.
-
-    Agents that follow each other on one node have one such place; two nodes never do.
-    """
-    with contextlib.suppress(OSError, TypeError), open("/proc/sys/kernel/random/boot_id") as file:
-        met = os.stat(os.path.dirname(listener.getsockname()))
-        return f"{file.read().strip()} {met.st_dev} {met.st_ino}"
-    return ""
-
-
-class Round(msgspec.Struct, frozen=True):
-    """All that an agent must know to begin a generation.
-
-    ``homes`` maps each domain to its agent, ``agents`` each agent to its address, ``shelves`` each
-    domain of this node to the root and the name of its directory.
-    """
-
-    generation: int
-    nonce: str
-    configuration: Configuration
-    founding: bool
-    homes: dict[str, str]
-    agents: dict[str, tuple[str, int]]
-    shelves: dict[str, tuple[str, str]] = {}
-    changes: tuple[Change, ...] = ()
-    want: int | None = None
-    keep: Keep = Keep()
-    window: int = 2
-    drain_s: float = 30.0
 
 
 def _taken(name: str, holder: int, newcomer: int) -> Refused:
@@ -153,6 +98,7 @@ class Agent:
             "begin": self._begin,
             "plan": self._plan,
             "stage": self._stage,
+            "feed": self._feed,
             "prove": self._prove,
             "skip": self._skip,
             "load": self._load,
@@ -198,6 +144,8 @@ class Agent:
 
     async def _shut(self) -> None:
         await self._server.close()
+        for seat in self._seats.values():
+            seat.retire()
         for host in self._hosts.values():
             await host.drain()
         for host in self._hosts.values():
@@ -370,6 +318,12 @@ class Agent:
             return {"taken": True, "reason": "", "by": (), "failed": False}
         failed = bool(host.failure)
         return {"taken": False, "reason": refusal.reason, "by": refusal.by, "failed": failed}
+
+    async def _feed(self, trainer: Trainer, fields: dict[str, Any], _: list[int]) -> dict[str, Any]:
+        """Hear which pieces of an image are there; tell which are wanted, until all are taken."""
+        epoch = Epoch(*fields["epoch"])
+        wants, key = await self._own(trainer, fields).feed(epoch, fields["there"], fields["key"])
+        return {"wants": wants, "key": key}
 
     async def _speak(self, host: DomainHost, seat: Seat, image: Image, epoch: Epoch) -> None:
         """Say what a first rank holds, of a new plan and to whoever has not heard it yet.

@@ -13,10 +13,12 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import msgspec
 
+from handfast.agent.feed import Feed
 from handfast.agent.frames import image_size
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.member import boot
@@ -33,10 +35,10 @@ from handfast.store.files import (
     writing,
 )
 from handfast.store.image import Layout, Slot
-from handfast.store.manifest import HASH_BYTES, Left, Manifest, Stamp, tensor_digest
+from handfast.store.manifest import CHUNK, HASH_BYTES, Left, Manifest, Stamp, tensor_digest
 from handfast.store.pins import pinned
 from handfast.store.port import Verify, Written
-from handfast.store.shelf import Shelf
+from handfast.store.shelf import PART, Shelf
 
 __all__ = ["Image", "Keeper", "Plan", "held_alike"]
 
@@ -59,6 +61,7 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     left: tuple[str, ...] = ()
     left_to: int = 0  # the shard that stores what this rank leaves out
     leads: bool = False  # whether others of this node may leave theirs to this one
+    window: int = 0  # bytes of memory through which the image comes; 0: it is there whole
 
 
 class Image:
@@ -69,14 +72,32 @@ class Image:
     """
 
     def __init__(self, fd: int, plan: Plan, key: str = "") -> None:
-        size = image_size(fd)
-        if size < plan.padded:
-            raise FormatError(f"an image of {size} bytes is too small for its {plan.padded}")
+        size, needed = image_size(fd), plan.window or plan.padded
+        if size < needed:
+            raise FormatError(f"an image of {size} bytes is too small for its {needed}")
         self.fd = fd
         self.plan = plan
         self.key = key
-        self.map = mmap.mmap(fd, plan.padded, mmap.MAP_SHARED, mmap.PROT_READ)
+        self.map = mmap.mmap(fd, needed, mmap.MAP_SHARED, mmap.PROT_READ)
         self.busy: Epoch | None = None
+        self.feed: Feed | None = None
+
+    @property
+    def source(self) -> memoryview | Feed:
+        """The bytes of the epoch that is being persisted: all at hand, or on their way."""
+        return memoryview(self.map) if self.feed is None else self.feed
+
+    def await_pieces(self) -> None:
+        """Let the next epoch come piece by piece, where there is no memory for all of it.
+
+        To be called in the agent's loop. Raises ValueError where there is none for one piece.
+        """
+        self.feed = Feed(memoryview(self.map), PART * CHUNK) if self.plan.window else None
+
+    def give_up(self, why: str) -> None:
+        """Let nobody wait for pieces that will not come."""
+        if self.feed is not None:
+            self.feed.end(why)
 
     def close(self) -> None:
         """Give the memory back; the errors of a write that failed may still hold views of it."""
@@ -175,20 +196,22 @@ class Keeper:
             parent=parent.stamp.epoch if parent else None,
         )
         others = plan.leads or (plan.replicated and configuration.shards > 1)
-        written = self.directory.write(
-            stamp,
-            Layout(plan.slots, plan.header, plan.nbytes, plan.padded),
-            memoryview(image.map),
-            objects=objects,
-            aliases=plan.aliases,
-            environment=plan.environment,
-            replicated=plan.replicated,
-            structure=plan.structure,
-            left=_left(plan, left),
-            digests=_digests(image) if others else None,
-            parent=parent,
-            verify=plan.verify,
-        )
+        with ThreadPoolExecutor(1, "digests") as pool:  # beside the writing, which waits for a disk
+            digests = pool.submit(_digests, image).result if others else None
+            written = self.directory.write(
+                stamp,
+                Layout(plan.slots, plan.header, plan.nbytes, plan.padded),
+                image.source,
+                objects=objects,
+                aliases=plan.aliases,
+                environment=plan.environment,
+                replicated=plan.replicated,
+                structure=plan.structure,
+                left=_left(plan, left),
+                digests=digests,
+                parent=parent,
+                verify=plan.verify,
+            )
         self.parent = written.manifest
         return written
 

@@ -55,7 +55,12 @@ class Seat:
         self.sweep()
 
     def retire(self) -> None:
-        """Keep images only for as long as they are being persisted."""
+        """Keep images only for as long as they are being persisted.
+
+        What was to come piece by piece, and is not all there, never will be.
+        """
+        for image in self.images.values():
+            image.give_up("its trainer left before it had handed over all of it")
         self.retired += self.images.values()
         self.images = {}
         self.sweep()

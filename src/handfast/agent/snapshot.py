@@ -6,12 +6,14 @@ snapshot does no harm, and a trainer that finds its agent again needs no history
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
 from handfast.core.lattice import Epoch
 from handfast.core.messages import Certificate, RestoreCertificate
+from handfast.core.state import Member
 from handfast.core.view import Lattice
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "Stuck",
     "decode",
     "encode",
+    "skips",
 ]
 
 FORGONE: Final = "left out"
@@ -49,6 +52,14 @@ class Skip(msgspec.Struct, frozen=True, array_like=True):
     epoch: Epoch
     domain: str
     reason: str
+
+
+def skips(member: Member) -> Iterator[Skip]:
+    """The votes SKIP that a member knows of, in its own tier."""
+    if member.roster is not None:
+        for ballot in member.tallies[member.roster.tier_of[member.me]].ballots:
+            for vote in ballot.skips:
+                yield Skip(ballot.epoch, member.roster.ids[vote.domain], vote.reason)
 
 
 class Proposal(msgspec.Struct, frozen=True, array_like=True):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from handfast.agent.host import node_label
+from handfast.agent.joining import node_label
 from handfast.agent.local import AgentGone, AgentStuck, Client
 from handfast.agent.process import meeting_place
 from handfast.agent.snapshot import Snapshot

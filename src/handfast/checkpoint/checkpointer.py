@@ -371,8 +371,10 @@ class Checkpointer:
         self._state.keeps(self._session.snapshot.unlike)
         patience = self._patience_s if self._busy == "wait" else 0.0
         wait_s = 3600.0 if self._patience_s is None else self._patience_s / 2
-        plan = self._state.capture(extra, grads, partial(self._session.prove, epoch, wait_s))
-        image = self._session.image_for(plan, self._image_count, patience)
+        image = None
+        if self._session.has_idle(patience):  # what is captured then is copied at once
+            plan = self._state.capture(extra, grads, partial(self._session.prove, epoch, wait_s))
+            image = self._session.image_for(plan, self._image_count, patience)
         if image is None:
             why, by = "an earlier epoch is still being persisted", [self._session.snapshot.domain]
             return self._decline(epoch, why, by)

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from handfast.agent.host import node_label
+from handfast.agent.joining import node_label
 from handfast.agent.reminder import REMIND_S, Reminder
 from handfast.errors import HandfastError
 

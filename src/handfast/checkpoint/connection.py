@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from handfast.agent.host import Opened, Round
+from handfast.agent.joining import Opened, Round
 from handfast.agent.local import AgentGone, AgentStuck, Client
 from handfast.agent.reminder import Reminder
 from handfast.agent.snapshot import Snapshot

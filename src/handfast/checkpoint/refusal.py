@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from handfast.agent.host import Opened
+from handfast.agent.joining import Opened
 from handfast.agent.snapshot import Stuck
 from handfast.checkpoint.spelling import some
 from handfast.checkpoint.survey import TOGETHER

@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from handfast.agent.host import Round
+from handfast.agent.joining import Round
 from handfast.agent.reminder import Reminder
 from handfast.checkpoint.collective import Collective
 from handfast.checkpoint.evidence import certificates, lost

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from handfast.agent import witness
-from handfast.agent.host import Round
+from handfast.agent.joining import Round
 from handfast.agent.keeper import Plan
 from handfast.agent.local import Client
 from handfast.agent.reminder import Reminder
@@ -314,15 +314,19 @@ class Session:
         For another structure (the plan is not the very one of the last time) it waits until none
         is, and then makes so many images.
         """
-        self._make_sure()
-        enough = any if plan is self._plan else all
-        with contextlib.suppress(Blocked):
-            self._line.wait(lambda _: enough(map(self._is_idle, self._images)), timeout, "save")
-        if not enough(map(self._is_idle, self._images)):
+        if not self.has_idle(timeout, any if plan is self._plan else all):
             return None
         if plan is not self._plan:
             self._change(plan, images)
         return next(image for image in self._images if self._is_idle(image))
+
+    def has_idle(self, timeout: float | None, enough: Callable[..., bool] = any) -> bool:
+        """Wait until an image, or all, are not being persisted; say whether that is so by then."""
+        self._make_sure()
+        enough = enough if self._images else all
+        with contextlib.suppress(Blocked):
+            self._line.wait(lambda _: enough(map(self._is_idle, self._images)), timeout, "save")
+        return enough(map(self._is_idle, self._images))
 
     def _change(self, plan: Plan, images: int) -> None:
         """Make memory for images of a structure and hand it to the agent, once a structure.
@@ -345,15 +349,11 @@ class Session:
     def _hand_over(self, plan: Plan, images: Sequence[StagingImage]) -> None:
         reply = self._line.call("plan", **_handed(plan, images))
         window = self._round.window if self._round else 0
-        wanted = (window + 3) * plan.nbytes
-        if reply["free"] < wanted:
+        if reply["free"] < (window + 3) * plan.nbytes:
             logger.warning(
                 "%s has %s free, and up to %d epochs of %s may be there at once: a full "
                 "disk makes saves fail",
-                self.root,
-                size(reply["free"]),
-                window + 3,
-                size(plan.nbytes),
+                *(self.root, size(reply["free"]), window + 3, size(plan.nbytes)),
             )
 
     def _is_idle(self, image: StagingImage) -> bool:

@@ -10,13 +10,13 @@ import mmap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from handfast.store.files import Files, write_all
 from handfast.store.image import BLOCK
 
-__all__ = ["Count", "Scratch", "Span", "pour", "share_out"]
+__all__ = ["Count", "Held", "Scratch", "Source", "Span", "pour", "share_out"]
 
 Item = TypeVar("Item")
 
@@ -27,6 +27,25 @@ class Span(NamedTuple):
     start: int
     end: int
     at: int
+
+
+@runtime_checkable
+class Source(Protocol):
+    """An image's bytes, wherever they are."""
+
+    def lend(self, span: Span) -> AbstractContextManager[memoryview]:
+        """Lend some of them, until the context ends. Several threads may ask at once."""
+
+
+class Held:
+    """An image that is in memory, whole."""
+
+    def __init__(self, image: memoryview) -> None:
+        self._image = image
+
+    def lend(self, span: Span) -> AbstractContextManager[memoryview]:
+        """See the port."""
+        return self._image[span.start : span.end]
 
 
 def share_out(work: Callable[[Item], None], items: Sequence[Item], lanes: int) -> None:
@@ -57,7 +76,7 @@ def share_out(work: Callable[[Item], None], items: Sequence[Item], lanes: int) -
 def pour(
     files: Files,
     fd: int,
-    image: memoryview,
+    image: Source,
     spans: Sequence[Span],
     each: Callable[[Span, memoryview], None],
 ) -> None:
@@ -68,28 +87,30 @@ def pour(
     nbytes = max(span.at + span.end - span.start for span in spans)
     files.allocate(fd, nbytes)
     direct = files.direct(fd, True)
-    tails: list[Span] = []
+    tails: list[tuple[bytes, int]] = []
 
     def move(span: Span) -> None:
-        block = image[span.start : span.end]
-        each(span, block)
-        odd = len(block) % BLOCK if direct else 0
-        if odd:  # no whole block: it goes through the cache, behind all others
-            tails.append(Span(span.end - odd, span.end, span.at + len(block) - odd))
-            block = block[:-odd]
+        with image.lend(span) as block:
+            each(span, block)
+            odd = len(block) % BLOCK if direct else 0
+            if odd:  # no whole block: it goes through the cache, behind all others
+                tails.append((bytes(block[-odd:]), span.at + len(block) - odd))
+            write(block[: len(block) - odd], span.at)
+
+    def write(block: memoryview, at: int) -> None:
         try:
-            write_all(files, fd, block, span.at)
+            write_all(files, fd, block, at)
         except OSError as error:
             if not direct or error.errno != errno.EINVAL:
                 raise
             files.direct(fd, False)  # not from this memory, or not after all
-            write_all(files, fd, block, span.at)
+            write_all(files, fd, block, at)
 
     share_out(move, spans, files.lanes)
     if tails:
         files.direct(fd, False)
-        for span in tails:
-            write_all(files, fd, image[span.start : span.end], span.at)
+        for tail, at in tails:
+            write_all(files, fd, tail, at)
 
 
 class Count:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -12,7 +12,7 @@ from handfast.core.lattice import Epoch
 from handfast.errors import Damaged, HandfastError, SaveFailed, Superseded
 from handfast.store import delta
 from handfast.store import manifest as codec
-from handfast.store.bulk import Count, Span, pour
+from handfast.store.bulk import Count, Held, Source, Span, pour, share_out
 from handfast.store.claims import Claim, incarnations, take
 from handfast.store.files import (
     TEMPORARY,
@@ -33,6 +33,7 @@ from handfast.store.shelf import ENDING, Shelf, named_epoch, parts
 
 __all__ = ["Directory", "claim"]
 
+LOOK: Final = 8  # one chunk in so many is held against the parent's
 SAMPLE: Final = 6  # chunks that are read back besides the first and the last
 
 
@@ -113,7 +114,7 @@ class Directory(Shelf):
         self,
         stamp: Stamp,
         layout: Layout,
-        image: Buffer,
+        image: Buffer | Source,
         *,
         objects: bytes,
         aliases: Mapping[str, str],
@@ -121,7 +122,7 @@ class Directory(Shelf):
         replicated: Iterable[str],
         structure: str,
         left: Left | None = None,
-        digests: bytes | None = None,
+        digests: Callable[[], bytes] | None = None,
         parent: Manifest | None = None,
         verify: Verify = "sampled",
         progress: Progress | None = None,
@@ -130,6 +131,7 @@ class Directory(Shelf):
 
         `image` has at least `layout.nbytes` bytes, begins with `layout.header` and must not change
         meanwhile. Chunks that equal those of `parent`, an epoch retained here, are referenced.
+        `digests` gives those of the slots, and is asked once the data are written.
 
         Order. *Must*: the data file is synced, and its final name made durable, before the
         manifest gets its final name (a visible manifest refers only to existing data); the
@@ -142,7 +144,7 @@ class Directory(Shelf):
         Raises SaveFailed naming the step, the path and a remedy; ValueError if the stamp is not
         this incarnation's, the image not the layout's, or the epoch was written already.
         """
-        view = self._checked(stamp, layout, image, verify)
+        source = self._checked(stamp, layout, image, verify)
         draft = Manifest(
             stamp=stamp,
             slots=layout.slots,
@@ -157,43 +159,53 @@ class Directory(Shelf):
             replicated=tuple(replicated),
             structure=structure,
             left=left,
-            digests=digests,
         )
         trouble: HandfastError | None = None
         with self._writing:
             for candidate in (None,) if parent is None else (parent, None):
                 try:
-                    return self._try(draft, view, candidate, verify, progress)
+                    return self._try(draft, source, candidate, digests, verify, progress)
                 except SaveFailed:
                     raise
                 except HandfastError as error:  # something could not be read, or not read back
                     trouble = error
         raise SaveFailed(f"epoch {stamp.epoch} does not read back right: {trouble}") from trouble
 
-    def _checked(self, stamp: Stamp, layout: Layout, image: Buffer, verify: Verify) -> memoryview:
+    def _checked(
+        self, stamp: Stamp, layout: Layout, image: Buffer | Source, verify: Verify
+    ) -> Source:
         mine = (self.identity.run, self.identity.id, self.identity.shard, self.incarnation)
         if (stamp.run, stamp.domain, stamp.shard, stamp.incarnation) != mine:
             raise ValueError(f"the stamp {stamp} is not this incarnation's, which is {mine}")
         if verify not in ("fsync", "sampled", "full"):
             raise ValueError(f"verify={verify!r}: choose fsync, sampled or full")
-        view = memoryview(image).cast("B")[: layout.nbytes]
-        if len(view) < layout.nbytes or view[: len(layout.header)] != layout.header:
-            raise ValueError("the image is shorter than its layout, or lacks the layout's header")
         if stamp.epoch in self._done:
             raise ValueError(f"epoch {stamp.epoch} was written already, and votes are write-once")
-        return view
+        wrong = "the image is shorter than its layout, or lacks the layout's header"
+        if not isinstance(image, Source):
+            view = memoryview(image).cast("B")[: layout.nbytes]
+            if len(view) < layout.nbytes:
+                raise ValueError(wrong)
+            image = Held(view)
+        with image.lend(Span(0, min(len(layout.header), CHUNK), 0)) as head:
+            if not layout.header.startswith(bytes(head)):
+                raise ValueError(wrong)
+        return image
 
     def _try(
         self,
         draft: Manifest,
-        view: memoryview,
+        image: Source,
         parent: Manifest | None,
+        digests: Callable[[], bytes] | None,
         verify: Verify,
         progress: Progress | None,
     ) -> Written:
         attempt = self._begin(draft.stamp.epoch, parent)
         try:
-            manifest, fresh = self._write_data(attempt, draft, view, verify, progress)
+            manifest, fresh = self._write_data(attempt, draft, image, verify, progress)
+            if digests is not None:
+                manifest = msgspec.structs.replace(manifest, digests=digests())
             encoded = self._write_manifest(attempt, manifest, verify)
         except BaseException:
             discard(self.files, *attempt.names())
@@ -202,7 +214,7 @@ class Directory(Shelf):
             with self._lock:
                 self._attempt = None
         self._done.add(draft.stamp.epoch)
-        return Written(codec.digest(encoded), manifest, fresh + len(encoded), len(view))
+        return Written(codec.digest(encoded), manifest, fresh + len(encoded), manifest.image_bytes)
 
     def _begin(self, epoch: Epoch, parent: Manifest | None) -> Attempt:
         """Choose new names, and hold the parent's files if it is still here."""
@@ -220,22 +232,24 @@ class Directory(Shelf):
         self,
         attempt: Attempt,
         draft: Manifest,
-        view: memoryview,
+        image: Source,
         verify: Verify,
         progress: Progress | None,
     ) -> tuple[Manifest, int]:
         """The data file, durable under its final name; (the manifest, bytes written)."""
-        hashes, plan = b"", None
-        if attempt.parent is not None:
-            hashes = codec.hash_chunks(view)
-            plan = delta.delta(attempt.parent, hashes, len(view), attempt.source(full=False))
+        hashes, plan, size = b"", None, draft.image_bytes
+        every = delta.full(-(-size // CHUNK), attempt.source(full=True))
+        if attempt.parent is not None and self._resembles(attempt.parent, image, size):
+            hashes = self._hash(image, _spans(every.fresh, size))
+            plan = delta.delta(attempt.parent, hashes, size, attempt.source(full=False))
         own = attempt.source(full=plan is None)
         path = f"{self.path}/{own}"
-        if plan is None:
-            plan = delta.full(-(-len(view) // CHUNK), own)
+        plan = plan or every
         if plan.fresh:
             with writing("write the image", path):
-                found = self._write_chunks(path + TEMPORARY, view, plan.fresh, progress, hashes)
+                found = self._write_chunks(
+                    path + TEMPORARY, image, _spans(plan.fresh, size), Count(size, progress), hashes
+                )
             hashes = hashes or found
         manifest = msgspec.structs.replace(
             draft, hashes=hashes, sources=plan.sources, pieces=plan.pieces
@@ -245,37 +259,50 @@ class Directory(Shelf):
             self._read_parts(manifest, chosen, None, moved={own: path + TEMPORARY})
         if plan.fresh:
             self._publish("name the image", path)
-        return manifest, sum(_bytes(piece, len(view)) for piece in plan.fresh)
+        return manifest, sum(_bytes(piece, size) for piece in plan.fresh)
+
+    def _resembles(self, parent: Manifest, image: Source, size: int) -> bool:
+        """Whether a look at some chunks finds one that is the parent's.
+
+        To hash an image before it is written takes a tenth of the time of writing it, and in
+        training all of it changes. No run of so many chunks that they matter goes unseen.
+        """
+        if (parent.image_bytes, parent.chunk_bytes) != (size, CHUNK):
+            return False
+        chunks = -(-size // CHUNK)
+        for index in range(0, chunks, LOOK if chunks > LOOK * LOOK else 1):
+            span = Span(index * CHUNK, min((index + 1) * CHUNK, size), 0)
+            found = parent.hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
+            if self._hash(image, [span]) == found:
+                return True
+        return False
+
+    def _hash(self, image: Source, spans: Sequence[Span]) -> bytes:
+        """The hashes of all chunks of spans that lie one behind the other."""
+        found: dict[int, bytes] = {}
+
+        def look(span: Span) -> None:
+            with image.lend(span) as block:
+                found[span.start] = codec.hash_chunks(block)
+
+        share_out(look, spans, self.files.lanes)
+        return b"".join(found[span.start] for span in spans)
 
     def _write_chunks(
-        self,
-        path: str,
-        view: memoryview,
-        fresh: tuple[Piece, ...],
-        progress: Progress | None,
-        hashes: bytes,
+        self, path: str, image: Source, spans: Sequence[Span], done: Count, hashes: bytes
     ) -> bytes:
-        """Write the pieces into a new synced file; returns all hashes, made here if none are."""
-        known, size = bytearray(hashes), len(view)
-        known += bytes(HASH_BYTES * -(-size // CHUNK) - len(known))
-        spans = [
-            Span(part.first * CHUNK, min((part.first + part.count) * CHUNK, size), part.at)
-            for piece in fresh
-            for part in parts(piece, CHUNK)
-        ]
-        done = Count(size, progress)
+        """Write spans into a new synced file; returns all hashes, made here if none are."""
+        found: dict[int, bytes] = {}
 
         def each(span: Span, block: memoryview) -> None:
             if not hashes:
-                at = span.start // CHUNK * HASH_BYTES
-                found = codec.hash_chunks(block)
-                known[at : at + len(found)] = found
+                found[span.start] = codec.hash_chunks(block)
             done.add(len(block))
 
         with closing(self.files, self.files.create(path)) as fd:
-            pour(self.files, fd, view, spans, each)
+            pour(self.files, fd, image, spans, each)
             self.files.fsync(fd)
-        return bytes(known)
+        return hashes or b"".join(found[span.start] for span in spans)
 
     def _write_manifest(self, attempt: Attempt, manifest: Manifest, verify: Verify) -> bytes:
         path = attempt.manifest
@@ -408,6 +435,15 @@ def _sample(manifest: Manifest) -> Iterator[Piece]:
         for index in range(piece.first, piece.first + piece.count):
             if index in wanted:
                 yield Piece(index, 1, piece.source, piece.at + (index - piece.first) * CHUNK)
+
+
+def _spans(pieces: Iterable[Piece], size: int) -> list[Span]:
+    """What of an image of so many bytes is to be written, some chunks at a time."""
+    return [
+        Span(part.first * CHUNK, min((part.first + part.count) * CHUNK, size), part.at)
+        for piece in pieces
+        for part in parts(piece, CHUNK)
+    ]
 
 
 def _bytes(piece: Piece, image_bytes: int) -> int:

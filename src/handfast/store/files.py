@@ -107,7 +107,7 @@ class Files(Protocol):
         """
 
     def allocate(self, fd: int, nbytes: int) -> None:
-        """Give a new file its length, and room on the medium where the system can promise it."""
+        """Give a new file its length, and room on the medium, if the system can promise that."""
 
     def size(self, fd: int) -> int:
         """The file's length in bytes."""
@@ -201,7 +201,6 @@ class Posix:
             error = ctypes.get_errno()
             if error not in UNALLOCATED:
                 raise OSError(error, os.strerror(error))
-            os.ftruncate(fd, nbytes)
 
     def size(self, fd: int) -> int:
         return os.fstat(fd).st_size

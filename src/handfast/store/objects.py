@@ -21,6 +21,7 @@ import msgspec
 
 from handfast.errors import FormatError, Unstorable
 from handfast.store import arrays
+from handfast.store.kept import NOTHING, Kept, longer
 
 __all__ = [
     "DEPTH_LIMIT",
@@ -38,7 +39,7 @@ DEPTH_LIMIT = 256
 MAX_BYTES = 512 << 20  # of one state; with the names of its tensors, less than an agent takes
 
 T = TypeVar("T")
-Node: TypeAlias = "bool | int | float | str | bytes | list[Node] | None"
+Node: TypeAlias = "bool | int | float | str | bytes | list[Node] | msgspec.Raw | None"
 
 
 class TensorRef(msgspec.Struct, frozen=True):
@@ -172,10 +173,6 @@ def _join_datetime(year: int, month: int, day: int, *clock: Any) -> datetime:
     return datetime.combine(date(year, month, day), _join_time(*clock))
 
 
-def _join_timezone(parts: list[Any]) -> timezone:
-    return timezone(*parts)
-
-
 def _join_int(parts: list[Any]) -> int:
     (data,) = parts
     return int.from_bytes(data, "big", signed=True)
@@ -197,15 +194,11 @@ def _as_text(path: object) -> tuple[str]:
     return (str(path),)
 
 
-def _identity(parts: list[Any]) -> object:
-    return parts
-
-
 _PATH = type(Path())
 _ZONE = (_NONE, timezone)
 
 _KINDS = (
-    _Kind(0, list, iter, _identity, lambda _: count()),
+    _Kind(0, list, iter, list, lambda _: count()),
     _Kind(1, tuple, iter, tuple, lambda _: count()),
     _Kind(2, dict, _pairs, _mapping(dict), _keys_twice),
     _Kind(3, OrderedDict, _pairs, _mapping(OrderedDict), _keys_twice),
@@ -229,7 +222,7 @@ _KINDS = (
         attrgetter("days", "seconds", "microseconds"),
         _made_of(timedelta, int, int, int),
     ),
-    _Kind(19, timezone, methodcaller("__getinitargs__"), _join_timezone),
+    _Kind(19, timezone, methodcaller("__getinitargs__"), lambda parts: timezone(*parts)),
     _Kind(20, TensorRef, lambda ref: (ref.path, *ref.dims), _join_tensor),
 )
 _BY_TYPE = {kind.type: kind for kind in _KINDS}
@@ -274,16 +267,21 @@ def child(path: str, key: object) -> str:
     return f"{path}/{name}" if path else name
 
 
-def encode(value: object, *, path: str = "", pickle: Sequence[str] = ()) -> bytes:
+def encode(
+    value: object, *, path: str = "", pickle: Sequence[str] = (), kept: Kept = NOTHING
+) -> bytes:
     """The bytes of a value.
 
-    ``path`` is where the value stands in the state. ``pickle`` lists paths, or globs over them,
-    where a value that can't be stored otherwise is pickled. Raises Unstorable, which names the
-    path and the type, for everything else, for cycles, beyond 256 levels of nesting, and beyond
-    ``MAX_BYTES`` in all.
+    ``path`` is where it stands in the state. ``pickle`` lists paths, or globs over them, where what
+    can't be stored otherwise is pickled. ``kept`` has parts of it whose bytes serve again. Raises
+    Unstorable, with path and type, for all else, cycles, 257 levels, and beyond ``MAX_BYTES``.
     """
     try:
-        data = _pack([VERSION, _Encoder(path, pickle).node(value, ...)])
+        encoder = _Encoder(path, pickle, kept)
+        node: Any = encoder.node(value, ...)
+        if kept.begins is not None:
+            node = longer(encoder.node(kept.begins, ...), node[1:])
+        data = _pack([VERSION, node])
     except RecursionError:
         raise Unstorable(path, _name(type(value)), "it is nested too deeply") from None
     if len(data) > MAX_BYTES:
@@ -341,9 +339,8 @@ def _name(kind: type) -> str:
 class _Encoder:
     """One walk over a value, which knows where it is."""
 
-    def __init__(self, path: str, pickle: Sequence[str]) -> None:
-        self._root = path
-        self._pickle = pickle
+    def __init__(self, path: str, pickle: Sequence[str], kept: Kept = NOTHING) -> None:
+        self._root, self._pickle, self._kept = path, pickle, kept.encoded
         self._trail: list[object] = []  # index or key, one a level; an ellipsis: the same place
         self._open: set[int] = set()  # ids of the containers that we are inside of
 
@@ -356,6 +353,8 @@ class _Encoder:
             return _int_node(value)
         if kind is str:
             return _str_node(value)
+        if (known := self._kept.get(id(value))) is not None:
+            return known
         self._trail.append(label)
         if id(value) in self._open:
             self._refuse(value, "it contains itself")
@@ -365,6 +364,8 @@ class _Encoder:
         node = self._compound(value)
         self._open.discard(id(value))
         self._trail.pop()
+        if id(value) in self._kept:
+            node = self._kept[id(value)] = msgspec.Raw(_pack(node))
         return node
 
     def _compound(self, value: Any) -> Node:

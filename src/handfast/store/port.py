@@ -11,6 +11,7 @@ import msgspec
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, Refused
+from handfast.store.bulk import Source
 from handfast.store.image import Layout
 from handfast.store.manifest import Left, Manifest, Stamp
 
@@ -99,7 +100,7 @@ class Tier(Protocol):
         self,
         stamp: Stamp,
         layout: Layout,
-        image: Buffer,
+        image: Buffer | Source,
         *,
         objects: bytes,
         aliases: Mapping[str, str],
@@ -107,7 +108,7 @@ class Tier(Protocol):
         replicated: Iterable[str],
         structure: str,
         left: Left | None = None,
-        digests: bytes | None = None,
+        digests: Callable[[], bytes] | None = None,
         parent: Manifest | None = None,
         verify: Verify = "sampled",
         progress: Progress | None = None,

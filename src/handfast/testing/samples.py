@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from handfast.core.lattice import Epoch
+from handfast.store.bulk import Source
 from handfast.store.image import Layout, TensorSpec, plan
 from handfast.store.manifest import Manifest, Stamp
 from handfast.store.port import Tier, Verify, Written
@@ -59,7 +60,7 @@ def save(
     tier: Tier,
     home: Owner,
     epoch: Epoch,
-    image: bytearray,
+    image: bytearray | Source,
     layout: Layout,
     *,
     parent: Manifest | None = None,

@@ -23,6 +23,7 @@ __all__ = [
     "ddp_ids",
     "ddp_modules",
     "find_replicas",
+    "parts_of",
     "steps_alike",
 ]
 
@@ -76,23 +77,36 @@ def ddp_modules(root: nn.Module) -> Iterator[tuple[str, Any]]:
             yield clean(root, name), module
 
 
-def ddp_ids(root: nn.Module) -> list[int]:
-    """Which DDP modules there are now: a third of what ``modules()`` takes, for it is asked at each
-    save, since one that is wrapped anew changes neither names nor tensors.
+def parts_of(root: nn.Module) -> list[nn.Module]:
+    """A module and all in it, those that stand there twice twice: a third of what ``modules()``
+    takes, for saves.
     """
-    found: list[int] = []
-    left: list[nn.Module | None] = [root]
-    while left:
-        module = left.pop()
-        if module is not None:
-            if isinstance(module, nn.parallel.DistributedDataParallel):
-                found.append(id(module))
-            left.extend(module._modules.values())
+    found: list[nn.Module] = [root]
+    for module in found:  # it grows on the way
+        if module._modules:
+            found += [part for part in module._modules.values() if part is not None]
     return found
+
+
+def ddp_ids(root: nn.Module) -> list[int]:
+    """Which DDP modules there are now: one that is wrapped anew changes neither names nor tensors.
+
+    Without a process group there is no job to be alike over, and nobody has to look.
+    """
+    if not _grouped():
+        return []
+    wrapper = nn.parallel.DistributedDataParallel
+    return [id(part) for part in parts_of(root) if isinstance(part, wrapper)]
+
+
+def _grouped() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def find_replicas(root: nn.Module) -> list[Replica]:
     """What DDP keeps alike over all of the job: parameters, and buffers if it broadcasts them."""
+    if not _grouped():
+        return []
     found = []
     for name, ddp in ddp_modules(root):
         everywhere = ddp.process_group.size() == torch.distributed.get_world_size()

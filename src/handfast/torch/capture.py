@@ -8,13 +8,12 @@ What is not captured: buffers that are not persistent, hooks, ``requires_grad``;
 unless they are asked for.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
+from functools import cached_property
 from itertools import chain, compress
 from typing import Any, NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,8 +23,10 @@ from handfast.store.image import TensorSpec
 from handfast.store.objects import child
 from handfast.torch import loaders, optimizers
 from handfast.torch.alike import Replica, ddp_ids, find_replicas, steps_alike
+from handfast.torch.kinds import kind_name
+from handfast.torch.looks import Look, aliases_of, forms, look
 from handfast.torch.names import clean, cleaned, loaded, matches
-from handfast.torch.rng import generator_class, read_generator, read_streams
+from handfast.torch.rng import read_generator, read_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED
 from handfast.torch.tensors import (
     all_tensors,
@@ -35,7 +36,7 @@ from handfast.torch.tensors import (
     spec_of,
     whole_everywhere,
 )
-from handfast.torch.tree import Kind, Node, assemble, nodes, split
+from handfast.torch.tree import Kind, Node, Tray, assemble, expanded, split, survey
 
 __all__ = ["Captured", "capture", "parameters_of", "state_of", "trained", "walk"]
 
@@ -48,18 +49,25 @@ class Captured:
     of a tied tensor to the path that is stored. ``objects`` has a plain tree a component, with
     references for tensors. ``replicated`` are the paths that every rank of the job probably holds
     alike, by what it is (DDP, DTensor) or was declared to be. While the structure stays, ``specs``
-    is the very same tuple as in the capture before, so that a layout and its views serve again.
-    ``trained`` are the paths of tensors in boxes that are no mere values.
+    is the very same tuple as in the capture before, so that a layout and its views serve again;
+    and so are ``looks``, while no tensor has moved or changed its form. ``fixed`` are those parts
+    of ``objects`` that are made of names alone, and that nobody changes; ``whole``, one of them, is
+    all of the state if that is nothing but tensors. ``trained`` are the paths of tensors in boxes
+    that are no mere values.
     """
 
     specs: tuple[TensorSpec, ...]
     tensors: tuple[Tensor, ...]
     aliases: dict[str, str]
-    objects: dict[str, object]
+    objects: dict[str, Any]
     replicated: tuple[str, ...]
-    fingerprint: object
+    about: object
+    looks: Sequence[Look]
+    forms: object
     stored: tuple[bool, ...]
     names: "Names"
+    fixed: tuple[object, ...]
+    whole: dict[str, object] | None = None
     trained: frozenset[str] = frozenset()
 
 
@@ -71,16 +79,24 @@ class Names(NamedTuple):
     optimizers: list[optimizers.Names]
     replicas: list[list[Replica]]  # of each module
     owners: optimizers.Owners
+    trays: list[Tray]  # without their tensors, which are nobody's to keep
 
 
-class Walk(NamedTuple):
-    """Everything in a state: the tensors by path, and a plain tree for each live thing."""
+@dataclass(frozen=True)
+class Walk:
+    """Everything in a state: the tensors by path, and a plain tree for each live thing or tray."""
 
-    nodes: list[Node]
+    found: Sequence[Node | Tray]
+    things: list[Node]  # those of them that lie on no tray
     paths: list[str]
     tensors: list[Any]
     trees: dict[str, object]
     names: Names
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """Every live thing, in the state's order."""
+        return list(expanded(self.found))
 
 
 class Alike(NamedTuple):
@@ -106,18 +122,22 @@ def walk(
     not read. Generators are read last, because a loader's ``state_dict()`` may draw a seed.
     Raises Unstorable for state that can't be stored.
     """
-    found = nodes(state)
-    modules = [(n, n.value.state_dict(keep_vars=True)) for n in found if n.kind is Kind.MODULE]
-    opts = [node for node in found if node.kind is Kind.OPTIMIZER]
+    found = survey(state, names.trays if names else ())
+    things = [item for item in found if isinstance(item, Node)]
+    trays = [item for item in found if isinstance(item, Tray)]
+    modules = [(n, n.value.state_dict(keep_vars=True)) for n in things if n.kind is Kind.MODULE]
+    opts = [node for node in things if node.kind is Kind.OPTIMIZER]
     alone = _stepped(found)
     signature = (
         [(list(e), list(map(id, e.values())), ddp_ids(node.value)) for node, e in modules],
         [(node.path, optimizers.signature(node.value)) for node in opts],
         [(node.path, id(node.value)) for node in alone],
+        [(tray.path, id(tray.tree)) for tray in trays],
     )
     if names is None or names.signature != signature:
-        names = _name(signature, modules, opts, alone)
-    result = Walk(found, [], [], {}, names)
+        bare = [tray._replace(tensors=[]) for tray in trays]
+        names = _name(signature, modules, opts, alone)._replace(trays=bare)
+    result = Walk(found, things, [], [], {}, names)
     for (node, entries), paths, ddps in zip(modules, names.modules, names.replicas, strict=True):
         unsynced = [replica.name for replica in ddps if replica.unsynced]
         result.trees[node.path] = {UNSYNCED: unsynced} if unsynced else {}
@@ -125,24 +145,35 @@ def walk(
     for node, own in zip(opts, names.optimizers, strict=True):
         tree, paths, tensors = optimizers.read(node.path, node.value, own)
         _add(result, node, tree, paths, tensors)
-    for node in found:
-        if node.kind is Kind.TENSOR:
-            _add(result, node, *_split(node.value, node.path))
-        elif node.kind not in (Kind.MODULE, Kind.OPTIMIZER, Kind.GENERATOR, *without):
-            _add(result, node, *_split(state_of(node), node.path))
-    for node in found:
+    for item in found:
+        if isinstance(item, Tray):
+            _add(result, item, item.tree, item.paths, item.tensors)
+        elif item.kind is Kind.TENSOR:
+            _add(result, item, *_split(item.value, item.path))
+        elif item.kind not in (Kind.MODULE, Kind.OPTIMIZER, Kind.GENERATOR, *without):
+            _add(result, item, *_split(state_of(item), item.path))
+    for node in things:
         if node.kind is Kind.GENERATOR:
             result.trees[node.path] = read_generator(node.value)
     return result
 
 
-def _stepped(found: Sequence[Node]) -> list[Node]:
+def _stepped(found: Sequence[Node | Tray]) -> list[Node]:
     """The tensors that stand by themselves and that an optimizer steps."""
-    alone = [node for node in found if node.kind is Kind.TENSOR]
-    opts = [node.value for node in found if isinstance(node.value, Optimizer)] if alone else []
+    values = [item.value for item in found if isinstance(item, Node)]
+    if len(values) == len(found) and not any(isinstance(value, Tensor) for value in values):
+        return []
+    opts = [value for value in values if isinstance(value, Optimizer)]
     made = [opt for opt in opts if hasattr(opt, "param_groups")]  # a wrapper's may come later
     ids = {id(p) for optimizer in made for p in optimizers.parameters(optimizer)}
-    return [node for node in alone if id(node.value) in ids]
+    if not ids:
+        return []
+    alone = [
+        item
+        for item in found
+        if isinstance(item, Node) or not ids.isdisjoint(map(id, item.tensors))
+    ]
+    return [n for n in expanded(alone) if n.kind is Kind.TENSOR and id(n.value) in ids]
 
 
 def trained(found: Sequence[Node]) -> list[Node]:
@@ -185,7 +216,7 @@ def state_of(node: Node) -> Any:
 
 
 def _add(
-    result: Walk, node: Node, tree: object, paths: Sequence[str], tensors: Sequence[Any]
+    result: Walk, node: Node | Tray, tree: object, paths: Sequence[str], tensors: Sequence[Any]
 ) -> None:
     result.trees[node.path] = tree
     result.paths.extend(paths)
@@ -229,7 +260,7 @@ def _name(signature: object, modules: _Dicts, opts: Sequence[Node], alone: Seque
         owners.setdefault(id(node.value), (node.path, ""))
     named = [optimizers.name_optimizer(node.path, node.value, owners) for node in opts]
     replicas = [find_replicas(node.value) for node, _ in modules]
-    return Names(signature, paths, named, replicas, owners)
+    return Names(signature, paths, named, replicas, owners, [])
 
 
 def _refuse_fsdp1(node: Node) -> None:
@@ -267,22 +298,25 @@ def capture(
     for name in (RNG, EXTRA, GRADS):
         if name in state:
             raise ValueError(f"state: the name {name!r} is taken: give the component another one")
-    found = walked or walk(state, previous.names if previous else None)
+    if walked is None:
+        walked = walk(state, previous.names if previous else None)
     tree, paths, tensors = _split(extra, EXTRA)
     _refuse_parts(paths, tensors)
-    found.paths.extend(paths)
-    found.tensors.extend(tensors)
-    objects: dict[str, object] = {
-        name: assemble(value, child("", name), found.trees) for name, value in state.items()
-    }
+    walked.paths.extend(paths)
+    walked.tensors.extend(tensors)
+    whole = _whole(walked.names)
+    objects: dict[str, Any] = (
+        dict(whole)
+        if whole
+        else {name: assemble(value, child("", name), walked.trees) for name, value in state.items()}
+    )
     objects[EXTRA] = tree
     if grads:
-        objects[GRADS] = _add_gradients(found)
-    owners = found.names.owners
-    objects[KINDS] = {node.path: _kind_name(node, owners) for node in found.nodes}
+        objects[GRADS] = _add_gradients(walked)
+    objects[KINDS] = _kinds(walked, previous)
     if rng:
         objects[RNG] = read_streams()  # last: whatever drew from them above has drawn
-    return _captured(found, objects, _alike(found, tuple(replicated), grads), previous)
+    return _captured(walked, objects, _alike(walked, tuple(replicated), grads), previous)
 
 
 def _refuse_parts(paths: Sequence[str], tensors: Sequence[Tensor]) -> None:
@@ -300,7 +334,7 @@ def _refuse_parts(paths: Sequence[str], tensors: Sequence[Tensor]) -> None:
 def _alike(found: Walk, declared: tuple[str, ...], grads: bool) -> Alike:
     ddps = list(chain(*found.names.replicas))
     levels = [replica.alike(grads) for replica in ddps]
-    opts = [node.value for node in found.nodes if node.kind is Kind.OPTIMIZER]
+    opts = [node.value for node in found.things if node.kind is Kind.OPTIMIZER]
     return Alike(declared, levels, bool(ddps) and steps_alike(ddps, opts))
 
 
@@ -326,7 +360,7 @@ def parameters_of(found: Walk) -> Iterator[tuple[str, nn.Parameter]]:
         if isinstance(tensor, nn.Parameter):
             shown.add(id(tensor))
             yield path, tensor
-    for node in (node for node in found.nodes if node.kind is Kind.MODULE):
+    for node in (node for node in found.things if node.kind is Kind.MODULE):
         if all(id(parameter) in shown for parameter in node.value.parameters()):
             continue
         for name, parameter in node.value.named_parameters():
@@ -334,36 +368,33 @@ def parameters_of(found: Walk) -> Iterator[tuple[str, nn.Parameter]]:
                 yield child(node.path, clean(node.value, name)), parameter
 
 
-def _kind_name(node: Node, owners: optimizers.Owners) -> str:
-    """What a restore needs to know: another class would take the state without a word."""
-    about = ""
-    if node.kind is Kind.SCHEDULER:
-        about = _class_name(node.value)
-    elif node.kind is Kind.GENERATOR:
-        about = generator_class(node.value)
-    elif (
-        isinstance(node.value, Optimizer)
-        and node.kind is Kind.OBJECT
-        and hasattr(node.value, "param_groups")
-    ):
-        # It goes by the order of its parameters.
-        names = optimizers.name_parameters(node.value, owners)
-        order = [[names[id(p)] for p in group["params"]] for group in node.value.param_groups]
-        digest = blake2b(msgspec.msgpack.encode(order), digest_size=4).hexdigest()
-        about = f"{type(node.value).__name__}(parameters {digest})"
-    return f"{node.kind.value}:{about}" if about else node.kind.value
+def _kinds(found: Walk, previous: Captured | None) -> dict[str, str]:
+    """The kind of each live thing: the very dict of the capture before, if they are the same."""
+    owners, trays = found.names.owners, found.names.trays
+    now = {node.path: kind_name(node, owners) for node in found.things}
+    if previous is not None and previous.names is found.names:
+        before: dict[str, str] = previous.objects[KINDS]
+        count = len(now) + sum(len(tray.paths) for tray in trays)
+        if count == len(before) and now.items() <= before.items():
+            return before
+    return {node.path: now.get(node.path, node.kind.value) for node in found.nodes}
 
 
-def _class_name(scheduler: object) -> str:
-    """A scheduler's class, and the classes of those that it chains: ``SequentialLR(A, B)``."""
-    name, inside = type(scheduler).__name__, getattr(scheduler, "_schedulers", None)
-    if not isinstance(inside, list | tuple):
-        return name
-    return f"{name}({', '.join(map(_class_name, inside))})"
+def _fixed(names: Names, kinds: object) -> tuple[object, ...]:
+    """What is made of names alone, and is the very same object while the names stay."""
+    trees: list[Any] = [tray.tree for tray in names.trays]
+    own = names.optimizers
+    tables = chain.from_iterable((*one.groups, one.tensors, one.placed) for one in own)
+    return kinds, *trees, *tables
+
+
+def _whole(names: Names) -> Any:
+    """The tree of a state that is nothing but tensors, else None."""
+    return next((tray.tree for tray in names.trays if not tray.path), None)
 
 
 def _captured(
-    found: Walk, objects: dict[str, object], alike: Alike, previous: Captured | None
+    found: Walk, objects: dict[str, Any], alike: Alike, previous: Captured | None
 ) -> Captured:
     parts, sharded = found.tensors, []
     if any_dtensor(found.tensors):
@@ -371,31 +402,59 @@ def _captured(
         parts = [local(t) if isinstance(t, dtensor) else t for t in found.tensors]
         sharded = [t._spec for t in found.tensors if isinstance(t, dtensor)]
     try:
-        pointers = list(map(Tensor.data_ptr, parts))
-        shapes = [part.shape for part in parts]
-        strides = list(map(Tensor.stride, parts))
+        looks = look(parts, previous.looks if previous else ())
     except (RuntimeError, NotImplementedError, ValueError):
         list(map(spec_of, found.paths, found.tensors))  # names the one without memory or shape
         raise
-    fingerprint = (  # all that specs, ties and refusals depend on: what is not here goes stale
-        found.paths,
-        list(map(type, found.tensors)),
-        shapes,
-        strides,
-        [part.dtype for part in parts],
-        sharded,
-        pointers.count(0),  # empty ones, and those on the meta device
-        _shared(pointers, parts),
-        alike,
-        found.names.replicas,
+    if previous is not None and previous.names is found.names and previous.looks is not looks:
+        found = _renamed(found)
+    # With what it looks like, this is all that specs, ties and refusals depend on: what is missing
+    # here goes stale.
+    about = (found.paths, list(map(type, found.tensors)), sharded, alike, found.names.replicas)
+    kept = previous if previous is not None and previous.about == about else None
+    if kept is None or kept.looks is not looks:
+        seen = forms(looks, parts)
+        if kept is None or kept.forms != seen:
+            return _planned(found, objects, alike, parts, (about, looks, seen))
+    fixed = kept.fixed
+    if kept.names is not found.names or kept.objects[KINDS] is not objects[KINDS]:
+        fixed = _fixed(found.names, objects[KINDS])
+    tensors = tuple(compress(parts, kept.stored))
+    return replace(
+        kept,
+        tensors=tensors,
+        objects=objects,
+        names=found.names,
+        looks=looks,
+        fixed=fixed,
+        whole=_whole(found.names),
     )
-    if previous is not None and previous.fingerprint == fingerprint:
-        kept = previous
-        tensors = tuple(compress(parts, kept.stored))
-        return replace(kept, tensors=tensors, objects=objects, names=found.names)
+
+
+def _renamed(found: Walk) -> Walk:
+    """A walk whose tensors were moved or changed: what names say of optimizers hangs on that."""
+    opts = [node for node in found.things if node.kind is Kind.OPTIMIZER]
+    named = [optimizers.name_optimizer(n.path, n.value, found.names.owners) for n in opts]
+    if named == found.names.optimizers:
+        return found
+    for node, own in zip(opts, named, strict=True):
+        tree: Any = found.trees[node.path]
+        tree |= {"tensors": own.tensors, "placed": own.placed}
+    return replace(found, names=found.names._replace(optimizers=named))
+
+
+def _planned(
+    found: Walk,
+    objects: dict[str, Any],
+    alike: Alike,
+    parts: Sequence[Tensor],
+    known: tuple[object, Sequence[Look], object],
+) -> Captured:
+    """A capture of a structure that is not the one before."""
+    about, looks, seen = known
     specs = list(map(spec_of, found.paths, found.tensors))
     shared = _replicated(found, specs, alike)
-    aliases = _aliases(specs, pointers, parts, shared)
+    aliases = aliases_of(specs, looks, parts, shared)
     stored = tuple(spec.path not in aliases for spec in specs)
     return Captured(
         specs=tuple(compress(specs, stored)),
@@ -403,58 +462,15 @@ def _captured(
         aliases=aliases,
         objects=objects,
         replicated=tuple(sorted(shared.difference(aliases))),
-        fingerprint=fingerprint,
+        about=about,
+        looks=looks,
+        forms=seen,
         stored=stored,
         names=found.names,
+        fixed=_fixed(found.names, objects[KINDS]),
+        whole=_whole(found.names),
         trained=frozenset(node.path for node in trained(found.nodes)),
     )
-
-
-def _shared(pointers: Sequence[int], parts: Sequence[Tensor]) -> list[tuple[object, ...]]:
-    """Which tensors begin where another one does: all that ties can depend on."""
-    if len(set(pointers)) == len(pointers):
-        return []
-    first: dict[int, int] = {}
-    return [
-        (index, at, *(_look(part) for part in (parts[index], parts[at])))
-        for index, pointer in enumerate(pointers)
-        if (at := first.setdefault(pointer, index)) != index
-    ]
-
-
-def _look(part: Tensor) -> tuple[object, ...]:
-    """What a view makes of the memory that it begins at, besides dtype and shape."""
-    return part.stride(), part.is_conj(), part.is_neg()
-
-
-def _aliases(
-    specs: Sequence[TensorSpec],
-    pointers: Sequence[int],
-    parts: Sequence[Tensor],
-    shared: Collection[str],
-) -> dict[str, str]:
-    """Tied tensors: the very same memory, seen in the same way. Other overlaps are kept apart.
-
-    Of tied paths one that all ranks hold alike is stored, where there is one: other ranks need not
-    have the tie. Raises ValueError if two tensors have one path.
-    """
-    begins = [pointer for pointer in pointers if pointer]  # empty ones are tied to nothing
-    if len(set(begins)) == len(begins) and len({spec.path for spec in specs}) == len(specs):
-        return {}
-    tied: dict[object, list[str]] = {}
-    seen: set[str] = set()
-    for spec, pointer, part in zip(specs, pointers, parts, strict=True):
-        if spec.path in seen:
-            raise ValueError(f"state: two tensors have the path {spec.path}: rename one of them")
-        seen.add(spec.path)
-        memory = (pointer, part.device, spec.dtype, spec.shape, _look(part), spec.offset)
-        if part.numel():
-            tied.setdefault((memory, spec.global_shape), []).append(spec.path)
-    aliases: dict[str, str] = {}
-    for paths in tied.values():
-        kept = next((path for path in paths if path in shared), paths[0])
-        aliases |= {path: kept for path in paths if path != kept}
-    return aliases
 
 
 def _replicated(found: Walk, specs: Sequence[TensorSpec], alike: Alike) -> set[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from handfast.agent import process
-from handfast.agent.host import node_label
+from handfast.agent.joining import node_label
 from handfast.checkpoint import checkpointer
 from handfast.checkpoint.arguments import patterns
 from handfast.checkpoint.collective import Place, Solo

@@ -23,6 +23,7 @@ another's parameters (a GAN's two losses) is pending: ``zero_grad()`` before the
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from types import MemberDescriptorType, SimpleNamespace
 from typing import Any, Final, NamedTuple, cast
 
@@ -32,6 +33,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from handfast.store.objects import child
+from handfast.torch.alike import parts_of
 from handfast.torch.capture import Walk, parameters_of
 from handfast.torch.marks import MARK, Mark, gradients, mark_consumed, version_of
 from handfast.torch.names import clean, loaded, matches
@@ -63,14 +65,13 @@ class Watch:
     """
 
     def __init__(self, state: Mapping[str, object]) -> None:
-        self._state = state
         self._steps: list[_Step] = []
         self._hook = register_optimizer_step_post_hook(mark_consumed)
-        self.look()
+        self.look(nodes(state))
 
-    def look(self) -> None:
+    def look(self, found: Iterable[Node]) -> None:
         """Watch the scalers that the state has now, and no other."""
-        live = [n.value for n in nodes(self._state) if isinstance(n.value, torch.amp.GradScaler)]
+        live = [node.value for node in found if isinstance(node.value, torch.amp.GradScaler)]
         for gone in [step for step in self._steps if step.scaler not in live]:
             self._steps.remove(gone)
             gone.end()
@@ -112,16 +113,16 @@ class _Step:
 
 
 @torch.no_grad()
-def unclean_gradients(state: Mapping[str, object], *, stored: bool = False) -> tuple[str, ...]:
+def unclean_gradients(found: Sequence[Node], *, stored: bool = False) -> tuple[str, ...]:
     """The parameters whose gradients changed since their optimizer's last step; empty if clean.
 
+    ``found`` are the things of a state, of which boxes of mere tensors may be left out.
     With ``stored`` gradients are saved, and only those count that can't be: of parameters that no
     module has, what FSDP2 has not reduced yet, and what a scaler knows of them. Names are those of
     the first module in the state that has the parameter. Costs a look at each parameter, and a pass
     over the values of those gradients that changed. Without a :class:`Watch` before, each gradient
     that is not zero counts as changed.
     """
-    found = nodes(state)
     modules = [(node.path, node.value) for node in found if isinstance(node.value, nn.Module)]
     held = {id(p) for _, module in modules for p in module.parameters()} if stored else set()
     changed = [pair for pair in _changed(found) if id(pair[0]) not in held]
@@ -152,16 +153,14 @@ def _stages(scaler: Any) -> dict[int, dict[str, Any]]:
 
 
 @torch.no_grad()
-def unowned(state: Mapping[str, object]) -> tuple[str, ...]:
+def unowned(found: Sequence[Node]) -> tuple[str, ...]:
     """The parameters of modules that have a gradient, and that no optimizer of the state has."""
-    found = nodes(state)
-    owned = _owned(optimizers_of(found))
     modules = [(node.path, node.value) for node in found if isinstance(node.value, nn.Module)]
-    left: list[tuple[Tensor, Any]] = [
-        (parameter, parameter.grad)
-        for parameter in {id(p): p for _, m in modules for p in m.parameters()}.values()
-        if parameter.grad is not None and id(parameter) not in owned
-    ]
+    parts = chain.from_iterable(parts_of(module) for _, module in modules)
+    held = {id(p): p for part in parts for p in part._parameters.values() if p is not None}
+    graded = [(p, p.grad) for p in held.values() if p.grad is not None]
+    owned = _owned(optimizers_of(found)) if graded else set()
+    left: list[tuple[Tensor, Any]] = [pair for pair in graded if id(pair[0]) not in owned]
     nonzero = zip(left, _nonzero(left), strict=True)
     pending = {id(p): tuple(p.shape) for (p, _), some in nonzero if some}
     return tuple(_named(pending, modules))
@@ -339,7 +338,9 @@ def _unreduced(path: str, root: nn.Module) -> Iterator[_Unreduced]:
     There is no public way to them.
     """
     fsdp = loaded("torch.distributed.fsdp", "FSDPModule")
-    for name, module in root.named_modules():
+    kinds = set(map(type, parts_of(root)))
+    found = root.named_modules() if any(issubclass(kind, fsdp) for kind in kinds) else ()
+    for name, module in found:
         for group in _groups(module) if isinstance(module, fsdp) else ():
             for held in group.fsdp_params:
                 where = f"{name}.{held._module_info.param_name}".lstrip(".")

@@ -97,7 +97,9 @@ def signature(optimizer: Optimizer) -> object:
 
 def _flat(optimizer: Optimizer) -> tuple[list[dict[object, Any]], list[Any]]:
     """The state of each parameter, and all values in it, without a look at any of them."""
-    entries = [entry for _, entry in _by_parameter(optimizer)]
+    state: Mapping[Any, dict[object, Any]] = optimizer.state
+    plain = all_tensors(state)
+    entries = list(state.values()) if plain else [entry for _, entry in _by_parameter(optimizer)]
     return entries, list(chain.from_iterable(map(dict.values, entries)))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import compress, islice
+from operator import not_
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,7 @@ from handfast.checkpoint.validated import Validated
 from handfast.errors import Unstorable
 from handfast.store import objects
 from handfast.store.image import Layout, Slot, TensorSpec, plan
+from handfast.store.kept import Kept
 from handfast.store.manifest import HASH_BYTES, chunk_hash
 from handfast.store.port import Verify
 from handfast.torch import apply as restore
@@ -32,10 +34,10 @@ from handfast.torch.capture import Captured, Names, capture, walk
 from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
 from handfast.torch.rng import unmoved_streams
-from handfast.torch.saved import GRADS, RNG, Saved, read_manifests
-from handfast.torch.stage import map_image, stage
+from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, Saved, read_manifests
+from handfast.torch.stage import Canvas, stage
 from handfast.torch.tensors import digest
-from handfast.torch.tree import Kind, nodes
+from handfast.torch.tree import Kind, Node, nodes, survey
 from handfast.torch.values import Stored
 
 __all__ = ["TorchState", "environment"]
@@ -96,6 +98,7 @@ class TorchState:
         self._kept: frozenset[str] = frozenset()
         self._proven: frozenset[str] = frozenset()
         self._captured: Captured | None = None
+        self._encoded = Kept(())
         self._mine: tuple[bool, ...] = ()
         self._layout: Layout | None = None
         self._plan: Plan | None = None
@@ -142,6 +145,7 @@ class TorchState:
     def _forget(self) -> None:
         self._captured, self._layout, self._plan = None, None, None
 
+    @uncollected()
     def capture(self, extra: object, grads: bool, prove: Prove) -> Plan:
         """See the port."""
         before = self._captured
@@ -208,27 +212,44 @@ class TorchState:
         self._kept |= fresh.difference(same)
         return False
 
+    @uncollected()
     def copy(self, image: StagingImage) -> tuple[bytes, bytes]:
         """See the port. Returns once the bytes are in the image, from CUDA devices too."""
         captured, layout = self._captured, self._layout
         if captured is None or layout is None or image.plan is not self._plan:
             raise RuntimeError("what was captured is of another plan than this image")
+        if len(captured.tensors) < len(captured.specs):  # its addresses may be anybody's by now
+            raise RuntimeError("what was captured was copied already")
         if image.views is None:
-            image.views = map_image(layout.slots, image.map)
-        kept = captured if all(self._mine) else _only(captured, self._mine)
-        staged = stage(kept, image.views)
-        encoded = objects.encode(captured.objects, pickle=self._pickle)
-        every = zip(captured.specs, captured.tensors, self._mine, strict=True)
-        digests = b"".join(digest(spec, tensor) for spec, tensor, mine in every if not mine)
+            image.views = Canvas(layout.slots, image.map)
+        staged = stage(captured, image.views)
+        encoded = self._encode(captured)
+        left = compress(zip(captured.specs, captured.tensors, strict=True), map(not_, self._mine))
+        digests = b"".join(digest(spec, tensor) for spec, tensor in left)
         staged.wait()
+        # between two saves nothing of the training is held that it may want to let go of
+        self._captured = replace(captured, tensors=())
         return encoded, digests
 
+    def _encode(self, captured: Captured) -> bytes:
+        """Encode the objects; what is made of names alone once, while they stay."""
+        if not self._encoded.of(captured.fixed):
+            self._encoded = Kept(captured.fixed, begins=captured.whole)
+        tree = captured.objects
+        if captured.whole is not None:
+            tree = {key: tree[key] for key in (EXTRA, GRADS, KINDS, RNG) if key in tree}
+        return objects.encode(tree, pickle=self._pickle, kept=self._encoded)
+
+    @uncollected()
     def pending(self, grads: bool) -> Sequence[str]:
         """See the port."""
+        before = self._captured
+        found = survey(self._state, before.names.trays if before else ())
+        things = [item for item in found if isinstance(item, Node)]
         if self._watch is not None:
-            self._watch.look()
+            self._watch.look(things)
         self._looks -= 1
-        if self._looks >= 0 and not grads and (left := unowned(self._state)):
+        if self._looks >= 0 and not grads and (left := unowned(things)):
             self._looks = 0
             logger.warning(
                 "%s: no optimizer of the state has these parameters, and they have gradients, "
@@ -237,7 +258,7 @@ class TorchState:
                 "into the state, or freeze them with requires_grad_(False)",
                 some(left, 3),
             )
-        return unclean_gradients(self._state, stored=grads)
+        return unclean_gradients(things, stored=grads)
 
     @uncollected()
     def compare(self, copies: Sequence[Validated], only: Sequence[str], strict: bool) -> None:
@@ -336,15 +357,6 @@ def _mark(copy: Validated, slot: Slot) -> bytes:
         hashes = copy.manifest.hashes[first * HASH_BYTES : behind * HASH_BYTES]
         return chunk_hash(hashes + (slot.start % unit).to_bytes(8, "little"))
     return chunk_hash(copy.read(range(slot.start, end)))
-
-
-def _only(captured: Captured, mine: Sequence[bool]) -> Captured:
-    """Leave out what another rank of the node stores."""
-    return replace(
-        captured,
-        specs=tuple(compress(captured.specs, mine)),
-        tensors=tuple(compress(captured.tensors, mine)),
-    )
 
 
 def structure(specs: Sequence[TensorSpec]) -> str:

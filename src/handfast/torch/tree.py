@@ -6,8 +6,9 @@ place too. A plain value can't be changed in place, so it may stand only inside 
 """
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from handfast.torch.tensors import dims_of
 __all__ = [
     "Kind",
     "Node",
+    "Tray",
     "above",
     "alike",
     "assemble",
@@ -30,6 +32,7 @@ __all__ = [
     "kind_of",
     "nodes",
     "split",
+    "survey",
 ]
 
 
@@ -60,7 +63,28 @@ class Node(NamedTuple):
     value: Any
 
 
+class Tray(NamedTuple):
+    """A box that holds nothing but plain tensors, with all that follows from its keys alone.
+
+    There may be ten thousand of them: they are looked at together, and named once. ``tree`` is the
+    box with a reference for each tensor.
+    """
+
+    path: str
+    kind: type
+    keys: list[Any]
+    paths: list[str]
+    tree: object
+    tensors: list[Tensor]
+
+    def nodes(self) -> Iterator[Node]:
+        """Each of them as a live thing of its own."""
+        return map(Node, self.paths, repeat(Kind.TENSOR), self.tensors)
+
+
 _MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
+_BARE = (dict, OrderedDict, list, tuple)
+_PLAIN = frozenset({Tensor, nn.Parameter})
 _SEQUENCES = (list, tuple, deque)
 
 
@@ -126,32 +150,88 @@ def nodes(state: Mapping[str, object]) -> list[Node]:
     and ValueError if a live thing has the path of another one, or of a plain value: each would be
     given the other's state.
     """
-    found: list[Node] = []
-    seen: Counter[str] = Counter()
+    return list(expanded(survey(state)))
 
-    def visit(path: str, value: object, replaceable: bool, depth: int) -> None:
+
+def expanded(found: Iterable[Node | Tray]) -> Iterator[Node]:
+    """The live things of a survey, each by itself."""
+    return chain.from_iterable(
+        item.nodes() if isinstance(item, Tray) else (item,) for item in found
+    )
+
+
+def survey(state: Mapping[str, object], known: Iterable[Tray] = ()) -> list[Node | Tray]:
+    """Every live thing of a state as :func:`nodes` gives them, boxes of tensors as one.
+
+    ``known`` are trays of an earlier survey, whose names serve again while the keys are the same.
+    """
+    names: Iterable[Any] = state
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"a component's name must be a string that is not empty, not {name!r}")
+    look = _Survey({tray.path: tray for tray in known})
+    if look.is_tray("", dict(state)):
+        return look.found
+    for name, value in state.items():
+        look.visit(child("", name), value, False, 1)
+    if len(look.seen) < look.seen.total():
+        twice = [node.path for node in expanded(look.found) if look.seen[node.path] > 1]
+        if twice:
+            raise ValueError(f"state: two things have the path {twice[0]}: rename one of them")
+    return look.found
+
+
+class _Survey:
+    """A survey under way."""
+
+    def __init__(self, known: Mapping[str, Tray]) -> None:
+        self.found: list[Node | Tray] = []
+        self.seen: Counter[str] = Counter()
+        self._known = known
+
+    def visit(self, path: str, value: object, replaceable: bool, depth: int) -> None:
         kind = kind_of(value)
-        seen[path] += 1
+        self.seen[path] += 1
         if kind is not None:
-            found.append(Node(path, kind, value))
+            self.found.append(Node(path, kind, value))
         elif type(value) in _MAPPINGS or type(value) in _SEQUENCES:
             _check_depth(path, value, depth)
             _check_living(path, value)
-            inside = type(value) is not tuple or replaceable
-            for key, item in entries(value):
-                visit(child(path, key), item, inside, depth + 1)
+            if not self.is_tray(path, value):
+                inside = type(value) is not tuple or replaceable
+                for key, item in entries(value):
+                    self.visit(child(path, key), item, inside, depth + 1)
         elif not replaceable:
             raise TypeError(_no_place(path, value))
 
-    items: Iterable[tuple[Any, object]] = state.items()
-    for name, value in items:
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"a component's name must be a string that is not empty, not {name!r}")
-        visit(child("", name), value, False, 1)
-    twice = [node.path for node in found if seen[node.path] > 1]
-    if twice:
-        raise ValueError(f"state: two things have the path {twice[0]}: rename one of them")
-    return found
+    def is_tray(self, path: str, box: Any) -> bool:
+        """Whether a box holds nothing but plain tensors, and is nothing besides: then it is found.
+
+        Its names are those of an earlier survey, if they fit.
+        """
+        if type(box) not in _BARE or not box:
+            return False
+        keyed = type(box) in _MAPPINGS
+        tensors = list(box.values() if keyed else box)
+        if not set(map(type, tensors)) <= _PLAIN:
+            return False
+        keys = list(box) if keyed else list(range(len(tensors)))
+        known = self._known.get(path)
+        if known is not None and known.kind is type(box) and _same_keys(known.keys, keys):
+            tray = known._replace(tensors=tensors)
+        else:
+            named: list[tuple[str, Tensor]] = []
+            tree = split(box, path, named)
+            tray = Tray(path, type(box), keys, [at for at, _ in named], tree, tensors)
+        self.found.append(tray)
+        self.seen.update(tray.paths)
+        return True
+
+
+def _same_keys(before: list[Any], keys: list[Any]) -> bool:
+    # True and 1 are equal, and so are tuples of them, and are different keys in an image.
+    kinds = list(map(type, keys))
+    return before == keys and kinds == list(map(type, before)) and set(kinds) <= {str, int}
 
 
 def above(paths: Iterable[str]) -> frozenset[str]:

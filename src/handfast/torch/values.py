@@ -4,12 +4,11 @@ What is copied was held against its hash just before, in the same memory, so no 
 epoch, and none that is damaged, ever comes into a live tensor.
 """
 
-import ctypes
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,17 +16,11 @@ from torch import Tensor
 from handfast.checkpoint.validated import Validated
 from handfast.store.image import Slot
 from handfast.torch.saved import taken
+from handfast.torch.stage import SMALL, move
 from handfast.torch.tensors import copy_into
 from handfast.torch.types import TORCH_DTYPES
 
 __all__ = ["Stored"]
-
-SMALL: Final = 32 << 10
-"""Bytes up to which a call of torch costs more than the copy itself."""
-
-_move = ctypes.PyDLL(None).memmove  # it keeps the GIL: to let go of it costs as much as the copy
-_move.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_move.restype = None
 
 
 class Stored:
@@ -127,7 +120,7 @@ class _Filling:
             if begin >= stop:
                 continue
             if stop - begin <= SMALL:
-                _move(want.address + begin - want.start, shift + begin, stop - begin)
+                move(want.address + begin - want.start, shift + begin, stop - begin)
                 continue
             # one element is contiguous by any stride, and only the stride 1 can be viewed so
             flat = want.target.detach().as_strided((want.target.numel(),), (1,)).view(torch.uint8)

@@ -28,7 +28,7 @@ from hostkit import PATIENCE_S, Job, Node, Rank, seed
 from handfast.agent import frames, witness
 from handfast.agent import seat as seats
 from handfast.agent.frames import CallFailed
-from handfast.agent.host import Opened, Round
+from handfast.agent.joining import Opened, Round
 from handfast.agent.links import Links
 from handfast.agent.local import AgentGone, Client
 from handfast.core.lattice import GENESIS, Epoch
@@ -527,6 +527,8 @@ def test_a_run_that_was_deleted_under_its_agent_begins_anew(
     first.restore()
     first.save(5)
     first[0].client.close()
+    # its certificate may still be on its way into the directory
+    wait_for(lambda: node.do(lambda: all(host.settled for host in node.agent._hosts.values())))
     shutil.rmtree(root)
     second = Job(root, [node.client])
     assert second.restore() == GENESIS

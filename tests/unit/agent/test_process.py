@@ -25,6 +25,7 @@ import pytest
 from handfast.agent import process
 from handfast.agent.frames import Untrusted
 from handfast.agent.local import AgentGone, AgentStuck, Client
+from handfast.agent.manners import Manners
 from handfast.agent.process import connect, connect_or_start, meeting_place, settings, take_seat
 from handfast.errors import FormatError, HandfastError
 
@@ -353,7 +354,7 @@ def test_an_agent_that_fails_at_once_is_reported_with_what_it_said(node: Node) -
     ("name", "value"),
     [
         ("HANDFAST_LINGER_S", "soon"), ("HANDFAST_LINGER_S", "-1"), ("HANDFAST_LINGER_S", "nan"),
-        ("HANDFAST_LOG", "loud"),
+        ("HANDFAST_LOG", "loud"), ("HANDFAST_NICE", "very"),
     ],
 )  # fmt: skip
 def test_a_setting_that_means_nothing_is_named_before_an_agent_is_started(
@@ -370,12 +371,13 @@ def test_a_setting_that_means_nothing_is_named_before_an_agent_is_started(
 def test_settings_are_read_as_they_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HANDFAST_LOG", raising=False)
     monkeypatch.delenv("HANDFAST_LINGER_S", raising=False)
-    assert settings() == (logging.INFO, 60.0)
+    assert settings() == (logging.INFO, 60.0, Manners())
     monkeypatch.setenv("HANDFAST_LOG", "")
-    assert settings() == (logging.INFO, 60.0)
+    assert settings() == (logging.INFO, 60.0, Manners())
     monkeypatch.setenv("HANDFAST_LOG", "debug")
     monkeypatch.setenv("HANDFAST_LINGER_S", "0.5")
-    assert settings() == (logging.DEBUG, 0.5)
+    monkeypatch.setenv("HANDFAST_NICE", "7")
+    assert settings() == (logging.DEBUG, 0.5, Manners(nice=7))
 
 
 def test_an_agent_that_was_dead_before_anybody_looked_is_reported(node: Node) -> None:

@@ -21,7 +21,7 @@ from agentkit import HASTY
 from hostkit import Gathering
 
 from handfast.agent import reminder
-from handfast.agent.host import Opened
+from handfast.agent.joining import Opened
 from handfast.checkpoint.refusal import Hand, lay, read
 from handfast.checkpoint.rounds import Meeting, Peek, allocate_in, domain_name, meet, peek, settle
 from handfast.core.membership import Configuration, Domain, Formation, RoundRecord

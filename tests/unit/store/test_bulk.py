@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from handfast.store.bulk import Count, Scratch, Span, pour, share_out
+from handfast.store.bulk import Count, Held, Scratch, Span, pour, share_out
 from handfast.store.files import Files, Posix, closing
 from handfast.store.image import BLOCK
 from handfast.testing.faults import FaultyFiles
@@ -50,7 +50,7 @@ class Refusing(Posix):
 def poured(files: Files, path: str, image: memoryview, parts: list[Span]) -> bytes:
     seen: list[tuple[int, int]] = []
     with closing(files, files.create(path)) as fd:
-        pour(files, fd, image, parts, lambda s, block: seen.append((s.start, len(block))))
+        pour(files, fd, Held(image), parts, lambda s, block: seen.append((s.start, len(block))))
         files.fsync(fd)
     assert sorted(seen) == [(span.start, span.end - span.start) for span in sorted(parts)]
     return xxhash.xxh3_128_digest(Path(path).read_bytes())
@@ -88,7 +88,7 @@ def test_whole_blocks_are_not_in_the_page_cache(tmp_path: Path) -> None:
         if not files.direct(fd, True) or os.statvfs(path).f_bsize > MEBI:
             pytest.skip("this file system has no direct I/O")
         files.direct(fd, False)
-        pour(files, fd, image, spans(len(image)), lambda *_: None)
+        pour(files, fd, Held(image), spans(len(image)), lambda *_: None)
         files.fsync(fd)
         try:
             os.preadv(fd, [bytearray(1)], 2 * MEBI, os.RWF_NOWAIT)
@@ -133,7 +133,7 @@ def test_every_error_of_a_pour_is_raised(tmp_path: Path) -> None:
             pytest.raises(OSError, match="No space"),
             closing(files, files.create(str(tmp_path / kinds[0]))) as fd,
         ):
-            pour(files, fd, image, spans(len(image)), lambda *_: None)
+            pour(files, fd, Held(image), spans(len(image)), lambda *_: None)
 
 
 def test_memory_that_is_refused_half_way_is_written_all_the_same(tmp_path: Path) -> None:

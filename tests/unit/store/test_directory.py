@@ -8,6 +8,7 @@ import random
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,7 @@ from handfast.errors import (
     SaveFailed,
     Superseded,
 )
+from handfast.store.bulk import Held, Span
 from handfast.store.claims import Identity, identify, lengths_now, read_identity
 from handfast.store.delta import SOURCES_MAX
 from handfast.store.directory import Directory, claim
@@ -590,6 +592,46 @@ def test_a_part_can_be_read_alone(tmp_path: Path) -> None:
     assert not any(into[: 16 * MEBI])
     with pytest.raises(Damaged, match="chunk 2 "):
         tier.read(Epoch(1, 1), into, only=[range(3 * MEBI, 3 * MEBI + 1)])
+
+
+class Watched:
+    """An image that counts how often its bytes are looked at."""
+
+    def __init__(self, image: bytearray) -> None:
+        self._held = Held(memoryview(image))
+        self.looked = 0
+
+    def lend(self, span: Span) -> AbstractContextManager[memoryview]:
+        self.looked += span.end - span.start
+        return self._held.lend(span)
+
+
+@pytest.mark.parametrize("still", [0, 8, 9, 70])
+def test_what_has_changed_altogether_is_hashed_as_it_is_written(tmp_path: Path, still: int) -> None:
+    """Shows that an image of which all has changed is gone through once, and a little; that any run
+    of chunks which stayed the same is found; and that it is referred to where that is worth it."""
+    home = Local(tmp_path)
+    tier = home.claim()
+    layout, image = picture(1, nbytes=70 * MEBI)
+    parent = save(tier, home, Epoch(1, 1), image, layout, verify="fsync").manifest
+    before = bytes(image)
+    start = 37 * MEBI if still < 70 else len(layout.header)
+    for at in range(len(layout.header), layout.nbytes, 4096):
+        if not start <= at < start + still * MEBI:
+            image[at] ^= 1
+    seen = Watched(image)
+    written = save(tier, home, Epoch(1, 2), seen, layout, parent=parent, verify="fsync")
+    whole = layout.nbytes
+    referred = still >= 9  # an eighth
+    fresh = max(0, 71 - still) if referred else 71
+    assert (fresh - 1) * MEBI < written.bytes_written < fresh * MEBI + 4096
+    looks = {0: 1.0}.get(still, 1.0 + fresh * MEBI / whole)  # hashed, and then written
+    assert looks * whole - 2 * MEBI < seen.looked < (looks + 0.15) * whole
+    into = bytearray(layout.nbytes)
+    tier.read(Epoch(1, 2), into)
+    assert into == image
+    tier.read(Epoch(1, 1), into)
+    assert into == before
 
 
 def test_chains_stay_short(tmp_path: Path) -> None:

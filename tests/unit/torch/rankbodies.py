@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from statekit import Snapshot, same_bytes, train
+from statekit import Snapshot, same_bytes, train, unclean_gradients
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -27,7 +27,7 @@ from handfast.errors import Blocked, Poisoned, Refused, Unstorable
 from handfast.torch.apply import apply, look
 from handfast.torch.capture import capture
 from handfast.torch.compare import homeless, refuse_homeless
-from handfast.torch.gradients import Watch, unclean_gradients
+from handfast.torch.gradients import Watch
 from handfast.torch.group import Group
 from handfast.torch.state import TorchState
 from handfast.torch.tensors import local

@@ -15,12 +15,14 @@ from handfast.store.image import Layout, plan
 from handfast.store.manifest import CHUNK, Manifest, Piece, Stamp, decode, encode, hash_chunks
 from handfast.store.shelf import Shelf
 from handfast.testing.powerloss import Disk
+from handfast.torch import gradients
 from handfast.torch.apply import apply, live_tensors, look
 from handfast.torch.boxes import changes
 from handfast.torch.capture import Captured, capture
 from handfast.torch.compare import Difference, differences, torn
 from handfast.torch.saved import Saved
-from handfast.torch.stage import map_image, stage
+from handfast.torch.stage import Canvas, map_image, stage
+from handfast.torch.tree import nodes
 from handfast.torch.values import Stored
 
 State = Mapping[str, object]
@@ -66,7 +68,8 @@ class Snapshot:
         layout = plan(self.captured.specs)
         self.buffer = bytearray(layout.padded)
         self.views: dict[str, Tensor] = map_image(layout.slots, self.buffer)
-        stage(self.captured, self.views).wait()
+        self.canvas = Canvas(layout.slots, self.buffer)
+        stage(self.captured, self.canvas).wait()
         self._objects = objects.encode(self.captured.objects, pickle=pickle)
         tree: Any = objects.decode(self._objects, pickle=pickle)
         specs = {slot.spec.path: slot.spec for slot in layout.slots}
@@ -96,6 +99,11 @@ class Snapshot:
     def paths(self) -> set[str]:
         """Every path at which a tensor can be found."""
         return set(self.saved.paths())
+
+
+def unclean_gradients(state: State, **options: Any) -> tuple[str, ...]:
+    """The gradients of a state that are pending."""
+    return gradients.unclean_gradients(nodes(state), **options)
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from statekit import Snapshot, same_bytes
+from statekit import Snapshot, same_bytes, unclean_gradients
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from handfast.torch.apply import apply
-from handfast.torch.gradients import Watch, optimizers_of, unclean_gradients
+from handfast.torch.gradients import Watch, optimizers_of
 from handfast.torch.tree import nodes
 
 NAMES = ("model/weight", "model/bias")
@@ -351,7 +351,7 @@ def test_a_scaler_that_comes_later_is_watched_once_it_was_seen() -> None:
     state = {"model": model, "opt": opt, "scaler": former}
     watch = Watch(state)
     state["scaler"] = scaler
-    watch.look()
+    watch.look(nodes(state))
     assert "step" not in vars(former)
     for _ in range(2):
         opt.zero_grad()
@@ -360,7 +360,7 @@ def test_a_scaler_that_comes_later_is_watched_once_it_was_seen() -> None:
         scaler.step(opt)
         scaler.update()
         assert unclean_gradients(state) == ()
-        watch.look()
+        watch.look(nodes(state))
     watch.end()
     assert "step" not in vars(scaler)
 

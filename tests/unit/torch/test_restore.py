@@ -795,7 +795,7 @@ def test_a_first_save_in_inference_mode_spoils_no_later_one() -> None:
     with torch.inference_mode():
         saved = Snapshot(live)
     live["t"].add_(1)
-    stage(capture(live), saved.views)
+    stage(capture(live), saved.canvas)
     saved.restore(other := {"t": torch.zeros(2)})
     assert other["t"].tolist() == [2, 2]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from statekit import Snapshot, train
+from statekit import Snapshot, train, unclean_gradients
 from torch import Tensor, nn
 
 from handfast.errors import Unstorable
@@ -20,9 +20,10 @@ from handfast.torch import memory
 from handfast.torch.apply import apply
 from handfast.torch.capture import capture
 from handfast.torch.compare import refuse
-from handfast.torch.gradients import Watch, unclean_gradients, unowned
+from handfast.torch.gradients import Watch, unowned
 from handfast.torch.optimizers import given_to
 from handfast.torch.state import TorchState
+from handfast.torch.tree import nodes
 
 HALF = ["unscaled", "stepped"]
 
@@ -130,7 +131,7 @@ def test_gradients_that_nobody_consumes_are_named_once(caplog: pytest.LogCapture
         state.pending(False)
         assert caplog.messages == []
         model(torch.randn(3, 4)).sum().backward()
-        assert unowned(live) == ("model/0.weight", "model/0.bias")
+        assert unowned(nodes(live)) == ("model/0.weight", "model/0.bias")
         state.pending(True)  # then they are saved
         assert caplog.messages == []
         for _ in range(2):
@@ -139,7 +140,7 @@ def test_gradients_that_nobody_consumes_are_named_once(caplog: pytest.LogCapture
     assert "model/0.weight" in said
     assert "requires_grad_(False)" in said
     model.zero_grad(set_to_none=False)
-    assert unowned(live) == ()
+    assert unowned(nodes(live)) == ()
 
 
 def test_gradients_that_nobody_consumes_go_at_a_restore() -> None:

@@ -16,7 +16,7 @@ from handfast.torch.apply import apply
 from handfast.torch.capture import capture
 from handfast.torch.compare import differences, lacking
 from handfast.torch.saved import Saved, read_manifests
-from handfast.torch.stage import map_image, stage
+from handfast.torch.stage import Canvas, map_image, stage
 from handfast.torch.tensors import digest
 from handfast.torch.values import Stored
 
@@ -28,8 +28,10 @@ def shard(
     captured = capture(state, **options)
     layout = plan(spec for spec in captured.specs if spec.path not in leave_out)
     buffer = bytearray(layout.padded)
-    kept = map_image(plan(captured.specs).slots, bytearray(plan(captured.specs).padded))
-    stage(captured, kept)
+    whole = plan(captured.specs)
+    memory = bytearray(whole.padded)
+    stage(captured, Canvas(whole.slots, memory))
+    kept = map_image(whole.slots, memory)
     views = map_image(layout.slots, buffer)
     for path, view in views.items():
         view.copy_(kept[path])

@@ -10,7 +10,7 @@ from torch import nn
 
 from handfast.store.image import plan
 from handfast.torch.capture import capture
-from handfast.torch.stage import map_image, stage
+from handfast.torch.stage import Canvas, map_image, stage
 from handfast.torch.types import TORCH_DTYPES
 
 BASE = torch.arange(120, dtype=torch.uint8)
@@ -112,15 +112,16 @@ def test_one_map_serves_many_stages() -> None:
     saved = Snapshot({"model": model})
     train(model, torch.optim.SGD(model.parameters(), lr=1.0))
     again = capture({"model": model}, previous=saved.captured)
-    stage(again, saved.views).wait()
+    stage(again, saved.canvas).wait()
     assert same_bytes(saved.views["model/weight"], model.weight)
 
 
 def test_a_short_buffer_is_refused() -> None:
     """A map of another layout's memory would read and write past its end."""
     layout = plan(capture({"t": torch.ones(5000)}).specs)
-    with pytest.raises(ValueError, match="t: its slot ends at byte"):
-        map_image(layout.slots, bytearray(layout.nbytes - 1))
+    for make in (map_image, Canvas):
+        with pytest.raises(ValueError, match="t: its slot ends at byte"):
+            make(layout.slots, bytearray(layout.nbytes - 1))
 
 
 def test_conjugated_and_negated_views_are_stored_as_they_look() -> None:
@@ -129,3 +130,79 @@ def test_conjugated_and_negated_views_are_stored_as_they_look() -> None:
     saved = Snapshot({"conj": tensor.conj(), "imag": tensor.conj().imag})
     assert saved.views["conj"].tolist() == [1 - 2j, 3 + 4j]
     assert saved.views["imag"].tolist() == [-2.0, 4.0]
+
+
+class Runtime:
+    """Stands for the CUDA runtime, where there is no device: it only counts what is registered."""
+
+    def __init__(self, answer: int = 0) -> None:
+        self.pinned: dict[int, int] = {}
+        self.answer = answer
+
+    def cudaHostRegister(self, start: int, size: int, _flags: int) -> int:  # noqa: N802 - its name
+        if not self.answer:
+            self.pinned[start] = size
+        return self.answer
+
+    def cudaHostUnregister(self, start: int) -> int:  # noqa: N802 - its name
+        del self.pinned[start]
+        return 0
+
+
+@pytest.mark.parametrize("answer", [0, 2], ids=["pinned", "refused"])
+def test_an_image_is_pinned_once_where_cuda_is_in_use_and_let_go_with_its_memory(
+    monkeypatch: pytest.MonkeyPatch, answer: int
+) -> None:
+    """Not before CUDA was started, which a save must not do; and it works unpinned, too."""
+    live = {"t": torch.ones(5000)}
+    captured = capture(live)
+    layout = plan(captured.specs)
+    memory = bytearray(layout.padded)
+    runtime = Runtime(answer)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    stage(captured, Canvas(layout.slots, memory))
+    assert not runtime.pinned
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    canvas = Canvas(layout.slots, memory)
+    assert list(runtime.pinned.values()) == ([] if answer else [layout.padded])
+    stage(captured, canvas).wait()
+    assert map_image(layout.slots, memory)["t"].tolist() == [1] * 5000
+    del canvas
+    assert not runtime.pinned
+
+
+def test_each_image_of_a_state_gets_the_values_of_its_own_save() -> None:
+    """Two that take turns, with tensors of all sizes, and one of them left to another rank."""
+    live = {str(n): torch.full((n,), 0.0) for n in (0, 1, 3, 100, 9_000, 70_000)}
+    live |= {f"b{n}": torch.full((n,), 0.0, dtype=torch.bfloat16) for n in (1, 7, 40_000)}
+    captured = capture(live)
+    layout = plan(spec for spec in captured.specs if spec.path != "100")
+    memories = [bytearray(layout.padded) for _ in range(2)]
+    canvases = [Canvas(layout.slots, memory) for memory in memories]
+    views = [map_image(layout.slots, memory) for memory in memories]
+    for turn in range(6):
+        torch._foreach_add_(list(live.values()), 1.0)
+        again = capture(live, previous=captured)
+        assert again.looks is captured.looks
+        stage(again, canvases[turn % 2]).wait()
+        for number, values in enumerate(views):
+            wanted = max(turn + 1 - (turn % 2 != number), 0)
+            assert "100" not in values
+            assert all((value == wanted).all() for value in values.values())
+
+
+def test_names_that_change_places_are_not_mixed_up_in_one_image() -> None:
+    """The tensors look as they did, in the same order, and belong elsewhere."""
+    one, two = torch.ones(2), torch.zeros(2)
+    first = capture({"a": one, "b": two})
+    layout = plan(first.specs)
+    memory = bytearray(layout.padded)
+    canvas = Canvas(layout.slots, memory)
+    stage(first, canvas)
+    second = capture({"b": one, "a": two}, previous=first)
+    assert second.looks is first.looks
+    assert plan(second.specs) == layout
+    stage(second, canvas)
+    views = map_image(layout.slots, memory)
+    assert (views["a"].tolist(), views["b"].tolist()) == ([0, 0], [1, 1])

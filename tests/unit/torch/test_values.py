@@ -23,7 +23,7 @@ from handfast.store.manifest import Stamp
 from handfast.store.port import Written
 from handfast.testing.faults import Hasty
 from handfast.torch.capture import capture
-from handfast.torch.stage import map_image, stage
+from handfast.torch.stage import Canvas, stage
 from handfast.torch.values import Stored
 
 MEBI = 1 << 20
@@ -44,7 +44,7 @@ class Saver:
         layout = plan(captured.specs)
         image = bytearray(layout.padded)
         image[: len(layout.header)] = layout.header
-        stage(captured, map_image(layout.slots, image)).wait()
+        stage(captured, Canvas(layout.slots, image)).wait()
         parent = self.written.manifest if self.written else None
         self.written = self.directory.write(
             Stamp("run", "main", 1, step, self.identity.id, 0, 1, 1, "c", _epoch(parent)),

@@ -1,0 +1,53 @@
+"""How long a save keeps the training waiting, second save onwards.
+
+The limit: one warm memcpy of as many bytes, one flat piece into another, both touched before. No
+save that returns with the state copied can be faster. Peers: DCP's asynchronous saves, which copy
+as handfast does, and two that write all of it before they return, not even synced. (What DCP's own
+save takes, all of which blocks, is in the question ``durable``.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+
+import torch
+
+from benchmarks.common.contest import Race, Turn, contest, timed
+from benchmarks.common.figures import Figure, Setting, beside
+from benchmarks.common.peers import HANDFAST, Saver, open_saver, undone
+from benchmarks.common.ranks import Rank
+from benchmarks.common.state import change, flat, make_state
+
+VARIES = ("mib", "ranks")
+PEERS = ("dcp-thread", "dcp-process", "torch", "safetensors")
+
+
+def ask(setting: Setting) -> Iterator[Figure]:
+    """Measure it."""
+    found = contest("blocking", setting, _enter)
+    told = {figure.who: undone(figure.who) for figure in found}
+    late = {peer: f"fsync, {told[peer]}" for peer in ("torch", "safetensors") if peer in told}
+    yield from beside(found, "memcpy", told | late)
+
+
+@contextmanager
+def _enter(setting: Setting, rank: Rank) -> Iterator[Race]:
+    state = make_state(setting.mib, setting.small, rank.rank)
+    source, target = (torch.frombuffer(flat(state), dtype=torch.uint8) for _ in range(2))
+    with ExitStack() as stack:
+        turns: dict[str, Turn] = {
+            "memcpy": lambda: {"blocked": timed(lambda: target.copy_(source))}
+        }
+        for name in (HANDFAST, *(peer for peer in PEERS if peer in setting.peers)):
+            saver = stack.enter_context(closing(open_saver(name, setting.home, state, rank)))
+            turns[name] = partial(_save, saver)
+        yield Race(turns, lambda: change(state.values()))
+
+
+def _save(saver: Saver) -> Mapping[str, float]:
+    blocked = timed(saver.save)
+    saver.finish()
+    saver.settle()
+    return {"blocked": blocked}

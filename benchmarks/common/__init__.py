@@ -1,0 +1,1 @@
+"""What the questions share: states, peers, limits, contests, jobs, and how figures are shown."""
