@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime, time, timedelta, timezone
 from fnmatch import fnmatchcase
 from functools import reduce
-from itertools import chain, count, islice, repeat
+from itertools import chain, count, repeat
 from operator import attrgetter, methodcaller
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
@@ -185,7 +185,7 @@ def _join_str(parts: list[Any]) -> str:
 
 def _join_tensor(parts: list[Any]) -> TensorRef:
     path, *dims = parts
-    if type(path) is not str or not all(dim is None or type(dim) is int for dim in dims):
+    if type(path) is not str or (dims and not {*map(type, dims)} <= {_NONE, int}):
         raise ValueError("a tensor's path and dimensions are a string and whole numbers")
     return TensorRef(path, tuple(dims))
 
@@ -263,7 +263,7 @@ def child(path: str, key: object) -> str:
     """The path of a mapping's entry: "optimizer/lr"; "/" in a key is written "~1", "~" as "~0"."""
     if type(key) is not str:
         return f"{path}[{key!r:.80}]"
-    name = key.replace("~", "~0").replace("/", "~1")
+    name = key.replace("~", "~0").replace("/", "~1") if "~" in key or "/" in key else key
     return f"{path}/{name}" if path else name
 
 
@@ -462,7 +462,7 @@ class _Decoder:
         self._depth += 1
         if self._depth > DEPTH_LIMIT + 1:  # one for what is no level of its own: a large int
             raise ValueError(f"nested more than {DEPTH_LIMIT} levels deep")
-        parts = list(map(self.node, islice(node, 1, None)))
+        parts = [part if type(part) in _KEYS else self.node(part) for part in node[1:]]
         self._depth -= 1
         tag = node[0]
         if tag == _REGISTERED:

@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -22,7 +22,8 @@ from handfast.store import objects
 from handfast.store.objects import TensorRef, child
 from handfast.torch import loaders, optimizers
 from handfast.torch.alike import ddp_modules
-from handfast.torch.capture import Walk, state_of, trained, walk
+from handfast.torch.capture import Names, Walk, state_of, trained, walk
+from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import drop_gradients, restore_gradients
 from handfast.torch.memory import UNNAMED, Memory, Remade, bytes_of
 from handfast.torch.names import matches
@@ -31,7 +32,7 @@ from handfast.torch.saved import EXTRA, RNG, UNSYNCED, Saved, Source, Values
 from handfast.torch.tensors import HOST, dims_of, is_dtensor, local, place_of
 from handfast.torch.tree import Kind, Node, above, entries, in_place, is_torchs, kind_of, refers
 
-__all__ = ["apply", "live_tensors", "look"]
+__all__ = ["apply", "live_tensors", "look", "placed"]
 
 _LOG = logging.getLogger("handfast")
 
@@ -55,6 +56,7 @@ def apply(
     only: Sequence[str] = ("**",),
     keep_live: Sequence[str] = (),
     given: Mapping[Optimizer, optimizers.Given] = MappingProxyType({}),
+    names: Names | None = None,
 ) -> object:
     """Put a saved state in place; gives what was saved as ``extra``.
 
@@ -64,25 +66,23 @@ def apply(
     hyperparameters by key (``lr``), or entries of optimizers, schedulers and other objects by path
     (``scheduler/base_lrs``), that keep their live values. ``given`` are the keys that optimizers'
     groups had before the training began: those that came since and were not saved are dropped.
+    ``names`` of an earlier walk save time while they still fit.
 
     Raises Poisoned if anything went wrong on the way: the live state is then of no epoch, as it is
     after a KeyboardInterrupt, which goes through.
     """
     where = "the live state"
     try:
-        live, source = look(state, saved, values)
-        trees: dict[str, object] = {}
-        _pair(state, saved.objects, "", saved.kinds, trees)
-        standing: dict[str, Tensor] = {}
-        made = Remade(source, standing, _memory(live, trees, only))
-        restore = _Restore(live, trees, source, only, keep_live, made, standing)
-        where = "the tensors"
-        restore.tensors()
-        opts = [node.path for node in live.nodes if node.kind is Kind.OPTIMIZER]
-        named = dict(zip(opts, live.names.optimizers, strict=True))
-        for node in restore.of(Kind.OPTIMIZER):
-            where = node.path
-            restore.optimizer(node, named[node.path].parameters, given.get(node.value))
+        with uncollected():  # not where things load themselves: a loader may read data for minutes
+            restore = _begin(state, saved, values, only, keep_live, names)
+            live, trees, source = restore.live, restore.trees, restore.source
+            where = "the tensors"
+            restore.tensors()
+            opts = [node.path for node in live.nodes if node.kind is Kind.OPTIMIZER]
+            named = dict(zip(opts, live.names.optimizers, strict=True))
+            for node in restore.of(Kind.OPTIMIZER):
+                where = node.path
+                restore.optimizer(node, named[node.path].parameters, given.get(node.value))
         drop_gradients(live, restore.of(Kind.OPTIMIZER, Kind.OBJECT, Kind.SCALER), source, only)
         restore_gradients(live, source, only)
         for node in restore.of(*_BY_STATE_DICT):
@@ -109,17 +109,45 @@ def apply(
         ) from error
 
 
-def look(state: Mapping[str, object], saved: Saved, values: Values) -> tuple[Walk, Source]:
+def _begin(
+    state: Mapping[str, object],
+    saved: Saved,
+    values: Values,
+    only: Sequence[str],
+    keep_live: Sequence[str],
+    names: Names | None,
+) -> "_Restore":
+    live, source = look(state, saved, values, names)
+    trees: dict[str, object] = {}
+    _pair(state, saved.objects, "", saved.kinds, trees)
+    standing: dict[str, Tensor] = {}
+    owned = _owned(live)
+    made = Remade(source, standing, _memory(live, trees, owned, only))
+    return _Restore(live, trees, owned, source, only, keep_live, made, standing)
+
+
+def look(
+    state: Mapping[str, object], saved: Saved, values: Values, names: Names | None = None
+) -> tuple[Walk, Source]:
     """The live state, and the saved one as it is to be made there.
 
     A loader's state is about to be replaced, and reading it may start its workers.
     """
-    live = walk(state, without=frozenset({Kind.LOADER}))
-    places = dict(zip(live.paths, map(place_of, live.tensors), strict=True))
+    live = walk(state, names, without=frozenset({Kind.LOADER}))
+    return live, placed(live, saved, values)
+
+
+def placed(live: Walk, saved: Saved, values: Values) -> Source:
+    """A saved state as it is to be made in a live one, which was walked without its loaders."""
+    places = {
+        path: place_of(tensor)
+        for path, tensor in zip(live.paths, live.tensors, strict=True)
+        if is_dtensor(tensor) or not tensor.is_cpu  # all others are where HOST is
+    }
     opts = [node.value for node in live.nodes if isinstance(node.value, Optimizer)]
     known = chain(live.tensors, chain.from_iterable(map(optimizers.parameters, opts)))
     meshed = [(tuple(tensor.shape), place_of(tensor)) for tensor in known if is_dtensor(tensor)]
-    return live, Source(saved, values, places, meshed)
+    return Source(saved, values, places, meshed)
 
 
 def _pair(
@@ -127,7 +155,8 @@ def _pair(
 ) -> None:
     """Find the saved tree of each live thing, if a thing was saved there."""
     if path and kind_of(live) is not None:
-        trees |= {path: saved} if path in kinds else {}
+        if path in kinds:
+            trees[path] = saved
         return
     before = dict(entries(saved))
     for key, item in live.items() if isinstance(live, Mapping) else entries(live):
@@ -138,34 +167,50 @@ def _pair(
 def live_tensors(live: Walk) -> dict[str, Tensor]:
     """The live tensors that are filled in place, by path: of modules, and those by themselves."""
     found = {node.path: node.value for node in live.nodes if node.kind is Kind.TENSOR}
-    modules = [node.value for node in live.nodes if node.kind is Kind.MODULE]
-    own = {id(t) for m in modules for t in chain(m.parameters(), m.buffers())}
+    own = set(chain.from_iterable(_owned(live).values()))
     held = dict(zip(live.paths, live.tensors, strict=True))
     paths = chain.from_iterable(live.names.modules)
     return found | {p: held[p] for p in paths if p in held and id(held[p]) in own}
 
 
-def _memory(live: Walk, trees: Mapping[str, object], only: Sequence[str]) -> Memory:
+def _owned(live: Walk) -> dict[str, dict[int, Tensor]]:
+    """The parameters and buffers of each module, by its path and their ids."""
+    modules = {node.path: node.value for node in live.nodes if node.kind is Kind.MODULE}
+    return {
+        path: {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
+        for path, module in modules.items()
+    }
+
+
+def _memory(
+    live: Walk,
+    trees: Mapping[str, object],
+    owned: Mapping[str, Mapping[int, Tensor]],
+    only: Sequence[str],
+) -> Memory:
     """What optimizers' state must not be copied over: all but what is restored of them.
 
     The tensors of modules, those that no name leads to as well, and those by themselves; of objects
     what their state shows; of optimizers that are not restored all.
     """
-    memory = Memory()
     restored = tuple(
         f"{node.path}/"
         for node in live.nodes
         if node.kind is Kind.OPTIMIZER and node.path in trees and matches(node.path, only)
     )
-    shown: set[int] = set()
-    for path, tensor in zip(live.paths, live.tensors, strict=True):
-        if not path.startswith(restored):
-            memory.hold(path, tensor)
-            shown.add(id(tensor))
-    for module in (node.value for node in live.nodes if node.kind is Kind.MODULE):
-        for tensor in chain(module.parameters(), module.buffers()):
-            if id(tensor) not in shown:
-                memory.hold(UNNAMED, tensor)
+    if not restored:
+        return Memory()  # nothing will be claimed of it
+    held = [
+        (path, tensor)
+        for path, tensor in zip(live.paths, live.tensors, strict=True)
+        if not path.startswith(restored)
+    ]
+    shown = {id(tensor) for _, tensor in held}
+    every = chain.from_iterable(own.values() for own in owned.values())
+    unnamed = [tensor for tensor in every if id(tensor) not in shown]
+    memory = Memory([*live.tensors, *unnamed])
+    for path, tensor in chain(held, zip(repeat(UNNAMED), unnamed)):
+        memory.hold(path, tensor)
     return memory
 
 
@@ -174,6 +219,7 @@ class _Restore(NamedTuple):
 
     live: Walk
     trees: Mapping[str, object]
+    owned: Mapping[str, Mapping[int, Tensor]]  # what each module has, by id
     source: Source
     only: Sequence[str]
     keep_live: Sequence[str]
@@ -198,15 +244,16 @@ class _Restore(NamedTuple):
         torch.clear_autocast_cache()  # casts of what the weights were
 
     def _copy(self, pairs: Sequence[tuple[str, Any]]) -> None:
-        found = [p for p in pairs if matches(p[0], self.only) and self.source.saved.spec(p[0])]
-        self.source.fill([(local(tensor), path) for path, tensor in found])
-        aliases = self.source.saved.aliases
-        self.standing.update({aliases.get(path, path): tensor for path, tensor in found})
+        specs, aliases = self.source.saved.specs, self.source.saved.aliases
+        stored = [(aliases.get(p, p), tensor) for p, tensor in pairs if matches(p, self.only)]
+        found = [(kept, tensor) for kept, tensor in stored if kept in specs]
+        self.source.values.fill([(local(tensor), kept) for kept, tensor in found])
+        self.standing.update(found)
 
     def _module(self, node: Node, paths: Sequence[str]) -> None:
         module = node.value
         held = module.state_dict(keep_vars=True)
-        own = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
+        own = self.owned[node.path]
         keys = dict(zip(paths, held, strict=True))
         self._copy([(path, held[key]) for path, key in keys.items() if id(held[key]) in own])
         given: dict[str, object] = {}

@@ -25,7 +25,7 @@ from handfast.torch import loaders, optimizers
 from handfast.torch.alike import Replica, ddp_ids, find_replicas, steps_alike
 from handfast.torch.kinds import kind_name
 from handfast.torch.looks import Look, aliases_of, forms, look
-from handfast.torch.names import clean, loaded, matches
+from handfast.torch.names import clean, cleaned, loaded, matches
 from handfast.torch.rng import read_generator, read_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED
 from handfast.torch.tensors import (
@@ -181,6 +181,8 @@ def trained(found: Sequence[Node]) -> list[Node]:
 
     But for what a module of the state has: that is restored with the module.
     """
+    if not any(node.kind is Kind.TENSOR for node in found):
+        return []
     stepped = {id(node.value) for node in _stepped(found)}
     modules = [node.value for node in found if node.kind is Kind.MODULE]
     owned = {id(p) for module in modules for p in module.parameters()}
@@ -249,7 +251,7 @@ def _name(signature: object, modules: _Dicts, opts: Sequence[Node], alone: Seque
     owners: dict[int, tuple[str, str]] = {}
     paths = []
     for node, entries in modules:
-        keys = [clean(node.value, key) for key in entries]
+        keys = cleaned(node.value, entries)
         for key, value in zip(keys, entries.values(), strict=True):
             owners.setdefault(id(value), (node.path, child("", key)))
         paths.append([child(node.path, key) for key in keys])
@@ -281,13 +283,14 @@ def capture(
     extra: object = None,
     grads: bool = False,
     previous: Captured | None = None,
+    walked: Walk | None = None,
 ) -> Captured:
     """Capture a state: a mapping of component names to live things, and boxes of them.
 
     ``rng`` adds the streams of the process; ``replicated`` are ``fnmatch`` patterns of paths that
     every rank holds alike; ``extra`` is a plain value that goes along; ``grads`` adds the gradients
     of the modules' parameters; ``previous``, a capture of the same state, saves most of the time
-    while the structure stays.
+    while the structure stays; ``walked`` is the state as it was walked just now.
 
     Raises Unstorable for what can't be stored, TypeError for a plain value that no dict or list
     holds, and ValueError if two things of the state have one path.
@@ -295,7 +298,8 @@ def capture(
     for name in (RNG, EXTRA, GRADS):
         if name in state:
             raise ValueError(f"state: the name {name!r} is taken: give the component another one")
-    walked = walk(state, previous.names if previous else None)
+    if walked is None:
+        walked = walk(state, previous.names if previous else None)
     tree, paths, tensors = _split(extra, EXTRA)
     _refuse_parts(paths, tensors)
     walked.paths.extend(paths)

@@ -1,7 +1,7 @@
 """What a saved state and a live one differ in, found before anything is changed."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +19,7 @@ from handfast.torch.capture import Captured
 from handfast.torch.names import matches
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, UNSYNCED, Saved, Source
 from handfast.torch.tensors import local
-from handfast.torch.tree import Kind, above, entries, in_place, refers
+from handfast.torch.tree import Kind, above, entries, holder, in_place, refers
 
 __all__ = [
     "Difference",
@@ -62,9 +62,11 @@ def differences(
     whether they are enabled. Their state is not: it is made as it was saved. With ``strict=False``
     what only one side has is none.
     """
-    found = [*_things(live, saved), *_components(live, saved)]
-    found += [*_tensors(live, saved, only), *_extras(live, saved)]
-    found += [*_optimizers(live, saved), *_scalers(live, saved)]
+    here: Any = live.objects[KINDS]
+    found = [*_things(live, saved), *_components(live, saved), *_tensors(live, saved, only)]
+    for path, now, was in _paired(live.objects, saved.objects, "", here):
+        if here[path] == saved.kinds.get(path) and here[path] in _HELD_APART:
+            found += _HELD_APART[here[path]](path, now, was)
     return sorted(
         difference
         for difference in found
@@ -177,15 +179,15 @@ def refuse_unlike(own: Manifest, first: Manifest, only: Sequence[str]) -> None:
 
 
 def _asked_in_place(live: Captured, saved: Saved, only: Sequence[str]) -> Iterator[str]:
+    tied = saved.aliases.keys() & {*(spec.path for spec in live.specs), *live.aliases}
     here: Any = live.objects[KINDS]
-    now = _in_place({spec.path: spec for spec in live.specs} | live.aliases, here)
-    yield from (path for path in now & saved.aliases.keys() if matches(path, only))
+    yield from (path for path in _in_place(tied, _Kinds(here)) if matches(path, only))
 
 
 def _asked_of_trees(live: Captured, saved: Saved, only: Sequence[str]) -> Iterator[TensorRef | str]:
-    for name, tree in saved.objects.items():
-        if name in live.objects and name not in (KINDS, EXTRA, RNG, GRADS):
-            yield from _asked(tree, live.objects[name], child("", name), saved.kinds, only)
+    trees = {name: tree for name, tree in saved.objects.items() if name not in _OURS}
+    both = {name: tree for name, tree in trees.items() if name in live.objects}
+    yield from _asked_inside(both, live.objects, "", saved.kinds, only)
 
 
 def _asked(
@@ -200,10 +202,8 @@ def _asked(
         for key in was:
             if key != UNSYNCED and matches(f"{path}/{key}", only):
                 yield from _references(was[key])
-    elif kind is None and type(was) is type(now) and dict(entries(was)):
-        here = dict(entries(now))
-        for key, item in entries(was):
-            yield from _asked(item, here.get(key), child(path, key), kinds, only)
+    elif kind is None and type(was) is type(now) and any(entries(was)):
+        yield from _asked_inside(was, now, path, kinds, only)
     elif matches(path, only):
         yield from _references(was)
         if kind == Kind.OPTIMIZER and isinstance(now, dict):
@@ -211,6 +211,18 @@ def _asked(
             for keys, _, names in was["tensors"]:
                 for name in stepped.intersection(names):
                     yield from (child(f"{path}/state/{name}", key) for key in keys)
+
+
+def _asked_inside(
+    was: Any, now: Any, path: str, kinds: Mapping[str, str], only: Sequence[str]
+) -> Iterator[TensorRef | str]:
+    here = dict(entries(now))
+    for key, item in entries(was):
+        where = child(path, key)
+        if type(item) is not TensorRef:
+            yield from _asked(item, here.get(key), where, kinds, only)
+        elif matches(where, only):  # it has nothing inside, whatever stands there now
+            yield item
 
 
 def _references(tree: Any) -> Iterator[TensorRef]:
@@ -225,9 +237,12 @@ def check_patterns(saved: Saved, only: Sequence[str]) -> None:
 
     Such a one is a slip, and what it was meant to restore would keep its live values in silence.
     """
+    named = [pattern for pattern in only if pattern != "**"]
+    if not named:
+        return
     paths = sorted(_choices(saved), key=lambda path: (path.count("/"), path))
-    for pattern in only:
-        if pattern != "**" and not any(matches(path, (pattern,)) for path in paths):
+    for pattern in named:
+        if not any(matches(path, (pattern,)) for path in paths):
             raise ValueError(
                 f"only={pattern!r} names nothing that was saved and can be restored by itself "
                 f"(optimizers, schedulers and their like come whole). There are {some(paths, 10)}. "
@@ -237,7 +252,7 @@ def check_patterns(saved: Saved, only: Sequence[str]) -> None:
 
 def _choices(saved: Saved) -> Iterator[str]:
     """Each path that a restore decides upon by itself."""
-    yield from _in_place(dict.fromkeys(saved.paths()), saved.kinds)
+    yield from _in_place(saved.paths(), _Kinds(saved.kinds))
     for name, tree in saved.objects.items():
         if name == RNG:
             yield name
@@ -259,6 +274,8 @@ def _things(live: Captured, saved: Saved) -> Iterator[Difference]:
     here: Any = live.objects[KINDS]
     for path in {**saved.kinds, **here}:
         was, now = saved.kinds.get(path), here.get(path)
+        if was == now:
+            continue
         if Kind.TENSOR in (was, now) and {was, now} <= {Kind.TENSOR, None}:
             continue  # compared as tensors
         if _way(was) != _way(now) or _class(was, now) != _class(now, was):
@@ -275,9 +292,11 @@ def _components(live: Captured, saved: Saved) -> Iterator[Difference]:
     was, now = ({k: v for k, v in s.objects.items() if k not in _OURS} for s in (saved, live))
     for name in sorted(was.keys() | now.keys()):
         path = child("", name)
+        if path in kinds:
+            continue  # told of with the things
         if name in was and name in now:
             yield from _box(was[name], now[name], path, things, placed=False)
-        elif path not in kinds and path not in things.alive:  # else its things are told of
+        elif path not in things.alive:  # else its things are told of
             one, two = (
                 type(side[name]).__name__ if name in side else ABSENT for side in (was, now)
             )
@@ -294,8 +313,6 @@ class _Things(NamedTuple):
 
 def _box(was: Any, now: Any, path: str, things: _Things, *, placed: bool) -> Iterator[Difference]:
     """Hold two boxes against each other; ``placed``: what holds them could take another one."""
-    if path in things.kinds:
-        return
     alive = path in things.alive
     fixed = path in things.bound or not placed
     if not in_place(now, was, placed=placed, alive=alive):
@@ -305,9 +322,11 @@ def _box(was: Any, now: Any, path: str, things: _Things, *, placed: bool) -> Ite
     one, two = dict(entries(was)), dict(entries(now))
     if type(was) is tuple and fixed and len(one) != len(two):
         yield Difference(path, "length", str(len(one)), str(len(two)))
+    inside = placed or type(now) is not tuple
     for key in one.keys() & two.keys():
-        inside = placed or type(now) is not tuple
-        yield from _box(one[key], two[key], child(path, key), things, placed=inside)
+        where = child(path, key)
+        if where not in things.kinds:
+            yield from _box(one[key], two[key], where, things, placed=inside)
 
 
 def _way(kind: str | None) -> str | None:
@@ -323,39 +342,44 @@ def _class(kind: str | None, other: str | None) -> str:
     return one if two else ""
 
 
-def _in_place(paths: Mapping[str, Any], kinds: Mapping[str, str]) -> set[str]:
+class _Kinds(dict[str, str | None]):
+    """The kind of the live thing that a tensor's path belongs to; None if it is in a box.
+
+    Made of the kinds of the live things; what is asked for once is kept.
+    """
+
+    def __missing__(self, path: str) -> str | None:
+        above = holder(path)
+        found = self[path] = self[above] if above else None
+        return found
+
+
+def _in_place(paths: Iterable[str], kinds: _Kinds) -> set[str]:
     """The paths of tensors that a restore copies into live ones: of modules, and plain ones."""
-    return {path for path in paths if kind_at(kinds, path) in (Kind.MODULE, Kind.TENSOR)}
-
-
-def kind_at(kinds: Mapping[str, str], path: str) -> str | None:
-    """The kind of the live thing that a tensor's path belongs to; None if it is in a box."""
-    end = len(path)
-    while end > 0:
-        if path[:end] in kinds:
-            return kinds[path[:end]]
-        end = max(path.rfind("/", 0, end), path.rfind("[", 0, end))
-    return None
+    return {path for path in paths if kinds[path] in (Kind.MODULE, Kind.TENSOR)}
 
 
 def _tensors(live: Captured, saved: Saved, only: Sequence[str]) -> Iterator[Difference]:
     specs = {spec.path: spec for spec in live.specs}
     specs |= {path: specs[kept] for path, kept in live.aliases.items()}
     here: Any = live.objects[KINDS]
-    now = _in_place(specs, here)
-    was = _in_place(dict.fromkeys(saved.paths()), saved.kinds)
-    boxed = changes(live, saved, only)
-    for path in now - was - boxed.gone:
-        yield Difference(path, "tensor", ABSENT, _shown(specs[path]))
-    for path in was - now - boxed.anew:
-        spec = saved.spec(path)
-        if spec is not None:
-            yield Difference(path, "tensor", _shown(spec), ABSENT)
+    kinds = _Kinds(here)
+    now = _in_place(specs, kinds)
+    was = _in_place(saved.paths(), kinds if here == saved.kinds else _Kinds(saved.kinds))
+    if now != was:
+        boxed = changes(live, saved, only)
+        for path in now - was - boxed.gone:
+            yield Difference(path, "tensor", ABSENT, _shown(specs[path]))
+        for path in was - now - boxed.anew:
+            spec = saved.spec(path)
+            if spec is not None:
+                yield Difference(path, "tensor", _shown(spec), ABSENT)
     for path in now & was:
         spec = saved.spec(path)
-        if spec is not None:
+        if spec is not None and spec != specs[path]:
             yield from _tensor(path, spec, specs[path], in_box=saved.kinds.get(path) == Kind.TENSOR)
-    yield from _ties(now & was, saved.aliases, live.aliases)
+    if saved.aliases != live.aliases:
+        yield from _ties(now & was, saved.aliases, live.aliases)
 
 
 def _shown(spec: TensorSpec) -> str:
@@ -391,56 +415,58 @@ def _ties(paths: set[str], was: Mapping[str, str], now: Mapping[str, str]) -> It
             yield Difference(path, "tie", "apart", f"tied to {here}")
 
 
-def _optimizers(live: Captured, saved: Saved) -> Iterator[Difference]:
-    here: Any = live.objects[KINDS]
-    for path, now, was in _paired(live.objects, saved.objects, "", here):
-        if here[path] != Kind.OPTIMIZER or saved.kinds.get(path) != Kind.OPTIMIZER:
-            continue
-        if was.get("type", now["type"]) != now["type"]:  # Adam and AdamW have the same state
-            yield Difference(path, "type", was["type"], now["type"])
-        before, after = was["param_groups"], now["param_groups"]
-        if len(before) != len(after):
-            yield Difference(path, "groups", f"{len(before)} groups", f"{len(after)} groups")
-            continue
-        for number, (old, new) in enumerate(zip(before, after, strict=True)):
-            where = child(f"{path}/param_groups", number)
-            for name in sorted(set(old["params"]) ^ set(new["params"])):
-                sides = (name, ABSENT) if name in old["params"] else (ABSENT, name)
-                yield Difference(where, "parameter", *sides)
-            first = (i for i, pair in enumerate(zip(old["params"], new["params"], strict=False))
-                     if pair[0] != pair[1])  # fmt: skip
-            if now["by_order"] and (at := next(first, None)) is not None:
-                sides = old["params"][at], new["params"][at]
-                yield Difference(where, "order", *sides)
+def _optimizer(path: str, now: Any, was: Any) -> Iterator[Difference]:
+    if was.get("type", now["type"]) != now["type"]:  # Adam and AdamW have the same state
+        yield Difference(path, "type", was["type"], now["type"])
+    before, after = was["param_groups"], now["param_groups"]
+    if len(before) != len(after):
+        yield Difference(path, "groups", f"{len(before)} groups", f"{len(after)} groups")
+        return
+    for number, (old, new) in enumerate(zip(before, after, strict=True)):
+        where = child(f"{path}/param_groups", number)
+        for name in sorted(set(old["params"]) ^ set(new["params"])):
+            sides = (name, ABSENT) if name in old["params"] else (ABSENT, name)
+            yield Difference(where, "parameter", *sides)
+        first = (i for i, pair in enumerate(zip(old["params"], new["params"], strict=False))
+                 if pair[0] != pair[1])  # fmt: skip
+        if now["by_order"] and (at := next(first, None)) is not None:
+            sides = old["params"][at], new["params"][at]
+            yield Difference(where, "order", *sides)
 
 
-def _extras(live: Captured, saved: Saved) -> Iterator[Difference]:
-    """What ``get_extra_state()`` or a hook gave besides tensors, on one side only."""
-    here: Any = live.objects[KINDS]
-    for path, now, was in _paired(live.objects, saved.objects, "", here):
-        if here[path] == saved.kinds.get(path) == Kind.MODULE:
-            for key in sorted((now.keys() ^ was.keys()) - {UNSYNCED}):
-                sides = ("there", ABSENT) if key in was else (ABSENT, "there")
-                yield Difference(f"{path}/{key}", "extra state", *sides)
+def _extras(path: str, now: Any, was: Any) -> Iterator[Difference]:
+    """What a module's ``get_extra_state()`` or a hook gave besides tensors, on one side only."""
+    for key in sorted((now.keys() ^ was.keys()) - {UNSYNCED}):
+        sides = ("there", ABSENT) if key in was else (ABSENT, "there")
+        yield Difference(f"{path}/{key}", "extra state", *sides)
 
 
-def _scalers(live: Captured, saved: Saved) -> Iterator[Difference]:
-    """Scalers that only one side has enabled: another one has no state, and takes none."""
-    here: Any = live.objects[KINDS]
-    for path, now, was in _paired(live.objects, saved.objects, "", here):
-        if here[path] == saved.kinds.get(path) == Kind.SCALER and bool(now) != bool(was):
-            sides = (str(tree.get("scale")) if tree else ABSENT for tree in (was, now))
-            yield Difference(path, "enabled scaler's scale", *sides)
+def _scaler(path: str, now: Any, was: Any) -> Iterator[Difference]:
+    """A scaler that only one side has enabled: another one has no state, and takes none."""
+    if bool(now) != bool(was):
+        sides = (str(tree.get("scale")) if tree else ABSENT for tree in (was, now))
+        yield Difference(path, "enabled scaler's scale", *sides)
+
+
+_HELD_APART: Final[Mapping[str, Callable[[str, Any, Any], Iterator[Difference]]]] = {
+    Kind.OPTIMIZER: _optimizer,
+    Kind.MODULE: _extras,
+    Kind.SCALER: _scaler,
+}
+"""How the trees of two things of a kind are held against each other, given path, live, saved."""
 
 
 def _paired(
     now: Any, was: Any, path: str, kinds: Mapping[str, str]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """The trees of each live thing on both sides, where both have one."""
-    if path in kinds and path:
-        yield path, now, was
-    elif type(now) is type(was):
-        before = dict(entries(was))
-        for key, item in entries(now):
-            if key in before and key != KINDS:
-                yield from _paired(item, before[key], child(path, key), kinds)
+    """The trees of each live thing in a box, on both sides, where both have one."""
+    if type(now) is not type(was):
+        return
+    before = dict(entries(was))
+    for key, item in entries(now):
+        if key in before and key != KINDS:
+            where = child(path, key)
+            if where in kinds:
+                yield where, item, before[key]
+            else:
+                yield from _paired(item, before[key], where, kinds)

@@ -114,9 +114,13 @@ def aliases_of(
     Of tied paths one that all ranks hold alike is stored, where there is one: other ranks need not
     have the tie. Raises ValueError if two tensors have one path.
     """
+    starts = pointers(looks)
+    begins = [start for start in starts if start]  # empty ones are tied to nothing
+    if len(set(begins)) == len(begins) and len({spec.path for spec in specs}) == len(specs):
+        return {}
     tied: dict[object, list[str]] = {}
     seen: set[str] = set()
-    for spec, start, part in zip(specs, pointers(looks), parts, strict=True):
+    for spec, start, part in zip(specs, starts, parts, strict=True):
         if spec.path in seen:
             raise ValueError(f"state: two tensors have the path {spec.path}: rename one of them")
         seen.add(spec.path)

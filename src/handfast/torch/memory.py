@@ -1,7 +1,10 @@
 """Who has which bytes: live tensors that share memory can't hold what was saved apart."""
 
 from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,15 +24,28 @@ LEFT = "\0"
 """The path of one that is to keep its value."""
 Held = tuple[str, Tensor]
 """A path in the state, or one of these two, and a local tensor."""
+_Taken = tuple[int, int, Held]
+"""With its first byte, and the one behind its last."""
+_K = TypeVar("_K")
 
 
 class Memory:
-    """The bytes that are taken so far, and by whom."""
+    """The bytes that are taken so far, and by whom.
 
-    def __init__(self) -> None:
+    ``live`` are all tensors that are likely to be taken. Which of them share bytes with no other is
+    found out for all at once, and when one of these is taken nobody is looked for.
+    """
+
+    def __init__(self, live: Sequence[Tensor] = ()) -> None:
         self._starts: dict[torch.device, list[int]] = {}
         self._ends: dict[torch.device, list[int]] = {}
-        self._groups: dict[torch.device, list[list[tuple[int, int, Held]]]] = {}
+        self._groups: dict[torch.device, list[list[_Taken]]] = {}
+        self._live = live  # held, so that no other tensor can come to have the id of one
+        self._known: dict[int, tuple[int, int, bool]] = {}  # where each lies, and if it is alone
+        for group in _connected((id(tensor), local(tensor)) for tensor in live):
+            for first, end, (key, _) in group:
+                self._known[key] = first, end, len(group) == 1
+        self._alone: list[_Taken] = []  # taken, and in no group
 
     def hold(self, path: str, tensor: Tensor) -> None:
         """Take a tensor's bytes, and those of the gaps in between."""
@@ -37,17 +53,30 @@ class Memory:
 
     def claim(self, path: str, tensor: Tensor) -> list[Held]:
         """Take them, too; gives those who have some of them."""
-        first, end = _extent(local(tensor))
-        group = self._take(path, tensor)
-        return [held for start, behind, held in group[:-1] if first < behind and start < end]
+        *others, (first, end, _) = self._take(path, tensor)
+        return [held for start, behind, held in others if first < behind and start < end]
 
-    def _take(self, path: str, tensor: Tensor) -> list[tuple[int, int, Held]]:
+    def _take(self, path: str, tensor: Tensor) -> list[_Taken]:
         """Give the group of all that are connected by their bytes, the new one last."""
         part = local(tensor)
         first, end = _extent(part)
         mine = (first, end, (path, part))
         if first == end:
             return [mine]
+        known = self._known.get(id(tensor))
+        if known == (first, end, True):
+            del self._known[id(tensor)]  # a second time it meets itself
+            self._alone.append(mine)
+            return [mine]
+        if known != (first, end, False):  # it came or moved since: it may meet any that is alone
+            self._known.clear()
+            for other in sorted(self._alone, key=itemgetter(0)):
+                self._join(other)
+            self._alone.clear()
+        return self._join(mine)
+
+    def _join(self, mine: _Taken) -> list[_Taken]:
+        first, end, (_, part) = mine
         starts = self._starts.setdefault(part.device, [])
         ends = self._ends.setdefault(part.device, [])
         groups = self._groups.setdefault(part.device, [])
@@ -68,10 +97,38 @@ def _extent(part: Tensor) -> tuple[int, int]:
     """
     if part.layout is not torch.strided or part.is_nested or is_lazy(part) or not part.numel():
         return 0, 0
+    first = part.data_ptr()
+    if not first:
+        return 0, 0
+    if part.is_contiguous():
+        return first, first + part.nbytes
     sizes = zip(part.shape, part.stride(), strict=True)
     far = sum((size - 1) * step for size, step in sizes)
-    first = part.data_ptr()
-    return (first, first + (far + 1) * part.element_size()) if first else (0, 0)
+    return first, first + (far + 1) * part.element_size()
+
+
+def _connected(
+    parts: Iterable[tuple[_K, Tensor]],
+) -> Iterator[list[tuple[int, int, tuple[_K, Tensor]]]]:
+    """Local tensors in groups that hang together by their bytes, each with its first and end.
+
+    What has no plain memory is in none.
+    """
+    rows: defaultdict[torch.device, list[tuple[int, int, tuple[_K, Tensor]]]] = defaultdict(list)
+    for one in parts:
+        first, end = _extent(one[1])
+        if first < end:
+            rows[one[1].device].append((first, end, one))
+    for here in rows.values():
+        here.sort(key=itemgetter(0))
+        group, behind = here[:1], here[0][1]
+        for row in here[1:]:
+            if row[0] >= behind:
+                yield group
+                group = []
+            group.append(row)
+            behind = max(behind, row[1])
+        yield group
 
 
 class Remade:
@@ -114,8 +171,11 @@ class Remade:
 
     def _own(self, path: str, place: Place, live: object) -> Tensor:
         if isinstance(live, Tensor) and self._fits(live, path, place):
-            aliases = self._source.saved.aliases
             held = self._memory.claim(path, live)
+            if not held:
+                self._pairs.append((local(live), path))
+                return live
+            aliases = self._source.saved.aliases
             mine = _look(local(live))
             others = [
                 part
@@ -139,8 +199,8 @@ class Remade:
         if live.is_inference() or place_of(live) != place:
             return False
         part, spec = local(live), self._source.spec(path)
-        same = DTYPE_NAMES.get(part.dtype) == spec.dtype and tuple(part.shape) == spec.shape
-        return same and tuple(part.stride()) == spec.stride
+        same = DTYPE_NAMES.get(part.dtype) == spec.dtype and part.shape == spec.shape
+        return same and part.stride() == spec.stride
 
     def tree(self, tree: object, device: torch.device = HOST.device, live: object = None) -> object:
         """A plain tree with the tensors that stand for its references.
@@ -201,7 +261,12 @@ def torn(parts: Mapping[str, Tensor], value: Callable[[str], Tensor]) -> Iterato
     ``value`` gives what a path is to have; it is asked of those that overlap, and of no other.
     Gives the path of each, and that of one it shares bytes with. Tried on a copy of those bytes.
     """
-    for group in _overlapping(parts):
+    for rows in _connected(parts.items()):
+        if len(rows) == 1:
+            continue
+        group = [one for *_, one in rows]
+        if all(_same(part, group[0][1]) for _, part in group[1:]):
+            continue  # one tensor under several paths
         start = min(_extent(part)[0] for _, part in group)
         scratch = bytearray(max(_extent(part)[1] for _, part in group) - start)
         views = [(path, _placed(scratch, part, start), value(path).cpu()) for path, part in group]
@@ -210,27 +275,6 @@ def torn(parts: Mapping[str, Tensor], value: Callable[[str], Tensor]) -> Iterato
         for path, target, wanted in views:
             if not torch.equal(bytes_of(target), bytes_of(wanted)):
                 yield path, next(other for other, _ in group if other != path)
-
-
-def _overlapping(live: Mapping[str, Tensor]) -> Iterator[list[Held]]:
-    """Groups of tensors that overlap without being one and the same."""
-    parts = [(*_extent(part), path, part) for path, part in live.items() if part.numel()]
-    parts.sort(key=lambda one: (str(one[3].device), one[0]))
-    group: list[Held] = []
-    behind, device = 0, None
-    for first, end, path, part in parts:
-        if group and (part.device != device or first >= behind):
-            yield from _several(group)
-            group = []
-        behind = max(behind, end) if group else end
-        device = part.device
-        group.append((path, part))
-    yield from _several(group)
-
-
-def _several(group: list[Held]) -> Iterator[list[Held]]:
-    if any(not _same(part, group[0][1]) for _, part in group[1:]):
-        yield group
 
 
 def _placed(scratch: bytearray, part: Tensor, start: int) -> Tensor:

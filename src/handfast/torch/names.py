@@ -8,13 +8,13 @@ the other way.
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-__all__ = ["clean", "loaded", "matches"]
+__all__ = ["clean", "cleaned", "loaded", "matches"]
 
 
 class _NoSuchClass:
@@ -70,13 +70,24 @@ def clean(root: nn.Module, key: str) -> str:
     return ".".join(kept)
 
 
+def cleaned(root: nn.Module, keys: Iterable[str]) -> list[str]:
+    """What :func:`clean` makes of each of many keys: nothing else, where no module is a wrapper."""
+    kinds = set(map(type, root.modules()))
+    wrappers = tuple(loaded(where, name) for where, name, _ in _WRAPPERS)
+    if not any(issubclass(kind, wrappers) for kind in kinds):
+        return list(keys)
+    return [clean(root, key) for key in keys]
+
+
 def matches(path: str, patterns: Sequence[str]) -> bool:
     """Whether a pattern names the path or something that holds it.
 
     Patterns follow ``fnmatch``, where ``*`` crosses ``/``: ``model``, ``model/*`` and
     ``model/**`` are the component and all of it, ``**`` is everything.
     """
-    return "**" in patterns or any(
+    if not patterns or "**" in patterns:
+        return bool(patterns)
+    return any(
         # Literally first: in a glob the index of "a[3]" would be a class of characters.
         path == name
         or path.startswith((f"{name}/", f"{name}["))

@@ -309,9 +309,10 @@ def _state(
             old = optimizer.state.get(parameter, {})
             placed = tree["placed"].get(name, {})
             entry = fresh[name] = {}
+            own = f"{path}/state/{name}"
             for key in keys:
-                where = child(f"{path}/state/{name}", key)
-                device = torch.device("cpu") if key in host else parameter.device
+                where = child(own, key)
+                device = HOST.device if key in host else parameter.device
                 place = _place(parameter, device, source.spec(where), placed.get(key, ()))
                 entry[key] = made.take(where, place, old.get(key))
     for name in filter(by_name.__contains__, tree["state"]):

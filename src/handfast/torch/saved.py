@@ -123,8 +123,8 @@ class Values(Protocol):
 class Source(NamedTuple):
     """A saved state with its values.
 
-    ``places`` are those of the live tensors by path, ``meshed`` the shapes and places of all live
-    DTensors: on their meshes are made those that are not there yet.
+    ``places`` are those of the live tensors by path, but for plain ones in host memory; ``meshed``
+    the shapes and places of all live DTensors: on their meshes are made those not there yet.
     """
 
     saved: Saved

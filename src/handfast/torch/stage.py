@@ -28,7 +28,7 @@ from handfast.torch.types import TORCH_DTYPES
 if TYPE_CHECKING:
     from handfast.torch.capture import Captured
 
-__all__ = ["Canvas", "Staged", "map_image", "stage"]
+__all__ = ["SMALL", "Canvas", "Staged", "map_image", "move", "stage"]
 
 SMALL: Final = 32 << 10
 """Bytes of a tensor up to which a call of torch costs more than the copy itself."""
@@ -36,9 +36,9 @@ SMALL: Final = 32 << 10
 RUN: Final = 4096
 """So many small ones are copied before another thread gets its turn."""
 
-_move = ctypes.PyDLL(None).memmove  # it keeps the GIL: to let go of it costs as much as the copy
-_move.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_move.restype = None
+move = ctypes.PyDLL(None).memmove  # it keeps the GIL: to let go of it costs as much as the copy
+move.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+move.restype = None
 
 
 def map_image(slots: Iterable[Slot], buffer: object) -> dict[str, Tensor]:
@@ -167,7 +167,7 @@ def stage(captured: "Captured", canvas: Canvas) -> Staged:
     for targets, sources in by_device.values():
         torch._foreach_copy_(targets, sources)  # with all of torch's threads for large ones
     for run in plan.moves:
-        deque(map(_move, *run), maxlen=0)
+        deque(map(move, *run), maxlen=0)
     return Staged(events)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import logging
 import platform
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import compress, islice
 from operator import not_
-from typing import Final
+from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -31,7 +30,8 @@ from handfast.store.manifest import HASH_BYTES, chunk_hash
 from handfast.store.port import Verify
 from handfast.torch import apply as restore
 from handfast.torch import boxes, compare, optimizers
-from handfast.torch.capture import Captured, capture
+from handfast.torch.capture import Captured, Names, capture, walk
+from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
 from handfast.torch.pieces import Pieces
 from handfast.torch.rng import unmoved_streams
@@ -48,23 +48,6 @@ logger = logging.getLogger("handfast")
 HINTS: Final = 100
 LOOKS: Final = 8
 """So many saves look for gradients that no optimizer has."""
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Let no garbage be collected, and leave the collector as it was found.
-
-    A save makes many short-lived lists, so that the collector would go through all objects of the
-    process in the middle of it, which takes longer than all the rest. None of them is a cycle.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def environment() -> dict[str, str]:
@@ -125,6 +108,7 @@ class TorchState:
         self._watch: Watch | None = None
         self._looks = LOOKS
         self._given: WeakKeyDictionary[Optimizer, optimizers.Given] | None = None
+        self._compared: _Compared | None = None
 
     def watch(self) -> Callable[[], None]:
         """Watch what steps consume from now on, for :meth:`pending`; gives what ends it."""
@@ -286,18 +270,31 @@ class TorchState:
             )
         return unclean_gradients(things, stored=grads)
 
+    @uncollected()
     def compare(self, copies: Sequence[Validated], only: Sequence[str], strict: bool) -> None:
         """See the port. Differences of the environment are warned of by name.
 
         With ``strict``, raises ValueError for a pattern that names nothing of this rank.
         """
-        saved = self._read(copies)
+        self._compared = None
+        saved, stored = self._read(copies), Stored(copies)
         shards = [f"shard {copy.manifest.stamp.shard}" for copy in copies]
         if strict:
             compare.check_patterns(saved, only)
         with unmoved_streams():  # a loader's state_dict() may draw the seed of its workers
-            live = capture(self._state, rng=False, replicated=self._declared)
-            walked, source = restore.look(self._state, saved, Stored(copies))
+            before = self._captured
+            walked = walk(self._state, before.names if before else None)
+            live = capture(
+                self._state,
+                rng=False,
+                replicated=self._declared,
+                previous=before,
+                walked=walked,
+            )
+            if any(node.kind is Kind.LOADER for node in walked.nodes):
+                walked, source = restore.look(self._state, saved, stored, walked.names)
+            else:  # the other walk would find the same
+                source = restore.placed(walked, saved, stored)
         for copy in copies[1:]:
             compare.refuse_unlike(copies[0].manifest, copy.manifest, only)
         compare.refuse_lacking(compare.lacking(live, saved, only=only), shards)
@@ -310,21 +307,25 @@ class TorchState:
         changed = [f"{k}: was {was[k]}, is {now.get(k)}" for k in was if was[k] != now.get(k)]
         if changed:
             logger.warning("the resume may differ in the last bits: %s", "; ".join(changed))
+        self._compared = _Compared(tuple(copies), saved, stored, walked.names)
 
     def apply(
         self, copies: Sequence[Validated], only: Sequence[str], keep_live: Sequence[str]
     ) -> object:
         """See the port."""
-        saved = self._read(copies)
+        known, self._compared = self._compared, None  # what is applied may be changed by it
+        if known is None or known.copies != tuple(copies):
+            known = _Compared(tuple(copies), self._read(copies), Stored(copies), None)
         if not self._rng:
-            saved.objects.pop(RNG, None)
+            known.saved.objects.pop(RNG, None)
         return restore.apply(
             self._state,
-            saved,
-            Stored(copies),
+            known.saved,
+            known.stored,
             only=only,
             keep_live=keep_live,
             given=self._given or {},
+            names=known.names,
         )
 
     def _read(self, copies: Sequence[Validated]) -> Saved:
@@ -347,6 +348,15 @@ class TorchState:
             and slot.nbytes >= 4096
         )
         return {slot.spec.path: _mark(copies[0], slot) for slot in islice(own, HINTS)}
+
+
+class _Compared(NamedTuple):
+    """What a comparison has read, for the restore that follows it."""
+
+    copies: tuple[Validated, ...]
+    saved: Saved
+    stored: Stored
+    names: Names | None
 
 
 def _mark(copy: Validated, slot: Slot) -> bytes:

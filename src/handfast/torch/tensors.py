@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from handfast.errors import Unstorable
@@ -34,7 +34,7 @@ __all__ = [
     "whole_everywhere",
 ]
 
-
+_PLAIN: Final = frozenset({Tensor, nn.Parameter})
 TWICE: Final = (
     "FSDP2 and tensor parallel cut it along one dimension, which is not done yet: let "
     "fully_shard(shard_placement_fn=) cut it along another one, or use one of the two"
@@ -43,6 +43,8 @@ TWICE: Final = (
 
 def is_dtensor(value: object) -> bool:
     """Whether the value is a DTensor, without importing what would define it."""
+    if type(value) in _PLAIN:  # asked several times of each of many thousands
+        return False
     return isinstance(value, loaded("torch.distributed.tensor", "DTensor"))
 
 
@@ -124,6 +126,14 @@ def _type_name(tensor: object) -> str:
 
 def _why_not(tensor: Any) -> tuple[str, str] | None:
     """Why a tensor can't be stored, and what to do; None if it can."""
+    if (
+        type(tensor) in _PLAIN
+        and (tensor.is_cpu or tensor.is_cuda)
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+        and tensor.dtype in DTYPE_NAMES
+    ):
+        return None  # most are so, and none of what follows is true of them
     if is_lazy(tensor):
         return "it has no shape before the first forward", "run one before the first save"
     if tensor.is_nested:

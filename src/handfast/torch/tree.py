@@ -5,7 +5,6 @@ place. Dicts and lists are boxes: they may hold live things and plain values, an
 place too. A plain value can't be changed in place, so it may stand only inside of a dict or list.
 """
 
-import re
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
@@ -136,12 +135,12 @@ def is_torchs(call: Any) -> bool:
     return str(getattr(getattr(call, "hook", call), "__module__", "")).startswith("torch.")
 
 
-def entries(box: Any) -> Iterator[tuple[object, Any]]:
+def entries(box: Any) -> Iterable[tuple[object, Any]]:
     """The keys or indices of a box, with what they hold; nothing for any other value."""
     if type(box) in _MAPPINGS:
-        yield from box.items()
-    elif type(box) in _SEQUENCES:
-        yield from enumerate(box)
+        items: Iterable[tuple[object, Any]] = box.items()
+        return items
+    return enumerate(box) if type(box) in _SEQUENCES else ()
 
 
 def nodes(state: Mapping[str, object]) -> list[Node]:
@@ -237,7 +236,19 @@ def _same_keys(before: list[Any], keys: list[Any]) -> bool:
 
 def above(paths: Iterable[str]) -> frozenset[str]:
     """The paths of all boxes that hold something at one of these paths."""
-    return frozenset(path[: cut.start()] for path in paths for cut in re.finditer(r"[/\[]", path))
+    found: set[str] = set()
+    for path in paths:
+        at = holder(path)
+        while at is not None and at not in found:  # else those above it are in, too
+            found.add(at)
+            at = holder(at)
+    return frozenset(found)
+
+
+def holder(path: str) -> str | None:
+    """The path of the box that holds what is at a path; None of a whole component."""
+    cut = max(path.rfind("/"), path.rfind("["))
+    return path[:cut] if cut >= 0 else None
 
 
 def refers(tree: object) -> bool:

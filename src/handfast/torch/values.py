@@ -4,7 +4,8 @@ What is copied was held against its hash just before, in the same memory, so no 
 epoch, and none that is damaged, ever comes into a live tensor.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 from handfast.checkpoint.validated import Validated
 from handfast.store.image import Slot
 from handfast.torch.saved import taken
+from handfast.torch.stage import SMALL, move
 from handfast.torch.tensors import copy_into
 from handfast.torch.types import TORCH_DTYPES
 
@@ -29,11 +31,11 @@ class Stored:
 
     def __init__(self, copies: Sequence[Validated]) -> None:
         own, *others = copies
-        self._places = {slot.spec.path: _Place(own, slot) for slot in own.manifest.slots}
+        self._places = {slot.spec.path: (own, slot) for slot in own.manifest.slots}
         for other in others:
             theirs = {slot.spec.path: slot for slot in other.manifest.slots}
             self._places |= {
-                path: _Place(other, theirs[kept])
+                path: (other, theirs[kept])
                 for path, kept in taken(own.manifest, other.manifest)
                 if kept in theirs
             }
@@ -50,44 +52,43 @@ class Stored:
 
     def fill(self, pairs: Sequence[tuple[Tensor, str]]) -> None:
         """See the port."""
-        wanted: dict[Validated, list[_Want]] = {}
+        wanted: dict[Validated, list[_Want]] = defaultdict(list)
+        plain: list[Tensor] = []
         apart: list[tuple[Tensor, Tensor]] = []
-        for live, path in pairs:
+        for target, path in pairs:
             copy, slot = self._places[path]
-            dtype, target = TORCH_DTYPES[slot.spec.dtype], live
-            if not _is_plain(live, dtype):
-                target = torch.empty(slot.spec.shape, dtype=dtype)
-                apart.append((live, target))
+            dtype = TORCH_DTYPES[slot.spec.dtype]
+            if _is_plain(target, dtype, slot):
+                plain.append(target)
+                dense = target
+            else:
+                dense = torch.empty(slot.spec.shape, dtype=dtype)
+                apart.append((target, dense))
             if slot.nbytes:
-                # one element is contiguous by any stride, and only the stride 1 can be viewed so
-                flat = target.detach().as_strided((target.numel(),), (1,)).view(torch.uint8)
-                want = _Want(slot.start, slot.start + slot.nbytes, flat)
-                wanted.setdefault(copy, []).append(want)
+                end, at = slot.start + slot.nbytes, dense.data_ptr()
+                wanted[copy].append(_Want(slot.start, end, at, dense))
+        # What is moved by its address torch knows nothing of. Before, for what raises half-way.
+        torch.autograd.graph.increment_version(plain)
         for copy, wants in wanted.items():
             _Filling(wants).run(copy)
         copy_into([target for target, _ in apart], [dense for _, dense in apart])
 
 
-class _Place(NamedTuple):
-    """Where a tensor's values lie."""
-
-    copy: Validated
-    slot: Slot
-
-
 class _Want(NamedTuple):
-    """Bytes ``start`` to ``end`` of an image, which belong into ``flat``."""
+    """Bytes ``start`` to ``end`` of an image, which belong into ``target``, at its ``address``."""
 
     start: int
     end: int
-    flat: Tensor
+    address: int
+    target: Tensor
 
 
-def _is_plain(target: Tensor, dtype: torch.dtype) -> bool:
+def _is_plain(target: Tensor, dtype: torch.dtype, slot: Slot) -> bool:
     """Whether its memory holds just the bytes that the image has of it."""
     return (
         target.dtype == dtype
-        and target.device.type == "cpu"
+        and target.is_cpu
+        and target.nbytes == slot.nbytes
         and target.is_contiguous()
         and not (target.is_conj() or target.is_neg() or target.is_inference())
     )
@@ -111,11 +112,19 @@ class _Filling:
         """Copy what a verified block has of each want; several threads do so at once."""
         end = start + len(data)
         block = torch.frombuffer(data, dtype=torch.uint8)
+        shift = block.data_ptr() - start
         targets, sources = [], []
         first = bisect_right(self._starts, start - self._reach)
-        for want in self._wants[first : bisect_right(self._starts, end - 1)]:
+        for want in self._wants[first : bisect_left(self._starts, end)]:
             begin, stop = max(start, want.start), min(end, want.end)
-            if begin < stop:
-                targets.append(want.flat[begin - want.start : stop - want.start])
-                sources.append(block[begin - start : stop - start])
-        torch._foreach_copy_(targets, sources)
+            if begin >= stop:
+                continue
+            if stop - begin <= SMALL:
+                move(want.address + begin - want.start, shift + begin, stop - begin)
+                continue
+            # one element is contiguous by any stride, and only the stride 1 can be viewed so
+            flat = want.target.detach().as_strided((want.target.numel(),), (1,)).view(torch.uint8)
+            targets.append(flat[begin - want.start : stop - want.start])
+            sources.append(block[begin - start : stop - start])
+        if targets:
+            torch._foreach_copy_(targets, sources)

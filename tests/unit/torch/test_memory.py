@@ -30,6 +30,26 @@ def test_bytes_are_taken_once(spans: list[tuple[int, int]]) -> None:
         taken[str(number)] = bytes_
 
 
+@given(st.lists(SPANS, max_size=12), st.data())
+def test_what_is_known_before_is_found_as_if_it_were_not(
+    spans: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    """Shows it of tensors that are held twice, that are strangers, and that moved in between."""
+    held = torch.zeros(160, dtype=torch.uint8)
+    parts = [held[first : first + length] for first, length in spans]
+    known = [part for part in parts if data.draw(st.booleans())]
+    memory, plain = Memory(known), Memory()
+    for number, part in enumerate(data.draw(st.permutations(parts + parts[:2]))):
+        if data.draw(st.booleans()):
+            memory.hold(str(number), part)
+            plain.hold(str(number), part)
+            continue
+        if data.draw(st.integers(0, 5)) == 0:
+            part.set_(held[part.storage_offset() + 40 :][: len(part)])
+        found, wanted = (m.claim(str(number), part) for m in (memory, plain))
+        assert sorted(path for path, _ in found) == sorted(path for path, _ in wanted)
+
+
 def test_gaps_and_other_storages() -> None:
     """A strided tensor takes its gaps, too, an empty one nothing, and each storage is its own."""
     held = torch.zeros(10)

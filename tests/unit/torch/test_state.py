@@ -1,5 +1,6 @@
 """Shows what a comparison before a restore refuses, and that it moves nothing."""
 
+import gc
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from statekit import State, shelved
 from torch import nn
 
 from handfast.checkpoint.validated import Validated
-from handfast.errors import Refused
+from handfast.errors import Poisoned, Refused
 from handfast.store.image import Layout
 from handfast.store.manifest import Left
 from handfast.torch.capture import capture
@@ -58,6 +59,72 @@ def test_patterns_that_name_something_are_taken() -> None:
     names = ("model", "optimizer/**", "rng/*", "model/0.*", "box/n", "box/layers[[]1]", "b*/**")
     held(state).compare([saved(state)], names, strict=True)
     held({}).compare([saved({})], ("**",), strict=True)
+
+
+class Collecting:
+    """Tells at each call whether garbage is collected meanwhile; fails if it is told to."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+        self.fails = False
+
+    def state_dict(self) -> dict[str, int]:
+        if self.fails:
+            raise RuntimeError("no state")
+        return {"n": 1}
+
+    def load_state_dict(self, state: object) -> None:
+        self.seen.append(gc.isenabled())
+        if self.fails:
+            raise RuntimeError("no load")
+
+
+def test_the_collector_is_left_as_it_was_found() -> None:
+    """Shows it after a restore, after one that failed, where it was off, and that it is on while
+    things load themselves: that may be long, and makes what it likes."""
+    thing = Collecting()
+    state = {**build(), "thing": thing}
+    copy, live = saved(state), held(state)
+    live.compare([copy], ("**",), strict=True)
+    live.apply([copy], ("**",), ())
+    assert gc.isenabled()
+    thing.fails = True
+    with pytest.raises(RuntimeError):
+        live.compare([copy], ("**",), strict=True)
+    assert gc.isenabled()
+    with pytest.raises(Poisoned):
+        live.apply([copy], ("**",), ())
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        thing.fails = False
+        live.compare([copy], ("**",), strict=True)
+        live.apply([copy], ("**",), ())
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    assert thing.seen == [True, False]
+
+
+def test_what_was_compared_serves_one_restore_of_the_same_copies() -> None:
+    """Shows that a restore takes the epoch that it is given, and live things as they are by then:
+    after a comparison with another epoch, twice after one, and after parameters came and went."""
+    state: dict[str, Any] = {"box": {"n": [1], "w": torch.ones(2)}, "rest": [5]}
+    copies = []
+    for number in (1, 2):
+        state["box"]["n"][0] = number
+        copies.append(saved(state))
+    live = held(state)
+    live.compare([copies[0]], ("**",), strict=True)
+    live.apply([copies[1]], ("**",), ())
+    assert state["box"]["n"] == [2]
+    live.compare([copies[0]], ("**",), strict=True)
+    for _ in range(2):
+        state["box"]["n"].append(7)  # the saved list must not have become the live one
+        state["box"]["w"] = torch.ones(2)
+        live.apply([copies[0]], ("**",), ())
+        assert state["box"]["n"] == [1]
+        assert state["box"]["w"].tolist() == [0.0, 0.0]
 
 
 class Drawing:

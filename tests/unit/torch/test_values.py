@@ -203,3 +203,22 @@ def test_a_load_counts_as_a_change_to_autograd(tmp_path: Path) -> None:
     Stored([copy]).fill([(live.detach(), "w")])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_what_has_another_size_is_never_written_past(tmp_path: Path, count: int) -> None:
+    """Shows that a tensor of another shape stops the load, and that its neighbours are left."""
+    copy = Saver(tmp_path).save({"w": torch.rand(4)}, 1)
+    room = torch.full((9,), -1.0)
+    with pytest.raises(RuntimeError):
+        Stored([copy]).fill([(room[2 : 2 + count], "w")])
+    assert (room == -1).all()
+
+
+def test_one_stored_tensor_fills_several(tmp_path: Path) -> None:
+    """Shows it of small ones and of large ones, of which a part lies in each of several blocks."""
+    state = {"small": torch.rand(5), "large": torch.rand(3 * MEBI), "last": torch.rand(5)}
+    copy = Saver(tmp_path).save(dict(state), 1)
+    live = [(torch.zeros_like(state[path]), path) for path in (*state, *state)]
+    Stored([copy]).fill(live)
+    assert all(same_bytes(tensor, state[path]) for tensor, path in live)
