@@ -1,6 +1,9 @@
 """handfast for torch: ``from handfast.torch import Checkpointer``."""
 
-from handfast.torch.checkpointer import Checkpointer
-from handfast.torch.load import load
+from handfast.torch.garbage import uncollected
+
+with uncollected():  # torch has left so much that a collection takes longer than these imports
+    from handfast.torch.checkpointer import Checkpointer
+    from handfast.torch.load import load
 
 __all__ = ["Checkpointer", "load"]

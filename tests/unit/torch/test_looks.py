@@ -33,7 +33,7 @@ class Saver:
         if self.image is None or self.image.plan is not plan:
             self.close()
             self.image = StagingImage(plan)
-        encoded, _ = self.held.copy(self.image)
+        encoded, *_ = self.held.copy(self.image)
         fresh = capture(self.state, rng=False)
         views = map_image(plan.slots, self.image.map)
         assert {slot.spec.path: slot.spec for slot in plan.slots} == {
