@@ -22,7 +22,9 @@ from training import Training, digest
 
 import handfast
 from handfast import Epoch, Keep, Lattice
+from handfast.agent.snapshot import Proposal
 from handfast.checkpoint.connection import Connection
+from handfast.checkpoint.session import Session
 from handfast.core.lattice import GENESIS
 from handfast.errors import Blocked, HandfastError, Poisoned, Refused, Unstorable
 from handfast.torch import Checkpointer, load
@@ -571,6 +573,38 @@ def test_a_load_that_fails_half_way_poisons_every_later_save(run: str) -> None:
     assert ckpt.restore() == 1
     assert ckpt.save(2)
     ckpt.close(30.0)
+
+
+def test_a_file_that_changes_between_its_validation_and_its_load_poisons(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that bytes which were found valid, and are not any more when they are loaded, end the
+    restore: nothing is saved of a state of no epoch, and the next one judges the copy anew."""
+    training = Training()
+    with begun(run, training) as ckpt:
+        for step in (1, 2):
+            training.step()
+            ckpt.save(step).converged(30.0)
+    before = ckpt.all_steps()
+    accept = Session.accept
+
+    def damaged(self: Session, proposal: Proposal) -> None:
+        accept(self, proposal)
+        (image,) = Path(run).glob("domains/*/1/chunks/1-2.safetensors")
+        data = bytearray(image.read_bytes())
+        data[-1] ^= 1
+        image.write_bytes(data)
+
+    again = Checkpointer(run, Training().state(), **PATIENT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "accept", damaged)
+        with pytest.raises(Poisoned, match=r"chunk 0 of epoch 1/2.* differs from its hash"):
+            again.restore()
+    with pytest.raises(Poisoned, match="nothing can be saved until a restore succeeds"):
+        again.save(3)
+    assert again.restore() == 1
+    assert before == [1, 2]
+    again.close(30.0)
 
 
 def test_another_number_of_threads_is_warned_of_by_name(

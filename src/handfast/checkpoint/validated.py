@@ -1,8 +1,8 @@
 """A copy that its agent has validated, read again where it is loaded.
 
 Nothing of it is kept in memory in between, which may hold the state itself and no second one. So
-each byte is held against its hash once more, on its way into live state; what fails by then stops
-the restore, and goes nowhere.
+each byte is held against its hash once more, where it is loaded; what fails by then stops the
+restore.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 from handfast.errors import Damaged
 from handfast.store.manifest import Manifest
-from handfast.store.shelf import PART, Shelf
+from handfast.store.shelf import PART, Room, Shelf, nowhere
 
 __all__ = ["Validated"]
 
@@ -32,20 +32,24 @@ class Validated:
         self._kept: OrderedDict[int, bytes] = OrderedDict()
 
     def visit(
-        self, take: Callable[[int, memoryview], None], only: Iterable[range] | None = None
+        self,
+        take: Callable[[int, memoryview], None],
+        only: Iterable[range] | None = None,
+        room: Room = nowhere,
     ) -> None:
         """Read and verify spans of the image, or all of it, by several threads.
 
         ``take(start, data)`` gets what lies from byte ``start`` of the image on, in memory that it
-        may not keep; some of it again, where a read that failed is repeated. Raises Damaged,
-        naming file and offset, and HandfastError where the files can't be looked at.
+        may not keep; some of it again, where a read that failed is repeated. What there is ``room``
+        for is read to there, and verified there. Raises Damaged, naming file and offset, and
+        HandfastError where the files can't be looked at.
         """
         spans = None if only is None else list(only)
         try:
-            self._shelf.visit(self.manifest, take, spans)
+            self._shelf.visit(self.manifest, take, spans, room)
         except Damaged:
             time.sleep(PAUSE)
-            self._shelf.visit(self.manifest, take, spans)
+            self._shelf.visit(self.manifest, take, spans, room)
 
     def read(self, span: range) -> bytearray:
         """Read and verify some bytes of the image. Raises what :meth:`visit` raises."""

@@ -256,7 +256,7 @@ class Directory(Shelf):
         )
         if verify != "fsync":
             chosen = _all(manifest) if verify == "full" else _sample(manifest)
-            self._read_parts(manifest, chosen, None, moved={own: path + TEMPORARY})
+            self._read_parts(manifest, chosen, moved={own: path + TEMPORARY})
         if plan.fresh:
             self._publish("name the image", path)
         return manifest, sum(_bytes(piece, size) for piece in plan.fresh)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Final
 
 from handfast.core.lattice import Epoch
@@ -25,9 +26,11 @@ from handfast.store.port import Buffer, Entry, Progress
 __all__ = [
     "ENDING",
     "PART",
+    "Room",
     "Shelf",
     "find",
     "named_epoch",
+    "nowhere",
     "parts",
     "read_chunks",
     "read_manifest",
@@ -36,6 +39,18 @@ __all__ = [
 ENDING: Final = ".manifest"
 NAME = re.compile(r"(0|[1-9]\d*)-(0|[1-9]\d*)(?:\.r([1-9]\d*))?\.manifest")
 PART: Final = 4  # chunks that one thread moves at a time
+
+
+Room = Callable[[int, int], memoryview | None]
+"""Gives the memory that bytes of an image are to be read to, if there is any."""
+
+
+def nowhere(start: int, end: int) -> None:
+    """No part of an image has room of its own."""
+
+
+def _within(view: memoryview, start: int, end: int) -> memoryview:
+    return view[start:end]
 
 
 class Shelf:
@@ -115,7 +130,8 @@ class Shelf:
                 raise ValueError(
                     f"a buffer of {len(view)} bytes for an image of {manifest.image_bytes}"
                 )
-        self._read_parts(manifest, _chosen(manifest, only), view, progress=progress)
+        room = nowhere if view is None else partial(_within, view)
+        self._read_parts(manifest, _chosen(manifest, only), room, progress=progress)
         return manifest
 
     def visit(
@@ -123,14 +139,17 @@ class Shelf:
         manifest: Manifest,
         take: Callable[[int, memoryview], None],
         only: Iterable[range] | None = None,
+        room: Room = nowhere,
     ) -> None:
         """Read an image again whose manifest is known, and hand on what is verified of it.
 
         `take(start, data)` gets the bytes from `start` of the image on, in memory that is used
-        again for others when it returns; several threads call it. `only` is that of :meth:`read`.
-        Raises Damaged as :meth:`read` does: what was handed on by then was right.
+        again for others when it returns; several threads call it. Where there is `room` for a part,
+        that is read to there, and nobody is told. `only` is that of :meth:`read`. Raises Damaged
+        as :meth:`read` does: what was handed on by then was right, what has room of its own need
+        not be.
         """
-        self._read_parts(manifest, _chosen(manifest, only), None, take)
+        self._read_parts(manifest, _chosen(manifest, only), room, take)
 
     def lacks(self, manifest: Manifest) -> str:
         """Say which data file of an epoch is missing or too short, without reading any; or ''."""
@@ -149,7 +168,7 @@ class Shelf:
         self,
         manifest: Manifest,
         chosen: Iterable[Piece],
-        into: memoryview | None,
+        room: Room = nowhere,
         take: Callable[[int, memoryview], None] | None = None,
         *,
         moved: Mapping[str, str] | None = None,
@@ -178,12 +197,15 @@ class Shelf:
             def read(part: Piece) -> None:
                 span = _span(part, manifest)
                 with contextlib.ExitStack() as held:
-                    target = into[span.start : span.stop] if into is not None else None
-                    if target is None:
-                        target = held.enter_context(scratch.lend(len(span)))
-                    read_chunks(self.files, *opened[part.source], manifest, part, target)
-                    if take is not None:
-                        take(span.start, target)
+                    target = room(span.start, span.stop)
+                    own = (
+                        target
+                        if target is not None
+                        else held.enter_context(scratch.lend(len(span)))
+                    )
+                    read_chunks(self.files, *opened[part.source], manifest, part, own)
+                    if target is None and take is not None:
+                        take(span.start, own)
                 done.add(len(span))
 
             share_out(read, ahead, self.files.lanes)

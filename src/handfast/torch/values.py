@@ -1,9 +1,11 @@
 """The values of a validated epoch, read from its files straight into the live state.
 
-What is copied was held against its hash just before, in the same memory, so no byte of another
-epoch, and none that is damaged, ever comes into a live tensor.
+What is large is read to where it belongs, and held against its hash there; what is small is read
+many at a time, verified, and copied. Bytes that fail by then, though they were found valid before,
+stop the restore: the live state is of no epoch then, and nothing is saved of it.
 """
 
+import ctypes
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
@@ -105,7 +107,22 @@ class _Filling:
 
     def run(self, copy: Validated) -> None:
         """Read, verify and copy all of it."""
-        copy.visit(self._take, [range(want.start, want.end) for want in self._wants])
+        spans = [range(want.start, want.end) for want in self._wants]
+        copy.visit(self._take, spans, self._room)
+
+    def _room(self, start: int, end: int) -> memoryview | None:
+        """The memory of the one tensor that wants these bytes, all of them; else none."""
+        found = self._overlapping(start, end)
+        if len(found) != 1 or found[0].start > start or found[0].end < end:
+            return None
+        address = found[0].address + start - found[0].start
+        return memoryview((ctypes.c_ubyte * (end - start)).from_address(address)).cast("B")
+
+    def _overlapping(self, start: int, end: int) -> list[_Want]:
+        """The wants that have some of these bytes."""
+        first = bisect_right(self._starts, start - self._reach)
+        some = self._wants[first : bisect_left(self._starts, end)]
+        return [want for want in some if want.end > start]
 
     @torch.no_grad()
     def _take(self, start: int, data: memoryview) -> None:
@@ -114,11 +131,8 @@ class _Filling:
         block = torch.frombuffer(data, dtype=torch.uint8)
         shift = block.data_ptr() - start
         targets, sources = [], []
-        first = bisect_right(self._starts, start - self._reach)
-        for want in self._wants[first : bisect_left(self._starts, end)]:
+        for want in self._overlapping(start, end):
             begin, stop = max(start, want.start), min(end, want.end)
-            if begin >= stop:
-                continue
             if stop - begin <= SMALL:
                 move(want.address + begin - want.start, shift + begin, stop - begin)
                 continue
