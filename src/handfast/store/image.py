@@ -7,7 +7,7 @@ has the bytes.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from types import MappingProxyType
 from typing import Annotated
 
@@ -138,8 +138,11 @@ def check_spec(spec: TensorSpec) -> None:
         raise ValueError(f"{path}: shape {shape} at offset {offset} lies outside of {whole}")
 
 
-def plan(specs: Iterable[TensorSpec]) -> Layout:
+def plan(specs: Iterable[TensorSpec], still: Container[str] = ()) -> Layout:
     """Lay tensors out: descending element size, then by path, so that all who plan agree.
+
+    Of one element size those that are probably ``still`` from epoch to epoch, by their paths, come
+    behind all others: a chunk in which one byte changes is written anew.
 
     Raises Unstorable for a dtype that no image knows, ValueError for a path that is given twice
     or a spec that contradicts itself, and SaveFailed if the header would be larger than the
@@ -151,7 +154,7 @@ def plan(specs: Iterable[TensorSpec]) -> Layout:
             known = ", ".join(DTYPES)
             raise Unstorable(spec.path, spec.dtype, f"images know the dtypes {known}")
         check_spec(spec)
-    tensors.sort(key=lambda spec: (-DTYPES[spec.dtype][0], spec.path))
+    tensors.sort(key=lambda spec: (-DTYPES[spec.dtype][0], spec.path in still, spec.path))
     entries: dict[str, object] = {_METADATA: {"format": "handfast image 1"}}
     at = 0
     spans = []

@@ -32,6 +32,7 @@ from handfast.torch.tensors import (
     all_tensors,
     any_dtensor,
     is_dtensor,
+    is_still,
     local,
     spec_of,
     whole_everywhere,
@@ -53,7 +54,7 @@ class Captured:
     and so are ``looks``, while no tensor has moved or changed its form. ``fixed`` are those parts
     of ``objects`` that are made of names alone, and that nobody changes; ``whole``, one of them, is
     all of the state if that is nothing but tensors. ``trained`` are the paths of tensors in boxes
-    that are no mere values.
+    that are no mere values, ``still`` those of parameters that nothing trains.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -69,6 +70,7 @@ class Captured:
     fixed: tuple[object, ...]
     whole: dict[str, object] | None = None
     trained: frozenset[str] = frozenset()
+    still: frozenset[str] = frozenset()
 
 
 class Names(NamedTuple):
@@ -470,6 +472,7 @@ def _planned(
         fixed=_fixed(found.names, objects[KINDS]),
         whole=_whole(found.names),
         trained=frozenset(node.path for node in trained(found.nodes)),
+        still=frozenset(s.path for s, t in zip(specs, found.tensors, strict=True) if is_still(t)),
     )
 
 

@@ -171,7 +171,7 @@ class TorchState:
         self._mine = tuple(spec.path not in left for spec in now.specs)
         specs = list(compress(now.specs, self._mine))
         apart = left | self._kept
-        self._layout = layout = plan(specs)
+        self._layout = layout = plan(specs, now.still)
         self._plan = Plan(
             slots=layout.slots,
             header=layout.header,

@@ -25,6 +25,7 @@ __all__ = [
     "digest",
     "dims_of",
     "is_dtensor",
+    "is_still",
     "local",
     "make",
     "place_like",
@@ -46,6 +47,11 @@ def is_dtensor(value: object) -> bool:
     if type(value) in _PLAIN:  # asked several times of each of many thousands
         return False
     return isinstance(value, loaded("torch.distributed.tensor", "DTensor"))
+
+
+def is_still(value: object) -> bool:
+    """Whether it is a parameter that nothing trains, such as those below an adapter."""
+    return isinstance(value, torch.nn.Parameter) and not value.requires_grad
 
 
 def all_tensors(values: Iterable[object]) -> bool:

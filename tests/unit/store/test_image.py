@@ -77,6 +77,13 @@ def test_order_is_by_size_then_path_whatever_the_order_of_asking() -> None:
     assert [slot.spec.path for slot in layout.slots] == ["c", "a", "b", "d"]
 
 
+def test_what_stays_as_it_is_lies_behind_what_changes() -> None:
+    """Within one element size, so that all stay aligned, and few chunks have some of both."""
+    specs = [spec("b"), spec("a"), spec("f"), spec("c", "float64"), spec("e", "float64")]
+    layout = plan(specs, still={"a", "c", "not/there"})
+    assert [slot.spec.path for slot in layout.slots] == ["e", "c", "b", "f", "a"]
+
+
 @pytest.mark.parametrize("count", [0, 1, 40, 41, 42, 43, 200])
 def test_header_fills_whole_blocks_and_slots_tile_the_rest(count: int) -> None:
     """Around the size where the header grows by a block, too."""
