@@ -33,7 +33,7 @@ from handfast.store.shelf import ENDING, Shelf, named_epoch, parts
 
 __all__ = ["Directory", "claim"]
 
-LOOK: Final = 8  # one chunk in so many is held against the parent's
+LOOK: Final = 16  # one chunk in so many, or more, is held against the parent's
 SAMPLE: Final = 6  # chunks that are read back besides the first and the last
 
 
@@ -265,12 +265,13 @@ class Directory(Shelf):
         """Whether a look at some chunks finds one that is the parent's.
 
         To hash an image before it is written takes a tenth of the time of writing it, and in
-        training all of it changes. No run of so many chunks that they matter goes unseen.
+        training all of it changes. No run of a sixteenth of all chunks, nor one of `LOOK`, goes
+        unseen.
         """
         if (parent.image_bytes, parent.chunk_bytes) != (size, CHUNK):
             return False
         chunks = -(-size // CHUNK)
-        for index in range(0, chunks, LOOK if chunks > LOOK * LOOK else 1):
+        for index in range(0, chunks, max(1, min(LOOK, chunks // 16))):
             span = Span(index * CHUNK, min((index + 1) * CHUNK, size), 0)
             found = parent.hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
             if self._hash(image, [span]) == found:
