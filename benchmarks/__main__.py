@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks.common import goals, machine, picture, tables
 from benchmarks.common.figures import Figure, Setting
 from benchmarks.common.peers import PEERS, missing
-from benchmarks.common.processes import mark, scratch
+from benchmarks.common.processes import as_installed, mark, scratch
 
 QUESTIONS = (
     "blocking", "durable", "restore", "certify", "memory", "tensors", "unchanged", "training",
@@ -45,6 +45,12 @@ def _run(options: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidy up as after Ctrl-C
     mark()
+    with scratch(options.home) as compiled:
+        as_installed(compiled)
+        return _answer(options, console)
+
+
+def _answer(options: argparse.Namespace, console: Console) -> int:
     absent = {peer: how for peer in options.peers if (how := missing(peer))}
     there = tuple(peer for peer in options.peers if peer not in absent)
     facts = machine.facts(options.home)

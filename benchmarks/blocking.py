@@ -3,7 +3,8 @@
 The limit: one warm memcpy of as many bytes, one flat piece into another, both touched before. No
 save that returns with the state copied can be faster. Peers: DCP's asynchronous saves, which copy
 as handfast does, and two that write all of it before they return, not even synced. (What DCP's own
-save takes, all of which blocks, is in the question ``durable``.)
+save takes, all of which blocks, is in the question ``durable``.) With ``images=0`` handfast needs
+no memory for a second state, and blocks until the epoch is persisted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 
 from benchmarks.common.contest import Race, Turn, contest, timed
 from benchmarks.common.figures import Figure, Setting, beside
-from benchmarks.common.peers import HANDFAST, Saver, open_saver, undone
+from benchmarks.common.peers import HANDFAST, STREAMED, Saver, open_saver, undone
 from benchmarks.common.ranks import Rank
 from benchmarks.common.state import change, flat, make_state
 
@@ -40,7 +41,7 @@ def _enter(setting: Setting, rank: Rank) -> Iterator[Race]:
         turns: dict[str, Turn] = {
             "memcpy": lambda: {"blocked": timed(lambda: target.copy_(source))}
         }
-        for name in (HANDFAST, *(peer for peer in PEERS if peer in setting.peers)):
+        for name in (HANDFAST, STREAMED, *(peer for peer in PEERS if peer in setting.peers)):
             saver = stack.enter_context(closing(open_saver(name, setting.home, state, rank)))
             turns[name] = partial(_save, saver)
         yield Race(turns, lambda: change(state.values()))

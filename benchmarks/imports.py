@@ -7,11 +7,9 @@ same lap.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from benchmarks.common.figures import Figure, Setting
 
@@ -22,8 +20,7 @@ PACKAGES = ("handfast", "torch", "handfast.torch")
 def ask(setting: Setting) -> Iterator[Figure]:
     """Measure it, in turn, twice as often as else."""
     laps = [
-        {package: _import(package, setting.home) for package in PACKAGES}
-        for _ in range(2 * setting.repeat + 1)
+        {package: _import(package) for package in PACKAGES} for _ in range(2 * setting.repeat + 1)
     ][1:]
     for package in PACKAGES:
         values = tuple(each[package] for each in laps)
@@ -36,17 +33,12 @@ def _figure(who: str, what: str, values: tuple[float, ...]) -> Figure:
     return Figure(question="imports", who=who, what=what, unit="ms", values=values, at={})
 
 
-def _import(package: str, home: Path) -> float:
+def _import(package: str) -> float:
     code = (
         "import time; began = time.perf_counter(); "
         f"import {package}; print((time.perf_counter() - began) * 1e3)"
     )
-    around = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     told = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=around | {"PYTHONPYCACHEPREFIX": str(home / "compiled")},
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
     return float(told)

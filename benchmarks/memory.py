@@ -17,7 +17,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from benchmarks.common.figures import Figure, Setting
-from benchmarks.common.peers import HANDFAST, open_saver, undone
+from benchmarks.common.peers import HANDFAST, STREAMED, open_saver, undone
 from benchmarks.common.processes import Sampler
 from benchmarks.common.ranks import Rank, on_ranks
 from benchmarks.common.state import change, make_state, size
@@ -39,7 +39,7 @@ class Seen(NamedTuple):
 
 def ask(setting: Setting) -> Iterator[Figure]:
     """Measure each contestant in a job of its own, one after the other."""
-    for name in (HANDFAST, *(peer for peer in PEERS if peer in setting.peers)):
+    for name in (HANDFAST, STREAMED, *(peer for peer in PEERS if peer in setting.peers)):
         sampler = Sampler()
         with sampler.running():
             (seen,) = on_ranks(1, setting.home, partial(_use, name, setting))

@@ -8,7 +8,7 @@ from typing import Final, Literal
 import msgspec
 
 from benchmarks.common.figures import Figure, short
-from benchmarks.common.peers import HANDFAST
+from benchmarks.common.peers import HANDFAST, STREAMED
 
 __all__ = ["GOALS", "Goal", "Judged", "judge"]
 
@@ -75,7 +75,7 @@ GOALS: Final = (
     Goal(text=_IN_PLACE),
     Goal(text=_MEMORY, question="memory", what="save, beyond one copy", most=64),
     Goal(text=_TIER),
-    Goal(text=_STREAM),
+    Goal(text=_STREAM, question="memory", what="save", who=STREAMED, most=256),
     *(
         Goal(text=_TENSORS, question="tensors", what=what, most=2, tensors=(0, 10_000))
         for what in (_DICT, _MODULE)

@@ -26,9 +26,10 @@ from benchmarks.common.ranks import Rank
 from benchmarks.common.state import State
 from handfast.torch import Checkpointer
 
-__all__ = ["HANDFAST", "PEERS", "Handfast", "Saver", "missing", "open_saver", "undone"]
+__all__ = ["HANDFAST", "PEERS", "STREAMED", "Handfast", "Saver", "missing", "open_saver", "undone"]
 
 HANDFAST: Final = "handfast"
+STREAMED: Final = "handfast, images=0"
 
 
 class Saver(Protocol):
@@ -65,11 +66,15 @@ class Handfast:
 
     undone = ""
     needs = ("", "")
+    images = 1
 
     def __init__(self, home: Path, state: State, rank: Rank) -> None:  # noqa: ARG002 - a Saver's
         self._path, self._state = home, state
-        self.keeper = Checkpointer(home, state, rng=False)
+        self.keeper = self._open()
         self.step = self.keeper.restore()
+
+    def _open(self) -> Checkpointer:
+        return Checkpointer(self._path, self._state, rng=False, images=self.images)
 
     def save(self) -> None:
         self.step += 1
@@ -90,10 +95,16 @@ class Handfast:
     def reopen(self) -> None:
         """Leave, and come back as a job does that is started again."""
         self.keeper.close()
-        self.keeper = Checkpointer(self._path, self._state, rng=False)
+        self.keeper = self._open()
 
     def close(self) -> None:
         self.keeper.close(600)
+
+
+class Streamed(Handfast):
+    """handfast without memory for a second state: its ``save`` returns when it is persisted."""
+
+    images = 0
 
 
 class Plain:
@@ -277,7 +288,7 @@ PEERS: Final[dict[str, type[Plain]]] = {
     "torchsnapshot": TorchSnapshot,
     "orbax": Orbax,
 }
-_SAVERS: Final[dict[str, Any]] = {HANDFAST: Handfast, **PEERS}
+_SAVERS: Final[dict[str, Any]] = {HANDFAST: Handfast, STREAMED: Streamed, **PEERS}
 
 
 def missing(peer: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["Sampler", "is_agent", "mark", "marked", "scratch", "written"]
+__all__ = ["Sampler", "as_installed", "is_agent", "mark", "marked", "scratch", "written"]
 
 _NAME = "HANDFAST_BENCHMARK"
 PATIENCE_S = 20.0
@@ -25,6 +25,12 @@ PATIENCE_S = 20.0
 def mark() -> None:
     """Mark all that this process starts from now on."""
     os.environ.setdefault(_NAME, secrets.token_hex(8))
+
+
+def as_installed(place: Path) -> None:
+    """Let all that this process starts keep compiled files, as an installation has them."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(place.absolute())
 
 
 def marked() -> list[int]:
