@@ -198,7 +198,7 @@ def test_what_is_sent_is_held_against_the_soup() -> None:
         for record in turn.persist[before:]:
             if isinstance(record, ms.Converged):
                 epoch = replace(record.certificate.epoch, step=record.certificate.epoch.step + 1)
-                turn.news.append(ms.Converged(replace(record.certificate, epoch=epoch)))
+                turn.news += (ms.Converged(replace(record.certificate, epoch=epoch)),)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(member, "_converge", boasts)

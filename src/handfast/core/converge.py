@@ -8,7 +8,8 @@ two-phase commit with its log at every member and no right to abort (the design,
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -16,6 +17,7 @@ import msgspec
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Roster, bits
 from handfast.core.messages import Certificate, Rolled, Skipped, Staged, leaf, merkle_root, node
+from handfast.core.overlay import Tree
 
 __all__ = [
     "STRANDED",
@@ -37,12 +39,15 @@ __all__ = [
 STRANDED: Final = 4
 """So many windows of epochs may be saved that others have passed by, before saves are refused."""
 
+_epoch: Final = attrgetter("epoch")
+_domain: Final = attrgetter("domain")
+
 
 class Conflict(Exception):
     """One domain voted twice, differently, on one epoch: a broken member, or a forged vote."""
 
 
-class Ballot(msgspec.Struct, frozen=True, array_like=True):
+class Ballot(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The votes held on one epoch: the facts themselves, in the order of the configuration.
 
     ``votes`` overlap nowhere. Where there is a tree, votes of whole blocks are held as one
@@ -57,48 +62,41 @@ class Ballot(msgspec.Struct, frozen=True, array_like=True):
     @property
     def staged(self) -> int:
         """Mask the domains that are known to have staged the epoch."""
-        return sum((1 << end) - (1 << first) for first, end in map(reach, self.votes))
+        mask = 0
+        for vote in self.votes:
+            if type(vote) is Rolled:
+                mask |= ((1 << vote.size) - 1) << vote.first
+            else:
+                mask |= 1 << vote.domain
+        return mask
 
     @property
     def skipped(self) -> int:
         """Mask the domains that are known to have skipped it."""
-        return sum(1 << skip.domain for skip in self.skips)
+        return sum([1 << skip.domain for skip in self.skips])
 
 
 def reach(vote: Staged | Rolled | Skipped) -> tuple[int, int]:
     """Give the first and the end of the domains that a vote speaks for."""
-    if isinstance(vote, Rolled):
+    if type(vote) is Rolled:
         return vote.first, vote.first + vote.size
     return vote.domain, vote.domain + 1
 
 
-class Tally(msgspec.Struct, frozen=True, array_like=True):
+class Tally(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is known of one tier: the highest converged epoch, and the ballots above it."""
 
     line: Certificate | None = None
     ballots: tuple[Ballot, ...] = ()
 
 
-def _place(tally: Tally, epoch: Epoch) -> tuple[int, Ballot | None]:
-    at = bisect_left(tally.ballots, epoch, key=lambda ballot: ballot.epoch)
-    if at < len(tally.ballots) and tally.ballots[at].epoch == epoch:
-        return at, tally.ballots[at]
-    return at, None
-
-
-def ballot_of(tally: Tally, epoch: Epoch) -> Ballot | None:
-    """Find the ballot on an epoch, if any vote on it is held."""
-    return _place(tally, epoch)[1]
-
-
 def sound(roster: Roster, vote: Staged | Rolled | Skipped) -> bool:
     """Say whether a vote is of a member, or of domains that are rolled up in this configuration."""
+    if type(vote) is not Rolled:
+        return 0 <= vote.domain < roster.size
     first, end = reach(vote)
-    if not 0 <= first < end <= roster.size:
-        return False
-    if not isinstance(vote, Rolled):
-        return True
-    return roster.tree is not None and vote.size > 1 and roster.tree.aligned(first, end)
+    inside = vote.size > 1 and first >= 0 and end <= roster.size
+    return inside and roster.tree is not None and roster.tree.aligned(first, end)
 
 
 def join(
@@ -111,27 +109,27 @@ def join(
     the hearer's is rolled up that never staged it. What is held rolled up is not told apart from
     another digest any more.
     """
-    if tally.line is not None and vote.epoch <= tally.line.epoch:
+    epoch, ballots = vote.epoch, tally.ballots
+    if tally.line is not None and epoch <= tally.line.epoch:
         return tally
-    at, held = _place(tally, vote.epoch)
-    ballot = held or Ballot(vote.epoch)
-    first, end = reach(vote)
-    if hearer is not None and first <= hearer < end:
-        if not isinstance(vote, Rolled):
-            return tally
-        if voted(ballot, hearer, hearer + 1) is None:
-            raise Conflict(f"{roster.ids[hearer]} never staged {vote.epoch}: {first} to {end - 1}")
-    joined = (
-        _skip(roster, ballot, vote) if isinstance(vote, Skipped) else _add(roster, ballot, vote)
-    )
+    at = bisect_left(ballots, epoch, key=_epoch)
+    there = at < len(ballots) and ballots[at].epoch == epoch
+    ballot = ballots[at] if there else Ballot(epoch)
+    if hearer is not None:
+        if type(vote) is not Rolled:
+            if vote.domain == hearer:
+                return tally
+        elif _first(vote) <= hearer < reach(vote)[1] and not voted(ballot, hearer, hearer + 1):
+            whose = f"{vote.first} to {reach(vote)[1] - 1}"
+            raise Conflict(f"{roster.ids[hearer]} never staged {epoch}: {whose}")
+    joined = _skip(roster, ballot, vote) if type(vote) is Skipped else _add(roster, ballot, vote)
     if joined is ballot:
         return tally
-    rest = tally.ballots[at + (held is not None) :]
-    return Tally(tally.line, (*tally.ballots[:at], joined, *rest))
+    return Tally(tally.line, (*ballots[:at], joined, *ballots[at + there :]))
 
 
 def _first(vote: Staged | Rolled | Skipped) -> int:
-    return reach(vote)[0]
+    return vote.first if type(vote) is Rolled else vote.domain
 
 
 def voted(ballot: Ballot, first: int, end: int) -> Staged | Rolled | None:
@@ -153,25 +151,31 @@ def _skip(roster: Roster, ballot: Ballot, vote: Skipped) -> Ballot:
 
 
 def _add(roster: Roster, ballot: Ballot, vote: Staged | Rolled) -> Ballot:
-    first, end = reach(vote)
-    twice = next((skip.domain for skip in ballot.skips if first <= skip.domain < end), None)
-    held = voted(ballot, first, end)
-    if twice is not None or (held is not None and reach(held) == (first, end) and held != vote):
-        raise Conflict(
-            f"{roster.ids[first if twice is None else twice]} voted twice on {vote.epoch}"
-        )
-    if held is not None:
+    votes, (first, end) = ballot.votes, reach(vote)
+    place = _domain if roster.tree is None else _first
+    at = bisect_right(votes, first, key=place)
+    begun, past = reach(votes[at - 1]) if at else (-1, -1)
+    for skip in ballot.skips:
+        if first <= skip.domain < end:
+            raise Conflict(f"{roster.ids[skip.domain]} voted twice on {vote.epoch}")
+    if end <= past:
+        if begun == first and end == past and votes[at - 1] != vote:
+            raise Conflict(f"{roster.ids[first]} voted twice on {vote.epoch}")
         return ballot
-    low = bisect_left(ballot.votes, first, key=_first)
-    high = bisect_left(ballot.votes, end, key=_first)  # what lies between is a part of the vote
-    votes = _rolled(roster, [*ballot.votes[:low], vote, *ballot.votes[high:]], low)
-    return Ballot(ballot.epoch, votes, ballot.skips)
+    low = at - (begun == first)
+    single = end == first + 1  # else what lies between is a part of the vote
+    high = at if single else bisect_left(votes, end, at, key=place)
+    joined = (*votes[:low], vote, *votes[high:])
+    if roster.tree is not None:
+        joined = _rolled(roster, roster.tree, [*joined], low)
+    return Ballot(ballot.epoch, joined, ballot.skips)
 
 
-def _rolled(roster: Roster, votes: list[Staged | Rolled], at: int) -> tuple[Staged | Rolled, ...]:
+def _rolled(
+    roster: Roster, tree: Tree, votes: list[Staged | Rolled], at: int
+) -> tuple[Staged | Rolled, ...]:
     """Roll up what the vote at this place makes whole."""
-    tree = roster.tree
-    while tree is not None:
+    while True:
         if at and tree.joins(reach(votes[at - 1]), reach(votes[at])):
             at -= 1
         elif at + 1 == len(votes) or not tree.joins(reach(votes[at]), reach(votes[at + 1])):
@@ -185,22 +189,26 @@ def _rolled(roster: Roster, votes: list[Staged | Rolled], at: int) -> tuple[Stag
 
 def _hash(roster: Roster, vote: Staged | Rolled) -> bytes:
     """Give the node of the Merkle tree over the attestations that a vote speaks for."""
-    if isinstance(vote, Rolled):
+    if type(vote) is Rolled:
         return vote.root
     return leaf(f"{roster.ids[vote.domain]}={vote.digest}")
 
 
 def waiting(roster: Roster, tier: int, ballot: Ballot) -> int:
     """Mask the domains whose vote is still awaited; 0 where every shard has its k_T copies."""
-    need, staged = roster.needs[tier], ballot.staged
-    if roster.tree is not None:  # all of the tier is needed
-        first, end = roster.tree.span(roster.copies[tier][0][0])
-        return (1 << end) - (1 << first) & ~staged & ~ballot.skipped
-    missing = 0
+    if roster.tree is None:
+        return _missing(roster, tier, ballot.staged) & ~ballot.skipped
+    first, end = roster.tree.span(roster.copies[tier][0][0])  # all of the tier is needed
+    return (1 << end) - (1 << first) & ~ballot.staged & ~ballot.skipped
+
+
+def _missing(roster: Roster, tier: int, staged: int) -> int:
+    """Mask the domains that have not staged, of all shards that too few have staged."""
+    need, missing = roster.needs[tier], 0
     for mask in roster.holders[tier]:
         if (staged & mask).bit_count() < need:
             missing |= mask & ~staged
-    return missing & ~ballot.skipped
+    return missing
 
 
 def awaited(roster: Roster, tier: int, tally: Tally, ballot: Ballot) -> int:
@@ -223,12 +231,13 @@ def awaited(roster: Roster, tier: int, tally: Tally, ballot: Ballot) -> int:
 
 def complete(roster: Roster, tier: int, ballot: Ballot) -> bool:
     """Say whether Conv_T holds: every shard is staged by at least k_T of its domains."""
+    votes = ballot.votes
     if roster.tree is not None:  # all of the tier is needed, so it is one vote
-        return bool(ballot.votes) and reach(ballot.votes[0]) == roster.tree.span(
-            _first(ballot.votes[0])
-        )
-    need, staged = roster.needs[tier], ballot.staged
-    return all((staged & mask).bit_count() >= need for mask in roster.holders[tier])
+        return bool(votes) and reach(votes[0]) == roster.tree.span(_first(votes[0]))
+    if len(votes) < roster.needs[tier] * len(roster.homes):
+        return False
+    everybody = len(votes) == len(roster.members[tier])
+    return everybody or not _missing(roster, tier, ballot.staged)
 
 
 def void(roster: Roster, tallies: Sequence[Tally]) -> tuple[Epoch, ...]:
@@ -237,8 +246,14 @@ def void(roster: Roster, tallies: Sequence[Tally]) -> tuple[Epoch, ...]:
     Votes are write-once, so this is as stable as convergence.
     """
     skipped: dict[Epoch, int] = {}
-    for ballot in (ballot for tally in tallies for ballot in tally.ballots if ballot.skips):
-        skipped[ballot.epoch] = skipped.get(ballot.epoch, 0) | ballot.skipped
+    for tally in tallies:
+        for ballot in tally.ballots:
+            if ballot.skips:
+                skipped[ballot.epoch] = skipped.get(ballot.epoch, 0) | ballot.skipped
+    return _void(roster, skipped) if skipped else ()
+
+
+def _void(roster: Roster, skipped: Mapping[Epoch, int]) -> tuple[Epoch, ...]:
     homes = roster.configuration.domains
     return tuple(
         epoch
@@ -255,10 +270,10 @@ def certify(roster: Roster, tier: int, ballot: Ballot) -> Certificate:
     if roster.tree is not None:
         root = _hash(roster, ballot.votes[0]).hex()
     else:
-        said = {vote.domain: vote.digest for vote in ballot.votes if isinstance(vote, Staged)}
-        said |= {skip.domain: skip.reason for skip in ballot.skips}
-        members = sorted(i for held in roster.copies[tier] for i in held)
-        root = merkle_root([f"{roster.ids[i]}={said.get(i, '')}" for i in members])
+        said = {skip.domain: skip.reason for skip in ballot.skips}
+        said |= {vote.domain: vote.digest for vote in ballot.votes if type(vote) is Staged}
+        ids = roster.ids
+        root = merkle_root([f"{ids[i]}={said.get(i, '')}" for i in roster.members[tier]])
     return Certificate(
         roster.configuration.run, roster.digest, roster.tiers[tier], ballot.epoch, root
     )
@@ -268,8 +283,8 @@ def learn(tally: Tally, certificate: Certificate) -> Tally:
     """Raise the line to a certificate, and drop the ballots that it supersedes."""
     if tally.line is not None and certificate.epoch <= tally.line.epoch:
         return tally
-    kept = tuple(ballot for ballot in tally.ballots if ballot.epoch > certificate.epoch)
-    return Tally(certificate, kept)
+    at = bisect_right(tally.ballots, certificate.epoch, key=_epoch)
+    return Tally(certificate, tally.ballots[at:])
 
 
 def settle(roster: Roster, tier: int, tally: Tally) -> Tally:

@@ -15,36 +15,13 @@ from handfast.core.recover import Phase
 from handfast.core.retain import Keep
 
 __all__ = [
-    "Accept",
-    "Action",
-    "Begin",
-    "Captured",
-    "Check",
-    "Checked",
-    "Decline",
-    "Effects",
-    "Event",
-    "Failed",
-    "Forgone",
-    "Greet",
-    "Overtaken",
-    "Persist",
-    "Persisted",
-    "Pinned",
-    "Propose",
-    "Publish",
-    "Received",
-    "Refuse",
-    "Reject",
-    "Release",
-    "Resume",
-    "Send",
-    "Stuck",
-    "Tick",
-]
+    "Accept", "Action", "Begin", "Captured", "Check", "Checked", "Decline", "Effects", "Event",
+    "Failed", "Forgone", "Greet", "Overtaken", "Persist", "Persisted", "Pinned", "Propose",
+    "Publish", "Received", "Refuse", "Reject", "Release", "Resume", "Send", "Stuck", "Tick",
+]  # fmt: skip
 
 
-class _Value(msgspec.Struct, frozen=True):
+class _Value(msgspec.Struct, frozen=True, gc=False):
     pass
 
 

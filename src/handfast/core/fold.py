@@ -7,13 +7,14 @@ member is after a crash is what it had written, by construction.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
+from typing import Any, Final
 
 import msgspec
 
 from handfast.core import converge, recover
-from handfast.core.lattice import GENESIS
+from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import Roster
 from handfast.core.messages import (
     Accepted,
@@ -25,6 +26,7 @@ from handfast.core.messages import (
     Frozen,
     Lost,
     Record,
+    Released,
     RestoreCertificate,
     Restored,
     Skipped,
@@ -37,6 +39,7 @@ from handfast.core.state import Member, Peer, Peers
 __all__ = ["boot", "fold"]
 
 _replace = msgspec.structs.replace
+_epoch = attrgetter("epoch")
 
 
 def boot(
@@ -52,28 +55,13 @@ def boot(
         state = fold(state, record)
     gone = [item.epoch for item in lost]
     retained = tuple(copy for copy in state.retained if copy.epoch not in gone)
-    state = _replace(state, retained=retained, lost=tuple(lost))
-    return state if state.roster is None else _known(state)
+    known = () if state.roster is None else _known(state, state.tallies, retained)
+    return _replace(state, retained=retained, lost=tuple(lost), converged=known)
 
 
 def fold(state: Member, record: Record) -> Member:
     """Apply one own record to a member's state."""
-    match record:
-        case Configured():
-            return _configured(state, record)
-        case Frozen():
-            return _frozen(state, record)
-        case Staged() | Skipped():
-            return _voted(state, record)
-        case Valid() | Bad() | Accepted():
-            return _said(state, record)
-        case Restored():
-            return _restored(state, record.certificate)
-        case Converged():
-            return _converged(state, record.certificate)
-        case _:  # Released
-            kept = tuple(copy for copy in state.retained if copy.epoch not in record.epochs)
-            return _known(_replace(state, retained=kept))
+    return _FOLDS[type(record)](state, record)
 
 
 def roster_of(state: Member) -> Roster:
@@ -125,27 +113,30 @@ def _frozen(state: Member, record: Frozen) -> Member:
 
 
 def _voted(state: Member, vote: Staged | Skipped) -> Member:
-    roster = roster_of(state)
-    tier = roster.tier_of[state.me]
-    tally = converge.join(roster, state.tallies[tier], vote)
-    state = with_tally(state, tier, tally)
-    state = _replace(
+    roster, epoch = roster_of(state), vote.epoch
+    tier, held, known = roster.tier_of[state.me], state.retained, state.converged
+    tallies = placed(state.tallies, tier, converge.join(roster, state.tallies[tier], vote))
+    if type(vote) is Staged:
+        at = bisect_left(held, epoch, key=_epoch)
+        held = (*held[:at], Copy(epoch, vote.digest), *held[at:])
+        known = _known(state, tallies, held)
+    return _replace(
         state,
-        persisting=tuple(epoch for epoch in state.persisting if epoch != vote.epoch),
-        last=max(vote.epoch, state.last or GENESIS),
+        tallies=tallies,
+        persisting=tuple([other for other in state.persisting if other != epoch]),
+        last=epoch if state.last is None else max(epoch, state.last),
+        retained=held,
+        converged=known,
     )
-    if isinstance(vote, Skipped):
-        return state
-    held, at = state.retained, bisect_left(state.retained, vote.epoch, key=attrgetter("epoch"))
-    copy = Copy(vote.epoch, vote.digest)
-    return _known(_replace(state, retained=(*held[:at], copy, *held[at:])))
 
 
-def with_tally(state: Member, tier: int, tally: converge.Tally) -> Member:
-    """Put one tier's tally in its place; the same state where it is the same tally."""
-    if tally is state.tallies[tier]:
-        return state
-    return _replace(state, tallies=(*state.tallies[:tier], tally, *state.tallies[tier + 1 :]))
+def placed(
+    tallies: tuple[converge.Tally, ...], tier: int, tally: converge.Tally
+) -> tuple[converge.Tally, ...]:
+    """Put one tier's tally in its place; the same tallies where it is the same tally."""
+    if tally is tallies[tier]:
+        return tallies
+    return (*tallies[:tier], tally, *tallies[tier + 1 :])
 
 
 def _said(state: Member, record: Valid | Bad | Accepted) -> Member:
@@ -159,15 +150,19 @@ def _said(state: Member, record: Valid | Bad | Accepted) -> Member:
     )
 
 
-def _restored(state: Member, certificate: RestoreCertificate) -> Member:
-    roster = roster_of(state)
+def _restored(state: Member, record: Restored) -> Member:
+    roster, certificate = roster_of(state), record.certificate
     tallies = tuple(
         _rebased(roster, tier, tally, certificate) for tier, tally in enumerate(state.tallies)
     )
-    return _known(
-        _replace(
-            state, restored=certificate, recovery=None, checking=None, told=None, tallies=tallies
-        )
+    return _replace(
+        state,
+        restored=certificate,
+        recovery=None,
+        checking=None,
+        told=None,
+        tallies=tallies,
+        converged=_known(state, tallies, state.retained),
     )
 
 
@@ -191,24 +186,37 @@ def _rebased(
     return converge.Tally(held, tally.ballots)
 
 
-def _converged(state: Member, certificate: Certificate) -> Member:
-    tier = roster_of(state).tiers.index(certificate.tier)
-    return _known(with_tally(state, tier, converge.learn(state.tallies[tier], certificate)))
+def _converged(state: Member, record: Converged) -> Member:
+    tier = roster_of(state).tiers.index(record.certificate.tier)
+    tally = converge.learn(state.tallies[tier], record.certificate)
+    tallies = placed(state.tallies, tier, tally)
+    return _replace(state, tallies=tallies, converged=_known(state, tallies, state.retained))
 
 
-def _known(state: Member) -> Member:
+def _released(state: Member, record: Released) -> Member:
+    kept = tuple([copy for copy in state.retained if copy.epoch not in record.epochs])
+    return _replace(state, retained=kept, converged=_known(state, state.tallies, kept))
+
+
+def _known(
+    state: Member, tallies: Sequence[converge.Tally], held: Sequence[Copy]
+) -> tuple[Epoch, ...]:
     """Remember the own tier's line for when a higher one has taken its place.
 
     Retained or not: with spare copies it may converge before this domain's own is durable. Of what
     is older than all that is retained no more is known than the line.
     """
-    line = state.tallies[roster_of(state).tier_of[state.me]].line
-    held, known = state.retained, state.converged
-    if line is not None:
-        at = bisect_left(known, line.epoch)
-        if known[at : at + 1] != (line.epoch,):
-            known = (*known[:at], line.epoch, *known[at:])
-    known = known[bisect_left(known, held[0].epoch) if held else len(known) :]
-    if line is not None and (not held or line.epoch < held[0].epoch):
-        known = (line.epoch, *known)
-    return _replace(state, converged=known)
+    line, known = tallies[roster_of(state).tier_of[state.me]].line, state.converged
+    known = known[bisect_left(known, held[0].epoch) :] if held else ()
+    if line is None:
+        return known
+    at = bisect_left(known, line.epoch)
+    there = at < len(known) and known[at] == line.epoch
+    return known if there else (*known[:at], line.epoch, *known[at:])
+
+
+_FOLDS: Final[dict[type, Callable[[Member, Any], Member]]] = {
+    Configured: _configured, Frozen: _frozen, Staged: _voted, Skipped: _voted,
+    Valid: _said, Bad: _said, Accepted: _said, Restored: _restored,
+    Converged: _converged, Released: _released,
+}  # fmt: skip

@@ -8,9 +8,8 @@ tick, and once both masks agree nothing more is sent (L5).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from operator import itemgetter
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TypeAlias, TypeVar
 
 from handfast.core.converge import Ballot, reach, voted
 from handfast.core.lattice import Epoch
@@ -32,31 +31,32 @@ from handfast.core.recover import Check, Recovery
 from handfast.core.state import Member
 
 T = TypeVar("T")
+Shown: TypeAlias = tuple[tuple[int, Epoch, T], ...]
 
 __all__ = ["held", "knows", "lacking", "merge", "restless", "turn"]
 
 
 def knows(member: Member) -> Knows:
     """Sum up what a member holds of its generation."""
-    tallies = member.tallies
-    open_ = [(tier, ballot) for tier, tally in enumerate(tallies) for ballot in tally.ballots]
-    votes: tuple[tuple[int, Epoch, bytes], ...] = ()
-    spans: tuple[tuple[int, Epoch, tuple[int, ...]], ...] = ()
-    if member.roster is not None and member.roster.tree is not None:
-        spans = tuple((tier, b.epoch, _span((*b.votes, *b.skips))) for tier, b in open_)
-    else:
-        votes = tuple((tier, b.epoch, pack(b.staged | b.skipped)) for tier, b in open_)
-    lines = tuple(tally.line.epoch if tally.line else None for tally in tallies)
-    if member.open or member.recovery is None:
-        return Knows(restored=member.open, lines=lines, votes=votes, spans=spans)
-    recovery = member.recovery
+    votes, spans, lines = [], [], []
+    tree = member.roster is not None and member.roster.tree is not None
+    for tier, tally in enumerate(member.tallies):
+        lines.append(tally.line.epoch if tally.line is not None else None)
+        for b in tally.ballots:
+            if tree:
+                spans.append((tier, b.epoch, _span((*b.votes, *b.skips))))
+            else:
+                votes.append((tier, b.epoch, pack(b.staged | b.skipped if b.skips else b.staged)))
+    recovery, open_ = member.recovery, member.open
+    if open_ or recovery is None:
+        return Knows(b"", (), b"", b"", open_, tuple(lines), tuple(votes), tuple(spans))
     return Knows(
         frozen=pack(recovery.frozen),
         checks=tuple((check.epoch, pack(check.valid | check.bad)) for check in recovery.checks),
         accepted=_mask(recovery.accepted),
         declined=pack(sum(1 << declined.shard for declined in recovery.declined)),
-        votes=votes,
-        spans=spans,
+        votes=tuple(votes),
+        spans=tuple(spans),
     )
 
 
@@ -93,55 +93,68 @@ def _mask(row: Sequence[object | None]) -> bytes:
 
 
 def _union(old: bytes, new: bytes) -> bytes:
-    return pack(unpack(old) | unpack(new))
+    return old if old == new else pack(unpack(old) | unpack(new))
+
+
+def _spliced(old: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:
+    return _stretches([*_pairs(old), *_pairs(new)])
 
 
 def merge(old: Knows, new: Knows) -> Knows:
     """Join two views of one peer: messages may arrive in any order."""
     if old == new:
         return old
-    votes = {(tier, epoch): mask for tier, epoch, mask in old.votes}
-    for tier, epoch, mask in new.votes:
-        votes[tier, epoch] = _union(votes.get((tier, epoch), b""), mask)
-    spans = {(tier, epoch): span for tier, epoch, span in old.spans}
-    for tier, epoch, span in new.spans:
-        both = (*_pairs(spans.get((tier, epoch), ())), *_pairs(span))
-        spans[tier, epoch] = _stretches(both)
-    checks = dict(old.checks)
-    for epoch, mask in new.checks:
-        checks[epoch] = _union(checks.get(epoch, b""), mask)
+    lines, checks = _highest(old.lines, new.lines), old.checks
+    votes, spans = old.votes or new.votes, old.spans or new.spans
+    if votes:
+        votes = _joined(lines, old, old.votes, new, new.votes, _union)
+    if spans:
+        spans = _joined(lines, old, old.spans, new, new.spans, _spliced)
+    if new.checks:
+        judged = dict(checks)
+        for epoch, mask in new.checks:
+            judged[epoch] = _union(judged.get(epoch, b""), mask)
+        checks = tuple(sorted(judged.items()))
     return Knows(
-        frozen=_union(old.frozen, new.frozen),
-        checks=tuple(sorted(checks.items())),
-        accepted=_union(old.accepted, new.accepted),
-        declined=_union(old.declined, new.declined),
+        frozen=_union(old.frozen, new.frozen) if new.frozen else old.frozen,
+        checks=checks,
+        accepted=_union(old.accepted, new.accepted) if new.accepted else old.accepted,
+        declined=_union(old.declined, new.declined) if new.declined else old.declined,
         restored=old.restored or new.restored,
-        lines=_highest(old.lines, new.lines),
-        votes=_above(votes, _highest(old.lines, new.lines)),
-        spans=_above(spans, _highest(old.lines, new.lines)),
+        lines=lines,
+        votes=votes,
+        spans=spans,
     )
 
 
 def _highest(
     old: tuple[Epoch | None, ...], new: tuple[Epoch | None, ...]
 ) -> tuple[Epoch | None, ...]:
-    if not old or not new:
+    if not old or not new or old == new:
         return old or new
-    return tuple(
-        max((epoch for epoch in pair if epoch is not None), default=None)
-        for pair in zip(old, new, strict=True)
-    )
+    for at, line in enumerate(old):
+        if line is not None and ((later := new[at]) is None or later < line):
+            both = zip(old, new, strict=True)
+            return tuple(b if a is None or (b is not None and a < b) else a for a, b in both)
+    return new
 
 
-def _above(
-    votes: dict[tuple[int, Epoch], T], lines: tuple[Epoch | None, ...]
-) -> tuple[tuple[int, Epoch, T], ...]:
-    """Forget the votes that a peer's own line supersedes."""
-    return tuple(
-        (tier, epoch, mask)
-        for (tier, epoch), mask in sorted(votes.items(), key=itemgetter(0))
-        if not lines or (line := lines[tier]) is None or epoch > line
-    )
+def _joined(
+    lines: tuple[Epoch | None, ...], old: Knows, ours: Shown[T], new: Knows, theirs: Shown[T],
+    join: Callable[[T, T], T],
+) -> Shown[T]:  # fmt: skip
+    """Join the votes that a peer has shown, and forget those that its own lines supersede."""
+    if ours and lines is not old.lines:
+        ours = tuple([v for v in ours if (line := lines[v[0]]) is None or v[1] > line])
+    if theirs and lines is not new.lines:
+        theirs = tuple([v for v in theirs if (line := lines[v[0]]) is None or v[1] > line])
+    if not ours or not theirs:
+        return ours or theirs
+    votes = {(tier, epoch): mask for tier, epoch, mask in ours}
+    for tier, epoch, mask in theirs:
+        held = votes.get((tier, epoch))
+        votes[tier, epoch] = mask if held is None else join(held, mask)
+    return tuple([(*key, votes[key]) for key in sorted(votes)])
 
 
 def lacking(member: Member, peer: Knows) -> tuple[Fact | Rolled, ...]:
@@ -155,8 +168,8 @@ def lacking(member: Member, peer: Knows) -> tuple[Fact | Rolled, ...]:
             return ()
         return tuple(_lacking_recovery(member.recovery, peer))
     facts: list[Fact | Rolled] = [] if peer.restored else [Restored(member.restored)]
-    shown = held(peer)
     for tier, tally in enumerate(member.tallies):
+        shown = held(peer) if tally.ballots else {}
         line = peer.lines[tier] if peer.lines else None
         if tally.line is not None and (line is None or line < tally.line.epoch):
             facts.append(Converged(tally.line))
@@ -262,19 +275,25 @@ def rolls(before: Member, after: Member) -> int:
     to know that an epoch converged tells all that are next to it.
     """
     roster = after.roster
-    if roster is None or roster.tree is None or not (before.open and after.open):
+    if roster is None or roster.tree is None or before.tallies is after.tallies:
+        return 0
+    if not (before.open and after.open):
         return 0
     tree, me = roster.tree, after.me
-    risen = [
-        (tier, new.line.epoch)
-        for tier, (old, new) in enumerate(zip(before.tallies, after.tallies, strict=True))
-        if new.line is not None and new.line != old.line
-    ]
-    to = sum(1 << i for i in tree.next_to(me) if _behind(after.peers[i].knows.lines, risen))
-    above, tier, block = tree.above(me), roster.tier_of[me], tree.block(me)
-    told = [b.epoch for b in before.tallies[tier].ballots if voted(b, *block)]
-    whole = [b.epoch for b in after.tallies[tier].ballots if voted(b, *block)]
-    return to if above is None or set(whole) <= set(told) else to | 1 << above
+    risen, to = [], 0
+    for tier, new in enumerate(after.tallies):
+        if new.line is not None and new.line != before.tallies[tier].line:
+            risen.append((tier, new.line.epoch))
+    for i in tree.next_to(me) if risen else ():
+        if _behind(after.peers[i].knows.lines, risen):
+            to |= 1 << i
+    tier = roster.tier_of[me]
+    if ballots := after.tallies[tier].ballots:
+        above, block = tree.above(me), tree.block(me)
+        told = [b.epoch for b in before.tallies[tier].ballots if voted(b, *block)]
+        if above is not None and any(b.epoch not in told for b in ballots if voted(b, *block)):
+            to |= 1 << above
+    return to
 
 
 def _behind(lines: tuple[Epoch | None, ...], risen: Sequence[tuple[int, Epoch]]) -> bool:

@@ -31,35 +31,14 @@ from typing import TypeAlias, TypeVar
 import msgspec
 
 __all__ = [
-    "GENESIS",
-    "Conflict",
-    "Constraint",
-    "Epoch",
-    "Skew",
-    "Solution",
-    "Vector",
-    "Wide",
-    "ceiling",
-    "consistent",
-    "diagonal",
-    "floor",
-    "greatest_below",
-    "greatest_retained",
-    "join",
-    "leq",
-    "mask",
-    "meet",
-    "mixed",
-    "recoverable",
-    "recovery_line",
-    "skew",
-    "violated",
-    "wide_line",
-    "without",
-]
+    "GENESIS", "Conflict", "Constraint", "Epoch", "Skew", "Solution", "Vector", "Wide",
+    "ceiling", "consistent", "diagonal", "floor", "greatest_below", "greatest_retained", "join",
+    "leq", "mask", "meet", "mixed", "recoverable", "recovery_line", "skew", "violated",
+    "wide_line", "without",
+]  # fmt: skip
 
 
-class Epoch(msgspec.Struct, frozen=True, order=True, array_like=True):
+class Epoch(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
     """A generation (one life of the job) and a step (completed optimizer updates)."""
 
     generation: int

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from handfast.core import converge, events, gossip, recover
-from handfast.core.fold import boot, fold, with_tally
+from handfast.core.fold import boot, fold, placed
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import Roster, bits, succession
 from handfast.core.messages import (
@@ -42,29 +42,29 @@ from handfast.core.messages import (
 )
 from handfast.core.recover import Phase
 from handfast.core.retain import releasable
-from handfast.core.state import Member, Peer
+from handfast.core.state import Member, Peer, Peers
 
 __all__ = ["boot", "step"]
 
 _replace = msgspec.structs.replace
 
 
-class _Turn:
+class _Turn(msgspec.Struct, eq=False, gc=False):
     """What one step has come to so far.
 
     ``news`` are facts of this member's own, for all neighbours; ``answers`` are the peers that
     get whatever they seem to lack; ``hello`` those that are asked for what this member lacks.
+    ``anew``: more is changed than a vote STAGED can change.
     """
 
-    __slots__ = ("actions", "answers", "before", "hello", "news", "persist", "state")
-
-    def __init__(self, state: Member) -> None:
-        self.before = self.state = state
-        self.persist: list[Record] = []
-        self.news: list[Fact] = []
-        self.actions: list[events.Action] = []
-        self.answers = 0
-        self.hello = 0
+    before: Member
+    state: Member
+    persist: tuple[Record, ...] = ()
+    news: tuple[Fact, ...] = ()
+    actions: tuple[events.Action, ...] = ()
+    answers: int = 0
+    hello: int = 0
+    anew: bool = False
 
     def set(self, **changes: Any) -> None:
         """Change what is volatile."""
@@ -72,17 +72,18 @@ class _Turn:
 
     def write(self, record: Record) -> None:
         """Change what is durable: by a record, and in no other way."""
-        self.persist.append(record)
+        self.persist += (record,)
         self.state = fold(self.state, record)
 
     def say(self, fact: Frozen | Staged | Skipped | Valid | Bad | Accepted | Restored) -> None:
         """Write an own fact, and tell it; what goes up a tree is told as it is rolled up."""
         self.write(fact)
-        if not isinstance(fact, Staged) or self.state.roster is None or not self.state.roster.tree:
-            self.news.append(fact)
+        self.anew = self.anew or type(fact) is not Staged
+        if type(fact) is not Staged or self.state.roster is None or not self.state.roster.tree:
+            self.news += (fact,)
 
     def do(self, action: events.Action) -> None:
-        self.actions.append(action)
+        self.actions += (action,)
 
 
 def step(state: Member, event: events.Event) -> tuple[Member, events.Effects]:
@@ -90,12 +91,12 @@ def step(state: Member, event: events.Event) -> tuple[Member, events.Effects]:
 
     Raises ``KeyError`` for a value that is no event.
     """
-    turn = _Turn(state)
+    turn = _Turn(state, state)
     _HANDLERS[type(event)](turn, event)
     if turn.state.roster is not None:
         _conclude(turn, turn.state.roster)
     sends = _sends(turn)
-    return turn.state, events.Effects(tuple(turn.persist), sends, tuple(turn.actions))
+    return turn.state, events.Effects(turn.persist, sends, turn.actions)
 
 
 # --- what the trainer and its round ask ---------------------------------------------------------
@@ -110,6 +111,7 @@ def _begin(turn: _Turn, event: events.Begin) -> None:
     if not again and not _freeze(turn, event):
         return
     turn.set(keep=event.keep, window=event.window, told=None, checking=None)
+    turn.anew = True
     if turn.state.open and turn.state.restored is not None:
         turn.do(events.Resume(turn.state.restored))
     turn.answers = turn.hello = sum(1 << i for i in event.roster.neighbours[turn.state.me])
@@ -160,7 +162,7 @@ def _decline(turn: _Turn, event: events.Decline) -> None:
     shard = state.roster.configuration.domains[state.me].shard
     fact = Declined(shard, event.generation, event.epoch, event.reason)
     turn.set(recovery=state.recovery and recover.join(state.recovery, fact))
-    turn.news.append(fact)
+    turn.news += (fact,)
 
 
 def _standing(state: Member, generation: int) -> recover.Standing | None:
@@ -174,7 +176,8 @@ def _captured(turn: _Turn, event: events.Captured) -> None:
     if why:
         turn.do(events.Refuse(event.epoch, why, by))
         return
-    turn.set(persisting=(*turn.state.persisting, event.epoch), last=event.epoch)
+    persisting = (*turn.state.persisting, event.epoch)
+    turn.state = _replace(turn.state, persisting=persisting, last=event.epoch)
     turn.do(events.Persist(event.epoch))
 
 
@@ -184,13 +187,13 @@ def _unfit(state: Member, epoch: Epoch) -> tuple[str, tuple[str, ...]]:
         return "this generation holds no restore certificate: restore first", ()
     if epoch.generation != state.generation:
         return f"generation {state.generation} is the present one", ()
-    floor = max(state.last or state.restored.base, state.restored.base, key=lambda e: e.step)
-    if epoch.step <= floor.step:
-        return f"step {floor.step} was saved or restored before it", ()
+    floor = max(state.restored.base.step, state.last.step if state.last is not None else 0)
+    if epoch.step <= floor:
+        return f"step {floor} was saved or restored before it", ()
     tier = state.roster.tier_of[state.me]
     mine = 1 << state.me
     tally = state.tallies[tier]
-    staged = [b for b in tally.ballots if b.staged & mine and not b.skipped]
+    staged = [b for b in tally.ballots if b.staged & mine and not b.skips]
     pending = [b for b in staged if converge.awaited(state.roster, tier, tally, b)]
     if len(pending) + len(state.persisting) < state.window:
         if len(staged) < converge.STRANDED * state.window:
@@ -237,33 +240,35 @@ def _checked(turn: _Turn, event: events.Checked) -> None:
 
 def _pinned(turn: _Turn, event: events.Pinned) -> None:
     turn.set(pinned=event.epochs)
+    turn.anew = True
 
 
 # --- what peers say -----------------------------------------------------------------------------
 
 
 def _received(turn: _Turn, event: events.Received) -> None:
-    state, message = turn.state, event.message
-    if state.roster is None or not _admitted(turn, state.roster, message):
+    state, message, roster = turn.state, event.message, turn.state.roster
+    if roster is None:
         return
-    peer = state.peers[message.sender]
+    sender, known = message.sender, message.knows
+    peer = state.peers[sender]
+    if not _admitted(turn, roster, message, peer):
+        return
     fresh = message.incarnation > peer.incarnation
-    known = message.knows
-    if not fresh and not message.hello:
-        known = gossip.merge(peer.knows, message.knows)
-    facts = (*message.facts, *message.rolled)
-    owed = bool(facts) or (peer.owed and not fresh)
-    turn.set(peers=state.peers.put(message.sender, Peer(message.incarnation, known, owed)))
-    for fact in facts:
-        _learn(turn, state.roster, fact)
     if fresh or message.hello:
-        turn.answers |= 1 << message.sender
+        turn.answers |= 1 << sender
+    else:
+        known = gossip.merge(peer.knows, known)
+    facts = message.facts + message.rolled
+    heard = Peer(message.incarnation, known, bool(facts) or (peer.owed and not fresh))
+    turn.state = _replace(state, peers=state.peers.put(sender, heard))
+    for fact in facts:
+        _LEARN[type(fact)](turn, roster, fact)
 
 
-def _admitted(turn: _Turn, roster: Roster, message: Message) -> bool:
+def _admitted(turn: _Turn, roster: Roster, message: Message, peer: Peer) -> bool:
     """Refuse what is of another configuration, generation, round or incarnation (S10, S13)."""
-    state = turn.state
-    why = ""
+    state, why = turn.state, ""
     if message.generation > state.generation:
         turn.do(events.Overtaken(message.generation))
         return False
@@ -276,41 +281,27 @@ def _admitted(turn: _Turn, roster: Roster, message: Message) -> bool:
         why = f"of configuration {message.configuration[:8]}, not {roster.digest[:8]}"
     elif message.round != state.round:
         why = f"another round of generation {state.generation}"
-    elif message.incarnation < state.peers[message.sender].incarnation:
+    elif message.incarnation < peer.incarnation:
         why = f"incarnation {message.incarnation} of {roster.ids[message.sender]} is past"
     if why:
         turn.do(events.Reject(why))
     return not why
 
 
-def _learn(turn: _Turn, roster: Roster, fact: Fact | Rolled) -> None:
-    """Join one fact of a peer's; what a member says of itself it knows from its own journal, but
+def _learn(turn: _Turn, roster: Roster, fact: Frozen | Valid | Bad | Accepted | Declined) -> None:
+    """Join one fact of a recovery; what a member says of itself it knows from its own journal, but
     that its rank has declined: a crash forgets that."""
-    state = turn.state
-    match fact:
-        case Staged() | Skipped() | Rolled():
-            _learn_vote(turn, roster, fact)
-        case Restored():
-            _learn_restored(turn, roster, fact.certificate)
-        case Converged():
-            _learn_converged(turn, roster, fact)
-        case _:
-            recovery = state.recovery
-            if recovery is None or fact.generation != state.generation:
-                return
-            if not 0 <= _place(fact) < _places(roster, fact):
-                turn.do(events.Reject("a fact of no member"))
-            elif isinstance(fact, Declined) or not state.own(fact):
-                turn.set(recovery=recover.join(recovery, fact))
-
-
-def _place(fact: Frozen | Valid | Bad | Accepted | Declined) -> int:
-    return fact.shard if isinstance(fact, Accepted | Declined) else fact.domain
-
-
-def _places(roster: Roster, fact: Frozen | Valid | Bad | Accepted | Declined) -> int:
-    shards = isinstance(fact, Accepted | Declined)
-    return roster.configuration.shards if shards else roster.size
+    recovery = turn.state.recovery
+    if recovery is None or fact.generation != turn.state.generation:
+        return
+    if isinstance(fact, Accepted | Declined):
+        at, places = fact.shard, roster.configuration.shards
+    else:
+        at, places = fact.domain, roster.size
+    if not 0 <= at < places:
+        turn.do(events.Reject("a fact of no member"))
+    elif isinstance(fact, Declined) or not turn.state.own(fact):
+        turn.set(recovery=recover.join(recovery, fact))
 
 
 def _learn_vote(turn: _Turn, roster: Roster, vote: Staged | Skipped | Rolled) -> None:
@@ -318,17 +309,19 @@ def _learn_vote(turn: _Turn, roster: Roster, vote: Staged | Skipped | Rolled) ->
     if vote.epoch.generation != state.generation or not converge.sound(roster, vote):
         turn.do(events.Reject(f"a vote on {vote.epoch} in generation {state.generation}"))
         return
-    tier = roster.tier_of[converge.reach(vote)[0]]
+    tier = roster.tier_of[vote.first if type(vote) is Rolled else vote.domain]
     try:
         tally = converge.join(roster, state.tallies[tier], vote, state.me)
     except converge.Conflict as conflict:
         turn.do(events.Reject(str(conflict)))
     else:
-        turn.state = with_tally(state, tier, tally)
+        if tally is not state.tallies[tier]:
+            turn.anew = turn.anew or type(vote) is Skipped
+            turn.state = _replace(state, tallies=placed(state.tallies, tier, tally))
 
 
-def _learn_restored(turn: _Turn, roster: Roster, certificate: RestoreCertificate) -> None:
-    state = turn.state
+def _learn_restored(turn: _Turn, roster: Roster, fact: Restored) -> None:
+    state, certificate = turn.state, fact.certificate
     named = (certificate.generation, certificate.round, certificate.configuration)
     if named != (state.generation, state.round, roster.digest):
         turn.do(events.Reject(f"a restore certificate of generation {certificate.generation}"))
@@ -363,11 +356,25 @@ def _tick(turn: _Turn, _: events.Tick) -> None:
 
 
 def _conclude(turn: _Turn, roster: Roster) -> None:
-    """Draw every conclusion that the facts held now allow."""
+    """Draw every conclusion that the facts held now allow.
+
+    What a turn leaves as it was allows no more than the turn before it drew; but for the first one
+    of a life, which no turn was before: then there is no word yet of what to keep. A copy of one's
+    own is released if its epoch is not above the line (so no ballot is open on it), or void.
+    """
     if turn.state.recovery is not None:
         _recover(turn, roster, turn.state.recovery)
-    if turn.state.open:
-        _converge(turn, roster)
+    old, now = turn.before, turn.state
+    anew, saved = turn.anew or old.keep is None, now.retained is not old.retained
+    voted = now.tallies is not old.tallies
+    if not (anew or voted or saved) or not now.open:
+        return
+    _converge(turn, roster)
+    tallies, own = turn.state.tallies, roster.tier_of[now.me]
+    if (
+        anew or tallies[own].line is not old.tallies[own].line
+        or (saved and (not voted or converge.void(roster, tallies)))
+    ):  # fmt: skip
         _release(turn, roster)
 
 
@@ -443,27 +450,39 @@ def _sends(turn: _Turn) -> tuple[events.Send, ...]:
     state, roster = turn.state, turn.state.roster
     if roster is None or state.generation == 0:
         return ()
-    news = sum(1 << i for i in roster.neighbours[state.me]) if turn.news else 0
-    rolls = gossip.rolls(turn.before, state)
-    to = turn.answers | news | rolls
-    if not to:
+    answers = turn.answers
+    if roster.tree is not None:
+        answers |= gossip.rolls(turn.before, state)
+    if not answers and not turn.news:
         return ()
-    shown, peers = gossip.knows(state), state.peers
-    sends = []
-    for i in bits(to):
-        all_ = (turn.answers | rolls) >> i & 1
-        facts = gossip.lacking(state, peers[i].knows) if all_ else tuple(turn.news)
-        message = Message(
-            state.me, state.incarnation, state.generation, state.round, roster.digest,
-            tuple(fact for fact in facts if not isinstance(fact, Rolled)), shown,
-            bool(turn.hello >> i & 1), tuple(fact for fact in facts if isinstance(fact, Rolled)),
-        )  # fmt: skip
-        sends.append(events.Send(i, message))
-        if peers[i].owed:
-            peers = peers.put(i, _replace(peers[i], owed=False))
-    turn.set(peers=peers)
-    return tuple(sends)
+    to = roster.neighbours[state.me] if turn.news else ()
+    told = Message(
+        state.me, state.incarnation, state.generation, state.round, roster.digest,
+        turn.news, gossip.knows(state),
+    )  # fmt: skip
+    messages, heard = dict.fromkeys(to, told), []
+    for i in bits(answers) if answers else ():
+        facts = gossip.lacking(state, state.peers[i].knows)
+        messages[i] = _replace(
+            told,
+            facts=tuple([fact for fact in facts if type(fact) is not Rolled]),
+            hello=bool(turn.hello >> i & 1),
+            rolled=tuple([fact for fact in facts if type(fact) is Rolled]),
+        )
+    for i, peer in state.peers.heard:
+        answered = peer.owed and i in messages
+        heard.append((i, Peer(peer.incarnation, peer.knows) if answered else peer))
+    turn.state = _replace(state, peers=Peers(tuple(heard)))
+    if answers and to:
+        messages = dict(sorted(messages.items()))
+    return tuple(map(events.Send, messages, messages.values()))
 
+
+_LEARN: Final[dict[type, Callable[[_Turn, Roster, Any], None]]] = {
+    Staged: _learn_vote, Skipped: _learn_vote, Rolled: _learn_vote,
+    Restored: _learn_restored, Converged: _learn_converged,
+    Frozen: _learn, Valid: _learn, Bad: _learn, Accepted: _learn, Declined: _learn,
+}  # fmt: skip
 
 _HANDLERS: Final[dict[type, Callable[[_Turn, Any], None]]] = {
     events.Begin: _begin,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Final
 
 import msgspec
@@ -86,9 +85,9 @@ class Roster:
     """A configuration with what follows from it worked out once. Equal where the digests are.
 
     A mask is an int with bit i set for ``configuration.domains[i]``. ``copies[t][s]`` lists the
-    domains of tier t that hold shard s, P_T(s) in the design; ``holders[t][s]`` is their mask.
-    ``homes[s]`` is the rank's own voice: the first domain of its shard. ``neighbours[i]`` is whom
-    member i talks to.
+    domains of tier t that hold shard s, P_T(s) in the design; ``holders[t][s]`` is their mask, and
+    ``members[t]`` lists all of tier t. ``homes[s]`` is the rank's own voice: the first domain of
+    its shard. ``neighbours[i]`` is whom member i talks to.
 
     ``tree`` is there where it can be, which is where every domain's vote is needed (k_T is all of
     P_T(s)) and each tier is one piece of the order; and where it is worth it, which is in a job
@@ -118,15 +117,20 @@ class Roster:
             if homes[domain.shard] < 0:
                 homes[domain.shard] = i
         self.copies = tuple(tuple(map(tuple, shards)) for shards in held)
+        self.members = tuple(tuple(sorted(i for s in shards for i in s)) for shards in held)
         self.homes = tuple(homes)
         self._check()
+        self._holders: tuple[tuple[int, ...], ...] = ()
         self.tree = _tree(self)
         self.neighbours = _Neighbours(self)
 
-    @cached_property
+    @property
     def holders(self) -> tuple[tuple[int, ...], ...]:
-        """Mask, for each tier and shard, the domains that hold it."""
-        return tuple(tuple(sum(1 << i for i in held) for held in tier) for tier in self.copies)
+        """Mask, for each tier and shard, the domains that hold it; worked out when asked for."""
+        if not self._holders:
+            copies = self.copies
+            self._holders = tuple(tuple(sum(1 << i for i in s) for s in tier) for tier in copies)
+        return self._holders
 
     def _check(self) -> None:
         if len(set(self.ids)) != self.size:

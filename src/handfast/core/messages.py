@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, final
 
 import msgspec
 
@@ -22,43 +22,20 @@ from handfast.core.lattice import Epoch
 from handfast.core.membership import Configuration
 
 __all__ = [
-    "Accepted",
-    "Bad",
-    "Branch",
-    "Certificate",
-    "Configured",
-    "Converged",
-    "Copy",
-    "Declined",
-    "Fact",
-    "Frozen",
-    "Knows",
-    "Lost",
-    "Message",
-    "Record",
-    "Released",
-    "Report",
-    "RestoreCertificate",
-    "Restored",
-    "Rolled",
-    "Skipped",
-    "Staged",
-    "Valid",
-    "decode_message",
-    "decode_record",
-    "encode",
-    "leaf",
-    "merkle_root",
-    "node",
-    "pack",
-    "unpack",
-]
+    "Accepted", "Bad", "Branch", "Certificate", "Configured", "Converged", "Copy", "Declined",
+    "Fact", "Frozen", "Knows", "Lost", "Message", "Record", "Released", "Report",
+    "RestoreCertificate", "Restored", "Rolled", "Skipped", "Staged", "Valid", "decode_message",
+    "decode_record", "encode", "leaf", "merkle_root", "node", "pack", "unpack",
+]  # fmt: skip
 
 T = TypeVar("T")
 
 
-class _Value(msgspec.Struct, frozen=True, array_like=True):
-    """A frozen value, encoded as an array: fields may be added at the end, with defaults."""
+class _Value(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A frozen value, encoded as an array: fields may be added at the end, with defaults.
+
+    Frozen values hold no cycles, so the collector of cycles need not look at them.
+    """
 
 
 class Copy(_Value, frozen=True):
@@ -137,6 +114,7 @@ class Frozen(_Value, frozen=True, tag="frozen"):
     want: int | None = None
 
 
+@final
 class Staged(_Value, frozen=True, tag="staged"):
     """The vote STAGED(e, digest): durable, validated, retained until superseded."""
 
@@ -145,6 +123,7 @@ class Staged(_Value, frozen=True, tag="staged"):
     digest: str
 
 
+@final
 class Skipped(_Value, frozen=True, tag="skipped"):
     """The vote SKIP(e, reason): failed or refused, and never staged."""
 
@@ -153,6 +132,7 @@ class Skipped(_Value, frozen=True, tag="skipped"):
     reason: str
 
 
+@final
 class Rolled(_Value, frozen=True, tag="rolled"):
     """Many votes STAGED as one: ``size`` domains from ``first`` on, all of one tier, staged e.
 
@@ -343,7 +323,7 @@ def merkle_root(leaves: Sequence[str]) -> str:
     """
     level = [leaf(text) for text in leaves]
     while len(level) > 1:
-        above = [node(a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
+        above = list(map(node, level[::2], level[1::2]))
         if len(level) % 2:
             above.append(level[-1])
         level = above

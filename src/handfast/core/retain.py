@@ -57,13 +57,12 @@ def releasable(
     never be available, ``doubted`` those whose copy here was found BAD: it is no reason to release
     another, nor worth keeping.
     """
-    epochs = [copy.epoch for copy in retained]
     if line is None:
         return ()
-    gone = set(void)
+    gone, epochs = set(void), [copy.epoch for copy in retained]
     if line in epochs and line not in doubted:
         gone.update(_superseded(epochs, line, timeline, converged, keep, doubted))
-    return tuple(epoch for epoch in epochs if epoch in gone and epoch not in pinned)
+    return tuple([epoch for epoch in epochs if epoch in gone and epoch not in pinned])
 
 
 def _superseded(
@@ -74,17 +73,16 @@ def _superseded(
     keep: Keep,
     doubted: Collection[Epoch],
 ) -> list[Epoch]:
-    """List what lies below the line, and is not wanted."""
-    past = [epoch for epoch in epochs if epoch <= line]
-    living = [
-        epoch
-        for epoch in past
-        if epoch != GENESIS and epoch not in doubted and eligible(epoch, timeline)
-    ]
-    told = frozenset(converged)
-    known = [epoch for epoch in living if epoch in told]
-    oldest = known[-keep.newest] if len(known) >= keep.newest else GENESIS
-    wanted = {line, *(epoch for epoch in living if epoch >= oldest)}
-    if keep.every is not None:
-        wanted.update(epoch for epoch in living if epoch.step % keep.every == 0)
-    return [epoch for epoch in past if epoch not in wanted]
+    """List what lies below the line, and is not wanted, the newest first."""
+    gone: list[Epoch] = []
+    kept, every = 0, keep.every
+    for epoch in reversed(epochs):
+        if epoch > line:
+            continue
+        wanted = kept < keep.newest or (every is not None and epoch.step % every == 0)
+        living = wanted and epoch != GENESIS and epoch not in doubted and eligible(epoch, timeline)
+        if not living and epoch != line:
+            gone.append(epoch)
+        elif living and kept < keep.newest and epoch in converged:
+            kept += 1
+    return gone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from operator import itemgetter
+from typing import Final
 
 import msgspec
 
@@ -27,7 +27,7 @@ from handfast.core.retain import Keep
 __all__ = ["Member", "Peer", "Peers"]
 
 
-class Peer(msgspec.Struct, frozen=True):
+class Peer(msgspec.Struct, frozen=True, gc=False):
     """What is known of one peer: volatile, and rebuilt by greeting it.
 
     ``owed``: it has sent facts, and has not been shown yet that they are held.
@@ -38,7 +38,10 @@ class Peer(msgspec.Struct, frozen=True):
     owed: bool = False
 
 
-class Peers(msgspec.Struct, frozen=True, array_like=True):
+NOBODY: Final = Peer()
+
+
+class Peers(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is known of the peers, by their places; only of those that were heard of.
 
     A member of a large job hears of few, and a job of n members is not to need n^2 places.
@@ -48,17 +51,19 @@ class Peers(msgspec.Struct, frozen=True, array_like=True):
 
     def __getitem__(self, at: int) -> Peer:
         """Give what is known of a peer: nothing yet, where it was not heard of."""
-        i = bisect_left(self.heard, at, key=itemgetter(0))
-        return self.heard[i][1] if i < len(self.heard) and self.heard[i][0] == at else Peer()
+        heard = self.heard
+        i = bisect_left(heard, (at,))  # which is less than (at, ...)
+        return heard[i][1] if i < len(heard) and heard[i][0] == at else NOBODY
 
     def put(self, at: int, peer: Peer) -> Peers:
         """Put one peer in its place."""
-        i = bisect_left(self.heard, at, key=itemgetter(0))
-        there = i < len(self.heard) and self.heard[i][0] == at
-        return Peers((*self.heard[:i], (at, peer), *self.heard[i + there :]))
+        heard = self.heard
+        i = bisect_left(heard, (at,))
+        there = i < len(heard) and heard[i][0] == at
+        return Peers((*heard[:i], (at, peer), *heard[i + there :]))
 
 
-class Member(msgspec.Struct, frozen=True):
+class Member(msgspec.Struct, frozen=True, gc=False):
     """One domain's voice in the protocol.
 
     ``retained`` are the copies held, by their epochs. ``converged`` are, in order, the epochs that
@@ -100,7 +105,9 @@ class Member(msgspec.Struct, frozen=True):
     def open(self) -> bool:
         """Say whether this generation holds its restore certificate, and so may vote."""
         held = self.restored
-        return held is not None and (held.generation, held.round) == (self.generation, self.round)
+        if held is None:
+            return False
+        return held.generation == self.generation and held.round == self.round
 
     def own(self, fact: Frozen | Valid | Bad | Accepted | Declined) -> bool:
         """Say whether a fact is this member's own word."""

@@ -97,9 +97,6 @@ def test_a_ballot_is_found_by_its_epoch():
     two = roster()
     held = tally(two, Staged(0, E2, "b"), Staged(0, E1, "a"))
     assert [b.epoch for b in held.ballots] == [E1, E2]
-    assert converge.ballot_of(held, E2) == held.ballots[1]
-    assert converge.ballot_of(held, Epoch(1, 15)) is None
-    assert converge.ballot_of(held, Epoch(1, 25)) is None
 
 
 def test_a_spare_that_nobody_needs_is_not_waited_for():

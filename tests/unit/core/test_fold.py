@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from handfast.core.fold import boot, fold, with_tally
+from handfast.core.fold import boot, fold, placed
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.membership import Configuration, Domain, Roster
 from handfast.core.messages import (
@@ -160,5 +160,5 @@ def test_a_journal_of_another_domain_is_refused():
 
 def test_a_tally_that_is_the_same_leaves_the_state_the_same():
     state = boot("a", 2, LIFE)
-    assert with_tally(state, 0, state.tallies[0]) is state
+    assert placed(state.tallies, 0, state.tallies[0]) is state.tallies
     assert Roster(CONFIGURATION) == state.roster
