@@ -16,12 +16,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from handfast.agent.feed import Want
+from handfast.agent.judging import Judging
 from handfast.agent.keeper import Image, Keeper
 from handfast.agent.snapshot import FORGONE, UNLIKE, Outcome, Proposal, Skip, Snapshot, Stuck, skips
 from handfast.agent.witness import Witness
@@ -33,7 +33,7 @@ from handfast.core.membership import Roster, bits
 from handfast.core.messages import encode
 from handfast.core.state import Member
 from handfast.core.view import left_behind, view
-from handfast.errors import FormatError, HandfastError, Refused, SaveFailed, Superseded
+from handfast.errors import HandfastError, SaveFailed, Superseded
 from handfast.store.files import Files
 from handfast.store.manifest import Manifest
 
@@ -92,7 +92,7 @@ class DomainHost:
         self._journal = ThreadPoolExecutor(1, f"journal-{member.id}")
         self._writer = ThreadPoolExecutor(1, f"store-{member.id}")
         self._pending: dict[Epoch, _Pending] = {}
-        self._judged: dict[Epoch, asyncio.Task[Manifest]] = {}
+        self.judging = Judging(keeper, self._blocking, self.post)
         self._jobs: set[asyncio.Task[None]] = set()
         self._outcomes: deque[Outcome] = deque(maxlen=OUTCOMES)
         self._skipped: deque[Skip] = deque(maxlen=OUTCOMES)
@@ -139,18 +139,23 @@ class DomainHost:
                 self._pause = TICK_FIRST_S
 
     async def begin(
-        self, event: events.Begin, drain_s: float, shelves: Shelves | None = None
+        self,
+        event: events.Begin,
+        drain_s: float,
+        shelves: Shelves | None = None,
+        by_trainer: bool = False,
     ) -> None:
         """Drain what is being persisted, for ``drain_s`` seconds at most, then freeze.
 
-        ``shelves`` are where this node's domains lie, by root and name.
+        ``shelves`` are where this node's domains lie, by root and name; ``by_trainer`` says that
+        the trainer judges copies, as it reads them to where they belong.
         """
         self._shelves = dict(shelves or {})
         if event.generation > self.member.generation:
             await self.drain(drain_s)
         if event.generation > self.member.generation:
             self._proposal = self._stuck = None
-            self._judged.clear()  # each generation judges its copies by reading them
+            self.judging.begin(by_trainer)
         self.post(event)
 
     async def stage(
@@ -195,32 +200,10 @@ class DomainHost:
         ]
         return epoch in told
 
-    async def judge(self, epoch: Epoch) -> Manifest:
-        """Read every byte of a copy, once a generation; gives its manifest.
-
-        Raises what :meth:`handfast.agent.keeper.Keeper.check` raises. Whoever asks may go away in
-        the middle; the read does not.
-        """
-        if epoch not in self._judged:
-            work = self._blocking(self.keeper.check, self.member, epoch)
-            self._judged[epoch] = self._loop.create_task(work)
-            self._judged[epoch].add_done_callback(partial(self._read, epoch))
-        reading = self._judged[epoch]
-        found = await asyncio.shield(reading)
-        if self._judged.get(epoch) is not reading:
-            raise Superseded(f"{epoch} was given up while it was read: a later round has begun")
-        return found
-
-    def _read(self, epoch: Epoch, reading: asyncio.Task[Manifest]) -> None:
-        """Keep what was read; what could not be read may be asked for again."""
-        failed = reading.cancelled() or reading.exception() is not None
-        if failed and self._judged.get(epoch) is reading:
-            del self._judged[epoch]
-
     @property
     def busy(self) -> bool:
         """Say whether something is being persisted, read or released, or half-way taken in."""
-        reading = any(not task.done() for task in self._judged.values())
+        reading = any(not task.done() for task in self.judging.tasks)
         return bool(self._jobs) or reading or not self._calm.is_set()
 
     @property
@@ -233,7 +216,7 @@ class DomainHost:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 while self.busy:
-                    working = {*self._jobs, *self._judged.values()}
+                    working = {*self._jobs, *self.judging.tasks}
                     if working:
                         await asyncio.wait(working)
                     await self._calm.wait()
@@ -245,7 +228,7 @@ class DomainHost:
         for timer in (self._tick, self._telling):
             if timer is not None:
                 timer.cancel()
-        working = {*self._jobs, *self._judged.values()}
+        working = {*self._jobs, *self.judging.tasks}
         if working:
             await asyncio.wait(working)
         self._journal.shutdown()
@@ -253,6 +236,10 @@ class DomainHost:
         for pending in self._pending.values():
             pending.image.busy = None
         self.keeper.directory.close()
+
+    async def judge(self, epoch: Epoch) -> Manifest:
+        """See :meth:`handfast.agent.judging.Judging.judge`."""
+        return await self.judging.judge(self.member, epoch)
 
     # --- the loop ------------------------------------------------------------------------------
 
@@ -328,7 +315,8 @@ class DomainHost:
         member = self.member
         line = member.tallies[member.roster.tier_of[member.me]].line if member.roster else None
         outcome = self._outcomes[-1] if self._outcomes else None
-        return line, outcome, self._proposal, self._stuck, member.open, self.overtaken
+        told = self._proposal, self._stuck, member.open, member.checking
+        return line, outcome, self.overtaken, told
 
     def _tock(self) -> None:
         self._tick = None
@@ -352,6 +340,7 @@ class DomainHost:
             generation=member.generation,
             round=member.round,
             lattice=view(member),
+            checking=member.checking if self.judging.by_trainer else None,
             proposal=None if member.open else self._proposal,
             stuck=self._stuck,
             resumed=member.restored if member.open else None,
@@ -378,15 +367,16 @@ class DomainHost:
                 self._start(self._persist(epoch))
             case events.Refuse(epoch):
                 self._decide(epoch, action)
-            case events.Check(generation, epoch):
-                self._start(self._check(generation, epoch))
+            case events.Check(_, epoch):
+                if not self.judging.by_trainer:
+                    self._start(self.judging.check(self.member, epoch))
             case events.Propose(_, epoch, copies):
                 chosen = tuple(bits(mask)[0] for mask in copies)
                 self._proposal = Proposal(epoch, chosen, left_behind(self.member, epoch))
             case events.Stuck(phase, epoch, reasons):
                 self._stuck = Stuck(phase.value, epoch, reasons)
             case events.Resume(certificate):
-                self._judged.clear()  # every rank has what it loads by
+                self.judging.begin()  # every rank has what it loads by
                 self._start(self._tidy(self.keeper.resume, self.member, certificate.base))
             case events.Publish(certificate):
                 self._start(self._forgive(self.keeper.publish, self.name, certificate))
@@ -463,21 +453,6 @@ class DomainHost:
             self._witness.note(found)  # before the vote: whoever hears that, hears this too
             named = ", ".join(sorted({path for paths in found.values() for path in paths})[:5])
             raise SaveFailed(f"{UNLIKE}: {named}. From the next save on each rank stores its own")
-
-    async def _check(self, generation: int, epoch: Epoch) -> None:
-        """Read every byte of the own copy.
-
-        A copy is BAD where its bytes are; that it can't be looked at now (no memory, no
-        permission) refutes no epoch, and stops this domain.
-        """
-        try:
-            await self.judge(epoch)
-        except (FormatError, Refused) as error:
-            self.post(events.Checked(generation, epoch, str(error)[:500]))
-        except Superseded:
-            return
-        else:
-            self.post(events.Checked(generation, epoch))
 
     async def _tidy(self, work: Callable[..., None], *args: object) -> None:
         """Free space, and look who holds what."""

@@ -102,6 +102,8 @@ class Agent:
             "prove": self._prove,
             "skip": self._skip,
             "load": self._load,
+            "manifest": self._manifest,
+            "judged": self._judged,
             "accept": self._accept,
             "decline": self._decline,
             "status": self._status,
@@ -271,7 +273,7 @@ class Agent:
             spec.keep,
             spec.window,
         )
-        await host.begin(event, spec.drain_s, spec.shelves)
+        await host.begin(event, spec.drain_s, spec.shelves, spec.by_trainer)
         return {}
 
     def _leave_moved(self) -> None:
@@ -364,6 +366,28 @@ class Agent:
         """Give the manifest of a copy that is valid; whoever asks reads its bytes from there."""
         manifest = await self._host(fields).judge(Epoch(*fields["epoch"]))
         return {"manifest": codec.encode(manifest)}
+
+    async def _manifest(self, _: Trainer, fields: dict[str, Any], __: list[int]) -> dict[str, Any]:
+        """Give the manifest of a copy that is still to be judged."""
+        host = self._host(fields)
+        manifest = await host.judging.manifest(host.member, Epoch(*fields["epoch"]))
+        return {"manifest": codec.encode(manifest)}
+
+    async def _judged(
+        self, trainer: Trainer, fields: dict[str, Any], _: list[int]
+    ) -> dict[str, Any]:
+        """Hear what a trainer has found in its copy; None: it did not look, and the agent is to."""
+        host, epoch, problem = (
+            self._own(trainer, fields),
+            Epoch(*fields["epoch"]),
+            fields["problem"],
+        )
+        if epoch == host.member.checking:
+            if problem is None:
+                await host.judging.check(host.member, epoch)
+            else:
+                host.judging.vote(host.member.generation, epoch, problem)
+        return {}
 
     async def _accept(
         self, trainer: Trainer, fields: dict[str, Any], _: list[int]

@@ -52,7 +52,8 @@ class Round(msgspec.Struct, frozen=True):
     """All that an agent must know to begin a generation.
 
     ``homes`` maps each domain to its agent, ``agents`` each agent to its address, ``shelves`` each
-    domain of this node to the root and the name of its directory.
+    domain of this node to the root and the name of its directory. ``by_trainer``: copies are judged
+    by who loads them.
     """
 
     generation: int
@@ -67,3 +68,4 @@ class Round(msgspec.Struct, frozen=True):
     keep: Keep = Keep()
     window: int = 2
     drain_s: float = 30.0
+    by_trainer: bool = False

@@ -254,13 +254,20 @@ class Keeper:
     def _check(
         self, member: Member, epoch: Epoch, progress: Callable[[int, int], None] | None
     ) -> Manifest:
-        digest = next((copy.digest for copy in member.retained if copy.epoch == epoch), "")
+        self.manifest(member, epoch)
+        return self.directory.read(epoch, digest=_attested(member, epoch), progress=progress)
+
+    def manifest(self, member: Member, epoch: Epoch) -> Manifest:
+        """Give a copy's manifest, the one that was attested, without a look at its bytes.
+
+        Raises what :meth:`check` raises.
+        """
+        digest = _attested(member, epoch)
         entry = self.directory.entry(epoch) if digest else None
         if entry is None:
             why = "its manifest is missing" if digest else "it is not retained"
             raise FormatError(f"{member.id} has no copy of {epoch}: {why}")
-        entry.sound()
-        return self.directory.read(epoch, digest=digest, progress=progress)
+        return entry.sound(digest)
 
     def resume(self, member: Member, base: Epoch) -> None:
         """Begin a generation: the base is the parent of what comes, and left-overs may go.
@@ -353,6 +360,10 @@ def certificate_fields(certificate: Certificate) -> dict[str, object]:
         "step": certificate.epoch.step,
         "root": certificate.root,
     }
+
+
+def _attested(member: Member, epoch: Epoch) -> str:
+    return next((copy.digest for copy in member.retained if copy.epoch == epoch), "")
 
 
 def _epochs(member: Member) -> tuple[Epoch, ...]:

@@ -33,7 +33,14 @@ from handfast.core.messages import RestoreCertificate
 from handfast.core.retain import Keep
 from handfast.core.verdict import Verdict
 from handfast.core.view import Lattice
-from handfast.errors import Blocked, HandfastError, Poisoned, Refused, SaveFailed
+from handfast.errors import (
+    Blocked,
+    FormatError,
+    HandfastError,
+    Poisoned,
+    Refused,
+    SaveFailed,
+)
 
 __all__ = ["Busy", "Checkpointer", "OnError"]
 
@@ -133,6 +140,7 @@ class Checkpointer:
         require: bool = False,
         keep_live: Sequence[str] = (),
         dry_run: bool = False,
+        in_place: bool = False,
     ) -> int:
         """Resume from the recovery line of the whole job; gives its step, 0 on a first start.
 
@@ -140,7 +148,10 @@ class Checkpointer:
         instead of the newest: what came after it is then an abandoned timeline for ever. ``only``
         and ``strict`` restore a part; ``keep_live`` names hyperparameters that keep their live
         values; ``require`` refuses a first start; ``dry_run`` stops before anything is changed (and
-        this generation can then save nothing).
+        this generation can then save nothing). ``in_place`` is for a start, where the live state is
+        worth nothing yet: all bytes are read once, to where they belong, and are judged there,
+        before it is decided whether they are loaded; where nothing can be restored then, it is
+        poisoned.
 
         Raises Refused where nothing can be restored rightly (nothing was changed), Blocked where
         ranks are missing for ``patience_s`` seconds, Poisoned where a ``load_state_dict`` failed
@@ -149,6 +160,8 @@ class Checkpointer:
         self._check_open()
         step = None if step is None else whole("step", step)
         only, keep_live = patterns("only", only, least=1), patterns("keep_live", keep_live)
+        if in_place and dry_run:
+            raise ValueError("in_place=True changes the live state: not with dry_run=True")
         session = self._session
         self._restored, self._last, self._tried = None, None, True
         session.start(
@@ -158,20 +171,12 @@ class Checkpointer:
             drain_s=self._drain_s,
             patience_s=self._patience_s,
             require=require,
+            in_place=in_place,
         )
         self._state.shares(session.collective.place.rank, session.neighbours())
+        read = self._read_in_place(only, strict) if in_place else {}
         proposal = session.await_proposal(self._patience_s)
-        copies: list[Validated] = []
-        try:
-            if proposal.epoch == GENESIS:
-                self._check_first(require)
-            else:
-                copies = self._load(proposal)
-                self._state.compare(copies, only, strict)
-        except Exception as error:  # whatever it is, the other ranks wait for this one's word
-            with contextlib.suppress(HandfastError):
-                session.decline(proposal.epoch, words(error))
-            raise
+        copies = read.get(proposal.epoch) or self._hold_against(proposal, only, strict, require)
         if dry_run:
             return proposal.epoch.step
         session.accept(proposal)
@@ -211,6 +216,46 @@ class Checkpointer:
             )
         if require:
             raise none_begun()
+
+    def _hold_against(
+        self, proposal: Proposal, only: Sequence[str], strict: bool, require: bool
+    ) -> list[Validated]:
+        """Hold what is proposed against the live state; nothing, at a first start."""
+        copies: list[Validated] = []
+        try:
+            if proposal.epoch == GENESIS:
+                self._check_first(require)
+            else:
+                copies = self._load(proposal)
+                self._state.compare(copies, only, strict)
+        except Exception as error:  # whatever it is, the other ranks wait for this one's word
+            with contextlib.suppress(HandfastError):
+                self._session.decline(proposal.epoch, words(error))
+            raise
+        return copies
+
+    def _read_in_place(self, only: Sequence[str], strict: bool) -> dict[Epoch, list[Validated]]:
+        """Read candidates to where they belong, and judge them so; gives the last, if it is whole.
+
+        What this rank could not load anyway its agent judges, so that all hear why.
+        """
+        session = self._session
+        read: dict[Epoch, list[Validated]] = {}
+        while (epoch := session.await_candidate(self._patience_s)) is not None:
+            read = {}
+            problem: str | None = None
+            try:
+                copies = session.copies(epoch)
+                self._state.compare(copies, only, strict)
+                self._poison = "a restore into the live state did not come to its end"
+                self._state.preload(copies, only)
+                problem, read = "", {epoch: copies}
+            except FormatError as error:
+                problem = str(error)
+            except (HandfastError, ValueError) as error:
+                logger.info("epoch %s is not read in place: %s", epoch, error)
+            session.judge(epoch, problem)
+        return read
 
     def _load(self, proposal: Proposal) -> list[Validated]:
         """Get this rank's own shard, and the one that holds what it has left to another."""

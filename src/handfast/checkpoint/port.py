@@ -50,6 +50,12 @@ class State(Protocol):
         The first copy is this rank's own shard; the others hold what it shares with its node.
         """
 
+    def preload(self, copies: Sequence[Validated], only: Sequence[str]) -> None:
+        """Read what was compared to where it belongs, all of this rank's own copy verified.
+
+        What can't stand there before all is decided is kept for :meth:`apply`. Raises Damaged.
+        """
+
     def apply(
         self, copies: Sequence[Validated], only: Sequence[str], keep_live: Sequence[str]
     ) -> object:

@@ -60,6 +60,7 @@ class Session:
         self._listed: set[Epoch] = set()
         self._raised: set[Epoch] = set()
         self._accepted: tuple[Epoch, int] | None = None
+        self._found: dict[Epoch, str | None] = {}
 
     # --- what is known, without I/O ------------------------------------------------------------
 
@@ -97,6 +98,7 @@ class Session:
         drain_s: float,
         patience_s: float | None = 600.0,
         require: bool = False,
+        in_place: bool = False,
     ) -> Formation:
         """Meet the other ranks, open this rank's domain, and begin a generation.
 
@@ -104,6 +106,7 @@ class Session:
         rank, where directories make no one run, or there is none and some rank does ``require`` it.
         """
         self._line.patience_s, self._accepted = patience_s, None
+        self._found = {}
         place = self.collective.place
         mine = rounds.peek(self._files, self.root, place.node, place.rank)
         self._meeting = rounds.meet(self.collective, mine, require=require)
@@ -124,7 +127,7 @@ class Session:
             hand = Hand(want=want, problem=str(error))
         told = self._meeting.peeks[0].known if place.rank else ""
         said = read(self.gather("hand", lay(hand, told)))
-        return self._begin(said, keep, window, drain_s)
+        return self._begin(said, keep, window, drain_s, in_place)
 
     def gather(self, what: str, data: bytes) -> list[bytes]:
         """Gather with the ranks of this round: what was laid down for another one is never met."""
@@ -148,7 +151,9 @@ class Session:
             bind=address_among({peek.node for peek in meeting.peeks}),
         )
 
-    def _begin(self, said: Sequence[Hand], keep: Keep, window: int, drain_s: float) -> Formation:
+    def _begin(
+        self, said: Sequence[Hand], keep: Keep, window: int, drain_s: float, in_place: bool
+    ) -> Formation:
         if self._meeting is None:
             raise Superseded("no round has begun")
         opened, generation, want = agree(said)
@@ -168,6 +173,7 @@ class Session:
             keep=keep,
             window=window,
             drain_s=drain_s,
+            by_trainer=in_place,
         )
         self._line.begin(self._round)
         self.staging.renew(window)
@@ -180,6 +186,54 @@ class Session:
         return rounds.beside(self._round, self.collective.place.rank)
 
     # --- restoring -----------------------------------------------------------------------------
+
+    def await_candidate(self, timeout: float | None) -> Epoch | None:
+        """Wait for an epoch whose copy this rank is to judge; None once all is decided.
+
+        Raises Blocked where time is up.
+        """
+
+        def news(now: Snapshot) -> bool:
+            decided = bool(now.proposal or now.stuck or now.resumed)
+            return self._ours(now) and (decided or now.checking not in (None, *self._found))
+
+        self._line.wait(news, timeout, "restore", nudge=self._judge_again)
+        now = self.snapshot
+        return None if now.proposal or now.stuck or now.resumed else now.checking
+
+    def judge(self, epoch: Epoch, problem: str | None) -> None:
+        """Say what was found in this rank's copy; None leaves it to the agent."""
+        self._found[epoch] = problem
+        self._answer("judged", epoch, problem=problem)
+
+    def _judge_again(self) -> None:
+        """Repeat what an agent may have died of before it wrote it down: it asks again then."""
+        epoch = self.snapshot.checking
+        if epoch is not None and epoch in self._found:
+            self._answer("judged", epoch, problem=self._found[epoch])
+
+    def copies(self, epoch: Epoch) -> list[Validated]:
+        """Get this rank's copy, and the one that holds what it has left, before they are judged.
+
+        Raises FormatError where they are not what was attested, Refused where it has none.
+        """
+        rank = self.collective.place.rank
+        own = self._copy("manifest", self._domain_of(rank), epoch)
+        left = own.manifest.left
+        if left is None:
+            return [own]
+        return [own, self._copy("manifest", self._domain_of(left.shard), epoch)]
+
+    def _domain_of(self, shard: int) -> str:
+        domains = self._round.configuration.domains if self._round is not None else ()
+        return next(domain.id for domain in domains if domain.shard == shard)
+
+    def _copy(self, call: str, domain: str, epoch: Epoch) -> Validated:
+        if self._round is None:
+            raise Superseded("no round has begun")
+        reply = self._line.call(call, domain=domain, epoch=msgspec.structs.astuple(epoch))
+        shelf = Shelf(self._files, *self._round.shelves[domain])
+        return Validated(shelf, codec.decode(reply["manifest"], where=f"{domain} {epoch}"))
 
     def await_proposal(self, timeout: float | None) -> Proposal:
         """Wait until every shard of some epoch has a valid copy.
@@ -242,9 +296,7 @@ class Session:
                 shards=(domain,),
                 remedy="start the ranks that shared a node on one node again",
             )
-        reply = self._line.call("load", domain=domain, epoch=msgspec.structs.astuple(epoch))
-        shelf = Shelf(self._files, *self._round.shelves[domain])
-        return Validated(shelf, codec.decode(reply["manifest"], where=f"{domain} {epoch}"))
+        return self._copy("load", domain, epoch)
 
     def accept(self, proposal: Proposal) -> None:
         """Say that this rank compared the epoch with its live state and will load it."""

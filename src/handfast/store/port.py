@@ -35,9 +35,17 @@ class Entry(msgspec.Struct, frozen=True):
     verdict: Verdict | None = None
     problem: str = ""
 
-    def sound(self) -> Manifest:
-        """The manifest, or Damaged (its bytes are not those written) or Refused (not ours)."""
+    def sound(self, digest: str = "") -> Manifest:
+        """The manifest, or Damaged (its bytes are not those written) or Refused (not ours).
+
+        With `digest`, the one that was voted for, Damaged for a sound one of another.
+        """
         if self.manifest is not None:
+            if digest not in ("", self.digest):
+                raise Damaged(
+                    f"{self.path}: its digest is {self.digest}, but {digest} was voted for. "
+                    "What to do: restore this shard from another copy or another epoch"
+                )
             return self.manifest
         if self.verdict is None or self.verdict is Verdict.CORRUPT:
             raise Damaged(self.problem)

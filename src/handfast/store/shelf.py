@@ -117,12 +117,7 @@ class Shelf:
                 shards=(self.identity.id,),
                 remedy="restore an epoch that this domain retains, or this shard's other copy",
             )
-        manifest = entry.sound()
-        if digest and digest != entry.digest:
-            raise Damaged(
-                f"{entry.path}: its digest is {entry.digest}, but {digest} was voted for. "
-                "What to do: restore this shard from another copy or another epoch"
-            )
+        manifest = entry.sound(digest)
         view = None
         if into is not None:
             view = memoryview(into).cast("B")

@@ -191,6 +191,8 @@ class Remade:
             # what was apart and is one now would go on as one, though the values be the same
             if mine not in map(_look, others) and _agrees(local(live), saved, others):
                 return live
+        if (filled := self._source.adopt(path, place)) is not None:
+            return filled
         made = make(self._source.spec(path), place)
         self._pairs.append((local(made), path))
         return made

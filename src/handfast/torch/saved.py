@@ -119,6 +119,11 @@ class Values(Protocol):
         Cheap for many at once. What raises leaves some of them filled.
         """
 
+    def adopt(self, path: str) -> Tensor | None:
+        """A new dense tensor in host memory that holds what is stored under a path, if there is one
+        already: it is had once.
+        """
+
 
 class Source(NamedTuple):
     """A saved state with its values.
@@ -146,8 +151,16 @@ class Source(NamedTuple):
         aliases = self.saved.aliases
         self.values.fill([(target, aliases.get(path, path)) for target, path in pairs])
 
+    def adopt(self, path: str, place: Place) -> Tensor | None:
+        """A new tensor that has been filled already, if there is one that may stand there."""
+        spec = self.spec(path)
+        dense = place == HOST and spec.stride == torch.empty(spec.shape, device="meta").stride()
+        return self.values.adopt(self.saved.aliases.get(path, path)) if dense else None
+
     def tensor(self, path: str, place: Place = HOST) -> Tensor:
         """A new tensor with the saved values, dtype and strides. Gradients are disabled."""
+        if (filled := self.adopt(path, place)) is not None:
+            return filled
         made = make(self.spec(path), place)
         self.fill([(local(made), path)])
         return made

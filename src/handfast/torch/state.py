@@ -33,11 +33,12 @@ from handfast.torch import boxes, compare, optimizers
 from handfast.torch.capture import Captured, Names, capture, walk
 from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
+from handfast.torch.names import matches
 from handfast.torch.pieces import Pieces
 from handfast.torch.rng import unmoved_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, Saved, read_manifests
 from handfast.torch.stage import Canvas, stage
-from handfast.torch.tensors import digest
+from handfast.torch.tensors import digest, local
 from handfast.torch.tree import Kind, Node, nodes, survey
 from handfast.torch.values import Stored
 
@@ -308,6 +309,21 @@ class TorchState:
         if changed:
             logger.warning("the resume may differ in the last bits: %s", "; ".join(changed))
         self._compared = _Compared(tuple(copies), saved, stored, walked.names)
+
+    @uncollected()
+    def preload(self, copies: Sequence[Validated], only: Sequence[str]) -> None:
+        """See the port; what is not there yet, such as moments, is made and kept until then."""
+        known = self._compared
+        if known is None or known.copies != tuple(copies):
+            raise RuntimeError("what is to be read was not compared")
+        walked = walk(self._state, known.names, without=frozenset({Kind.LOADER}))
+        saved = known.saved
+        live = {
+            saved.aliases.get(path, path): local(tensor)
+            for path, tensor in restore.live_tensors(walked).items()
+            if matches(path, only)
+        }
+        known.stored.preload(live, [path for path in saved.specs if matches(path, only)])
 
     def apply(
         self, copies: Sequence[Validated], only: Sequence[str], keep_live: Sequence[str]

@@ -8,7 +8,7 @@ stop the restore: the live state is of no epoch then, and nothing is saved of it
 import ctypes
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -33,6 +33,9 @@ class Stored:
 
     def __init__(self, copies: Sequence[Validated]) -> None:
         own, *others = copies
+        self._own = own
+        self._ready: dict[str, Tensor] = {}
+        self._live: frozenset[str] = frozenset()
         self._places = {slot.spec.path: (own, slot) for slot in own.manifest.slots}
         for other in others:
             theirs = {slot.spec.path: slot for slot in other.manifest.slots}
@@ -42,8 +45,40 @@ class Stored:
                 if kept in theirs
             }
 
+    def preload(self, live: Mapping[str, Tensor], wanted: Collection[str]) -> None:
+        """Read all of this rank's own copy at once, and what of others is wanted, verified.
+
+        ``live`` are local tensors by the path that is stored: what of them is plain is filled. Of
+        all else that is ``wanted`` new tensors are made. Raises Damaged, and then some are filled.
+        """
+        filled, self._ready = set(), {}
+        wants: dict[Validated, list[_Want]] = defaultdict(list)
+        plain = []
+        for path in wanted:
+            copy, slot = self._places[path]
+            dtype, target = TORCH_DTYPES[slot.spec.dtype], live.get(path)
+            if target is not None and _is_plain(target, dtype, slot):
+                filled.add(path)
+                plain.append(target)
+            else:
+                target = torch.empty(slot.spec.shape, dtype=dtype)
+            self._ready[path] = target
+            if slot.nbytes:
+                end = slot.start + slot.nbytes
+                wants[copy].append(_Want(slot.start, end, target.data_ptr(), target))
+        torch.autograd.graph.increment_version(plain)
+        self._live = frozenset(filled)
+        for copy in {self._own: None, **wants}:
+            _Filling(wants[copy]).run(copy, whole=copy is self._own)
+
+    def adopt(self, path: str) -> Tensor | None:
+        """See the port."""
+        return None if path in self._live else self._ready.pop(path, None)
+
     def view(self, path: str) -> Tensor:
         """See the port."""
+        if path in self._ready:
+            return self._ready[path].clone()
         copy, slot = self._places[path]
         dtype, shape = TORCH_DTYPES[slot.spec.dtype], slot.spec.shape
         with torch.inference_mode(False):
@@ -58,6 +93,11 @@ class Stored:
         plain: list[Tensor] = []
         apart: list[tuple[Tensor, Tensor]] = []
         for target, path in pairs:
+            ready = self._ready.get(path)
+            if ready is not None:
+                if target is not ready and target.data_ptr() != ready.data_ptr():
+                    apart.append((target, ready))
+                continue
             copy, slot = self._places[path]
             dtype = TORCH_DTYPES[slot.spec.dtype]
             if _is_plain(target, dtype, slot):
@@ -102,12 +142,12 @@ class _Filling:
     def __init__(self, wants: list[_Want]) -> None:
         self._wants = sorted(wants, key=itemgetter(0))
         self._starts = [want.start for want in self._wants]
-        longest = max(want.end - want.start for want in wants)
+        longest = max((want.end - want.start for want in wants), default=0)
         self._reach = longest  # a want that has a byte of a block begins no earlier before it
 
-    def run(self, copy: Validated) -> None:
-        """Read, verify and copy all of it."""
-        spans = [range(want.start, want.end) for want in self._wants]
+    def run(self, copy: Validated, *, whole: bool = False) -> None:
+        """Read, verify and copy all of it; with ``whole`` what nobody wants is verified, too."""
+        spans = None if whole else [range(want.start, want.end) for want in self._wants]
         copy.visit(self._take, spans, self._room)
 
     def _room(self, start: int, end: int) -> memoryview | None:
