@@ -63,7 +63,7 @@ def squeeze(chunk: bytes, before: bytes | None, width: int, level: int) -> bytes
 
 
 def expand(squeezed: bytes, before: bytes | None, length: int) -> bytes:
-    """Give the chunk of ``length`` bytes back; no more memory is taken, whatever the bytes say.
+    """Give the chunk of ``length`` bytes back, or raise; neither takes more than thrice the memory.
 
     ``before`` is what :func:`squeeze` was given. Raises Damaged for what no call of it has made,
     or not with this parent; FormatError for another version's. Nothing is raised where the bytes
@@ -83,7 +83,9 @@ def expand(squeezed: bytes, before: bytes | None, length: int) -> bytes:
         if len(body) != length:
             raise _damaged(f"it holds {len(body)} bytes of a chunk of {length}")
         return body
-    if kind == _XOR and (before is None or len(before) != length):
+    if kind == _PLANES:
+        before = None
+    elif before is None or len(before) != length:
         found = "none was given" if before is None else f"the one given has {len(before)} bytes"
         raise _damaged(f"it needs its parent's chunk of {length} bytes, and {found}")
     planes = _inflate(body, length)
@@ -92,7 +94,7 @@ def expand(squeezed: bytes, before: bytes | None, length: int) -> bytes:
         end = start + len(range(at, length, width))
         whole[at::width] = planes[start:end]
         start = end
-    return _xor(whole, before) if kind == _XOR and before is not None else bytes(whole)
+    return bytes(whole) if before is None else _xor(whole, before)
 
 
 def _head(kind: int, width: int) -> bytes:
@@ -114,7 +116,7 @@ def _inflate(body: bytes, length: int) -> bytes:
         # Its head is asked first: zstandard believes it beyond any limit that it is given.
         if zstandard.frame_content_size(body) != length:
             raise _damaged(f"its frame does not say that it has {length} bytes")
-        reader = zstandard.ZstdDecompressor(max_window_size=CHUNK)
+        reader = zstandard.ZstdDecompressor()
         return reader.decompress(body, max_output_size=length, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise _damaged(f"zstd can't read it: {error}") from error
