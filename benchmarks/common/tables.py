@@ -12,7 +12,7 @@ from rich.table import Table
 from benchmarks.common.figures import Figure, short
 from benchmarks.common.goals import Judged
 
-__all__ = ["Sheet", "fill", "goals", "left_out", "markdown", "of", "show"]
+__all__ = ["Sheet", "fill", "goals", "left_out", "markdown", "of", "show", "wide"]
 
 
 class Sheet(NamedTuple):
@@ -27,6 +27,17 @@ def of(question: str, about: str, figures: Sequence[Figure]) -> Sheet:
     """Lay out the figures of one question."""
     heads = ("who", "what", "at", "median", "range", "ratio", "to", "left undone")
     return Sheet(f"{question}: {about}", heads, [_row(figure) for figure in figures])
+
+
+def wide(question: str, about: str, figures: Sequence[Figure]) -> Sheet:
+    """Lay out the medians of a question with many contestants: a row for each, at each place."""
+    whats = tuple(dict.fromkeys(figure.what for figure in figures))
+    told: dict[tuple[str, str], dict[str, str]] = {}
+    for figure in figures:
+        row = told.setdefault((figure.who, figure.where), {})
+        row[figure.what] = f"{short(figure.median)} {figure.unit}"
+    rows = [(*place, *(row.get(what, "") for what in whats)) for place, row in told.items()]
+    return Sheet(f"{question}: {about}", ("who", "at", *whats), rows)
 
 
 def _row(figure: Figure) -> tuple[str, ...]:

@@ -64,8 +64,14 @@ def test_every_question_is_answered_by_values_of_that_run(run: dict[str, Any]) -
 
 def test_what_is_printed_is_what_was_measured(run: dict[str, Any]) -> None:
     """Shows that the tables of a terminal and of a page have the medians of the values."""
-    rows = [line.split(" | ") for line in run["markdown"].splitlines() if line.startswith("| ")]
-    shown = {(row[0].removeprefix("| "), row[1], row[3]) for row in rows if len(row) > 3}
+    rows = [line[2:-2].split(" | ") for line in run["markdown"].splitlines() if line[:2] == "| "]
+    shown, heads = set(), rows[0]
+    for row, below in zip(rows, [*rows[1:], []], strict=True):
+        if set(below) == {"---"}:
+            heads = row
+        named = dict(zip(heads, row, strict=True))
+        one = [(named["what"], named["median"])] if "what" in named else named.items()
+        shown |= {(named.get("who"), *each) for each in one}
     for found in json.loads(run["json"])["figures"]:
         value = found["median"]
         told = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
@@ -138,6 +144,25 @@ def test_tables_are_put_into_their_place_and_no_other() -> None:
     assert tables.fill(page, "one", "new\n") == page.replace("old", "new")
     with pytest.raises(ValueError, match="no <!-- three"):
         tables.fill(page, "three", "new\n")
+
+
+def test_a_wide_table_has_a_row_for_each_contestant() -> None:
+    """Shows that one with several figures takes one row, and that none is put in another's."""
+    figures = [
+        Figure(question="frontier", who=who, what=what, unit=unit, values=(value,), at=at)
+        for who, what, unit, value, at in (
+            ("planes", "size", "%", 84, {}), ("XOR", "size", "%", 64, {"steps": 1}),
+            ("XOR", "size", "%", 80.5, {"steps": 100}), ("planes", "in", "MB/s", 1500, {}),
+        )
+    ]  # fmt: skip
+    sheet = tables.wide("frontier", "how small", figures)
+
+    assert sheet.heads == ("who", "at", "size", "in")
+    assert sheet.rows == [
+        ("planes", "", "84 %", "1,500 MB/s"),
+        ("XOR", "1 step", "64 %", ""),
+        ("XOR", "100 steps", "80.5 %", ""),
+    ]
 
 
 def test_curves_are_drawn_over_what_varies() -> None:
