@@ -2,8 +2,9 @@
 
 handfast's is a whole round: the ranks meet, freeze, read and verify every byte, agree, and copy.
 It is that of a Checkpointer that was just made, as at a start, its agent not yet running; ``again``
-is one more of the same Checkpointer. The limit is a raw read of as many bytes into touched memory
-by a few threads, through the page cache or past it, whichever was faster. Peers verify nothing;
+is one more of the same Checkpointer, and ``in place`` one that reads each byte once. The limit is a
+raw read of as many bytes into touched memory by a few threads, through the page cache or past it,
+whichever was faster. Peers verify nothing;
 each copies what it read into the live tensors.
 
 Warm means that every file was read just before, cold that every page of them was written out and
@@ -25,13 +26,15 @@ import torch.distributed as dist
 from benchmarks.common.contest import Race, Turn, contest, timed
 from benchmarks.common.figures import Figure, Setting, beside
 from benchmarks.common.limits import Disk, forget, remember
-from benchmarks.common.peers import HANDFAST, Handfast, Saver, open_saver
+from benchmarks.common.peers import HANDFAST, Handfast, open_saver
 from benchmarks.common.ranks import Rank
 from benchmarks.common.state import State, flat, make_state
 
 VARIES = ("mib", "ranks")
 PEERS = ("safetensors", "torch", "dcp", "torchsnapshot", "orbax")
-RAW, DIRECT, AGAIN = "raw read", "raw read, O_DIRECT", "handfast, again"
+RAW, DIRECT = "raw read", "raw read, O_DIRECT"
+AGAIN, IN_PLACE = "handfast, again", "handfast, in place"
+OURS = (HANDFAST, AGAIN, IN_PLACE)
 
 
 def ask(setting: Setting) -> Iterator[Figure]:
@@ -42,8 +45,8 @@ def ask(setting: Setting) -> Iterator[Figure]:
         some = [figure for figure in found if figure.what == what]
         raw = min((f for f in some if f.who in (RAW, DIRECT)), key=lambda figure: figure.median)
         yield from beside(some, raw.who, told)
-    some = [figure for figure in found if figure.who in (HANDFAST, AGAIN, "safetensors")]
-    if len({figure.who for figure in some}) == 3:
+    some = [figure for figure in found if figure.who in (*OURS, "safetensors")]
+    if len({figure.who for figure in some}) == 4:
         pairs = beside(some, "safetensors", told)
         yield from (figure for figure in pairs if figure.who != "safetensors")
 
@@ -66,11 +69,13 @@ def _enter(setting: Setting, rank: Rank) -> Iterator[Race]:
             saver.save()
             saver.finish()
             saver.settle()
-            load = partial(_load, saver, state, memory)
+            load = partial(_load, saver.load, state, memory)
             own = setting.home / name
             if isinstance(saver, Handfast):
+                in_place = partial(_load, saver.load_in_place, state, memory)
                 turns[name] = partial(_both, load, own, rank, saver.reopen)
                 turns[AGAIN] = partial(_both, load, own, rank)
+                turns[IN_PLACE] = partial(_both, in_place, own, rank)
             else:
                 turns[name] = partial(_both, load, own, rank)
         yield Race(turns, lambda: None)
@@ -90,14 +95,14 @@ def _both(
     return took
 
 
-def _load(saver: Saver, state: State, saved: mmap.mmap) -> float:
+def _load(load: Callable[[], None], state: State, saved: mmap.mmap) -> float:
     """Time a load over other values. Raises RuntimeError where it did not bring back every bit."""
     for tensor in state.values():
         tensor.zero_()
-    took = timed(saver.load)
+    took = timed(load)
     whole, at = torch.frombuffer(saved, dtype=torch.float32), 0
     for name, tensor in state.items():
         if not torch.equal(tensor, whole[at : at + tensor.numel()]):
-            raise RuntimeError(f"{type(saver).__name__} has not brought back {name}")
+            raise RuntimeError(f"{load} has not brought back {name}")
         at += tensor.numel()
     return took

@@ -72,7 +72,10 @@ GOALS: Final = (
         text=_WARM, question="restore", what="warm", beside="safetensors", of="ratio", most=1.3
     ),
     Goal(text=_COLD, question="restore", what="cold", beside="raw read", of="share", least=0.85),
-    Goal(text=_IN_PLACE),
+    Goal(
+        text=_IN_PLACE, question="restore", what="cold", who="handfast, in place",
+        beside="raw read", of="share", least=0.95,
+    ),
     Goal(text=_MEMORY, question="memory", what="save, beyond one copy", most=64),
     Goal(text=_TIER),
     Goal(text=_STREAM, question="memory", what="save", who=STREAMED, most=256),
