@@ -144,7 +144,7 @@ def test_a_save_before_restore_is_refused(run: str) -> None:
 def test_arguments_without_sense_are_refused_before_anything_is_made(run: str) -> None:
     state = Training().state()
     for wrong in (
-        {"every": 0}, {"images": 0}, {"window": 0}, {"busy": "no"}, {"on_error": "no"},
+        {"every": 0}, {"images": -1}, {"window": 0}, {"busy": "no"}, {"on_error": "no"},
         {"verify": "no"},
     ):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(wrong))):

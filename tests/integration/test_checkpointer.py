@@ -10,7 +10,7 @@ from pathlib import Path
 
 import deeds
 import pytest
-from trainers import Gone, HeldAgent, Job, agents, eventually, raised_by
+from trainers import Gone, HeldAgent, Job, agents, at_rest, eventually, raised_by
 
 from handfast.errors import Blocked, Refused
 
@@ -273,6 +273,7 @@ def test_a_directory_that_was_replaced_under_its_agent_is_seen(
     one.do(deeds.converged)
     if when == "between jobs":
         one.kill()
+    at_rest(run)
     shutil.copytree(run, tmp_path / "copy")
     run.rename(tmp_path / "old")
     (tmp_path / "copy").rename(run)
@@ -296,6 +297,7 @@ def test_a_directory_that_was_removed_is_missed_aloud(launch: Launch, tmp_path: 
     one.do(deeds.resume, str(run))
     one.do(deeds.train, 1)
     one.do(deeds.converged)
+    at_rest(run)
     shutil.rmtree(run)
     one.tell(deeds.train, 99)
     error = raised_by(one)

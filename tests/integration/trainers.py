@@ -281,6 +281,19 @@ class HeldAgent:
             eventually(lambda: self.pid not in agents())
 
 
+def at_rest(run: Path) -> None:
+    """Wait until a run's directory stays as it is: certificates are published, epochs released."""
+    seen: list[Path] = []
+
+    def same() -> bool:
+        before = list(seen)
+        time.sleep(0.1)
+        seen[:] = sorted(run.rglob("*"))
+        return seen == before
+
+    eventually(same)
+
+
 def eventually(ready: Callable[[], object], limit: float = 30.0) -> None:
     """Wait until something is so; fails where it never is."""
     deadline = time.monotonic() + limit

@@ -40,6 +40,7 @@ __all__ = ["Agent"]
 logger = logging.getLogger(__name__)
 
 HANDOVER_S: Final = 5.0
+REST_S: Final = 2.0  # that a trainer which leaves waits for what is still on its way to the disk
 FIRST_S: Final = 5.0  # for whoever started the agent to find it, however short it lingers
 
 
@@ -417,9 +418,16 @@ class Agent:
         }
 
     async def _close(self, trainer: Trainer, _: dict[str, Any], __: list[int]) -> dict[str, Any]:
-        """A trainer is done: once all are, and all is settled, so is this agent."""
+        """A trainer is done: once all are, and all is settled, so is this agent.
+
+        It is told so when its directory is at rest, so that it may copy that, or remove it.
+        """
         self._done = True
+        hosts = [seat.host for seat in self._seats.values() if seat.trainer is trainer]
         self._on_gone(trainer)
+        for host in hosts:
+            if host is not None:
+                await host.drain(REST_S)
         return {}
 
     def _own(self, trainer: Trainer, fields: dict[str, Any]) -> DomainHost:

@@ -76,7 +76,7 @@ class Checkpointer:
         patience_s: float | None = 600.0,
     ) -> None:
         self._every = whole("every", every, least=1)
-        self._image_count = max(1, whole("images", images))
+        self._image_count = max(1, whole("images", images, least=0))
         self._window = whole("window", window, least=1)
         if busy not in ("wait", "skip", "raise"):
             raise ValueError(f"busy={busy!r}: one of 'wait', 'skip', 'raise'")
