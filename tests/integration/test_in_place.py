@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import deeds
 import pytest
 import torch
 from test_calls import PATIENT, trained
-from trainers import agents
+from trainers import Job, agents, end_agents
 from training import Training
 
 from handfast import Keep
-from handfast.errors import Poisoned, Refused
+from handfast.checkpoint.session import Session
+from handfast.core.messages import Staged, decode_record
+from handfast.errors import FormatError, Poisoned, Refused
+from handfast.store.files import Posix
+from handfast.store.journal import FRAME, HEADER, scan
 from handfast.torch import Checkpointer
 from handfast.torch.values import Stored
 
@@ -25,9 +31,9 @@ def opened(run: str, training: Training, **options: Any) -> Checkpointer:
     return Checkpointer(run, training.state(), keep=Keep(newest=9), **PATIENT, **options)
 
 
-def flip(run: str, step: int) -> None:
+def flip(run: str, step: int, domain: str = "*") -> None:
     """Damage an epoch's data."""
-    (path,) = Path(run).glob(f"domains/*/*/chunks/1-{step}.safetensors")
+    (path,) = Path(run).glob(f"domains/{domain}/*/chunks/1-{step}.safetensors")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -106,6 +112,83 @@ def test_another_structure_is_refused_before_anything_is_read(run: str) -> None:
         opened(run, Training()).restore(in_place=True, dry_run=True)
 
 
+class Odd:
+    """Nothing that is stored but by pickle."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+
+def test_what_this_rank_can_not_load_is_no_damage(run: str) -> None:
+    """Shows that an epoch whose objects can't be read here, for want of `pickle=`, is refused for
+    that reason, and not called BAD: an older one would be taken in its place."""
+    box = {"odd": Odd(0)}
+    with Checkpointer(run, {"box": box}, pickle=("box/odd",), **PATIENT) as ckpt:
+        ckpt.restore()
+        for step in (1, 2):
+            box["odd"] = Odd(step)
+            ckpt.save(step).converged(30.0)
+    ckpt = Checkpointer(run, {"box": {"odd": 0}}, **PATIENT)
+    with pytest.raises(FormatError, match="pickle"):
+        ckpt.restore(in_place=True)
+    ckpt.close(30.0)
+
+
+def test_a_state_that_was_read_over_is_no_first_start(
+    launch: Callable[..., Job], tmp_path: Path
+) -> None:
+    """Shows that where only the beginning is left, since an epoch of which nobody knew that it had
+    converged is damaged, a live state into which bytes were read by then does not pass for the one
+    that it was built as: neither on the rank whose copy is damaged nor on the other one."""
+    run = tmp_path / "run"
+    job = launch(2)
+    job.all(deeds.resume, str(run))
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    job.kill()
+    end_agents()
+    for journal in run.glob("domains/*/1/journal"):
+        os.truncate(journal, behind_the_vote(journal))  # as if the power had failed there
+    flip(str(run), 1, "rank-00000")
+    job = launch(2)
+    job.all(deeds.begin, str(run))
+    for error in job.each_raises(deeds.restore, in_place=True):
+        assert isinstance(error, Poisoned | Refused)
+        assert "this would be a first start" in str(error)
+    for error in job.each_raises(deeds.save, 1):
+        assert isinstance(error, Poisoned)
+
+
+@pytest.mark.parametrize("kind", ["plain", "ddp", "fsdp"])
+def test_every_rank_reads_its_own_and_what_it_left_to_another(
+    kind: str, launch: Callable[..., Job], tmp_path: Path
+) -> None:
+    """Shows it of ranks that share nothing, that store what they have alike once a node, and of
+    those that hold shards."""
+    run = str(tmp_path / "run")
+    job = launch(2)
+    job.all(deeds.resume, run, kind)
+    saved = [digests[-1] for digests in job.all(deeds.train, 3)]
+    job.all(deeds.converged)
+    job.kill()
+    job = launch(2)
+    job.all(deeds.begin, run, kind)
+    assert job.all(deeds.restore, in_place=True) == [3, 3]
+    assert job.all(deeds.digest) == saved
+    job.all(deeds.train, 4)
+    job.all(deeds.converged)
+
+
+def behind_the_vote(journal: Path) -> int:
+    """Where the first vote STAGED ends in a journal."""
+    end = HEADER
+    for number, data in enumerate(scan(Posix(), str(journal)).records):
+        end += FRAME + len(data)
+        if number and isinstance(decode_record(data), Staged):
+            return end
+    raise AssertionError(f"no vote in {journal}")
+
+
 def test_a_first_start_is_one(run: str) -> None:
     """Shows that there is nothing to read, and nothing is poisoned."""
     with opened(run, Training()) as ckpt:
@@ -113,21 +196,23 @@ def test_a_first_start_is_one(run: str) -> None:
         assert ckpt.save(1)
 
 
-def test_an_agent_that_dies_before_it_wrote_the_verdict_hears_it_again(
-    run: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("when", ["before it is told", "when it was told"])
+def test_an_agent_that_dies_over_the_verdict_hears_it_again(
+    when: str, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shows that a verdict is not lost with the agent that was told it."""
+    """Shows that a verdict is not lost with the agent that was to write it down."""
     saved = trained(run, 1).digest()
-    preload = Stored.preload
     killed: list[int] = []
+    home, name = (Stored, "preload") if when.startswith("before") else (Session, "judge")
+    deed = getattr(home, name)
 
-    def kill(self: Stored, *args: Any) -> None:
-        preload(self, *args)
+    def kill(*args: Any) -> None:
+        deed(*args)
         if not killed:
             killed.extend(agents())
             os.kill(killed[0], signal.SIGKILL)
 
-    monkeypatch.setattr(Stored, "preload", kill)
+    monkeypatch.setattr(home, name, kill)
     after = Training()
     with opened(run, after) as ckpt:
         assert ckpt.restore(in_place=True) == 1

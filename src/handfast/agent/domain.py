@@ -150,12 +150,12 @@ class DomainHost:
         ``shelves`` are where this node's domains lie, by root and name; ``by_trainer`` says that
         the trainer judges copies, as it reads them to where they belong.
         """
-        self._shelves = dict(shelves or {})
+        self._shelves, self.judging.by_trainer = dict(shelves or {}), by_trainer
         if event.generation > self.member.generation:
             await self.drain(drain_s)
         if event.generation > self.member.generation:
             self._proposal = self._stuck = None
-            self.judging.begin(by_trainer)
+            self.judging.begin()
         self.post(event)
 
     async def stage(
@@ -236,6 +236,15 @@ class DomainHost:
         for pending in self._pending.values():
             pending.image.busy = None
         self.keeper.directory.close()
+
+    def judged(self, epoch: Epoch, problem: str | None) -> None:
+        """Hear what the trainer has found in a copy; None: it did not look, and the agent is to."""
+        if epoch != self.member.checking:
+            return
+        if problem is None:
+            self._start(self.judging.check(self.member, epoch))
+        else:
+            self.judging.vote(self.member.generation, epoch, problem)
 
     async def judge(self, epoch: Epoch) -> Manifest:
         """See :meth:`handfast.agent.judging.Judging.judge`."""
@@ -376,7 +385,7 @@ class DomainHost:
             case events.Stuck(phase, epoch, reasons):
                 self._stuck = Stuck(phase.value, epoch, reasons)
             case events.Resume(certificate):
-                self.judging.begin()  # every rank has what it loads by
+                self.judging.begin()  # every rank has what it loads by now
                 self._start(self._tidy(self.keeper.resume, self.member, certificate.base))
             case events.Publish(certificate):
                 self._start(self._forgive(self.keeper.publish, self.name, certificate))

@@ -377,17 +377,7 @@ class Agent:
     async def _judged(
         self, trainer: Trainer, fields: dict[str, Any], _: list[int]
     ) -> dict[str, Any]:
-        """Hear what a trainer has found in its copy; None: it did not look, and the agent is to."""
-        host, epoch, problem = (
-            self._own(trainer, fields),
-            Epoch(*fields["epoch"]),
-            fields["problem"],
-        )
-        if epoch == host.member.checking:
-            if problem is None:
-                await host.judging.check(host.member, epoch)
-            else:
-                host.judging.vote(host.member.generation, epoch, problem)
+        self._own(trainer, fields).judged(Epoch(*fields["epoch"]), fields["problem"])
         return {}
 
     async def _accept(

@@ -36,10 +36,9 @@ class Judging:
         """The reads of this generation, under way or done."""
         return self._tasks.values()
 
-    def begin(self, by_trainer: bool = False) -> None:
+    def begin(self) -> None:
         """Forget what was found: each generation judges its copies by reading them."""
         self._tasks.clear()
-        self.by_trainer = by_trainer
 
     async def judge(self, member: Member, epoch: Epoch) -> Manifest:
         """Read every byte of a copy, once a generation; gives its manifest.

@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
 
 import msgspec
 
@@ -38,11 +37,9 @@ from handfast.store.image import Layout, Slot
 from handfast.store.manifest import CHUNK, HASH_BYTES, Left, Manifest, Stamp, tensor_digest
 from handfast.store.pins import pinned
 from handfast.store.port import Verify, Written
-from handfast.store.shelf import PART, Shelf
+from handfast.store.shelf import PART, PAUSE, Shelf
 
 __all__ = ["Image", "Keeper", "Plan", "held_alike"]
-
-PAUSE: Final = 0.2  # seconds before damage is looked at again: a read that failed may succeed
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True):
@@ -101,6 +98,7 @@ class Image:
 
     def close(self) -> None:
         """Give the memory back; the errors of a write that failed may still hold views of it."""
+        self.feed = None  # which has one, too
         try:
             self.map.close()
         except BufferError:

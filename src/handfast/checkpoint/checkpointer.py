@@ -33,14 +33,7 @@ from handfast.core.messages import RestoreCertificate
 from handfast.core.retain import Keep
 from handfast.core.verdict import Verdict
 from handfast.core.view import Lattice
-from handfast.errors import (
-    Blocked,
-    FormatError,
-    HandfastError,
-    Poisoned,
-    Refused,
-    SaveFailed,
-)
+from handfast.errors import Blocked, Damaged, HandfastError, Poisoned, Refused, SaveFailed
 
 __all__ = ["Busy", "Checkpointer", "OnError"]
 
@@ -208,6 +201,11 @@ class Checkpointer:
         )
 
     def _check_first(self, require: bool) -> None:
+        if self._poison:
+            raise Poisoned(
+                "this would be a first start, and the live state is none that was just built: "
+                f"{self._poison}. What to do: start the process anew, without in_place=True"
+            )
         if self._began:
             raise Refused(
                 "nothing was saved in this run yet, and the live state is no first one any more",
@@ -226,7 +224,7 @@ class Checkpointer:
             if proposal.epoch == GENESIS:
                 self._check_first(require)
             else:
-                copies = self._load(proposal)
+                copies = self._fetch(partial(self._session.load, proposal))
                 self._state.compare(copies, only, strict)
         except Exception as error:  # whatever it is, the other ranks wait for this one's word
             with contextlib.suppress(HandfastError):
@@ -242,27 +240,31 @@ class Checkpointer:
         session = self._session
         read: dict[Epoch, list[Validated]] = {}
         while (epoch := session.await_candidate(self._patience_s)) is not None:
-            read = {}
+            read, copies = {}, []
             problem: str | None = None
             try:
-                copies = session.copies(epoch)
+                copies = self._fetch(partial(session.look, epoch))
                 self._state.compare(copies, only, strict)
-                self._poison = "a restore into the live state did not come to its end"
-                self._state.preload(copies, only)
-                problem, read = "", {epoch: copies}
-            except FormatError as error:
-                problem = str(error)
-            except (HandfastError, ValueError) as error:
+            except Exception as error:  # said again, once the agents have judged it
                 logger.info("epoch %s is not read in place: %s", epoch, error)
+                copies = []
+            if copies:
+                self._poison = "a restore into the live state did not come to its end"
+                try:
+                    self._state.preload(copies, only)
+                    problem, read = "", {epoch: copies}
+                except Damaged as error:
+                    problem = str(error)
+                except HandfastError as error:
+                    logger.warning("epoch %s could not be read in place: %s", epoch, error)
             session.judge(epoch, problem)
         return read
 
-    def _load(self, proposal: Proposal) -> list[Validated]:
+    def _fetch(self, get: Callable[[int], Validated]) -> list[Validated]:
         """Get this rank's own shard, and the one that holds what it has left to another."""
-        session = self._session
-        own = session.load(proposal, session.collective.place.rank)
+        own = get(self._session.collective.place.rank)
         left = own.manifest.left
-        return [own] if left is None else [own, session.load(proposal, left.shard)]
+        return [own] if left is None else [own, get(left.shard)]
 
     def _apply(
         self, copies: Sequence[Validated], only: Sequence[str], keep_live: Sequence[str]

@@ -16,7 +16,7 @@ from typing import Any, Final
 from handfast.agent.frames import make_image
 from handfast.agent.keeper import Plan
 from handfast.core.lattice import Epoch
-from handfast.errors import HandfastError, SaveFailed
+from handfast.errors import SaveFailed
 from handfast.store.files import describe
 
 __all__ = ["StagingImage"]
@@ -32,14 +32,14 @@ ROOM: Final = (
 
 
 @contextlib.contextmanager
-def _memory(kind: type[HandfastError], what: str, nbytes: int) -> Iterator[None]:
-    """Turn an OSError of the body into an error that names the bytes and what to do."""
+def _memory(nbytes: int) -> Iterator[None]:
+    """Turn an OSError of the body into a SaveFailed that names the bytes and what to do."""
     try:
         yield
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0, ROOM)
-        raise kind(
-            f"no memory for {what} of {nbytes} bytes: {describe(error)}. What to do: {remedy}"
+        raise SaveFailed(
+            f"no memory for an image of {nbytes} bytes: {describe(error)}. What to do: {remedy}"
         ) from error
 
 
@@ -67,7 +67,7 @@ class StagingImage:
         self.plan = plan
         self.key = os.urandom(8).hex()
         nbytes = plan.window or plan.padded
-        with _memory(SaveFailed, "an image", nbytes), contextlib.ExitStack() as stack:
+        with _memory(nbytes), contextlib.ExitStack() as stack:
             self.fd = make_image(nbytes)
             stack.callback(os.close, self.fd)
             self.map = mmap.mmap(self.fd, nbytes, mmap.MAP_SHARED)

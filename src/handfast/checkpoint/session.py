@@ -212,21 +212,14 @@ class Session:
         if epoch is not None and epoch in self._found:
             self._answer("judged", epoch, problem=self._found[epoch])
 
-    def copies(self, epoch: Epoch) -> list[Validated]:
-        """Get this rank's copy, and the one that holds what it has left, before they are judged.
+    def look(self, epoch: Epoch, shard: int) -> Validated:
+        """Get this node's copy of a shard before it is judged.
 
-        Raises FormatError where they are not what was attested, Refused where it has none.
+        Raises FormatError where it is not what was attested, Refused where there is none.
         """
-        rank = self.collective.place.rank
-        own = self._copy("manifest", self._domain_of(rank), epoch)
-        left = own.manifest.left
-        if left is None:
-            return [own]
-        return [own, self._copy("manifest", self._domain_of(left.shard), epoch)]
-
-    def _domain_of(self, shard: int) -> str:
         domains = self._round.configuration.domains if self._round is not None else ()
-        return next(domain.id for domain in domains if domain.shard == shard)
+        domain = next(domain.id for domain in domains if domain.shard == shard)
+        return self._copy("manifest", domain, epoch)
 
     def _copy(self, call: str, domain: str, epoch: Epoch) -> Validated:
         if self._round is None:

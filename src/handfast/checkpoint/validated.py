@@ -14,11 +14,10 @@ from typing import Final
 
 from handfast.errors import Damaged
 from handfast.store.manifest import Manifest
-from handfast.store.shelf import PART, Room, Shelf, nowhere
+from handfast.store.shelf import PART, PAUSE, Room, Shelf, nowhere
 
 __all__ = ["Validated"]
 
-PAUSE: Final = 0.2  # seconds before damage is looked at again: a read that failed may succeed
 KEPT: Final = 8
 """Parts of a few MiB that are kept for who reads tensors one by one, mostly in their order."""
 

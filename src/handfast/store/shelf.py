@@ -26,6 +26,7 @@ from handfast.store.port import Buffer, Entry, Progress
 __all__ = [
     "ENDING",
     "PART",
+    "PAUSE",
     "Room",
     "Shelf",
     "find",
@@ -38,6 +39,7 @@ __all__ = [
 
 ENDING: Final = ".manifest"
 NAME = re.compile(r"(0|[1-9]\d*)-(0|[1-9]\d*)(?:\.r([1-9]\d*))?\.manifest")
+PAUSE: Final = 0.2  # seconds before damage is looked at again: a read that failed may succeed
 PART: Final = 4  # chunks that one thread moves at a time
 
 

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from handfast.store.objects import TensorRef
 from handfast.torch.saved import Source
-from handfast.torch.tensors import HOST, Place, copy_into, local, make, place_of
+from handfast.torch.tensors import HOST, Place, copy_into, flat_bytes, local, make, place_of
 from handfast.torch.tree import join
 from handfast.torch.types import DTYPE_NAMES
 
@@ -291,6 +291,4 @@ def _placed(scratch: bytearray, part: Tensor, start: int) -> Tensor:
 
 def bytes_of(tensor: Tensor) -> Tensor:
     """The values of a local tensor as bytes, in the order of its elements."""
-    dense = tensor.resolve_conj().resolve_neg().contiguous()
-    # one element is contiguous by any stride, and only the stride 1 can be viewed so
-    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
+    return flat_bytes(tensor.resolve_conj().resolve_neg().contiguous())

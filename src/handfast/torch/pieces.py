@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from handfast.store.image import Layout
+from handfast.torch.tensors import flat_bytes, is_dense
 
 __all__ = ["Pieces"]
 
@@ -40,10 +41,9 @@ class Pieces:
 
     def _flat(self, index: int) -> Tensor:
         """A tensor's bytes, in the order of its elements, on its own device."""
-        tensor = self._tensors[index].detach()
-        if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+        tensor = self._tensors[index]
+        if not is_dense(tensor):
             if self._dense is None or self._dense[0] != index:
                 self._dense = index, tensor.resolve_conj().resolve_neg().contiguous()
             tensor = self._dense[1]
-        # one element is contiguous by any stride, and only the stride 1 can be viewed so
-        return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+        return flat_bytes(tensor)

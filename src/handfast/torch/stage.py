@@ -23,6 +23,7 @@ from torch import Tensor
 
 from handfast.store.image import Slot, TensorSpec
 from handfast.torch.looks import Look, pointers
+from handfast.torch.tensors import is_dense
 from handfast.torch.types import TORCH_DTYPES
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Canvas:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether its values are the bytes that begin at its address, in order."""
-    return tensor.is_cpu and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
+    return tensor.is_cpu and is_dense(tensor)
 
 
 class Staged(NamedTuple):

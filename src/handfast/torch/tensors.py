@@ -24,6 +24,8 @@ __all__ = [
     "copy_into",
     "digest",
     "dims_of",
+    "flat_bytes",
+    "is_dense",
     "is_dtensor",
     "is_still",
     "local",
@@ -47,6 +49,17 @@ def is_dtensor(value: object) -> bool:
     if type(value) in _PLAIN:  # asked several times of each of many thousands
         return False
     return isinstance(value, loaded("torch.distributed.tensor", "DTensor"))
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a local tensor's memory holds its values in order, and nothing else."""
+    return tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
+
+
+def flat_bytes(dense: Tensor) -> Tensor:
+    """The bytes of a dense tensor, on its device and sharing its memory."""
+    # one element is contiguous by any stride, and only the stride 1 can be viewed so
+    return dense.detach().as_strided((dense.numel(),), (1,)).view(torch.uint8)
 
 
 def is_still(value: object) -> bool:

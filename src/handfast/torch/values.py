@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from handfast.checkpoint.validated import Validated
+from handfast.errors import Damaged, HandfastError
 from handfast.store.image import Slot
 from handfast.torch.saved import taken
 from handfast.torch.stage import SMALL, move
-from handfast.torch.tensors import copy_into
+from handfast.torch.tensors import copy_into, flat_bytes, is_dense
 from handfast.torch.types import TORCH_DTYPES
 
 __all__ = ["Stored"]
@@ -49,7 +50,8 @@ class Stored:
         """Read all of this rank's own copy at once, and what of others is wanted, verified.
 
         ``live`` are local tensors by the path that is stored: what of them is plain is filled. Of
-        all else that is ``wanted`` new tensors are made. Raises Damaged, and then some are filled.
+        all else that is ``wanted`` new tensors are made. Raises Damaged where the own copy is, a
+        plain HandfastError for another's, which this rank is not to judge: some are filled then.
         """
         filled, self._ready = set(), {}
         wants: dict[Validated, list[_Want]] = defaultdict(list)
@@ -68,8 +70,12 @@ class Stored:
                 wants[copy].append(_Want(slot.start, end, target.data_ptr(), target))
         torch.autograd.graph.increment_version(plain)
         self._live = frozenset(filled)
-        for copy in {self._own: None, **wants}:
-            _Filling(wants[copy]).run(copy, whole=copy is self._own)
+        _Filling(wants.pop(self._own, [])).run(self._own, whole=True)
+        for copy, some in wants.items():
+            try:
+                _Filling(some).run(copy)
+            except Damaged as error:
+                raise HandfastError(str(error)) from error
 
     def adopt(self, path: str) -> Tensor | None:
         """See the port."""
@@ -131,8 +137,8 @@ def _is_plain(target: Tensor, dtype: torch.dtype, slot: Slot) -> bool:
         target.dtype == dtype
         and target.is_cpu
         and target.nbytes == slot.nbytes
-        and target.is_contiguous()
-        and not (target.is_conj() or target.is_neg() or target.is_inference())
+        and is_dense(target)
+        and not target.is_inference()
     )
 
 
@@ -176,8 +182,7 @@ class _Filling:
             if stop - begin <= SMALL:
                 move(want.address + begin - want.start, shift + begin, stop - begin)
                 continue
-            # one element is contiguous by any stride, and only the stride 1 can be viewed so
-            flat = want.target.detach().as_strided((want.target.numel(),), (1,)).view(torch.uint8)
+            flat = flat_bytes(want.target)
             targets.append(flat[begin - want.start : stop - want.start])
             sources.append(block[begin - start : stop - start])
         if targets:

@@ -8,7 +8,7 @@ from statekit import shelved
 from torch import nn
 
 from handfast.checkpoint.validated import Validated
-from handfast.errors import FormatError, Poisoned
+from handfast.errors import Damaged, FormatError, HandfastError, Poisoned
 from handfast.store import objects
 from handfast.store.image import plan
 from handfast.store.manifest import Left, Manifest
@@ -239,3 +239,28 @@ def test_objects_of_something_else_are_refused(tree: object) -> None:
     changed = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
     with pytest.raises(FormatError, match="no captured torch state"):
         read_manifests(Manifest(**{**changed, "objects": objects.encode(tree)}))
+
+
+@pytest.mark.parametrize("whose", ["own", "other"])
+def test_damage_to_what_another_stores_is_no_verdict_on_the_own_copy(whose: str) -> None:
+    """Where copies are judged as they are read: the own one is by all of its bytes, and the other
+    rank's only by its own rank. What is right of both is there, with what is not live yet."""
+    w = torch.rand(500)
+    zero = shard({"w": w.clone()}, 0, replicated=("w",))
+    one = shard({"w": w, "mine": torch.ones(3)}, 1, ("w",), replicated=("w",))
+    stored, live = Stored([one, zero]), torch.zeros(500)
+    stored.preload({"w": live}, ["w", "mine"])
+    assert torch.equal(live, w)
+    assert stored.adopt("w") is None
+    assert torch.equal(stored.view("w"), w)
+    mine = stored.adopt("mine")
+    assert mine is not None
+    assert mine.tolist() == [1, 1, 1]
+    assert stored.adopt("mine") is None
+    hurt = one if whose == "own" else zero
+    shelf = hurt._shelf
+    fd = shelf.files.open(f"{shelf.path}/5.safetensors")
+    shelf.files.pwrite(fd, b"\xff", hurt.manifest.image_bytes - 1)
+    with pytest.raises(HandfastError, match="differs from its hash") as caught:
+        Stored([one, zero]).preload({"w": live}, ["w", "mine"])
+    assert isinstance(caught.value, Damaged) == (whose == "own")
