@@ -44,7 +44,7 @@ def _memory(nbytes: int) -> Iterator[None]:
 
 
 def _populate(memory: mmap.mmap) -> None:
-    """Map all pages at once: one by one, as the first save comes to them, takes four times as long.
+    """Map all pages at once: one by one, as the first save comes to them, takes half as long again.
 
     They are there already. Linux before 5.14 leaves it to the first save.
     """
