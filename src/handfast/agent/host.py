@@ -316,6 +316,8 @@ class Agent:
             raise FormatError(f"{epoch}: image {fields['image']} was never handed over")
         if image.plan.leads:
             await self._speak(host, seat, image, epoch)
+        else:  # who hands over piece by piece can't: so nobody is to wait for it
+            self._witness.settle(_first(host), epoch)
         refusal = await host.stage(epoch, image, fields["objects"], fields["left"])
         if refusal is None:
             return {"taken": True, "reason": "", "by": (), "failed": False}

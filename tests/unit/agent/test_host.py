@@ -281,6 +281,19 @@ def test_what_a_rank_left_out_is_compared_before_it_counts(
         rank.client.close()
 
 
+def test_nobody_waits_for_a_first_rank_that_will_not_speak(
+    start: Callable[..., Node], root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that a rank beside one without memory for a second state stores its own at once."""
+    monkeypatch.setattr(witness, "WAIT_S", 3600.0)
+    node = start()
+    job = Job(root, [node.client] * 2)
+    job.restore()
+    job[0].save(1)
+    assert job[1].session.prove(Epoch(1, 1), 3600.0, 0, {"a": b"0" * 16}) is None
+    job.close()
+
+
 def test_a_first_rank_speaks_when_its_structure_is_new_or_it_is_wanted(
     start: Callable[..., Node], root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
