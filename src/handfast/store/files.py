@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from handfast.errors import Damaged, HandfastError, SaveFailed
@@ -23,6 +23,9 @@ PIECE = 16 << 20  # bytes handed to the kernel in one call: large enough that th
 
 GONE_BAD = {errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENODATA, errno.EBADMSG,
             errno.EUCLEAN, errno.ENXIO}  # fmt: skip
+
+LOOKS = 10
+"""How often a name is looked up again whose file is replaced while it is read."""
 
 LANES = 6
 """Writes and reads under way at once: what keeps one NVMe disk busy while some of them hash."""
@@ -61,6 +64,8 @@ REMEDIES = {
     errno.ELOOP: "the path's links lead in a circle: put back what they should lead to",
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.EAGAIN: "the system is out of something for a moment: try again",
+    errno.ESTALE: "it was replaced or taken away while it was being read, or its server lost it: "
+    "try again, and look who else uses this path",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENOMEM: NO_MEMORY,
     errno.EOPNOTSUPP: "this file system lacks hard links: use a local or POSIX file system",
@@ -330,8 +335,27 @@ def read_file(files: Files, path: str, limit: int | None = None) -> bytes:
 
     A length on a disk can go wild: where it is known how long such a file may be, say so.
     """
-    with reading(path), closing(files, files.open(path)) as fd:
-        return read_start(files, fd, files.size(fd) if limit is None else limit)
+    return look(
+        files, path, lambda fd: read_start(files, fd, files.size(fd) if limit is None else limit)
+    )
+
+
+def look(files: Files, path: str, read: Callable[[int], bytes]) -> bytes:
+    """What is read from the open file that a name leads to now. Raises as :func:`read_file` does.
+
+    On NFS and FUSE a name leads to the old file or to the new one as everywhere, but the old one
+    may be taken from whoever has just looked it up (ESTALE; the kernel looks only once more).
+    """
+    with reading(path):
+        for _ in range(LOOKS - 1):
+            try:
+                with closing(files, files.open(path)) as fd:
+                    return read(fd)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+        with closing(files, files.open(path)) as fd:
+            return read(fd)
 
 
 def read_start(files: Files, fd: int, limit: int) -> bytes:

@@ -19,7 +19,7 @@ from handfast.errors import Damaged, FormatError, Refused
 from handfast.store import manifest as codec
 from handfast.store.bulk import Count, Scratch, share_out
 from handfast.store.claims import Identity, domain_path, incarnations, read_identity, recall
-from handfast.store.files import Files, closing, read_into, read_start, reading
+from handfast.store.files import Files, closing, look, read_into, read_start, reading
 from handfast.store.manifest import HASH_BYTES, Manifest, Piece
 from handfast.store.port import Buffer, Entry, Progress
 
@@ -240,8 +240,11 @@ def read_manifest(files: Files, path: str) -> bytes:
     So a length that went wild takes no memory. Raises Damaged where the file is gone, a plain
     HandfastError where it can't be looked at.
     """
-    with reading(path), closing(files, files.open(path)) as fd:
-        return read_start(files, fd, codec.promised(read_start(files, fd, codec.HEAD)) + 1)
+    return look(
+        files,
+        path,
+        lambda fd: read_start(files, fd, codec.promised(read_start(files, fd, codec.HEAD)) + 1),
+    )
 
 
 def _incarnation(path: str) -> int:

@@ -215,10 +215,9 @@ def _rename(home: str) -> Seen:
     while not os.path.exists(f"{home}/over"):
         looks += 1
         try:
-            with open(path, "rb") as file:
-                data = file.read()
+            data = read_file(files, path)
             wrong += len(data) != 8192 or len(set(data)) != 1
-        except OSError:
+        except HandfastError:
             wrong += 1
         if looks % 1000 == 0 and os.waitpid(writer, os.WNOHANG)[0]:
             return os.path.exists(f"{home}/over") and not wrong, f"{wrong} of {looks} looks failed"

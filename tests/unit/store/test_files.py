@@ -4,11 +4,13 @@ import errno
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from handfast.errors import Damaged, HandfastError, SaveFailed
 from handfast.store.files import (
+    LOOKS,
     Files,
     Posix,
     closing,
@@ -72,6 +74,34 @@ def test_what_is_no_regular_file_is_refused_by_name(kind: str, tmp_path: Path) -
         read_file(FILES, path)
     if kind == "pipe":
         os.close(writer)
+
+
+@pytest.mark.parametrize("step", ["open", "size", "pread"])
+@pytest.mark.parametrize("times", [1, LOOKS - 1, LOOKS])
+def test_a_file_that_is_replaced_while_it_is_read_is_looked_up_again(
+    step: str, times: int, tmp_path: Path
+) -> None:
+    """On NFS and FUSE whoever reads the old file may be told that it is gone (ESTALE)."""
+    path = str(tmp_path / "manifest")
+    write_file(FILES, path, b"the new one")
+    left = [times]
+
+    class Replaced(Posix):
+        """One of its calls finds the old file gone, a few times."""
+
+    def gone(self: Posix, *asked: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return getattr(FILES, step)(*asked)
+
+    setattr(Replaced, step, gone)
+    if times < LOOKS:
+        assert read_file(Replaced(), path) == b"the new one"
+    else:
+        with pytest.raises(HandfastError, match=r"manifest: .*ESTALE.*replaced.*try again"):
+            read_file(Replaced(), path)
+    assert left[0] <= 0
 
 
 class TakesNothing(Posix):
