@@ -252,8 +252,9 @@ class Keeper:
     def _check(
         self, member: Member, epoch: Epoch, progress: Callable[[int, int], None] | None
     ) -> Manifest:
-        self.manifest(member, epoch)
-        return self.directory.read(epoch, digest=_attested(member, epoch), progress=progress)
+        manifest = self.manifest(member, epoch)
+        self.directory.verify(manifest, progress)
+        return manifest
 
     def manifest(self, member: Member, epoch: Epoch) -> Manifest:
         """Give a copy's manifest, the one that was attested, without a look at its bytes.

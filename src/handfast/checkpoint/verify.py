@@ -7,9 +7,12 @@ copy. So the answer is not only "what is wrong" but "what would a restore take".
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
+from operator import attrgetter
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,10 +25,11 @@ from handfast.core.membership import bits
 from handfast.core.messages import Bad, Valid
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged
-from handfast.store.files import Files, closing, read_into, reading
+from handfast.store.bulk import Scratch, Tap, draw, share_out, tap
+from handfast.store.files import Files, reading
 from handfast.store.manifest import HASH_BYTES, Manifest, Piece, chunk_hash
 from handfast.store.port import Progress
-from handfast.store.shelf import PART, lengths, parts, read_chunks
+from handfast.store.shelf import RUN, lengths, parts, read_chunk
 
 __all__ = ["Finding", "Verification", "verify_epochs", "verify_line"]
 
@@ -64,6 +68,16 @@ class Verification(msgspec.Struct, frozen=True):
         return not self.findings
 
 
+class _Damage(NamedTuple):
+    """What is wrong at one place of a copy: a finding, but for whose copy it is."""
+
+    verdict: Verdict
+    problem: str
+    path: str
+    chunk: int
+    offset: int
+
+
 class _Reader:
     """Reads copies of a survey's domains, counting bytes and collecting findings."""
 
@@ -76,6 +90,7 @@ class _Reader:
         self.checked: list[Epoch] = []
         self.nbytes = 0
         self._progress = progress
+        self._counting = threading.Lock()
         self._total = sum(_image_bytes(found, e) for e in epochs for found in survey.places)
 
     def grow(self, epoch: Epoch) -> None:
@@ -91,79 +106,81 @@ class _Reader:
             return False
         shard = self.survey.domains[place].shard
         wrong = [
-            Finding(found.id, shard, verdict, problem, epoch, path, chunk, offset)
-            for verdict, problem, path, chunk, offset in self._damage(found, entry.manifest)
-        ]
+            Finding(found.id, shard, damage.verdict, damage.problem, epoch, damage.path,
+                    damage.chunk, damage.offset)
+            for damage in self._damage(found, entry.manifest)
+        ]  # fmt: skip
         if wrong and epoch not in read_domain(self.files, found.root, found.name).retained:
             raise Released(f"epoch {epoch} was released by {found.id} while it was read")
         self.findings += wrong
         return all(finding.chunk < 0 for finding in wrong)
 
-    def _damage(
-        self, found: Found, manifest: Manifest
-    ) -> Iterator[tuple[Verdict, str, str, int, int]]:
+    def _damage(self, found: Found, manifest: Manifest) -> list[_Damage]:
+        """What is wrong with a copy, in the order of its chunks."""
         home, unit = f"{found.root}/domains/{found.name}", manifest.chunk_bytes
-        buffer = memoryview(bytearray(min(manifest.image_bytes, PART * unit)))
+        wrong: list[_Damage] = []
+        scratch = Scratch(unit)
+
+        def look(what: tuple[Piece, Tap]) -> None:
+            with scratch.lend() as buffer:
+                wrong.extend(self._part(manifest, *what, buffer))
+
         with ExitStack() as stack:
-            opened: dict[int, int] = {}
+            taps: dict[int, Tap] = {}
             ends = lengths(manifest)
+            ahead: list[tuple[Piece, Tap]] = []
             for piece in manifest.pieces:
                 path = f"{home}/{manifest.sources[piece.source]}"
                 try:
-                    if piece.source not in opened:
-                        with reading(path):
-                            fd = stack.enter_context(closing(self.files, self.files.open(path)))
-                        self.files.forget(fd)  # what counts is what the medium holds
-                        opened[piece.source] = fd
-                        yield from self._longer(fd, path, ends.get(manifest.sources[piece.source]))
-                    fd = opened[piece.source]
+                    if piece.source not in taps:
+                        taps[piece.source] = source = tap(self.files, stack, path, medium=True)
+                        wrong += self._longer(source, ends.get(manifest.sources[piece.source]))
                 except Damaged as error:
-                    yield Verdict.MISSING, str(error), path, piece.first, piece.at
+                    wrong.append(_Damage(Verdict.MISSING, str(error), path, piece.first, piece.at))
                     continue
-                for part in parts(piece, unit):
-                    yield from self._part(manifest, path, fd, part, buffer)
+                ahead += [(part, taps[piece.source]) for part in parts(piece, unit, RUN)]
+            share_out(look, ahead, self.files.lanes)
+        return sorted(wrong, key=attrgetter("chunk"))
 
-    def _longer(
-        self, fd: int, path: str, end: int | None
-    ) -> Iterator[tuple[Verdict, str, str, int, int]]:
+    def _longer(self, source: Tap, end: int | None) -> Iterator[_Damage]:
         """Say where a file goes on behind its end; that it ends too early its chunks say."""
-        with reading(path):
-            size = self.files.size(fd)
+        with reading(source.path):
+            size = self.files.size(source.fd)
         if end is not None and size > end:
             problem = (
-                f"{path}: {size} bytes long, {size - end} more than were written. What to do: a "
-                f"restore does not read these, but other programs may refuse the file: cut them "
-                f"off (truncate -s {end})"
+                f"{source.path}: {size} bytes long, {size - end} more than were written. What to "
+                "do: a restore does not read these, but other programs may refuse the file: cut "
+                f"them off (truncate -s {end})"
             )
-            yield Verdict.CORRUPT, problem, path, -1, end
+            yield _Damage(Verdict.CORRUPT, problem, source.path, -1, end)
 
     def _part(
-        self, manifest: Manifest, path: str, fd: int, part: Piece, buffer: memoryview
-    ) -> Iterator[tuple[Verdict, str, str, int, int]]:
+        self, manifest: Manifest, part: Piece, source: Tap, buffer: memoryview
+    ) -> list[_Damage]:
+        """Read a part, chunk by chunk, to name all that are wrong. Several threads do so."""
         unit, size = manifest.chunk_bytes, manifest.image_bytes
-        first = part.first
-        span = min((first + part.count) * unit, size) - first * unit
-        try:
-            read_chunks(self.files, fd, path, manifest, part, buffer[:span])
-        except Damaged:  # one at a time, to name them all
-            for index in range(first, first + part.count):
-                at = part.at + (index - first) * unit
-                target = buffer[: min(unit, size - index * unit)]
+        wrong = []
+        for number in range(part.count):
+            index, at = part.first + number, part.at + number * unit
+            target = buffer[: min(unit, size - index * unit)]
+            for again in (True, False):  # a read that failed may succeed
                 try:
-                    read_chunks(
-                        self.files, fd, path, manifest, Piece(index, 1, part.source, at), target
-                    )
+                    read_chunk(self.files, source, manifest, part, number, target)
+                    break
                 except Damaged as error:
-                    verdict, problem = self._origin(fd, at, target, str(error))
-                    yield verdict, problem, path, index, at
-        self.nbytes += span
-        if self._progress is not None:
-            self._progress(self.nbytes, max(self._total, self.nbytes))
+                    if not again:
+                        verdict, problem = self._origin(source, at, target, str(error))
+                        wrong.append(_Damage(verdict, problem, source.path, index, at))
+        with self._counting:
+            self.nbytes += min(part.count * unit, size - part.first * unit)
+            if self._progress is not None:
+                self._progress(self.nbytes, max(self._total, self.nbytes))
+        return wrong
 
-    def _origin(self, fd: int, at: int, chunk: memoryview, problem: str) -> tuple[Verdict, str]:
+    def _origin(self, source: Tap, at: int, chunk: memoryview, problem: str) -> tuple[Verdict, str]:
         """Tell bytes of another epoch or shard, whose provenance is known, from mere damage."""
         try:
-            got = read_into(self.files, fd, chunk, at)
+            got = draw(self.files, source, chunk, at)
         except OSError:
             return Verdict.CORRUPT, problem
         whose = self._hashes.get(chunk_hash(chunk[:got]))

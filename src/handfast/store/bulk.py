@@ -10,13 +10,13 @@ import mmap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from handfast.store.files import Files, write_all
+from handfast.store.files import Files, closing, read_into, reading, write_all
 from handfast.store.image import BLOCK
 
-__all__ = ["Count", "Held", "Scratch", "Source", "Span", "pour", "share_out"]
+__all__ = ["Count", "Held", "Scratch", "Source", "Span", "Tap", "draw", "pour", "share_out", "tap"]
 
 Item = TypeVar("Item")
 
@@ -113,6 +113,49 @@ def pour(
             write_all(files, fd, tail, at)
 
 
+class Tap(NamedTuple):
+    """A data file that is read, open once through the page cache, and once past it if `past`."""
+
+    path: str
+    fd: int
+    past: int | None = None
+
+
+def tap(
+    files: Files, stack: ExitStack, path: str, *, past: bool = False, medium: bool = False
+) -> Tap:
+    """Open a data file until the stack ends.
+
+    With `past`, what is not nearly all in the page cache is read past it, where the file system
+    has such a way. With `medium` nothing is left in the cache, as far as the system drops it: what
+    is read is what the medium holds. Raises HandfastError; Damaged where the file is gone.
+    """
+    with reading(path):
+        fd = stack.enter_context(closing(files, files.open(path)))
+        if medium:
+            files.forget(fd)
+        if (past or medium) and not files.cached(fd):
+            second = stack.enter_context(closing(files, files.open(path)))
+            if files.direct(second, True):
+                return Tap(path, fd, second)
+    return Tap(path, fd)
+
+
+def draw(files: Files, source: Tap, into: memoryview, offset: int) -> int:
+    """Fill a buffer as far as the file goes, past the cache where the tap does; returns the count.
+
+    Past the cache, the buffer and the offset begin on a block's boundary. Raises OSError.
+    """
+    whole = 0
+    if source.past is not None:
+        try:
+            whole = read_into(files, source.past, into[: len(into) // BLOCK * BLOCK], offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # that is: not from here, or not after all
+                raise
+    return whole + read_into(files, source.fd, into[whole:], offset + whole)
+
+
 class Count:
     """Bytes that several threads have moved, told to whoever wants to hear: done, and in all."""
 
@@ -138,12 +181,12 @@ class Scratch:
         self._lock = threading.Lock()
 
     @contextmanager
-    def lend(self, nbytes: int) -> Iterator[memoryview]:
-        """Lend a buffer of so many bytes, which begins on a block's boundary."""
+    def lend(self) -> Iterator[memoryview]:
+        """Lend a buffer, which begins on a block's boundary."""
         with self._lock:
             buffer = self._free.pop() if self._free else memoryview(mmap.mmap(-1, self._nbytes))
         try:
-            yield buffer[:nbytes]
+            yield buffer
         finally:
             with self._lock:
                 self._free.append(buffer)

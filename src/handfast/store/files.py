@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -30,12 +31,23 @@ LOOKS = 10
 LANES = 6
 """Writes and reads under way at once: what keeps one NVMe disk busy while some of them hash."""
 
+SAMPLE = 256
+"""Pages of a file that are asked about at most, to know whether most of it is in the cache."""
+
 UNALLOCATED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINTR}
 
 # That of Python and the C library writes to each block where the file system has no such call: over
 # a network, all of the file twice.
 _FALLOCATE = ctypes.CDLL(None, use_errno=True).fallocate
 _FALLOCATE.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+# Python's own gives no address of what it maps to be read only.
+_MMAP, _MUNMAP, _MINCORE = (getattr(ctypes.PyDLL(None), n) for n in ("mmap", "munmap", "mincore"))
+_MMAP.restype = ctypes.c_void_p
+_MMAP.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64)
+_MUNMAP.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_MINCORE.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+_FAILED = ctypes.c_void_p(-1).value
 
 UNSYNCED = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS}
 
@@ -75,7 +87,7 @@ REMEDIES = {
 class Files(Protocol):
     """What the store asks of an operating system.
 
-    Every method but `forget` and `direct` may raise OSError.
+    Every method but `forget`, `cached` and `direct` may raise OSError.
     """
 
     lanes: int
@@ -104,6 +116,12 @@ class Files(Protocol):
 
     def forget(self, fd: int) -> None:
         """Drop the file's clean pages from the cache, where the system allows; never raises."""
+
+    def cached(self, fd: int) -> bool:
+        """Whether nearly all of a file seems to lie in the page cache. Reads none; never raises.
+
+        True where the system won't say.
+        """
 
     def direct(self, fd: int, on: bool) -> bool:
         """Move whole blocks past the cache from now on, or not; gives whether that is so.
@@ -192,6 +210,21 @@ class Posix:
     def forget(self, fd: int) -> None:
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def cached(self, fd: int) -> bool:
+        try:
+            size = self.size(fd)
+        except OSError:
+            return True
+        # never touched, so that a file which is cut meanwhile does no harm
+        at = _MMAP(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+        if at == _FAILED:
+            return True
+        page, step = ctypes.create_string_buffer(1), max(1 << 20, size // SAMPLE)
+        some = range(at, at + size, step // mmap.PAGESIZE * mmap.PAGESIZE)
+        held = sum(_MINCORE(here, 1, page) != 0 or page.raw[0] & 1 for here in some)
+        _MUNMAP(at, size)
+        return held > len(some) * 7 // 8
 
     def direct(self, fd: int, on: bool) -> bool:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT

@@ -17,9 +17,9 @@ from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, FormatError, Refused
 from handfast.store import manifest as codec
-from handfast.store.bulk import Count, Scratch, share_out
+from handfast.store.bulk import Count, Scratch, Tap, draw, share_out, tap
 from handfast.store.claims import Identity, domain_path, incarnations, read_identity, recall
-from handfast.store.files import Files, closing, look, read_into, read_start, reading
+from handfast.store.files import Files, closing, look, read_start, reading
 from handfast.store.manifest import HASH_BYTES, Manifest, Piece
 from handfast.store.port import Buffer, Entry, Progress
 
@@ -27,13 +27,14 @@ __all__ = [
     "ENDING",
     "PART",
     "PAUSE",
+    "RUN",
     "Room",
     "Shelf",
     "find",
     "named_epoch",
     "nowhere",
     "parts",
-    "read_chunks",
+    "read_chunk",
     "read_manifest",
 ]
 
@@ -41,6 +42,7 @@ ENDING: Final = ".manifest"
 NAME = re.compile(r"(0|[1-9]\d*)-(0|[1-9]\d*)(?:\.r([1-9]\d*))?\.manifest")
 PAUSE: Final = 0.2  # seconds before damage is looked at again: a read that failed may succeed
 PART: Final = 4  # chunks that one thread moves at a time
+RUN: Final = 16  # the same, where each is read to its place: so the kernel sees what comes next
 
 
 Room = Callable[[int, int], memoryview | None]
@@ -128,7 +130,8 @@ class Shelf:
                     f"a buffer of {len(view)} bytes for an image of {manifest.image_bytes}"
                 )
         room = nowhere if view is None else partial(_within, view)
-        self._read_parts(manifest, _chosen(manifest, only), room, progress=progress)
+        most = RUN if only is None else PART
+        self._read_parts(manifest, _chosen(manifest, only, most), room, progress=progress)
         return manifest
 
     def visit(
@@ -146,7 +149,14 @@ class Shelf:
         as :meth:`read` does: what was handed on by then was right, what has room of its own need
         not be.
         """
-        self._read_parts(manifest, _chosen(manifest, only), room, take)
+        self._read_parts(manifest, _chosen(manifest, only, PART), room, take, past=True)
+
+    def verify(self, manifest: Manifest, progress: Progress | None = None) -> None:
+        """Read every byte of an image whose manifest is known, and drop it. Raises Damaged.
+
+        What the page cache lacks is left in it, for whoever loads this next.
+        """
+        self._read_parts(manifest, _chosen(manifest, None, RUN), progress=progress)
 
     def lacks(self, manifest: Manifest) -> str:
         """Say which data file of an epoch is missing or too short, without reading any; or ''."""
@@ -168,42 +178,42 @@ class Shelf:
         room: Room = nowhere,
         take: Callable[[int, memoryview], None] | None = None,
         *,
+        past: bool = False,
         moved: Mapping[str, str] | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Read and verify parts of an image, by several threads.
 
-        `moved` says which sources still have other paths: what was just written is read past the
-        page cache, from the medium.
+        With `past`, what the page cache does not have is read past it. `moved` says which sources
+        still have other paths: what was just written is read from the medium.
         """
-        size, unit = manifest.image_bytes, manifest.chunk_bytes
+        unit = manifest.chunk_bytes
         ahead = list(chosen)
-        scratch = Scratch(min(size, PART * unit))
-        done = Count(sum(len(_span(part, manifest)) for part in ahead), progress)
+        # a chunk that is only verified is read over the one before: so it stays in the processor
+        scratch = Scratch(unit if take is None else PART * unit)
+        count = Count(sum(len(_span(part, manifest)) for part in ahead), progress)
         with reading(self.path), contextlib.ExitStack() as stack:
-            opened: dict[int, tuple[int, str]] = {}
+            taps: dict[int, Tap] = {}
             for number in dict.fromkeys(part.source for part in ahead):
-                source = manifest.sources[number]
-                path = (moved or {}).get(source, f"{self.path}/{source}")
-                with reading(path):
-                    fd = stack.enter_context(closing(self.files, self.files.open(path)))
-                if moved is not None:
-                    self.files.forget(fd)
-                opened[number] = fd, path
+                name = manifest.sources[number]
+                path = (moved or {}).get(name, f"{self.path}/{name}")
+                medium = moved is not None
+                taps[number] = tap(self.files, stack, path, past=past, medium=medium)
 
             def read(part: Piece) -> None:
-                span = _span(part, manifest)
+                span, source = _span(part, manifest), taps[part.source]
                 with contextlib.ExitStack() as held:
-                    target = room(span.start, span.stop)
-                    own = (
-                        target
-                        if target is not None
-                        else held.enter_context(scratch.lend(len(span)))
-                    )
-                    read_chunks(self.files, *opened[part.source], manifest, part, own)
+                    # past the cache to memory that begins on a block's boundary, and only there
+                    target = room(span.start, span.stop) if source.past is None else None
+                    own = held.enter_context(scratch.lend()) if target is None else target
+                    kept = target is not None or take is not None
+                    for done in range(part.count):
+                        at = done * unit if kept else 0
+                        chunk = own[at : at + min(unit, len(span) - done * unit)]
+                        read_chunk(self.files, source, manifest, part, done, chunk)
                     if target is None and take is not None:
-                        take(span.start, own)
-                done.add(len(span))
+                        take(span.start, own[: len(span)])
+                count.add(len(span))
 
             share_out(read, ahead, self.files.lanes)
 
@@ -273,10 +283,10 @@ def find(files: Files, path: str, epoch: Epoch | None = None) -> dict[Epoch, str
     return {key: where for key, (_, where) in found.items()}
 
 
-def parts(piece: Piece, unit: int) -> Iterator[Piece]:
-    """A piece as pieces of at most PART chunks of `unit` bytes."""
-    for done in range(0, piece.count, PART):
-        count = min(PART, piece.count - done)
+def parts(piece: Piece, unit: int, most: int = PART) -> Iterator[Piece]:
+    """A piece as pieces of at most so many chunks of `unit` bytes."""
+    for done in range(0, piece.count, most):
+        count = min(most, piece.count - done)
         yield Piece(piece.first + done, count, piece.source, piece.at + done * unit)
 
 
@@ -302,9 +312,9 @@ def lengths(manifest: Manifest) -> dict[str, int]:
     return found
 
 
-def _chosen(manifest: Manifest, only: Iterable[range] | None) -> Iterator[Piece]:
+def _chosen(manifest: Manifest, only: Iterable[range] | None, most: int) -> Iterator[Piece]:
     """The parts of an image that have a byte of one of these spans; all, if none are given."""
-    every = (p for piece in manifest.pieces for p in parts(piece, manifest.chunk_bytes))
+    every = (p for piece in manifest.pieces for p in parts(piece, manifest.chunk_bytes, most))
     if only is None:
         yield from every
         return
@@ -319,27 +329,23 @@ def _chosen(manifest: Manifest, only: Iterable[range] | None) -> Iterator[Piece]
             yield part
 
 
-def read_chunks(
-    files: Files, fd: int, path: str, manifest: Manifest, part: Piece, target: memoryview
+def read_chunk(
+    files: Files, source: Tap, manifest: Manifest, part: Piece, number: int, target: memoryview
 ) -> None:
-    """Read a part's chunks into `target`, which they fill, and verify each one there.
+    """Read one chunk of a part into `target`, which it fills, and verify it there.
 
     Raises Damaged, naming the chunk, the file and the offset.
     """
-    with reading(path):
-        got = read_into(files, fd, target, part.at)
-    unit = manifest.chunk_bytes
-    for done in range(part.count):
-        chunk, index = target[done * unit : (done + 1) * unit], part.first + done
-        expected = manifest.hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
-        if got < done * unit + len(chunk):
-            what = f"is cut: the file ends at byte {part.at + got}"
-        elif codec.chunk_hash(chunk) != expected:
-            what = "differs from its hash"
-        else:
-            continue
-        raise Damaged(
-            f"{path}: chunk {index} of epoch {manifest.stamp.epoch}, at byte "
-            f"{part.at + done * unit} of the file, {what}. What to do: restore this shard from "
-            "another copy or another epoch"
-        )
+    index, at = part.first + number, part.at + number * manifest.chunk_bytes
+    with reading(source.path):
+        got = draw(files, source, target, at)
+    if got < len(target):
+        what = f"is cut: the file ends at byte {at + got}"
+    elif codec.chunk_hash(target) != manifest.hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]:
+        what = "differs from its hash"
+    else:
+        return
+    raise Damaged(
+        f"{source.path}: chunk {index} of epoch {manifest.stamp.epoch}, at byte {at} of the file, "
+        f"{what}. What to do: restore this shard from another copy or another epoch"
+    )

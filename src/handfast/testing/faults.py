@@ -169,6 +169,9 @@ class FaultyFiles:
     def forget(self, fd: int) -> None:
         self.inner.forget(fd)  # never raises, so it is no place for a fault
 
+    def cached(self, fd: int) -> bool:
+        return self.inner.cached(fd)  # as before
+
     def direct(self, fd: int, on: bool) -> bool:
         return self.inner.direct(fd, on)  # nor does this one
 

@@ -126,8 +126,7 @@ class Disk:
     def cut(self, chance: random.Random) -> "Disk":
         """What is found if the power fails now: each change that was not synced by a coin."""
         media = self._medium()
-        mask = chance.getrandbits(len(media.pending)) if media.pending else 0
-        return Disk.left(media.leave(mask)[1], self.told)
+        return Disk.left(media.leave(chance.getrandbits(len(media.pending)))[1], self.told)
 
     def fail_sync(self) -> None:
         """Let the next sync fail, by EIO."""
@@ -186,6 +185,9 @@ class Disk:
             self._nodes[node] = bytearray(held)
             self._unlike.remove(node)
 
+    def cached(self, fd: int) -> bool:  # noqa: ARG002 - it has no cache, and so no way past it
+        return True
+
     def direct(self, fd: int, on: bool) -> bool:  # noqa: ARG002 - it makes nothing durable
         return on
 
@@ -205,9 +207,7 @@ class Disk:
         there, new = self._parent(target)
         node = self._find(source)
         if home != there:
-            raise _error(
-                errno.EXDEV, f"{source} to {target}: what a crash leaves of it is not told"
-            )
+            raise _error(errno.EXDEV, f"{source} to {target}: what a crash leaves is not told")
         self._change(home, (new, node), (old, None))
 
     def link(self, source: str, target: str) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import random
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import xxhash
 
-from handfast.store.bulk import Count, Held, Scratch, Span, pour, share_out
+from handfast.store.bulk import Count, Held, Scratch, Span, Tap, draw, pour, share_out, tap
 from handfast.store.files import Files, Posix, closing
 from handfast.store.image import BLOCK
 from handfast.testing.faults import FaultyFiles
@@ -160,6 +162,85 @@ def test_memory_that_is_refused_half_way_is_written_all_the_same(tmp_path: Path)
     assert found == xxhash.xxh3_128_digest(image)
 
 
+class Witness(Posix):
+    """Notes by which descriptor bytes were read; may refuse to read past the cache."""
+
+    def __init__(self, has: bool, refuses: bool = False) -> None:
+        self.has, self.refuses = has, refuses
+        self.dropped = False
+        self.read: list[tuple[bool, int]] = []
+
+    def cached(self, fd: int) -> bool:
+        return self.has and not self.dropped
+
+    def forget(self, fd: int) -> None:
+        self.dropped = True
+        super().forget(fd)
+
+    def pread(self, fd: int, into: memoryview, offset: int) -> int:
+        direct = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+        if direct and self.refuses:
+            raise OSError(errno.EINVAL, "not from here")
+        self.read.append((direct, len(into)))
+        return super().pread(fd, into, offset)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+@pytest.mark.parametrize(
+    ("has", "how", "direct"),
+    [
+        (False, {}, False),
+        (False, {"past": True}, True),
+        (True, {"past": True}, False),
+        (True, {"medium": True}, True),
+        (True, {"past": True, "medium": True}, True),
+    ],
+)
+def test_what_the_cache_has_not_is_read_past_it(
+    has: bool, how: dict[str, bool], direct: bool, refuses: bool, tmp_path: Path
+) -> None:
+    """Whole blocks are, if that was asked for; all bytes arrive, also where that is refused."""
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.write(data := os.urandom(MEBI + 100))
+        os.fsync(file.fileno())
+    files = Witness(has, refuses)
+    if direct and not can_go_past(path):
+        pytest.skip("this file system reads nothing past its cache")
+    into = picture(len(data))
+    with ExitStack() as stack:
+        source = tap(files, stack, str(path), **how)
+        assert (source.past is not None) is direct
+        assert draw(files, source, into, 0) == len(data)
+        assert draw(files, source, into[: 2 * BLOCK], len(data)) == 0
+    assert into == data
+    if direct and not refuses:
+        assert files.read[:2] == [(True, MEBI), (False, 100)]
+    else:
+        assert not any(past for past, _ in files.read)
+
+
+def can_go_past(path: Path) -> bool:
+    """Whether the system itself reads past its cache here; asked without the code tested."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
+def test_an_error_of_the_medium_is_none_of_the_way(tmp_path: Path) -> None:
+    """Shows that a read which fails past the cache is not tried again through it."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2 * BLOCK))
+    files = FaultyFiles(Witness(has=False), 1, errno.EIO, kinds=("pread",))
+    with ExitStack() as stack:
+        fd = stack.enter_context(closing(files, files.open(str(path))))
+        with pytest.raises(OSError, match="Input/output"):
+            draw(files, Tap(str(path), fd, fd), picture(2 * BLOCK), 0)
+    assert [call.kind for call in files.calls].count("pread") == 1
+
+
 def test_what_is_allocated_is_durable_only_once_it_is_synced() -> None:
     """Shows that the laboratory's disk counts a length apart from the bytes that it covers."""
     disk = Disk("/disk")
@@ -179,13 +260,13 @@ def test_what_is_allocated_is_durable_only_once_it_is_synced() -> None:
 def test_scratch_is_made_once_a_thread() -> None:
     """Shows that what is lent out twice at once is not the same, and is used again afterwards."""
     scratch = Scratch(2 * BLOCK)
-    with scratch.lend(BLOCK) as one, scratch.lend(10) as other:
+    with scratch.lend() as one, scratch.lend() as other:
         one[:4] = b"mine"
         other[:4] = b"your"
         assert bytes(one[:4]) == b"mine"
-        assert (len(one), len(other)) == (BLOCK, 10)
-    with scratch.lend(4) as again:
-        assert bytes(again) in (b"mine", b"your")
+        assert (len(one), len(other)) == (2 * BLOCK, 2 * BLOCK)
+    with scratch.lend() as again:
+        assert bytes(again[:4]) in (b"mine", b"your")
 
 
 def test_progress_rises_to_the_whole() -> None:

@@ -30,7 +30,7 @@ from handfast.store.bulk import Held, Span
 from handfast.store.claims import Identity, identify, lengths_now, read_identity
 from handfast.store.delta import SOURCES_MAX
 from handfast.store.directory import Directory, claim
-from handfast.store.files import Posix
+from handfast.store.files import Posix, closing
 from handfast.store.journal import Journal
 from handfast.store.manifest import Manifest
 from handfast.store.pins import pin, pins
@@ -575,6 +575,32 @@ def test_what_counts_is_what_the_medium_holds(tmp_path: Path) -> None:
     directory.read(Epoch(1, 1), memoryview(into), digest=written.digest)
     assert ("pread", name) in files.seen
     assert ("forget", name) not in files.seen
+
+
+def test_what_is_read_once_leaves_the_page_cache_alone(tmp_path: Path) -> None:
+    """Shows that a load reads past the cache what is not in it, and that a copy which is only
+    verified is in it then, for the load that follows."""
+    home, files = Local(tmp_path), Posix()
+    layout, image = picture(1, nbytes=40 * MEBI)
+    save(claim(files, home.root, home.name), home, Epoch(1, 1), image, layout)
+    found = home.shelf().manifests()[Epoch(1, 1)].sound()
+    loaded = bytearray(found.image_bytes)
+
+    def take(start: int, data: memoryview) -> None:
+        loaded[start : start + len(data)] = data
+
+    data = home.path / "1/chunks/1-1.safetensors"
+    with closing(files, files.open(str(data))) as fd:
+        files.forget(fd)
+        if files.cached(fd):
+            pytest.skip("this file system keeps its pages")
+        home.shelf().visit(found, take)
+        assert loaded == image[: found.image_bytes]
+        with closing(files, files.open(str(data))) as other:
+            if files.direct(other, True):
+                assert not files.cached(fd)
+        home.shelf().verify(found)
+        assert files.cached(fd)
 
 
 def test_a_part_can_be_read_alone(tmp_path: Path) -> None:

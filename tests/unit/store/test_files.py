@@ -151,6 +151,26 @@ def test_forgotten_pages_are_read_from_the_medium(tmp_path: Path) -> None:
     FILES.forget(fd)  # closed: forgetting is a hint, and never an error
 
 
+def test_what_is_cached_is_told(tmp_path: Path) -> None:
+    """Shows that a file in the page cache is told from one that is not, and from one half in it;
+    and that what can't be told is taken to be there."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(16 << 20))
+    with closing(FILES, FILES.open(str(path))) as fd:
+        assert FILES.cached(fd)
+        os.fsync(fd)
+        if drops_pages(tmp_path / "other"):
+            os.posix_fadvise(fd, 0, 4 << 20, os.POSIX_FADV_DONTNEED)
+            assert not FILES.cached(fd)
+            FILES.forget(fd)
+            assert not FILES.cached(fd)
+            assert read_into(FILES, fd, memoryview(bytearray(16 << 20)), 0) == 16 << 20
+            assert FILES.cached(fd)
+    assert FILES.cached(fd)  # it is closed
+    with closing(FILES, FILES.create(str(tmp_path / "empty"))) as fd:
+        assert FILES.cached(fd)
+
+
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [
