@@ -95,7 +95,7 @@ GOALS: Final = (
     Goal(
         text=_BEYOND, question="imports", who="handfast.torch", what="import, beyond torch", most=50
     ),
-    Goal(text=_EVENTS, question="protocol", who="member.step", what="events", least=150_000),
+    Goal(text=_EVENTS, question="protocol", who="member.step", what="steps", least=150_000),
 )  # fmt: skip
 
 

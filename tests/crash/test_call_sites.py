@@ -32,7 +32,7 @@ from handfast.testing.powerloss import Told
 ROOMS = ("store/", "agent/keeper.py", "checkpoint/rounds.py", "checkpoint/export.py")
 CALLS = {
     name for name, _ in inspect.getmembers(Files, inspect.isfunction) if not name.startswith("_")
-} - {"forget", "direct"}  # which never fail
+} - {"forget", "cached", "direct"}  # which never fail
 
 
 def sites() -> set[tuple[str, int]]:

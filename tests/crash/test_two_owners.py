@@ -196,11 +196,11 @@ def test_what_a_failed_sync_left_in_the_cache_is_not_built_on() -> None:
 def test_without_dropping_the_clean_pages_something_is_lost() -> None:
     """Shows that the test above would notice if a claim forgot to.
 
-    The two that read data back are held to it by `tests/unit/store/test_directory.py`.
+    What reads data back is held to it by `tests/unit/store/test_directory.py`.
     """
     found = [site for site in deletion.sites({"forget"}) if "files.forget" in site.call]
     (site,) = [site for site in found if site.path.startswith("store/claims")]
-    assert {s.path for s in found} - {site.path} == {"store/shelf.py", "checkpoint/verify.py"}
+    assert {s.path for s in found} - {site.path} == {"store/bulk.py"}
     with deletion.without(site):
         assert "damaged at byte" in failed_syncs().lost
 

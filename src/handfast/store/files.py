@@ -379,16 +379,16 @@ def look(files: Files, path: str, read: Callable[[int], bytes]) -> bytes:
     On NFS and FUSE a name leads to the old file or to the new one as everywhere, but the old one
     may be taken from whoever has just looked it up (ESTALE; the kernel looks only once more).
     """
+    left = LOOKS
     with reading(path):
-        for _ in range(LOOKS - 1):
+        while True:
+            left -= 1
             try:
                 with closing(files, files.open(path)) as fd:
                     return read(fd)
             except OSError as error:
-                if error.errno != errno.ESTALE:
+                if error.errno != errno.ESTALE or not left:
                     raise
-        with closing(files, files.open(path)) as fd:
-            return read(fd)
 
 
 def read_start(files: Files, fd: int, limit: int) -> bytes:

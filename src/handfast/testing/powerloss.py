@@ -185,8 +185,8 @@ class Disk:
             self._nodes[node] = bytearray(held)
             self._unlike.remove(node)
 
-    def cached(self, fd: int) -> bool:  # noqa: ARG002 - it has no cache, and so no way past it
-        return True
+    def cached(self, fd: int) -> bool:  # noqa: ARG002 - it has no such cache
+        return False
 
     def direct(self, fd: int, on: bool) -> bool:  # noqa: ARG002 - it makes nothing durable
         return on
