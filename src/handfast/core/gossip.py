@@ -275,9 +275,7 @@ def rolls(before: Member, after: Member) -> int:
     to know that an epoch converged tells all that are next to it.
     """
     roster = after.roster
-    if roster is None or roster.tree is None or before.tallies is after.tallies:
-        return 0
-    if not (before.open and after.open):
+    if roster is None or roster.tree is None or not (before.open and after.open):
         return 0
     tree, me = roster.tree, after.me
     risen, to = [], 0

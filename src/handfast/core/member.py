@@ -451,7 +451,7 @@ def _sends(turn: _Turn) -> tuple[events.Send, ...]:
     if roster is None or state.generation == 0:
         return ()
     answers = turn.answers
-    if roster.tree is not None:
+    if roster.tree is not None and turn.before.tallies is not state.tallies:
         answers |= gossip.rolls(turn.before, state)
     if not answers and not turn.news:
         return ()

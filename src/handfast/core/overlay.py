@@ -18,12 +18,14 @@ the tree may be left, doubled and rebuilt at any time, and whatever else is hear
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 __all__ = ["FANOUT", "Tree"]
 
 FANOUT: Final = 8
 """How many blocks make the next greater one, where a configuration does not say."""
+_kept = lru_cache(1 << 16)  # asked at each step, of the few places that a process speaks for
 
 
 class Tree:
@@ -42,10 +44,12 @@ class Tree:
         self.spans = spans
         self.fanout = fanout
 
+    @_kept
     def span(self, at: int) -> tuple[int, int]:
         """Find the (first, end) of the tier that a place lies in."""
         return next(span for span in self.spans if at < span[1])
 
+    @_kept
     def block(self, at: int) -> tuple[int, int]:
         """Give the (first, end) of the greatest block that a domain leads; itself, at least."""
         first, end = self.span(at)
@@ -54,6 +58,7 @@ class Tree:
             width *= self.fanout
         return at, min(at + width, end)
 
+    @_kept
     def above(self, at: int) -> int | None:
         """Find whom a domain tells of its block; None for the first of all."""
         first, _ = self.span(at)
@@ -102,7 +107,6 @@ class Tree:
     def depth(self) -> int:
         """Count the hops from the farthest domain to the first of its tier."""
         return max(
-            sum(1 for above in self.leaders(at) if first <= above)
-            for first, end in self.spans
-            for at in range(first, end)
-        )
+            sum(first <= above for above in self.leaders(at))
+            for first, end in self.spans for at in range(first, end)
+        )  # fmt: skip
