@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -81,7 +82,7 @@ def draw_curves(figures: Sequence[Figure]) -> dict[str, str]:
             alike = [f for f in figures if (f.question, f.what, f.unit) == (question, what, unit)]
             lines = _lines(alike, axis)
             if lines:
-                name = f"{question}-{what}-{axis}".replace(" ", "-").replace(",", "")
+                name = re.sub(r"\W+", "-", f"{question} {what} {axis}")
                 title = f"{question}: {what}"
                 found[name] = curves.draw(title, label, unit, lines)
     return found

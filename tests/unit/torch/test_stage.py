@@ -1,14 +1,20 @@
 """Shows that what is staged is the state at that moment, bit for bit, whatever its dtype."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 from statekit import Snapshot, same_bytes, train
-from torch import nn
+from torch import Tensor, nn
 
 from handfast.store.image import plan
+from handfast.torch import stage as stage_module
 from handfast.torch.capture import capture
 from handfast.torch.stage import Canvas, map_image, stage
 from handfast.torch.types import TORCH_DTYPES
@@ -206,3 +212,60 @@ def test_names_that_change_places_are_not_mixed_up_in_one_image() -> None:
     stage(second, canvas)
     views = map_image(layout.slots, memory)
     assert (views["a"].tolist(), views["b"].tolist()) == ([0, 0], [1, 1])
+
+
+class Stream:
+    """A stream of a device that is not there; notes what it is asked for, in order."""
+
+    def __init__(self, name: str, seen: list[str]) -> None:
+        self.name, self.seen = name, seen
+
+    def wait_stream(self, other: Stream) -> None:
+        self.seen.append(f"{self.name} waits for {other.name}")
+
+    def record_event(self) -> Event:
+        self.seen.append(f"event on {self.name}")
+        return Event(self)
+
+
+class Event:
+    """One of its events."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def synchronize(self) -> None:
+        self.stream.seen.append("host waits for the event")
+
+
+def test_devices_are_copied_from_aside_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows that a copy sees all that the training had asked for, that nothing that it asks for
+    afterwards is seen, and that the agent hears of the image when the bytes are in it."""
+    seen: list[str] = []
+    training, side = Stream("training", seen), Stream("side", seen)
+    copied: list[tuple[object, ...]] = []
+
+    @contextlib.contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        seen.append(f"on {stream.name}")
+        yield
+        seen.append(f"off {stream.name}")
+
+    def copy(targets: list[Tensor], sources: list[Tensor], *, non_blocking: bool) -> None:
+        seen.append("copy" if non_blocking else "copy, and wait")
+        copied.append((targets, sources))
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: training)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(stage_module, "_side_stream", lambda _: side)
+    monkeypatch.setattr(torch, "_foreach_copy_", copy)
+    targets, sources = [torch.empty(3)], [torch.ones(3)]
+
+    event = stage_module._copy_aside(torch.device("cuda", 0), targets, sources)
+    stage_module.Staged((event,)).wait()
+
+    assert copied == [(targets, sources)]
+    assert seen == [
+        "side waits for training", "on side", "copy", "event on side", "off side",
+        "training waits for side", "host waits for the event",
+    ]  # fmt: skip
