@@ -23,6 +23,8 @@ from training import Training, digest
 import handfast
 from handfast import Epoch, Keep, Lattice
 from handfast.agent.snapshot import Proposal
+from handfast.checkpoint import images as images_module
+from handfast.checkpoint import staging
 from handfast.checkpoint.connection import Connection
 from handfast.checkpoint.session import Session
 from handfast.core.lattice import GENESIS
@@ -849,6 +851,120 @@ def test_an_interrupt_in_the_middle_of_a_save_keeps_no_image(
             training.step()
             assert ckpt.save(step).converged(30.0)
         assert ckpt.all_steps() == [1, 2, 3]
+
+
+WHERE: dict[str, tuple[object, str]] = {
+    "in the kernel": (images_module, "_populate"),
+    "as it is made": (staging, "StagingImage"),
+    "before it is heard": (Connection, "call"),
+}
+
+
+@pytest.mark.parametrize("when", WHERE)
+@pytest.mark.parametrize("images", [1, 2])
+def test_an_interrupt_while_images_are_made_anew_leaves_them_whole(
+    images: int, when: str, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in a restore, while an earlier epoch is still being written: an image whose memory was
+    closed by then stood for another one's, and later epochs converged with zeros in them."""
+    monkeypatch.setenv("HANDFAST_WRITE_MBPS", "20")
+    state = {"w": torch.full((4 << 20,), 1.0)}
+    options: dict[str, Any] = {"images": images, "keep": Keep(newest=9), "drain_s": 0.0, **PATIENT}
+    with Checkpointer(run, state, rng=False, **options) as ckpt:
+        ckpt.restore()
+        ckpt.save(1).converged(30.0)
+        state["w"].fill_(2.0)
+        ckpt.save(2)
+
+        where, name = WHERE[when]
+        real = getattr(where, name)
+
+        def interrupted(*args: Any, **more: Any) -> Any:
+            if name == "call" and args[1] != "plan":
+                return real(*args, **more)
+            if name != "call":
+                real(*args, **more)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                ckpt.restore()
+        with open(f"{run}/mine", "w", encoding="ascii") as file:  # takes a number that is free
+            assert ckpt.restore() in (1, 2)
+            for step in (10, 11):
+                state["w"].fill_(float(step))
+                assert ckpt.save(step).converged(30.0)
+                assert load(run, "", step=step)["w"].unique().tolist() == [step]
+            file.write("still mine")
+    assert Path(f"{run}/mine").read_text() == "still mine"
+
+
+def test_an_interrupt_while_memory_is_agreed_upon_is_made_up_for(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C after the agent heard of the images of a structure that is taken back again: it is
+    told of those that there are."""
+    box = {"a": torch.ones(2000)}
+    real = Connection.call
+
+    def call(self: Connection, name: str, *args: Any, **more: Any) -> dict[str, Any]:
+        answer = real(self, name, *args, **more)
+        if name == "plan":
+            raise KeyboardInterrupt
+        return answer
+
+    with Checkpointer(run, {"box": box}, patience_s=30.0) as ckpt:
+        ckpt.restore()
+        ckpt.save(1).converged(30.0)
+        with monkeypatch.context() as broken:
+            broken.setattr(Connection, "call", call)
+            box["b"] = torch.ones(3000)
+            with pytest.raises(KeyboardInterrupt):
+                ckpt.save(2)
+        del box["b"]
+        box["a"].fill_(3.0)
+        assert ckpt.save(3).converged(30.0)
+    assert torch.equal(load(run, "box", step=3)["a"], box["a"])
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_modules_that_change_places_keep_their_own_names(run: str, deep: bool) -> None:
+    """A student that becomes the teacher: names were kept while the modules' order stayed, and
+    each was stored, and restored, as the other."""
+
+    def named(one: nn.Module, other: nn.Module) -> dict[str, Any]:
+        both = {"student": one, "teacher": other}
+        return {"nets": both} if deep else both
+
+    def swap(state: dict[str, Any]) -> None:
+        box = state["nets"] if deep else state
+        student, teacher = box.pop("student"), box.pop("teacher")
+        box["teacher"] = student
+        box["student"] = teacher
+
+    at = "nets" if deep else ""
+    name = "{}/weight" if deep else "weight"
+    with torch.no_grad():
+        nets = [nn.Linear(1, 1, bias=False) for _ in range(2)]
+        for value, net in enumerate(nets):
+            net.weight.fill_(value)
+    state = named(*nets)
+    with Checkpointer(run, state, rng=False, keep=Keep(newest=9), **PATIENT) as ckpt:
+        ckpt.restore()
+        ckpt.save(1).converged(30.0)
+        swap(state)
+        ckpt.save(2).converged(30.0)
+        for step, values in ((1, (0.0, 1.0)), (2, (1.0, 0.0))):
+            for role, value in zip(("student", "teacher"), values, strict=True):
+                found = load(run, at or role, step=step)[name.format(role)]
+                assert found.item() == value
+        ckpt.restore(step=2)
+        assert [net.weight.item() for net in nets] == [0.0, 1.0]
+        ckpt.save(3).converged(30.0)
+        swap(state)
+        ckpt.restore(step=3)
+        assert [net.weight.item() for net in nets] == [1.0, 0.0]
 
 
 # --- slips ------------------------------------------------------------------------------------

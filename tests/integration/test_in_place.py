@@ -98,6 +98,34 @@ def test_where_nothing_can_be_restored_the_live_state_is_poisoned(run: str) -> N
     ckpt.close(30.0)
 
 
+def test_a_part_mends_no_state_that_was_read_over(run: str) -> None:
+    """Shows that what the rest holds by then, of an epoch that was BAD, is never saved: neither a
+    restore of a part nor one that leaves alone what the older epoch lacks makes it good."""
+    state = {"w": torch.ones(MEBI)}
+    with Checkpointer(run, state, rng=False, keep=Keep(newest=9), **PATIENT) as ckpt:
+        ckpt.restore()
+        ckpt.save(1).converged(30.0)
+        state |= {"ema": torch.ones(MEBI)}
+        for tensor in state.values():
+            tensor.fill_(2.0)
+        ckpt.save(2).converged(30.0)
+    flip(run, 2)
+    live = {name: torch.zeros(MEBI) for name in state}
+    again = Checkpointer(run, live, rng=False, keep=Keep(newest=9), **PATIENT)
+    with pytest.raises(Poisoned, match=r"only a restore without only= and strict=False mends it"):
+        again.restore(in_place=True, strict=False)
+    assert live["ema"].any()
+    with pytest.raises(Poisoned, match=r"only a restore without only="):
+        again.restore(step=1, only=("w",))
+    with pytest.raises(Poisoned, match="nothing can be saved until a restore succeeds"):
+        again.save(3)
+    del live["ema"]
+    assert again.restore() == 1
+    assert live["w"].eq(1.0).all()
+    assert again.save(3)
+    again.close(30.0)
+
+
 def test_another_structure_is_refused_before_anything_is_read(run: str) -> None:
     """Shows that what could not be loaded leaves the live state as it was, and says why."""
     trained(run, 1)

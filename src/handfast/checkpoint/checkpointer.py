@@ -193,12 +193,8 @@ class Checkpointer:
             logger.info("first start, generation %d", generation)
         else:
             logger.info("resumed %s, generation %d", certificate.base, generation)
-        self._event(
-            "restored",
-            epoch=str(certificate.base),
-            generation=generation,
-            left_behind=list(proposal.left_behind),
-        )
+        told = {"epoch": str(certificate.base), "left_behind": list(proposal.left_behind)}
+        self._event("restored", generation=generation, **told)
 
     def _check_first(self, require: bool) -> None:
         if self._poison:
@@ -225,12 +221,19 @@ class Checkpointer:
                 self._check_first(require)
             else:
                 copies = self._fetch(partial(self._session.load, proposal))
-                self._state.compare(copies, only, strict)
+                self._compare(copies, only, strict)
         except Exception as error:  # whatever it is, the other ranks wait for this one's word
             with contextlib.suppress(HandfastError):
                 self._session.decline(proposal.epoch, words(error))
             raise
         return copies
+
+    def _compare(self, copies: Sequence[Validated], only: Sequence[str], strict: bool) -> None:
+        if self._poison and not (strict and "**" in only):  # some of it would stay as it is
+            raise Poisoned(
+                f"{self._poison}; only a restore without only= and strict=False mends it"
+            )
+        self._state.compare(copies, only, strict)
 
     def _read_in_place(self, only: Sequence[str], strict: bool) -> dict[Epoch, list[Validated]]:
         """Read candidates to where they belong, and judge them so; gives the last, if it is whole.
@@ -244,7 +247,7 @@ class Checkpointer:
             problem: str | None = None
             try:
                 copies = self._fetch(partial(session.look, epoch))
-                self._state.compare(copies, only, strict)
+                self._compare(copies, only, strict)
             except Exception as error:  # said again, once the agents have judged it
                 logger.info("epoch %s is not read in place: %s", epoch, error)
                 copies = []

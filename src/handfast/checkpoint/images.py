@@ -10,6 +10,7 @@ import contextlib
 import errno
 import mmap
 import os
+import weakref
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -72,6 +73,8 @@ class StagingImage:
             stack.callback(os.close, self.fd)
             self.map = mmap.mmap(self.fd, nbytes, mmap.MAP_SHARED)
             _populate(self.map)
+            # once, and also of one that nobody came to hold: its number is soon another file's
+            self._close = weakref.finalize(self, os.close, self.fd)
             stack.pop_all()
         if not plan.window:
             self.map[: len(plan.header)] = plan.header
@@ -83,4 +86,4 @@ class StagingImage:
     def close(self) -> None:
         """Close the descriptor, and let the views go."""
         self.views = None
-        os.close(self.fd)
+        self._close()

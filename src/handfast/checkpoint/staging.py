@@ -39,6 +39,7 @@ class Staging:
         self._window = 0
         self._plan: Plan | None = None
         self._images: list[StagingImage] = []
+        self._agreed = True  # the agent has been handed these images, and no others
 
     def renew(self, window: int) -> None:
         """Begin a round with images that no earlier one uses, at whichever agent it has now.
@@ -51,12 +52,17 @@ class Staging:
             self._replace(self._plan, lambda image: not self._is_idle(image))
 
     def _replace(self, plan: Plan, which: Callable[[StagingImage], bool]) -> None:
-        """Make some images anew, and hand all of them over; the agent finishes what it can."""
-        for number, image in enumerate(self._images):
-            if which(image):
-                image.close()
-                self._images[number] = StagingImage(plan)
-        self._hand_over(plan, self._images)
+        """Make some images anew, and hand all of them over; the agent finishes what it can.
+
+        An interrupt leaves the former ones, whole, and a note to hand them over again.
+        """
+        self._agreed = False
+        stale = [image for image in self._images if which(image)]
+        images = [StagingImage(plan) if image in stale else image for image in self._images]
+        self._hand_over(plan, images)
+        self._images, self._agreed = images, True
+        for image in stale:
+            image.close()
 
     def image_for(self, plan: Plan, images: int, timeout: float | None) -> StagingImage | None:
         """Find an image of a structure that is not being persisted; None where time is up.
@@ -85,6 +91,7 @@ class Staging:
         plan is not this one. Memory that is still being persisted is then the agent's alone.
         """
         fresh: list[StagingImage] = []
+        self._agreed = False
         try:
             fresh += [StagingImage(plan) for _ in range(images)]
             self._hand_over(plan, fresh)
@@ -92,7 +99,7 @@ class Staging:
             for image in fresh:
                 image.close()
             raise
-        former, self._images, self._plan = self._images, fresh, plan
+        former, self._images, self._plan, self._agreed = self._images, fresh, plan, True
         for image in former:
             image.close()
 
@@ -217,8 +224,9 @@ class Staging:
 
         Asking twice is no harm, and without it the image would be in use for ever.
         """
-        if self._plan is not None and any(map(self._is_lost, self._images)):
-            self._replace(self._plan, self._is_lost)  # its agent gives it up then
+        lost = any(map(self._is_lost, self._images))
+        if self._plan is not None and (lost or not self._agreed):
+            self._replace(self._plan, self._is_lost)  # its agent gives a lost one up then
         for image in self._images:
             if image.unsure and image.epoch is not None and not self._is_idle(image):
                 self._stage(image.epoch, image, image.objects, image.left)

@@ -131,7 +131,7 @@ def walk(
     opts = [node for node in things if node.kind is Kind.OPTIMIZER]
     alone = _stepped(found)
     signature = (
-        [(list(e), list(map(id, e.values())), ddp_ids(node.value)) for node, e in modules],
+        [(n.path, list(e), list(map(id, e.values())), ddp_ids(n.value)) for n, e in modules],
         [(node.path, optimizers.signature(node.value)) for node in opts],
         [(node.path, id(node.value)) for node in alone],
         [(tray.path, id(tray.tree)) for tray in trays],
