@@ -967,6 +967,31 @@ def test_modules_that_change_places_keep_their_own_names(run: str, deep: bool) -
         assert [net.weight.item() for net in nets] == [1.0, 0.0]
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_live_tensor_whose_elements_overlap_takes_only_what_fits(
+    in_place: bool, run: str
+) -> None:
+    """Windows over one row: 16 values can't stand in 7 places, unless they agree; it was told as
+    restored all the same."""
+    windows = torch.arange(7.0).unfold(0, 4, 1)
+    state = {"free": torch.arange(16.0).reshape(4, 4), "folded": windows}
+    with Checkpointer(run, state, rng=False, **PATIENT) as ckpt:
+        ckpt.restore()
+        ckpt.save(1)
+    for name, fits in (("free", False), ("folded", True)):
+        live = {"free": torch.zeros(4, 4), "folded": torch.zeros(4, 4)}
+        live[name] = torch.zeros(7).unfold(0, 4, 1)
+        ckpt = Checkpointer(run, live, rng=False, **PATIENT)
+        if fits:
+            assert ckpt.restore(in_place=in_place) == 1
+            assert all(torch.equal(live[key], state[key]) for key in state)
+        else:
+            with pytest.raises(Refused, match=r"free: memory: .*bytes that another element has"):
+                ckpt.restore(in_place=in_place)
+            assert not live["free"].any()
+        ckpt.close(30.0)
+
+
 # --- slips ------------------------------------------------------------------------------------
 
 

@@ -188,11 +188,9 @@ class Checkpointer:
                 certificate.base,
                 "; ".join(proposal.left_behind),
             )
-        generation = certificate.generation
-        if certificate.base == GENESIS:
-            logger.info("first start, generation %d", generation)
-        else:
-            logger.info("resumed %s, generation %d", certificate.base, generation)
+        generation, base = certificate.generation, certificate.base
+        what = "first start" if base == GENESIS else f"resumed {base}"
+        logger.info("%s, generation %d", what, generation)
         told = {"epoch": str(certificate.base), "left_behind": list(proposal.left_behind)}
         self._event("restored", generation=generation, **told)
 

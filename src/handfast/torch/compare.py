@@ -89,8 +89,9 @@ def torn(
         return source.view(path) if asked else parts[path]
 
     return [
-        Difference(path, "memory", "values of its own", f"bytes that {other} has, too")
+        Difference(path, "memory", "values of its own", f"bytes that {whose} has, too")
         for path, other in sorted(memory.torn(parts, value))
+        for whose in [other if other != path else "another element"]
     ]
 
 

@@ -260,15 +260,15 @@ def _look(part: Tensor) -> tuple[object, ...]:
 def torn(parts: Mapping[str, Tensor], value: Callable[[str], Tensor]) -> Iterator[tuple[str, str]]:
     """Live tensors that can't all have the values that they are to have, since they overlap.
 
+    One whose elements overlap is among them, and named with itself.
     ``value`` gives what a path is to have; it is asked of those that overlap, and of no other.
     Gives the path of each, and that of one it shares bytes with. Tried on a copy of those bytes.
     """
     for rows in _connected(parts.items()):
-        if len(rows) == 1:
-            continue
         group = [one for *_, one in rows]
-        if all(_same(part, group[0][1]) for _, part in group[1:]):
-            continue  # one tensor under several paths
+        first = group[0][1]
+        if not _is_folded(first) and all(_same(part, first) for _, part in group[1:]):
+            continue  # one tensor, maybe under several paths
         start = min(_extent(part)[0] for _, part in group)
         scratch = bytearray(max(_extent(part)[1] for _, part in group) - start)
         views = [(path, _placed(scratch, part, start), value(path).cpu()) for path, part in group]
@@ -276,7 +276,19 @@ def torn(parts: Mapping[str, Tensor], value: Callable[[str], Tensor]) -> Iterato
             copy_into([target], [wanted])
         for path, target, wanted in views:
             if not torch.equal(bytes_of(target), bytes_of(wanted)):
-                yield path, next(other for other, _ in group if other != path)
+                yield path, next((other for other, _ in group if other != path), path)
+
+
+def _is_folded(part: Tensor) -> bool:
+    """Whether elements of one tensor may lie in the same bytes."""
+    if part.is_contiguous():
+        return False
+    reach = 0
+    for step, size in sorted(zip(part.stride(), part.shape, strict=True)):
+        if size > 1 and step <= reach:
+            return True
+        reach += (size - 1) * step
+    return False
 
 
 def _placed(scratch: bytearray, part: Tensor, start: int) -> Tensor:
