@@ -292,12 +292,21 @@ class Directory(Shelf):
     def _write_chunks(
         self, path: str, image: Source, spans: Sequence[Span], done: Count, hashes: bytes
     ) -> bytes:
-        """Write spans into a new synced file; returns all hashes, made here if none are."""
+        """Write spans into a new synced file; returns all hashes, made here if none are.
+
+        Raises SaveFailed where some are, and the image has other bytes by now.
+        """
         found: dict[int, bytes] = {}
 
         def each(span: Span, block: memoryview) -> None:
-            if not hashes:
-                found[span.start] = codec.hash_chunks(block)
+            known = found[span.start] = codec.hash_chunks(block)
+            first = span.start // CHUNK * HASH_BYTES
+            if hashes and hashes[first : first + len(known)] != known:
+                raise SaveFailed(
+                    f"{path}: bytes {span.start} to {span.end} of the image changed while it was "
+                    "written. What to do: let no other thread write to the state until save() has "
+                    "returned"
+                )
             done.add(len(block))
 
         with closing(self.files, self.files.create(path)) as fd:

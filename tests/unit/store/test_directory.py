@@ -34,7 +34,7 @@ from handfast.store.files import Posix, closing
 from handfast.store.journal import Journal
 from handfast.store.manifest import Manifest
 from handfast.store.pins import pin, pins
-from handfast.store.port import Tier
+from handfast.store.port import Tier, Verify
 from handfast.store.shelf import Shelf
 from handfast.testing.faults import FaultyFiles
 from handfast.testing.stores import DirectorySuite, Home, picture, save
@@ -658,6 +658,40 @@ def test_what_has_changed_altogether_is_hashed_as_it_is_written(tmp_path: Path, 
     assert into == image
     tier.read(Epoch(1, 1), into)
     assert into == before
+
+
+class Restless(Watched):
+    """An image of which a byte changes once it was looked at for so many bytes."""
+
+    def __init__(self, image: bytearray, after: int, at: int) -> None:
+        super().__init__(image)
+        self._image, self._after, self._at = image, after, at
+
+    def lend(self, span: Span) -> AbstractContextManager[memoryview]:
+        if self.looked >= self._after:
+            self._image[self._at] ^= 1
+            self._after = 1 << 60
+        return super().lend(span)
+
+
+@pytest.mark.parametrize("verify", ["fsync", "sampled", "full"])
+def test_an_image_that_changes_between_its_hash_and_its_writing_is_no_epoch(
+    tmp_path: Path, verify: Verify
+) -> None:
+    """Shows that a delta, whose image is hashed before it is written, holds what it was hashed as:
+    with `images=0` another thread of the training made epochs that nothing could read again."""
+    home = Local(tmp_path)
+    tier = home.claim()
+    layout, image = picture(1, nbytes=24 * MEBI)
+    parent = save(tier, home, Epoch(1, 1), image, layout).manifest
+    for at in range(4 * MEBI, 9 * MEBI, 4096):
+        image[at] ^= 1
+    seen = Restless(image, layout.nbytes + 2 * MEBI, 8 * MEBI)  # all was hashed by then
+    with pytest.raises(SaveFailed, match=r"changed while it was written.*no other thread"):
+        save(tier, home, Epoch(1, 2), seen, layout, parent=parent, verify=verify)
+    assert set(home.shelf().manifests()) == {Epoch(1, 1)}
+    save(tier, home, Epoch(1, 3), image, layout, parent=parent, verify=verify)
+    tier.read(Epoch(1, 3))
 
 
 def test_chains_stay_short(tmp_path: Path) -> None:
