@@ -992,6 +992,24 @@ def test_a_live_tensor_whose_elements_overlap_takes_only_what_fits(
         ckpt.close(30.0)
 
 
+@pytest.mark.parametrize("left", [0, 8])
+@pytest.mark.parametrize("count", [16, 1 << 20])
+def test_a_tensor_whose_storage_was_cut_is_refused_by_name(left: int, count: int, run: str) -> None:
+    """What frees a parameter's memory and forgets to give it back: a save, or a restore into it,
+    ended the process, or stored what lay there."""
+    state = {"cut": torch.ones(count), "whole": torch.ones(3)}
+    with begun_with(run, state) as ckpt:
+        ckpt.save(1).converged(30.0)
+        state["cut"].untyped_storage().resize_(left)
+        with pytest.raises(Unstorable, match=r"cut: .*its storage was resized"):
+            ckpt.save(2)
+        with pytest.raises(Unstorable, match=r"cut: .*its storage was resized"):
+            ckpt.restore()
+        state["cut"].untyped_storage().resize_(4 * count)
+        assert ckpt.restore() == 1
+        assert state["cut"].eq(1.0).all()
+
+
 # --- slips ------------------------------------------------------------------------------------
 
 

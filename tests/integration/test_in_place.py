@@ -162,6 +162,26 @@ def test_what_this_rank_can_not_load_is_no_damage(run: str) -> None:
     ckpt.close(30.0)
 
 
+def test_what_fails_for_want_of_memory_is_left_to_the_agent(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that an error of any kind, amid the reading, is this rank's alone: nobody waits for its
+    verdict, which its agent gives."""
+    saved = trained(run, 2).digest()
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    after = Training()
+    ckpt = opened(run, after)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stored, "preload", fails)
+        assert ckpt.restore(in_place=True) == 2
+    assert after.digest() == saved
+    assert ckpt.save(3)
+    ckpt.close(30.0)
+
+
 def test_a_state_that_was_read_over_is_no_first_start(
     launch: Callable[..., Job], tmp_path: Path
 ) -> None:

@@ -256,7 +256,7 @@ class Checkpointer:
                     problem, read = "", {epoch: copies}
                 except Damaged as error:
                     problem = str(error)
-                except HandfastError as error:
+                except Exception as error:  # this rank's own trouble: the others hear of it later
                     logger.warning("epoch %s could not be read in place: %s", epoch, error)
             session.judge(epoch, problem)
         return read

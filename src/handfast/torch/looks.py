@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from handfast.store.image import TensorSpec
+from handfast.torch.tensors import is_cut
 
 __all__ = ["Look", "aliases_of", "forms", "look", "pointers"]
 
@@ -42,13 +43,16 @@ class Look(NamedTuple):
 def look(parts: Sequence[Tensor], before: Sequence[Look] = ()) -> Sequence[Look]:
     """Look at local tensors; gives the very looks of ``before`` where nothing differs from them.
 
-    Raises RuntimeError, NotImplementedError or ValueError for a tensor without memory or shape.
+    Raises RuntimeError, NotImplementedError or ValueError for a tensor without memory or shape, or
+    with less memory than it has bytes.
     """
     runs = [parts[at : at + RUN] for at in range(0, len(parts), RUN)]
     if len(runs) == len(before) and all(
         _look(run, old.exact) == old for run, old in zip(runs, before, strict=True)
     ):
         return before
+    if any(map(is_cut, parts)):
+        raise ValueError("a tensor is larger than its storage")
     return tuple(_look(run, any(map(_is_odd, run))) for run in runs)
 
 

@@ -151,6 +151,7 @@ def _why_not(tensor: Any) -> tuple[str, str] | None:
         and tensor.layout is torch.strided
         and not tensor.is_nested
         and tensor.dtype in DTYPE_NAMES
+        and not is_cut(tensor)
     ):
         return None  # most are so, and none of what follows is true of them
     if is_lazy(tensor):
@@ -163,11 +164,22 @@ def _why_not(tensor: Any) -> tuple[str, str] | None:
         return f"its layout is {tensor.layout}", "store .to_dense(), or its indices and values"
     if is_dtensor(tensor):
         return _why_not(local(tensor))
+    if is_cut(tensor):
+        return "its storage was resized, and is smaller than it", "give it its memory back first"
     if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return "it is a tensor subclass whose bytes are not all of it", "store its parts"
     if tensor.dtype not in DTYPE_NAMES:
         return f"images know no {tensor.dtype}", "store its parts, such as int_repr() and scales"
     return None
+
+
+def is_cut(part: Tensor) -> bool:
+    """Whether a local tensor reaches beyond its storage, which somebody resized."""
+    if part.layout is not torch.strided or part.is_nested or is_lazy(part) or not part.numel():
+        return False
+    far = sum((size - 1) * step for size, step in zip(part.shape, part.stride(), strict=True))
+    needed = (part.storage_offset() + far + 1) * part.element_size()
+    return part.untyped_storage().nbytes() < needed
 
 
 def _block_of(path: str, tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
