@@ -1010,6 +1010,46 @@ def test_a_tensor_whose_storage_was_cut_is_refused_by_name(left: int, count: int
         assert state["cut"].eq(1.0).all()
 
 
+def test_a_close_waits_no_longer_than_any_other_call(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that was stopped while it writes, and a `close()` in somebody's `finally`: it waited
+    for ever."""
+    monkeypatch.setenv("HANDFAST_WRITE_MBPS", "1")
+    state = {"w": torch.rand(1 << 21)}
+    ckpt = Checkpointer(run, state, rng=False, patience_s=2.0)
+    ckpt.restore()
+    ckpt.save(1)
+    (agent,) = agents()
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        with pytest.raises(Blocked):
+            ckpt.close()
+    finally:
+        os.kill(agent, signal.SIGCONT)
+
+
+def test_a_change_of_structure_takes_no_memory_twice(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more scalar: the former image went when the new one was there, and the state had to fit
+    three times into the node's memory."""
+    box = {"a": torch.ones(1 << 20)}
+    seen: list[int] = []
+
+    def made(*args: Any) -> images_module.StagingImage:
+        seen.append(len(memories()))
+        return images_module.StagingImage(*args)
+
+    with begun_with(run, {"box": box}, rng=False) as ckpt:
+        before = len(memories())
+        ckpt.save(1).converged(30.0)
+        monkeypatch.setattr(staging, "StagingImage", made)
+        box["b"] = torch.ones(())
+        ckpt.save(2).converged(30.0)
+    assert seen == [before]
+
+
 # --- slips ------------------------------------------------------------------------------------
 
 

@@ -130,6 +130,39 @@ def test_an_interrupted_save_is_given_up_and_the_next_one_goes_on(
     assert equal(restored(run), live)
 
 
+def test_a_restore_after_an_interrupted_save_waits_for_nothing(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that the agent does not drain what nobody hands over any more: it took as long as
+    `drain_s`, and where that was longer than `patience_s`, no restore succeeded again."""
+    live = state(5)
+
+    def interrupted(self: Pieces, start: int, end: int, into: memoryview) -> None:
+        raise KeyboardInterrupt
+
+    with Checkpointer(run, live, images=0, rng=False, patience_s=8.0, drain_s=60.0) as ckpt:
+        ckpt.restore()
+        ckpt.save(1).converged(30.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(Pieces, "put", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                ckpt.save(2)
+        assert ckpt.restore() == 1
+        ckpt.save(3).converged(30.0)
+
+
+def test_a_slow_disk_is_no_silent_agent(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows that a save waits for the disk as long as that takes, while its agent is heard of."""
+    monkeypatch.setenv("HANDFAST_WRITE_MBPS", "2")
+    live = {"w": torch.rand(2 << 20)}
+    with Checkpointer(run, live, images=0, rng=False, patience_s=1.5) as ckpt:
+        ckpt.restore()
+        ckpt.save(1).converged(30.0)
+    found = {"w": torch.zeros(2 << 20)}
+    begun(run, found).close()
+    assert equal(found, live)
+
+
 def test_an_interrupted_save_whose_agent_dies_is_given_up_too(
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

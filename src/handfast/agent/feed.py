@@ -12,12 +12,16 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from handfast.errors import SaveFailed
 from handfast.store.bulk import Span
 
 __all__ = ["Feed", "Want"]
+
+
+WORD_S: Final = 1.0
+"""Seconds after which a trainer hears from its agent, whether a piece is wanted or not."""
 
 
 class Want(NamedTuple):
@@ -75,12 +79,19 @@ class Feed:
             raise SaveFailed(self._over)
 
     async def wanted(self, there: Sequence[int]) -> list[Want]:
-        """Hear what is there, and wait for what is wanted next; nothing, once all was taken."""
+        """Hear what is there, and wait for what is wanted next.
+
+        Nothing, once all was taken, and where nothing is for a while: a disk may be slow, and
+        whoever waits is to know that this agent is not.
+        """
         with self._change:
             self._there.update(there)
             self._change.notify_all()
         while True:
-            await self._asked.wait()
+            try:
+                await asyncio.wait_for(self._asked.wait(), WORD_S)
+            except TimeoutError:
+                return []
             with self._change:
                 if self._over:
                     return []

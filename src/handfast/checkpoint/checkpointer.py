@@ -451,13 +451,13 @@ class Checkpointer:
 
         Raises what ``Save.converged`` raises, but for a failed save under ``on_error="warn"``; it
         is closed all the same, and the agent goes on with what it was given. Once closed, this does
-        nothing.
+        nothing. Without a ``timeout`` it waits for ``patience_s``.
         """
         if self._closed or os.getpid() != self._owner:
             return
         try:
             if self._last is not None:
-                self._last.converged(timeout)
+                self._last.converged(self._patience_s if timeout is None else timeout)
         except SaveFailed as error:
             if self._on_error != "warn":
                 raise

@@ -84,6 +84,7 @@ class StagingImage:
         self.views: Any = None
 
     def close(self) -> None:
-        """Close the descriptor, and let the views go."""
+        """Close the descriptor, and let the memory go with the last view of it."""
         self.views = None
+        self.__dict__.pop("map", None)
         self._close()

@@ -175,6 +175,7 @@ class Session:
             drain_s=drain_s,
             by_trainer=in_place,
         )
+        self.staging.give_up()  # or the agent would drain what nobody hands over any more
         self._line.begin(self._round)
         self.staging.renew(window)
         return formed

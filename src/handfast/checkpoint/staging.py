@@ -51,6 +51,12 @@ class Staging:
         if self._plan is not None:
             self._replace(self._plan, lambda image: not self._is_idle(image))
 
+    def give_up(self) -> None:
+        """Let the agent wait no longer for what an interrupted save was to hand over."""
+        if self._plan is not None and any(map(self._is_lost, self._images)):
+            self._agreed = False
+            self._line.call("plan", **_handed(self._plan, []))
+
     def _replace(self, plan: Plan, which: Callable[[StagingImage], bool]) -> None:
         """Make some images anew, and hand all of them over; the agent finishes what it can.
 
@@ -87,11 +93,16 @@ class Staging:
     def _change(self, plan: Plan, images: int) -> None:
         """Make memory for images of a structure and hand it to the agent, once a structure.
 
-        Until that is done the former images stay: whatever stops it, the next save finds that its
-        plan is not this one. Memory that is still being persisted is then the agent's alone.
+        The former images go first, here and there, so that no memory is there twice; none of them
+        is being persisted. Whatever stops it, the next save finds that its plan is not this one.
         """
+        former, self._images = self._images, []
+        if self._plan is not None:
+            gone, self._plan = self._plan, None
+            self._line.call("plan", **_handed(gone, []))
+        for image in former:
+            image.close()
         fresh: list[StagingImage] = []
-        self._agreed = False
         try:
             fresh += [StagingImage(plan) for _ in range(images)]
             self._hand_over(plan, fresh)
@@ -99,9 +110,7 @@ class Staging:
             for image in fresh:
                 image.close()
             raise
-        former, self._images, self._plan, self._agreed = self._images, fresh, plan, True
-        for image in former:
-            image.close()
+        self._images, self._plan, self._agreed = fresh, plan, True
 
     def _hand_over(self, plan: Plan, images: Sequence[StagingImage]) -> None:
         reply = self._line.call("plan", **_handed(plan, images))

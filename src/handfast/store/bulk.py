@@ -134,7 +134,7 @@ def tap(
         fd = stack.enter_context(closing(files, files.open(path)))
         if medium:
             files.forget(fd)
-        if (past or medium) and not files.cached(fd):
+        if medium or (past and not files.cached(fd)):  # a page that is mapped is never dropped
             second = stack.enter_context(closing(files, files.open(path)))
             if files.direct(second, True):
                 return Tap(path, fd, second)

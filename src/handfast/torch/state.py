@@ -26,7 +26,7 @@ from handfast.errors import Unstorable
 from handfast.store import objects
 from handfast.store.image import Layout, Slot, TensorSpec, plan
 from handfast.store.kept import Kept
-from handfast.store.manifest import HASH_BYTES, chunk_hash
+from handfast.store.manifest import HASH_BYTES, Manifest, chunk_hash
 from handfast.store.port import Verify
 from handfast.torch import apply as restore
 from handfast.torch import boxes, compare, optimizers
@@ -47,6 +47,8 @@ __all__ = ["TorchState", "environment"]
 logger = logging.getLogger("handfast")
 
 HINTS: Final = 100
+READ: Final = 8 << 20
+"""Bytes of tensors without a whole chunk that are read once more for a hint."""
 LOOKS: Final = 8
 """So many saves look for gradients that no optimizer has."""
 
@@ -363,7 +365,14 @@ class TorchState:
             and slot.spec.shape == slot.spec.global_shape
             and slot.nbytes >= 4096
         )
-        return {slot.spec.path: _mark(copies[0], slot) for slot in islice(own, HINTS)}
+        marks: dict[str, bytes] = {}
+        left = READ
+        for slot in islice(own, HINTS):
+            chunks = _chunks(manifest, slot)
+            left -= 0 if chunks else slot.nbytes
+            if left >= 0:
+                marks[slot.spec.path] = chunks or chunk_hash(copies[0].read(_range(slot)))
+        return marks
 
 
 class _Compared(NamedTuple):
@@ -375,14 +384,18 @@ class _Compared(NamedTuple):
     names: Names | None
 
 
-def _mark(copy: Validated, slot: Slot) -> bytes:
-    """Tell a tensor's bytes from others: by the hashes of the chunks in it, where it has any."""
-    unit, end = copy.manifest.chunk_bytes, slot.start + slot.nbytes
-    first, behind = -(-slot.start // unit), end // unit
-    if first < behind:
-        hashes = copy.manifest.hashes[first * HASH_BYTES : behind * HASH_BYTES]
-        return chunk_hash(hashes + (slot.start % unit).to_bytes(8, "little"))
-    return chunk_hash(copy.read(range(slot.start, end)))
+def _range(slot: Slot) -> range:
+    return range(slot.start, slot.start + slot.nbytes)
+
+
+def _chunks(manifest: Manifest, slot: Slot) -> bytes:
+    """Tell a tensor's bytes from others by the hashes of the chunks in it; b"" if it has none."""
+    unit = manifest.chunk_bytes
+    first, behind = -(-slot.start // unit), (slot.start + slot.nbytes) // unit
+    if first >= behind:
+        return b""
+    hashes = manifest.hashes[first * HASH_BYTES : behind * HASH_BYTES]
+    return chunk_hash(hashes + (slot.start % unit).to_bytes(8, "little"))
 
 
 def structure(specs: Sequence[TensorSpec]) -> str:

@@ -167,15 +167,10 @@ class Witness(Posix):
 
     def __init__(self, has: bool, refuses: bool = False) -> None:
         self.has, self.refuses = has, refuses
-        self.dropped = False
         self.read: list[tuple[bool, int]] = []
 
     def cached(self, fd: int) -> bool:
-        return self.has and not self.dropped
-
-    def forget(self, fd: int) -> None:
-        self.dropped = True
-        super().forget(fd)
+        return self.has
 
     def pread(self, fd: int, into: memoryview, offset: int) -> int:
         direct = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
@@ -199,7 +194,8 @@ class Witness(Posix):
 def test_what_the_cache_has_not_is_read_past_it(
     has: bool, how: dict[str, bool], direct: bool, refuses: bool, tmp_path: Path
 ) -> None:
-    """Whole blocks are, if that was asked for; all bytes arrive, also where that is refused."""
+    """Whole blocks are, if that was asked for; all bytes arrive, also where that is refused. What
+    is to be the medium's is never the cache's, which can't drop what somebody has mapped."""
     path = tmp_path / "file"
     with path.open("wb") as file:
         file.write(data := os.urandom(MEBI + 100))
