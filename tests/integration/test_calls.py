@@ -1050,6 +1050,19 @@ def test_a_change_of_structure_takes_no_memory_twice(
     assert seen == [before]
 
 
+def test_an_agent_has_the_manners_that_it_was_told(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows it of the process that runs: its niceness, and where it runs. (That it writes no faster
+    than it may is what keeps `close()` waiting above.)"""
+    monkeypatch.setenv("HANDFAST_NICE", "7")
+    monkeypatch.setenv("HANDFAST_CPUS", str(min(os.sched_getaffinity(0))))
+    with begun(run):
+        (agent,) = agents()
+        assert os.getpriority(os.PRIO_PROCESS, agent) == 7
+        assert os.sched_getaffinity(agent) == {min(os.sched_getaffinity(0))}
+
+
 # --- slips ------------------------------------------------------------------------------------
 
 

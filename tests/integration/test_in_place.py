@@ -162,6 +162,21 @@ def test_what_this_rank_can_not_load_is_no_damage(run: str) -> None:
     ckpt.close(30.0)
 
 
+def test_a_part_is_judged_with_the_whole(run: str) -> None:
+    """Shows that an epoch whose damage lies where nobody reads to is called BAD all the same: what
+    one rank has no use for another may need."""
+    state = {"a": torch.rand(MEBI), "b": torch.rand(MEBI)}
+    with Checkpointer(run, state, rng=False, **PATIENT) as ckpt:
+        ckpt.restore()
+        ckpt.save(1).converged(30.0)
+    flip(run, 1)
+    live = {name: torch.zeros(MEBI) for name in state}
+    again = Checkpointer(run, live, rng=False, **PATIENT)
+    with pytest.raises((Refused, Poisoned), match="1/1"):
+        again.restore(in_place=True, only=("a",))
+    again.close(30.0)
+
+
 def test_what_fails_for_want_of_memory_is_left_to_the_agent(
     run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

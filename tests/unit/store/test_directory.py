@@ -603,6 +603,34 @@ def test_what_is_read_once_leaves_the_page_cache_alone(tmp_path: Path) -> None:
         assert files.cached(fd)
 
 
+class Rotting(Posix):
+    """A disk that changes one byte of each data file once it was synced."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def fsync(self, fd: int) -> None:
+        super().fsync(fd)
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if "/chunks/" in path:
+            with open(path, "r+b") as file:
+                file.seek(self.at, os.SEEK_SET if self.at >= 0 else os.SEEK_END)
+                file.write(b"rot")
+                os.fsync(file.fileno())
+
+
+@pytest.mark.parametrize("at", [0, -3])
+def test_a_sample_has_the_first_chunk_and_the_last(tmp_path: Path, at: int) -> None:
+    """Shows that what is read back by default is more than one place: where writing began, and
+    where it ended."""
+    home = Local(tmp_path)
+    layout, image = picture(1, nbytes=40 * MEBI)
+    tier = claim(Rotting(at), home.root, home.name)
+    with pytest.raises(SaveFailed, match="differs from its hash"):
+        save(tier, home, Epoch(1, 1), image, layout, verify="sampled")
+    assert home.shelf().manifests() == {}
+
+
 def test_a_part_can_be_read_alone(tmp_path: Path) -> None:
     """What was asked for is there, verified; damage that is far from it is not even seen."""
     home = Local(tmp_path)
