@@ -33,7 +33,12 @@ QUESTIONS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Ask what the arguments say."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    written = (options.json, options.picture, options.markdown and options.markdown[0])
+    for where in (options.home, *(path.parent for path in written if path)):
+        if not where.is_dir():  # said now, and not when all was measured
+            parser.error(f"{where} is no directory: make it first, or name another one")
     try:
         return _run(options)
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ The run is a real one, saved by the Checkpointer, with every kind of tensor that
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -34,7 +35,7 @@ from handfast.checkpoint.reader import open_run
 from handfast.cli import export as exporting
 from handfast.cli.main import app
 from handfast.core.lattice import Epoch
-from handfast.errors import Damaged, FormatError, Refused
+from handfast.errors import Damaged, FormatError, HandfastError, Refused
 from handfast.store.files import Posix
 from handfast.store.pins import pin
 from handfast.testing.faults import FaultyFiles
@@ -279,6 +280,20 @@ def test_no_run_is_could_not_look_and_says_what_to_do(command: str, tmp_path: Pa
     assert "holds no run" in done.err
     assert "What to do" in done.err
     assert handfast(command, tmp_path, "--json").json["exit_code"] == 3
+
+
+def test_a_run_that_may_not_be_read_is_not_called_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's: "holds no run" sent people to look for another path."""
+
+    def denied(path: str) -> list[str]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", denied)
+        with pytest.raises(HandfastError, match=r"can't be read: Permission denied.*chmod u\+rx"):
+            location._refuse(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, HandfastError, NoRun, Refused
 from handfast.store.claims import domains_below, lengths_now
-from handfast.store.files import Files, reading
+from handfast.store.files import Files, describe, reading
 
 __all__ = ["Location", "Released", "away", "check_held", "choose", "held", "mixed"]
 
@@ -151,7 +151,18 @@ def _found(path: str) -> list[str]:
 
 
 def _refuse(path: str) -> None:
-    what = "is not there" if not os.path.exists(path) else "holds no run (it has no domains/)"
+    what = "holds no run (it has no domains/)"
+    try:
+        os.listdir(path)
+    except FileNotFoundError:
+        what = "is not there"
+    except PermissionError as error:
+        raise HandfastError(
+            f"{path}: can't be read: {describe(error)}. What to do: make it readable for this "
+            "user, and each directory above it one that this user may enter (chmod u+rx)"
+        ) from error
+    except OSError:
+        pass  # it is no directory, say
     raise NoRun(
         f"{path} {what}. What to do: give the directory that the training was given as its path; "
         "for a run on several disks give them all, as a glob"

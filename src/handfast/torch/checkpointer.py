@@ -42,8 +42,9 @@ class Checkpointer(checkpointer.Checkpointer):
     line); ``replicated`` are ``fnmatch`` patterns of paths that all ranks hold alike (DDP's and
     replicated DTensors are found), to be compared in every save; ``rng`` adds the random streams of
     Python, NumPy and torch; ``images`` is how many copies of the state may be in memory: with 0 of
-    them a save needs 64 MiB, and blocks until it is persisted; ``window`` how many epochs may be
-    voted and not yet converged; ``busy`` what a save does when it finds no image or window free:
+    them a save passes through a window of 64 MiB, and blocks until it is persisted; ``window`` how
+    many epochs may be voted and not yet converged; ``busy`` what a save does when it finds no image
+    or window free:
     "wait", "skip" or "raise"; ``on_error`` what becomes of failed saves: "raise" at the next call,
     "retry" at the next step (three times), or "warn"; ``verify`` how much is read back before an
     epoch counts: "fsync" (nothing), "sampled" or "full"; ``pickle`` names paths whose objects may

@@ -106,6 +106,18 @@ def test_a_peer_that_is_missing_is_named(
     )
 
 
+@pytest.mark.parametrize("option", ["--home", "--json", "--picture", "--markdown"])
+def test_a_directory_that_is_missing_is_named_before_anything_is_measured(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shows that no minutes of measuring end in a file that can't be written."""
+    missing = tmp_path / "no" / "where"
+    with pytest.raises(SystemExit) as ended:
+        main(["protocol", option, str(missing)])
+    assert ended.value.code == 2
+    assert "is no directory: make it first" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("values", "verdict"), [((4.9, 4.9, 99.0), "met"), ((5.1, 5.1, 0.0), "missed")]
 )
