@@ -44,13 +44,13 @@ class Checkpointer(checkpointer.Checkpointer):
     Python, NumPy and torch; ``images`` is how many copies of the state may be in memory: with 0 of
     them a save passes through a window of 64 MiB, and blocks until it is persisted; ``window`` how
     many epochs may be voted and not yet converged; ``busy`` what a save does when it finds no image
-    or window free:
-    "wait", "skip" or "raise"; ``on_error`` what becomes of failed saves: "raise" at the next call,
-    "retry" at the next step (three times), or "warn"; ``verify`` how much is read back before an
-    epoch counts: "fsync" (nothing), "sampled" or "full"; ``pickle`` names paths whose objects may
-    be pickled; ``group`` is the process group whose ranks hold this state, if that is not the whole
-    job; ``on_event(name, fields)`` is told what happens; ``drain_s`` bounds what is waited for
-    after an exception and at a restart; ``patience_s`` bounds waits for other ranks.
+    or window free: "wait", "skip" or "raise"; ``on_error`` what becomes of failed saves: "raise" at
+    the next call, "retry" at the next step (three times), or "warn"; ``verify`` how much is read
+    back before an epoch counts: "fsync" (nothing), "sampled" or "full"; ``pickle`` names paths
+    whose objects may be pickled; ``group`` is the process group whose ranks hold this state, if
+    that is not the whole job; ``on_event(name, fields)`` is told what happens; ``drain_s`` bounds
+    what is waited for after an exception and at a restart; ``patience_s`` bounds waits for other
+    ranks.
 
     Raises ValueError for arguments that make no sense, Unstorable and TypeError for a state that
     could never be saved.
