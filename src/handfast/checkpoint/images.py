@@ -86,5 +86,6 @@ class StagingImage:
     def close(self) -> None:
         """Close the descriptor, and let the memory go with the last view of it."""
         self.views = None
-        self.__dict__.pop("map", None)
-        self._close()
+        if self._close.alive:
+            del self.map
+            self._close()

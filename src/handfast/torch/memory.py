@@ -8,11 +8,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from handfast.store.objects import TensorRef
 from handfast.torch.saved import Source
-from handfast.torch.tensors import HOST, Place, copy_into, flat_bytes, local, make, place_of
+from handfast.torch.tensors import HOST, Place, copy_into, flat_bytes, local, make, place_of, reach
 from handfast.torch.tree import join
 from handfast.torch.types import DTYPE_NAMES
 
@@ -92,19 +91,12 @@ class Memory:
 
 
 def _extent(part: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor and the one behind its last; twice 0 of one without plain memory:
-    sparse, nested, on the meta device, or not there yet. No image holds such a one.
+    """The first byte of a tensor and the one behind its last; twice 0 of one without plain memory,
+    on the meta device too. No image holds such a one.
     """
-    if part.layout is not torch.strided or part.is_nested or is_lazy(part) or not part.numel():
-        return 0, 0
-    first = part.data_ptr()
-    if not first:
-        return 0, 0
-    if part.is_contiguous():
-        return first, first + part.nbytes
-    sizes = zip(part.shape, part.stride(), strict=True)
-    far = sum((size - 1) * step for size, step in sizes)
-    return first, first + (far + 1) * part.element_size()
+    far = reach(part)
+    first = part.data_ptr() if far else 0
+    return (first, first + far) if first else (0, 0)
 
 
 def _connected(

@@ -27,7 +27,7 @@ __all__ = [
 
 
 def _pack(state: torch.Tensor) -> bytes:
-    return bytes(state.tolist())  # of an untyped storage it takes a hundred times as long
+    return bytes(state.tolist())  # of an untyped storage it takes far longer
 
 
 def _unpack(state: bytes) -> torch.Tensor:

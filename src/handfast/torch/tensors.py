@@ -173,13 +173,24 @@ def _why_not(tensor: Any) -> tuple[str, str] | None:
     return None
 
 
+def reach(part: Tensor) -> int:
+    """Bytes from a local tensor's first to the one behind its last; 0 of one without plain memory:
+    sparse, nested, or not there yet.
+    """
+    if part.layout is not torch.strided or part.is_nested or is_lazy(part) or not part.numel():
+        return 0
+    if part.is_contiguous():
+        return part.nbytes
+    sizes = zip(part.shape, part.stride(), strict=True)
+    return (sum((size - 1) * step for size, step in sizes) + 1) * part.element_size()
+
+
 def is_cut(part: Tensor) -> bool:
     """Whether a local tensor reaches beyond its storage, which somebody resized."""
-    if part.layout is not torch.strided or part.is_nested or is_lazy(part) or not part.numel():
-        return False
-    far = sum((size - 1) * step for size, step in zip(part.shape, part.stride(), strict=True))
-    needed = (part.storage_offset() + far + 1) * part.element_size()
-    return part.untyped_storage().nbytes() < needed
+    far = reach(part)
+    return far > 0 and (
+        part.untyped_storage().nbytes() < part.storage_offset() * part.element_size() + far
+    )
 
 
 def _block_of(path: str, tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
