@@ -48,6 +48,8 @@ OUTCOMES: Final = 64
 TICK_FIRST_S: Final = 0.02
 TICK_MOST_S: Final = 2.0
 SNAPSHOT_S: Final = 0.005
+ANSWERING: Final = 2
+"""Turns of the loop until a trainer has its answer: only then does the writer want the GIL."""
 
 
 class _Pending(msgspec.Struct):
@@ -435,6 +437,8 @@ class DomainHost:
     async def _persist(self, epoch: Epoch) -> None:
         pending, member = self._pending[epoch], self.member
         began = time.monotonic()
+        for _ in range(ANSWERING):
+            await asyncio.sleep(0)
         event: events.Event
         try:
             written = await self._blocking(

@@ -27,10 +27,12 @@ from hostkit import PATIENCE_S, Job, Node, Rank, seed
 
 from handfast.agent import frames, witness
 from handfast.agent import seat as seats
+from handfast.agent.domain import DomainHost
 from handfast.agent.frames import CallFailed
 from handfast.agent.joining import Opened, Round
 from handfast.agent.links import Links
 from handfast.agent.local import AgentGone, Client
+from handfast.agent.server import Trainer
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import Knows, Message, Staged, decode_record, encode
 from handfast.core.verdict import Verdict
@@ -158,6 +160,33 @@ def test_the_domains_of_one_node_converge_without_any_network(
     assert len(status["domains"]) == 3
     assert not status["links"]
     job.close()
+
+
+def test_a_trainer_has_its_answer_before_its_image_is_worked_on(
+    start: Callable[..., Node], root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that a save does not wait for the GIL while a writer encodes what it was handed."""
+    order: list[str] = []
+    reply, blocking = Trainer._reply, DomainHost._blocking
+
+    def replied(self: Trainer, message: Any, fds: Sequence[int] = ()) -> None:
+        if "taken" in getattr(message, "fields", ()):
+            order.append("answer")
+        reply(self, message, fds)
+
+    async def worked(self: DomainHost, work: Callable[..., Any], *args: object) -> Any:
+        if work == self.keeper.write:
+            order.append("write")
+        return await blocking(self, work, *args)
+
+    monkeypatch.setattr(Trainer, "_reply", replied)
+    monkeypatch.setattr(DomainHost, "_blocking", worked)
+    job = Job(root, [start().client])
+    job.restore()
+    for step in range(1, 6):
+        job.save(step)
+    job.close()
+    assert order == ["answer", "write"] * 5
 
 
 @pytest.mark.parametrize("size", [2, 4])
