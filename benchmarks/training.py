@@ -5,6 +5,11 @@ that is durable; the time of ``save`` itself is the question ``blocking``'s. The
 as elsewhere, so that persisting lasts for many steps. Once torch has a thread less than there are
 cores, so that one is free, and once it has them all; where all are busy, somebody must wait, and
 how much is what this says. Peers: DCP's asynchronous saves.
+
+*Kept apart* is handfast alone: the training on all cores but the last, which is its agent's
+(``HANDFAST_CPUS``), as an operator can have it. That tells what is left once nobody takes turns on
+a core: a disk may report all its writes to one core, and the work of those reports is done there,
+whoever runs on it.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import torch
 from msgspec.structs import replace
 from torch import nn
 
-from benchmarks.common.contest import Race, Turn, contest
+from benchmarks.common.contest import Enter, Race, Turn, contest
 from benchmarks.common.figures import Figure, Setting
 from benchmarks.common.peers import HANDFAST, Saver, open_saver, undone
 from benchmarks.common.ranks import Rank
@@ -28,6 +33,7 @@ from benchmarks.common.state import change, make_state
 VARIES = ("mib",)
 PEERS = ("dcp-thread", "dcp-process")
 WIDTH, BATCH = 384, 128
+FREE, APART = "a core free", "a core free, kept apart"
 LEAST = 16
 """Steps of a stretch at least."""
 MOST_S = 2.0
@@ -40,10 +46,15 @@ Step = Callable[[], float]
 def ask(setting: Setting) -> Iterator[Figure]:
     """Measure it with a core free, and with none."""
     cores = len(os.sched_getaffinity(0))
-    free = {max(1, cores - 1): "a core free", cores: "no core free"}
-    for threads, how in free.items():
+    free = max(1, cores - 1)
+    ways: dict[str, tuple[int, Enter]] = {
+        FREE: (free, _enter),
+        APART: (free, _enter_apart),
+        "no core free": (cores, _enter),
+    }
+    for how, (threads, enter) in ways.items():
         one = replace(setting, ranks=1)
-        found = contest("training", one, _enter, threads=threads)
+        found = contest("training", one, enter, threads=threads)
         alone = {f.who: f for f in found if f.what == "alone"}
         for figure in found:
             if figure.what == "saving":
@@ -58,6 +69,16 @@ def ask(setting: Setting) -> Iterator[Figure]:
                     ratios=tuple(saving / none for saving, none in values),
                     undone=undone(figure.who),
                 )
+
+
+@contextmanager
+def _enter_apart(setting: Setting, rank: Rank) -> Iterator[Race]:
+    """The same for handfast, which gets the last core for its own."""
+    *others, last = sorted(os.sched_getaffinity(0))
+    os.environ["HANDFAST_CPUS"] = str(last)  # of this rank's process, which ends with the race
+    os.sched_setaffinity(0, others or [last])
+    with _enter(replace(setting, peers=()), rank) as race:
+        yield race
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from handfast.agent.joining import node_label
 from handfast.agent.manners import Manners
 from handfast.agent.process import Seat, settings, take_seat
 
-
 SWITCH_S: Final = 0.0005
 """For so long a thread at its own work keeps the loop from an answer; Python's 5 ms are felt."""
 

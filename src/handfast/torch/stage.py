@@ -6,8 +6,9 @@ CUDA tensors were, and nvidia-resiliency-ext#376). CUDA tensors are copied on a 
 all later work of the current stream waits for, all of it, since anything may write to a parameter,
 not the optimizer alone.
 
-Large tensors are copied by torch. A small one is moved by its address: to make a call of torch for
-each costs more than its bytes (``docs/adr/0015``).
+Large tensors are copied by torch, whole cache lines of the image by each of its threads: a store
+that touches two lines costs as much as two, and slots begin and end anywhere. A small one is moved
+by its address: to make a call of torch for each costs more than its bytes (``docs/adr/0015``).
 """
 
 import ctypes
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from handfast.store.image import Slot, TensorSpec
 from handfast.torch.looks import Look, pointers
-from handfast.torch.tensors import is_dense
+from handfast.torch.tensors import flat_bytes, is_dense
 from handfast.torch.types import TORCH_DTYPES
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ __all__ = ["SMALL", "Canvas", "Staged", "map_image", "move", "stage"]
 
 SMALL: Final = 32 << 10
 """Bytes of a tensor up to which a call of torch costs more than the copy itself."""
+
+LARGE: Final = 256 << 10
+"""Bytes of a tensor from which it pays to begin with a whole cache line."""
+
+LINE: Final = 64
+ALL: Final = slice(None)
 
 RUN: Final = 4096
 """So many small ones are copied before another thread gets its turn."""
@@ -80,7 +87,7 @@ class _Plan(NamedTuple):
     specs: Sequence[TensorSpec]
     looks: Sequence[Look]
     moves: list[tuple[list[int], list[int], list[int]]]  # targets, sources, bytes
-    views: list[tuple[int, Tensor]]  # the place in ``tensors``, and in the image
+    views: list[tuple[int, slice, Tensor]]  # place in ``tensors``, which bytes, and in the image
 
 
 class Canvas:
@@ -116,7 +123,7 @@ class Canvas:
 
     def _planned(self, captured: "Captured") -> _Plan:
         moves: list[tuple[int, int, int]] = []
-        views: list[tuple[int, Tensor]] = []
+        views: list[tuple[int, slice, Tensor]] = []
         starts = list(compress(pointers(captured.looks), captured.stored))
         base = self._memory.data_ptr()
         rows = zip(captured.specs, captured.tensors, starts, strict=True)
@@ -124,10 +131,17 @@ class Canvas:
             slot = self._slots.get(spec.path)
             if slot is None or not slot.nbytes:
                 continue
-            if slot.nbytes <= SMALL and _is_plain(tensor):
-                moves.append((base + slot.start, start, slot.nbytes))
-            else:
-                views.append((index, _view(self._memory, slot)))
+            at, plain = base + slot.start, _is_plain(tensor)
+            if plain and slot.nbytes <= SMALL:
+                moves.append((at, start, slot.nbytes))
+                continue
+            view = _view(self._memory, slot)
+            part = _whole_lines(at, slot.nbytes) if plain and slot.nbytes >= LARGE else ALL
+            if part != ALL:
+                moves.append((at, start, part.start))
+                moves.append((at + part.stop, start + part.stop, slot.nbytes - part.stop))
+                view = flat_bytes(view)[part]
+            views.append((index, part, view))
         runs = [moves[at : at + RUN] for at in range(0, len(moves), RUN)]
         columns: list[Any] = [tuple(map(list, zip(*run, strict=True))) for run in runs]
         return _Plan(captured.specs, captured.looks, columns, views)
@@ -136,6 +150,14 @@ class Canvas:
 def _is_plain(tensor: Tensor) -> bool:
     """Whether its values are the bytes that begin at its address, in order."""
     return tensor.is_cpu and is_dense(tensor)
+
+
+def _whole_lines(at: int, nbytes: int) -> slice:
+    """The bytes of a slot at this address of which each thread gets equally many whole lines."""
+    unit = LINE * torch.get_num_threads()
+    odd = -at % LINE
+    lines = (nbytes - odd) // unit * unit
+    return ALL if (odd, lines) == (0, nbytes) else slice(odd, odd + lines)
 
 
 class Staged(NamedTuple):
@@ -158,8 +180,10 @@ def stage(captured: "Captured", canvas: Canvas) -> Staged:
     """
     plan = canvas.plan(captured)
     by_device = defaultdict[torch.device, tuple[list[Tensor], list[Tensor]]](lambda: ([], []))
-    for index, view in plan.views:
+    for index, part, view in plan.views:
         source = captured.tensors[index]
+        if part != ALL:
+            source = flat_bytes(source)[part]
         targets, sources = by_device[source.device]
         targets.append(view)
         sources.append(source)

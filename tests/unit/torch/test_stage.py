@@ -86,6 +86,43 @@ def test_strides_of_any_order_come_back(shape: list[int], order: object, name: s
         assert all(one == other for one, other in kept)
 
 
+large = st.integers(-200, 200).map(lambda odd: stage_module.LARGE + odd)
+
+
+@given(
+    st.lists(st.tuples(large, st.sampled_from(["uint8", "int16", "float32"])), max_size=5),
+    st.integers(0, 2),
+    st.sampled_from([1, 2, 3]),
+)
+def test_large_tensors_come_whole_wherever_they_begin_and_end(
+    sizes: list[tuple[int, str]], skip: int, threads: int
+) -> None:
+    """A law: every byte of them is staged, from memory that begins anywhere; and torch is given
+    whole cache lines, as many for each of its threads: what is odd at the ends is moved besides."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        state = {}
+        for number, (nbytes, name) in enumerate(sizes):
+            dtype = TORCH_DTYPES[name]
+            count = nbytes // dtype.itemsize
+            bits = torch.randint(0, 256, ((count + skip) * dtype.itemsize,), dtype=torch.uint8)
+            state[str(number)] = bits.view(dtype)[skip:]
+        captured = capture({"box": state}, rng=False)
+        layout = plan(captured.specs)
+        buffer = bytearray(layout.padded)
+        canvas = Canvas(layout.slots, buffer)
+        stage(captured, canvas)
+        views = map_image(layout.slots, buffer)
+        assert all(same_bytes(views[f"box/{key}"], value) for key, value in state.items())
+        for _, part, view in canvas.plan(captured).views:
+            if part != stage_module.ALL:
+                assert view.data_ptr() % 64 == view.numel() % (64 * threads) == 0
+                assert view.numel() > stage_module.LARGE - 200 - 64 * (threads + 1)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_image_of_a_model_opens_with_safetensors() -> None:
     """Nobody is locked in."""
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(torch.bfloat16)
