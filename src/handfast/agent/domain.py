@@ -351,7 +351,7 @@ class DomainHost:
             generation=member.generation,
             round=member.round,
             lattice=view(member),
-            checking=member.checking if self.judging.by_trainer else None,
+            checking=member.checking,
             proposal=None if member.open else self._proposal,
             stuck=self._stuck,
             resumed=member.restored if member.open else None,
