@@ -1,11 +1,11 @@
 """How long a save keeps the training waiting, second save onwards.
 
 The limit: one warm memcpy of as many bytes, one flat piece into another, both touched before, and
-the one changed just now, as the state is: what is changed lies in the processor's caches still. No
-save that returns with the state copied can be faster. Peers: DCP's asynchronous saves, which copy
-as handfast does, and two that write all of it before they return, not even synced. (What DCP's own
-save takes, all of which blocks, is in the question ``durable``.) With ``images=0`` handfast needs
-no memory for a second state, and blocks until the epoch is persisted.
+the one changed just now, as the state is. No save that returns with the state copied can be faster.
+Peers: DCP's asynchronous saves, which copy as handfast does, and two that write all of it before
+they return, not even synced. (What DCP's own save takes, all of which blocks, is in the question
+``durable``.) With ``images=0`` handfast needs no memory for a second state, and blocks until the
+epoch is persisted.
 """
 
 from __future__ import annotations

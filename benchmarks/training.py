@@ -46,12 +46,10 @@ Step = Callable[[], float]
 def ask(setting: Setting) -> Iterator[Figure]:
     """Measure it with a core free, and with none."""
     cores = len(os.sched_getaffinity(0))
-    free = max(1, cores - 1)
-    ways: dict[str, tuple[int, Enter]] = {
-        FREE: (free, _enter),
-        APART: (free, _enter_apart),
-        "no core free": (cores, _enter),
-    }
+    ways: dict[str, tuple[int, Enter]] = {}
+    if cores > 1:
+        ways = {FREE: (cores - 1, _enter), APART: (cores - 1, _enter_apart)}
+    ways["no core free"] = (cores, _enter)
     for how, (threads, enter) in ways.items():
         one = replace(setting, ranks=1)
         found = contest("training", one, enter, threads=threads)
@@ -76,7 +74,7 @@ def _enter_apart(setting: Setting, rank: Rank) -> Iterator[Race]:
     """The same for handfast, which gets the last core for its own."""
     *others, last = sorted(os.sched_getaffinity(0))
     os.environ["HANDFAST_CPUS"] = str(last)  # of this rank's process, which ends with the race
-    os.sched_setaffinity(0, others or [last])
+    os.sched_setaffinity(0, others)
     with _enter(replace(setting, peers=()), rank) as race:
         yield race
 

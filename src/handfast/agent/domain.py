@@ -351,7 +351,7 @@ class DomainHost:
             generation=member.generation,
             round=member.round,
             lattice=view(member),
-            checking=member.checking,
+            checking=member.checking if self.judging.by_trainer else None,
             proposal=None if member.open else self._proposal,
             stuck=self._stuck,
             resumed=member.restored if member.open else None,
@@ -435,14 +435,15 @@ class DomainHost:
         self._outcomes.append(outcome)
 
     async def _persist(self, epoch: Epoch) -> None:
-        pending, member = self._pending[epoch], self.member
+        pending, roster = self._pending[epoch], self.member.roster
         began = time.monotonic()
         for _ in range(ANSWERING):
             await asyncio.sleep(0)
+        member = self.member  # as it is now: what was released meanwhile can't be a parent
         event: events.Event
         try:
             written = await self._blocking(
-                self.keeper.write, member, member.roster, epoch, pending.image, pending.objects,
+                self.keeper.write, member, roster, epoch, pending.image, pending.objects,
                 pending.left,
             )  # fmt: skip
             await self._compare(written.manifest)

@@ -86,7 +86,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     """The state of one domain as its agent knows it.
 
     ``failure`` is not empty once the domain can't go on under this agent (its journal failed, or
-    a successor claimed it). ``checking`` is the epoch whose copy is judged, by the trainer where it
+    a successor claimed it). ``checking`` is the epoch whose copy the trainer is to judge, where it
     has said that it does. ``overtaken`` is the highest generation heard of, if higher than ours.
     ``unlike`` are paths that this rank left to its node's first, which holds something else there.
     """

@@ -41,7 +41,6 @@ logger = logging.getLogger("handfast")
 
 Busy = Literal["wait", "skip", "raise"]
 OnError = Literal["raise", "retry", "warn"]
-_Copies = dict[Epoch, list[Validated]]
 RETRIES: Final = 3
 SKIPS_MANY: Final = (8, 64, 512, 4096)  # when it is said, and said again
 
@@ -76,7 +75,8 @@ class Checkpointer:
             raise ValueError(f"busy={busy!r}: one of 'wait', 'skip', 'raise'")
         if on_error not in ("raise", "retry", "warn"):
             raise ValueError(f"on_error={on_error!r}: one of 'raise', 'retry', 'warn'")
-        self._session, self._state = session, state
+        self._session = session
+        self._state = state
         self._keep = kept(keep)
         self._busy: Busy = busy
         self._on_error: OnError = on_error
@@ -89,7 +89,8 @@ class Checkpointer:
         self._last: Save | None = None
         self._failures = 0
         self._skips: tuple[int | None, int] = (None, 0)
-        self._overdue = self._closed = False
+        self._overdue = False
+        self._closed = False
         self._doing = ""
         self._owner = os.getpid()
         self.extra: object = None
@@ -166,7 +167,7 @@ class Checkpointer:
             in_place=in_place,
         )
         self._state.shares(session.collective.place.rank, session.neighbours())
-        read = self._read_ahead(only, strict, in_place)
+        read = self._read_in_place(only, strict) if in_place else {}
         proposal = session.await_proposal(self._patience_s)
         copies = read.get(proposal.epoch) or self._hold_against(proposal, only, strict, require)
         if dry_run:
@@ -232,13 +233,13 @@ class Checkpointer:
             )
         self._state.compare(copies, only, strict)
 
-    def _read_ahead(self, only: Sequence[str], strict: bool, in_place: bool) -> _Copies:
-        """Hold the first candidate against the live state while it is judged; gives it, if it fits.
+    def _read_in_place(self, only: Sequence[str], strict: bool) -> dict[Epoch, list[Validated]]:
+        """Read candidates to where they belong, and judge them so; gives the last, if it is whole.
 
-        With ``in_place``, read each to where it belongs, and judge it so; gives the last, if it is
-        whole. What this rank could not load anyway its agent judges, so that all hear why.
+        What this rank could not load anyway its agent judges, so that all hear why.
         """
-        session, read = self._session, _Copies()
+        session = self._session
+        read: dict[Epoch, list[Validated]] = {}
         while (epoch := session.await_candidate(self._patience_s)) is not None:
             read, copies = {}, []
             problem: str | None = None
@@ -246,10 +247,8 @@ class Checkpointer:
                 copies = self._fetch(partial(session.look, epoch))
                 self._compare(copies, only, strict)
             except Exception as error:  # said again, once the agents have judged it
-                logger.info("epoch %s is not read ahead: %s", epoch, error)
+                logger.info("epoch %s is not read in place: %s", epoch, error)
                 copies = []
-            if not in_place:
-                return {epoch: copies} if copies else {}
             if copies:
                 self._poison = "a restore into the live state did not come to its end"
                 try:

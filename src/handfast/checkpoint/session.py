@@ -189,7 +189,7 @@ class Session:
     # --- restoring -----------------------------------------------------------------------------
 
     def await_candidate(self, timeout: float | None) -> Epoch | None:
-        """Wait for an epoch whose copy is to be judged; None once all is decided.
+        """Wait for an epoch whose copy this rank is to judge; None once all is decided.
 
         Raises Blocked where time is up.
         """

@@ -121,6 +121,7 @@ class Canvas:
             plan = self._plan = self._planned(captured)
         return plan
 
+    @torch.inference_mode(False)  # what is kept must serve saves outside of that mode, too
     def _planned(self, captured: "Captured") -> _Plan:
         moves: list[tuple[int, int, int]] = []
         views: list[tuple[int, slice, Tensor]] = []
@@ -153,7 +154,10 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _whole_lines(at: int, nbytes: int) -> slice:
-    """The bytes of a slot at this address of which each thread gets equally many whole lines."""
+    """The bytes of a slot at this address that torch's threads share out in whole lines.
+
+    Torch uses fewer than it has for less than 32 KiB each, and cuts anywhere then: it pays less.
+    """
     unit = LINE * torch.get_num_threads()
     odd = -at % LINE
     lines = (nbytes - odd) // unit * unit

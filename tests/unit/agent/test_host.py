@@ -22,9 +22,8 @@ from typing import Any
 
 import msgspec
 import pytest
-import torch
 from agentkit import HASTY, RUN, content, memory, open_fds, plan, roster, wait_for
-from hostkit import PATIENCE_S, Gathering, Job, Node, Rank, seed
+from hostkit import PATIENCE_S, Job, Node, Rank, seed
 
 from handfast.agent import frames, witness
 from handfast.agent import seat as seats
@@ -34,8 +33,6 @@ from handfast.agent.joining import Opened, Round
 from handfast.agent.links import Links
 from handfast.agent.local import AgentGone, Client
 from handfast.agent.server import Trainer
-from handfast.checkpoint.checkpointer import Checkpointer
-from handfast.checkpoint.session import Session
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import Knows, Message, Staged, decode_record, encode
 from handfast.core.verdict import Verdict
@@ -44,7 +41,6 @@ from handfast.store.claims import domain_path, identify
 from handfast.store.manifest import tensor_digest
 from handfast.store.shelf import Shelf
 from handfast.testing.faults import Hasty
-from handfast.torch.state import TorchState
 
 TRAINER = str(Path(__file__).with_name("plain_trainer.py"))
 SECRET = bytes(32)
@@ -264,53 +260,6 @@ def test_the_images_of_a_domain_that_moved_are_given_back(
         return sum(len(seat.retired) for seat in nodes["node0"].agent._seats.values())
 
     wait_for(lambda: nodes["node0"].do(kept) == 0)
-
-
-def test_a_rank_compares_an_epoch_while_its_copy_is_judged(
-    start: Callable[..., Node], root: str
-) -> None:
-    """Shows that the agent reads a copy and the trainer looks at its names at the same time, once,
-    and that the bytes are loaded only when they are found to be right."""
-    compared = threading.Event()
-    met: list[bool] = []
-
-    class Held(Hasty):
-        def pread(self, fd: int, into: memoryview, offset: int) -> int:
-            if restoring and "/chunks/" in os.readlink(f"/proc/self/fd/{fd}"):
-                met.append(compared.wait(20))
-            return super().pread(fd, into, offset)
-
-    calls: list[str] = []
-
-    class Noted(TorchState):
-        def compare(self, *args: Any) -> None:
-            super().compare(*args)
-            calls.append("compared")
-            compared.set()
-
-        def apply(self, *args: Any) -> object:
-            calls.append("applied")
-            return super().apply(*args)
-
-    restoring = False
-    node = start(files=Held())
-    weight = torch.arange(1000.0)
-
-    def opened() -> Checkpointer:
-        session = Session(Gathering(1).place(0), root, HASTY, connect=node.client)
-        options: dict[str, Any] = {"rng": False, "replicated": (), "pickle": (), "verify": "fsync"}
-        return Checkpointer(session, Noted({"box": {"w": weight}}, **options))
-
-    with opened() as ckpt:
-        assert ckpt.restore() == 0
-        ckpt.save(1).converged(PATIENCE_S)
-    weight.zero_()
-    restoring = True
-    with opened() as ckpt:
-        assert ckpt.restore() == 1
-    assert calls == ["compared", "applied"]
-    assert all(met)
-    assert weight.equal(torch.arange(1000.0))
 
 
 @pytest.mark.parametrize("late", [0, 1])

@@ -123,6 +123,19 @@ def test_large_tensors_come_whole_wherever_they_begin_and_end(
         torch.set_num_threads(before)
 
 
+def test_an_image_that_was_planned_in_inference_mode_serves_outside_of_it() -> None:
+    state = {"box": {"small": torch.ones(3), "large": torch.rand(200_001)}}
+    captured = capture(state, rng=False)
+    layout = plan(captured.specs)
+    buffer = bytearray(layout.padded)
+    canvas = Canvas(layout.slots, buffer)
+    with torch.inference_mode():
+        stage(captured, canvas)
+    state["box"]["large"].add_(1)
+    stage(capture(state, rng=False, previous=captured), canvas)
+    assert same_bytes(map_image(layout.slots, buffer)["box/large"], state["box"]["large"])
+
+
 def test_an_image_of_a_model_opens_with_safetensors() -> None:
     """Nobody is locked in."""
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(torch.bfloat16)
