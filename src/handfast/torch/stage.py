@@ -24,7 +24,7 @@ from torch import Tensor
 
 from handfast.store.image import Slot, TensorSpec
 from handfast.torch.looks import Look, pointers
-from handfast.torch.tensors import flat_bytes, is_dense
+from handfast.torch.tensors import PLAIN, flat_bytes, is_dense
 from handfast.torch.types import TORCH_DTYPES
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ class Canvas:
                 moves.append((at, start, slot.nbytes))
                 continue
             view = _view(self._memory, slot)
-            part = _whole_lines(at, slot.nbytes) if plain and slot.nbytes >= LARGE else ALL
+            large = plain and slot.nbytes >= LARGE and type(tensor) in PLAIN
+            part = _whole_lines(at, slot.nbytes) if large else ALL
             if part != ALL:
                 moves.append((at, start, part.start))
                 moves.append((at + part.stop, start + part.stop, slot.nbytes - part.stop))

@@ -17,6 +17,7 @@ from handfast.torch.types import DTYPE_NAMES, TORCH_DTYPES
 
 __all__ = [
     "HOST",
+    "PLAIN",
     "Place",
     "all_tensors",
     "any_dtensor",
@@ -25,6 +26,7 @@ __all__ = [
     "digest",
     "dims_of",
     "flat_bytes",
+    "is_cut",
     "is_dense",
     "is_dtensor",
     "is_still",
@@ -33,11 +35,13 @@ __all__ = [
     "place_like",
     "place_of",
     "placements",
+    "reach",
     "spec_of",
     "whole_everywhere",
 ]
 
-_PLAIN: Final = frozenset({Tensor, nn.Parameter})
+PLAIN: Final = frozenset({Tensor, nn.Parameter})
+"""What is a tensor and nothing besides."""
 TWICE: Final = (
     "FSDP2 and tensor parallel cut it along one dimension, which is not done yet: let "
     "fully_shard(shard_placement_fn=) cut it along another one, or use one of the two"
@@ -46,7 +50,7 @@ TWICE: Final = (
 
 def is_dtensor(value: object) -> bool:
     """Whether the value is a DTensor, without importing what would define it."""
-    if type(value) in _PLAIN:  # asked several times of each of many thousands
+    if type(value) in PLAIN:  # asked several times of each of many thousands
         return False
     return isinstance(value, loaded("torch.distributed.tensor", "DTensor"))
 
@@ -146,7 +150,7 @@ def _type_name(tensor: object) -> str:
 def _why_not(tensor: Any) -> tuple[str, str] | None:
     """Why a tensor can't be stored, and what to do; None if it can."""
     if (
-        type(tensor) in _PLAIN
+        type(tensor) in PLAIN
         and (tensor.is_cpu or tensor.is_cuda)
         and tensor.layout is torch.strided
         and not tensor.is_nested

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from handfast.errors import Unstorable
 from handfast.store.objects import DEPTH_LIMIT, TensorRef, child
 from handfast.torch.rng import is_generator
-from handfast.torch.tensors import dims_of
+from handfast.torch.tensors import PLAIN, dims_of
 
 __all__ = [
     "Kind",
@@ -84,7 +84,6 @@ class Tray(NamedTuple):
 
 _MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
 _BARE = (dict, OrderedDict, list, tuple)
-_PLAIN = frozenset({Tensor, nn.Parameter})
 _SEQUENCES = (list, tuple, deque)
 
 
@@ -213,7 +212,7 @@ class _Survey:
             return False
         keyed = type(box) in _MAPPINGS
         tensors = list(box.values() if keyed else box)
-        if not set(map(type, tensors)) <= _PLAIN:
+        if not set(map(type, tensors)) <= PLAIN:
             return False
         keys = list(box) if keyed else list(range(len(tensors)))
         known = self._known.get(path)

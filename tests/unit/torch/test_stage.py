@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -121,6 +122,26 @@ def test_large_tensors_come_whole_wherever_they_begin_and_end(
                 assert view.numel() > stage_module.LARGE - 200 - 64 * (threads + 1)
     finally:
         torch.set_num_threads(before)
+
+
+class Proud(torch.Tensor):
+    """A tensor that is asked before torch does anything with it, and does not let itself be cut."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.as_strided:
+            raise TypeError("not by strides")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_large_tensor_with_ways_of_its_own_is_copied_whole() -> None:
+    tensor = torch.rand(100_001).as_subclass(Proud)
+    captured = capture({"box": {"small": torch.ones(1), "large": tensor}}, rng=False)
+    layout = plan(captured.specs)
+    buffer = bytearray(layout.padded)
+    stage(captured, Canvas(layout.slots, buffer))
+    views = map_image(layout.slots, buffer)
+    assert same_bytes(views["box/large"], tensor.as_subclass(torch.Tensor))
 
 
 def test_an_image_that_was_planned_in_inference_mode_serves_outside_of_it() -> None:
