@@ -2,8 +2,9 @@
 
 A full image's file is a valid safetensors file: an 8-byte length, a JSON header that is padded
 with spaces so that the data begins on a block boundary, then the tensors back to back without
-gaps. Descending element size keeps each tensor aligned to its own elements. ``docs/format.md``
-has the bytes.
+gaps. Those that fill whole lines of the processor's cache come first, and begin with one; of the
+rest descending element size keeps each aligned to its own elements. ``docs/format.md`` has the
+bytes.
 """
 
 import math
@@ -19,6 +20,7 @@ __all__ = [
     "BLOCK",
     "DTYPES",
     "HEADER_LIMIT",
+    "LINE",
     "Layout",
     "Slot",
     "TensorSpec",
@@ -29,6 +31,9 @@ __all__ = [
 
 BLOCK = 4096
 """Bytes; the header's size and an image's padded size are multiples of it, as O_DIRECT wants."""
+
+LINE = 64
+"""Bytes of a processor's cache line: a copy between places that begin with one is the fastest."""
 
 HEADER_LIMIT = 100_000_000
 """Bytes of JSON that the safetensors library reads at most."""
@@ -139,10 +144,11 @@ def check_spec(spec: TensorSpec) -> None:
 
 
 def plan(specs: Iterable[TensorSpec], still: Container[str] = ()) -> Layout:
-    """Lay tensors out: descending element size, then by path, so that all who plan agree.
+    """Lay tensors out, by what they are and their paths, so that all who plan agree.
 
-    Of one element size those that are probably ``still`` from epoch to epoch, by their paths, come
-    behind all others: a chunk in which one byte changes is written anew.
+    First come those of whole cache lines: a counter of a few bytes before them would shift all
+    others. Then the rest, by descending element size. Of either those that are probably ``still``
+    from epoch to epoch come together: a chunk in which one byte changes is written anew.
 
     Raises Unstorable for a dtype that no image knows, ValueError for a path that is given twice
     or a spec that contradicts itself, and SaveFailed if the header would be larger than the
@@ -154,7 +160,7 @@ def plan(specs: Iterable[TensorSpec], still: Container[str] = ()) -> Layout:
             known = ", ".join(DTYPES)
             raise Unstorable(spec.path, spec.dtype, f"images know the dtypes {known}")
         check_spec(spec)
-    tensors.sort(key=lambda spec: (-DTYPES[spec.dtype][0], spec.path in still, spec.path))
+    tensors.sort(key=lambda spec: _rank(spec, still))
     entries: dict[str, object] = {_METADATA: {"format": "handfast image 1"}}
     at = 0
     spans = []
@@ -177,6 +183,14 @@ def plan(specs: Iterable[TensorSpec], still: Container[str] = ()) -> Layout:
     )
     nbytes = len(header) + at
     return Layout(slots, header, nbytes, _round_up(nbytes))
+
+
+def _rank(spec: TensorSpec, still: Container[str]) -> tuple[int, bool, str]:
+    nbytes = tensor_bytes(spec)
+    whole = nbytes > 0 and nbytes % LINE == 0
+    rests = spec.path in still
+    # what rests comes first here and last there: so all that changes lies together
+    return (-LINE, not rests, spec.path) if whole else (-DTYPES[spec.dtype][0], rests, spec.path)
 
 
 def _header(entries: dict[str, object]) -> bytes:

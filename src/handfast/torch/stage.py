@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from handfast.store.image import Slot, TensorSpec
+from handfast.store.image import LINE, Slot, TensorSpec
 from handfast.torch.looks import Look, pointers
 from handfast.torch.tensors import PLAIN, flat_bytes, is_dense
 from handfast.torch.types import TORCH_DTYPES
@@ -38,7 +38,6 @@ SMALL: Final = 32 << 10
 LARGE: Final = 256 << 10
 """Bytes of a tensor from which it pays to begin with a whole cache line."""
 
-LINE: Final = 64
 ALL: Final = slice(None)
 
 RUN: Final = 4096

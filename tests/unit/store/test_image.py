@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from handfast.errors import SaveFailed, Unstorable
 from handfast.store import image
-from handfast.store.image import BLOCK, DTYPES, Layout, TensorSpec, plan, tensor_bytes
+from handfast.store.image import BLOCK, DTYPES, LINE, Layout, TensorSpec, plan, tensor_bytes
 
 
 def spec(path: str, dtype: str = "float32", shape: tuple[int, ...] = (2, 3)) -> TensorSpec:
@@ -63,11 +63,22 @@ def test_element_sizes_are_those_of_torch() -> None:
 
 
 def test_all_tensors_are_aligned_to_their_elements() -> None:
-    """Descending element size from a block boundary on needs no gaps for that."""
-    layout = plan(EVERY_DTYPE)
+    """Whole lines, then descending element size: from a block's boundary on that needs no gaps."""
+    whole = [spec(f"{dtype}/whole", dtype, (64,)) for dtype in DTYPES]
+    layout = plan([*EVERY_DTYPE, *whole])
     assert all(slot.start % DTYPES[slot.spec.dtype][0] == 0 for slot in layout.slots)
-    sizes = [DTYPES[slot.spec.dtype][0] for slot in layout.slots]
+    sizes = [DTYPES[s.spec.dtype][0] for s in layout.slots if s.nbytes % LINE]
     assert sizes == sorted(sizes, reverse=True)
+    assert len(sizes) > len(DTYPES)
+
+
+def test_a_counter_of_a_few_bytes_shifts_no_tensor_of_whole_lines() -> None:
+    """Adam has one beside every pair of moments, BatchNorm in every layer (of 8 bytes)."""
+    large = [spec(f"{at}/exp_avg", "float32", (64, 48)) for at in range(3)]
+    small = [spec(f"{at}/step", "float32", ()) for at in range(3)]
+    layout = plan([*large, *small, spec("0/num_batches_tracked", "int64", ())])
+    starts = {slot.spec.path: slot.start for slot in layout.slots}
+    assert all(starts[each.path] % LINE == 0 for each in large)
 
 
 def test_order_is_by_size_then_path_whatever_the_order_of_asking() -> None:
@@ -77,11 +88,19 @@ def test_order_is_by_size_then_path_whatever_the_order_of_asking() -> None:
     assert [slot.spec.path for slot in layout.slots] == ["c", "a", "b", "d"]
 
 
-def test_what_stays_as_it_is_lies_behind_what_changes() -> None:
+def test_what_stays_as_it_is_lies_behind_what_changes_among_odd_lengths() -> None:
     """Within one element size, so that all stay aligned, and few chunks have some of both."""
     specs = [spec("b"), spec("a"), spec("f"), spec("c", "float64"), spec("e", "float64")]
     layout = plan(specs, still={"a", "c", "not/there"})
     assert [slot.spec.path for slot in layout.slots] == ["e", "c", "b", "f", "a"]
+
+
+def test_what_stays_as_it_is_leads_where_whole_lines_are() -> None:
+    """So all that changes lies in one run: frozen, trained, trained of odd lengths, frozen."""
+    whole = [spec(path, "float32", (16,)) for path in "abc"]
+    specs = [*whole, spec("h", "int8", (128,)), *(spec(path) for path in "def")]
+    layout = plan(specs, still={"b", "e", "h"})
+    assert "".join(slot.spec.path for slot in layout.slots) == "bhacdfe"
 
 
 @pytest.mark.parametrize("count", [0, 1, 40, 41, 42, 43, 200])
