@@ -23,7 +23,9 @@ import msgspec
 from handfast.agent.feed import Want
 from handfast.agent.judging import Judging
 from handfast.agent.keeper import Image, Keeper
-from handfast.agent.snapshot import FORGONE, UNLIKE, Outcome, Proposal, Skip, Snapshot, Stuck, skips
+from handfast.agent.persisting import Persisting
+from handfast.agent.replicas import Replicas, word
+from handfast.agent.snapshot import FORGONE, Outcome, Proposal, Skip, Snapshot, Stuck, skips
 from handfast.agent.witness import Witness
 from handfast.core import events
 from handfast.core.gossip import restless
@@ -33,7 +35,7 @@ from handfast.core.membership import Roster, bits
 from handfast.core.messages import encode
 from handfast.core.state import Member
 from handfast.core.view import left_behind, view
-from handfast.errors import HandfastError, SaveFailed, Superseded
+from handfast.errors import HandfastError, Superseded
 from handfast.store.files import Files
 from handfast.store.manifest import Manifest
 
@@ -94,13 +96,14 @@ class DomainHost:
         self._journal = ThreadPoolExecutor(1, f"journal-{member.id}")
         self._writer = ThreadPoolExecutor(1, f"store-{member.id}")
         self._pending: dict[Epoch, _Pending] = {}
+        self._persisting = Persisting(keeper, self._blocking, self._witness)
+        self._replicas = Replicas()
         self.judging = Judging(keeper, self._blocking, self.post)
         self._jobs: set[asyncio.Task[None]] = set()
         self._outcomes: deque[Outcome] = deque(maxlen=OUTCOMES)
         self._skipped: deque[Skip] = deque(maxlen=OUTCOMES)
         self._proposal: Proposal | None = None
         self._stuck: Stuck | None = None
-        self._shelves: dict[str, tuple[str, str]] = {}
         self.overtaken = 0
         self._tick: asyncio.TimerHandle | None = None
         self._pause = TICK_FIRST_S
@@ -152,7 +155,7 @@ class DomainHost:
         ``shelves`` are where this node's domains lie, by root and name; ``by_trainer`` says that
         the trainer judges copies, as it reads them to where they belong.
         """
-        self._shelves, self.judging.by_trainer = dict(shelves or {}), by_trainer
+        self._persisting.shelves, self.judging.by_trainer = dict(shelves or {}), by_trainer
         if event.generation > self.member.generation:
             await self.drain(drain_s)
         if event.generation > self.member.generation:
@@ -235,6 +238,7 @@ class DomainHost:
             await asyncio.wait(working)
         self._journal.shutdown()
         self._writer.shutdown()
+        self._persisting.close()
         for pending in self._pending.values():
             pending.image.busy = None
         self.keeper.directory.close()
@@ -363,6 +367,7 @@ class DomainHost:
             unlike=self._witness.unlike(member.id),
             overtaken=self.overtaken,
             failure=self.failure,
+            divergent=self._replicas.found,
         )
 
     def _skips(self) -> tuple[Skip, ...]:
@@ -442,11 +447,9 @@ class DomainHost:
         member = self.member  # as it is now: what was released meanwhile can't be a parent
         event: events.Event
         try:
-            written = await self._blocking(
-                self.keeper.write, member, roster, epoch, pending.image, pending.objects,
-                pending.left,
-            )  # fmt: skip
-            await self._compare(written.manifest)
+            written = await self._persisting.persist(
+                member, roster, epoch, pending.image, pending.objects, pending.left
+            )
         except (HandfastError, ValueError) as error:  # a ValueError: the image is not its plan's
             event = events.Failed(epoch, str(error)[:500])
             pending.outcome = Outcome(epoch, str(error))
@@ -454,19 +457,22 @@ class DomainHost:
             event = events.Persisted(epoch, written.digest)
             seconds, total = time.monotonic() - began, written.bytes_total
             pending.outcome = Outcome(epoch, "", written.bytes_written, total, seconds)
+            if pending.image.plan.compared and roster is not None:
+                self._speak(roster, word(written.manifest, pending.image.plan.replicated))
         pending.image.give_up("it is all taken")
         self.post(event)
 
-    async def _compare(self, manifest: Manifest) -> None:
-        """Hold what ranks of this node left to its first against that. Raises SaveFailed."""
-        if manifest.left is None and manifest.digests is None:
-            return  # nobody leaves anything to this rank
-        shelves = [at for domain, at in self._shelves.items() if domain != self.member.id]
-        found = await self._blocking(self.keeper.unlike, manifest, shelves)
-        if found:
-            self._witness.note(found)  # before the vote: whoever hears that, hears this too
-            named = ", ".join(sorted({path for paths in found.values() for path in paths})[:5])
-            raise SaveFailed(f"{UNLIKE}: {named}. From the next save on each rank stores its own")
+    def _speak(self, roster: Roster, said: bytes | None) -> None:
+        """Tell the first shard's agent what this rank holds alike with all others."""
+        if said is not None:
+            first = next(d.id for d in roster.configuration.domains if d.shard == 0)
+            self._route(first, said)
+
+    def hear(self, said: bytes) -> None:
+        """Hear what another rank holds alike. Raises ``msgspec.MsgspecError`` for no such word."""
+        roster = self.member.roster
+        if roster is not None and self._replicas.hear(said, roster.configuration.shards):
+            self._tell()
 
     async def _tidy(self, work: Callable[..., None], *args: object) -> None:
         """Free space, and look who holds what."""

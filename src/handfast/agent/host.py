@@ -21,6 +21,7 @@ from handfast.agent.domain import DomainHost
 from handfast.agent.joining import Opened, Round, place_of_agents
 from handfast.agent.keeper import Image, Plan, held_alike
 from handfast.agent.links import Links
+from handfast.agent.replicas import is_word
 from handfast.agent.seat import Seat
 from handfast.agent.server import Server, Trainer
 from handfast.agent.snapshot import encode as encode_snapshot
@@ -464,7 +465,10 @@ class Agent:
         if host is None:
             return
         try:
-            host.post(events.Received(decode_message(payload)))
+            if is_word(payload):
+                host.hear(payload)
+            else:
+                host.post(events.Received(decode_message(payload)))
         except msgspec.MsgspecError as error:
             logger.warning("a message for %s can't be read: %s", domain, error)
 

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
+from handfast.agent.examiner import Asked, Examined
 from handfast.agent.feed import Feed
 from handfast.agent.frames import image_size
 from handfast.core.lattice import GENESIS, Epoch
@@ -34,7 +35,7 @@ from handfast.store.files import (
     writing,
 )
 from handfast.store.image import Layout, Slot
-from handfast.store.manifest import CHUNK, HASH_BYTES, Left, Manifest, Stamp, tensor_digest
+from handfast.store.manifest import CHUNK, HASH_BYTES, Fork, Left, Manifest, Stamp, tensor_digest
 from handfast.store.pins import pinned
 from handfast.store.port import Verify, Written
 from handfast.store.shelf import PART, PAUSE, Shelf
@@ -59,6 +60,9 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     left_to: int = 0  # the shard that stores what this rank leaves out
     leads: bool = False  # whether others of this node may leave theirs to this one
     window: int = 0  # bytes of memory through which the image comes; 0: it is there whole
+    forks: tuple[Fork, ...] = ()  # where the lineage began
+    compared: bool = False  # whether what is alike on all ranks is held against all ranks
+    examined: Examined | None = None  # what its values are held against before it is voted on
 
 
 class Image:
@@ -83,6 +87,13 @@ class Image:
     def source(self) -> memoryview | Feed:
         """The bytes of the epoch that is being persisted: all at hand, or on their way."""
         return memoryview(self.map) if self.feed is None else self.feed
+
+    def asked(self, epoch: Epoch, objects: bytes) -> Asked | None:
+        """What its examiner is asked of an epoch, if it has one."""
+        plan = self.plan
+        if plan.examined is None:
+            return None
+        return Asked(plan.examined, plan.slots, plan.nbytes, self.fd, objects, epoch)
 
     def await_pieces(self) -> None:
         """Let the next epoch come piece by piece, where there is no memory for all of it.
@@ -192,6 +203,7 @@ class Keeper:
             incarnation=member.incarnation,
             configuration=roster.digest,
             parent=parent.stamp.epoch if parent else None,
+            forks=plan.forks,
         )
         others = plan.leads or (plan.replicated and configuration.shards > 1)
         with ThreadPoolExecutor(1, "digests") as pool:  # beside the writing, which waits for a disk

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from handfast.agent.replicas import Divergence
 from handfast.core.lattice import Epoch
 from handfast.core.messages import Certificate, RestoreCertificate
 from handfast.core.state import Member
@@ -18,6 +19,7 @@ from handfast.core.view import Lattice
 
 __all__ = [
     "FORGONE",
+    "INVALID",
     "UNLIKE",
     "Outcome",
     "Proposal",
@@ -34,6 +36,9 @@ FORGONE: Final = "left out"
 
 UNLIKE: Final = "taken to be alike on all ranks, and not"
 """How the reason of a SKIP begins that heals by itself: from then on each rank stores its own."""
+
+INVALID: Final = "a validator refused it"
+"""How the reason of a SKIP begins whose bytes were fine, and whose values were not."""
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
@@ -89,6 +94,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     a successor claimed it). ``checking`` is the epoch whose copy the trainer is to judge, where it
     has said that it does. ``overtaken`` is the highest generation heard of, if higher than ours.
     ``unlike`` are paths that this rank left to its node's first, which holds something else there.
+    ``divergent`` are epochs whose ranks differ in what they hold alike by design.
     """
 
     domain: str
@@ -108,6 +114,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     unlike: tuple[str, ...] = ()
     overtaken: int = 0
     failure: str = ""
+    divergent: tuple[Divergence, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import SupportsFloat, SupportsIndex, cast
+from typing import Final, SupportsFloat, SupportsIndex, cast
 
 from handfast.core.retain import Keep
 
-__all__ = ["kept", "patterns", "seconds", "whole"]
+__all__ = ["kept", "line", "names", "one_of", "patterns", "seconds", "whole"]
+
+NAME: Final = 100
+"""The most characters of a lineage's name."""
 
 
 def whole(name: str, value: object, *, least: int | None = None) -> int:
@@ -40,11 +43,35 @@ def seconds(name: str, value: object) -> float:
 def patterns(name: str, value: Sequence[str], *, least: int = 0) -> tuple[str, ...]:
     """Take patterns of paths. Raises ValueError for a bare string: its letters would be patterns,
     and a ``*`` among them would match everything."""
+    return _texts(name, value, "patterns, such as ('model/**',)", least)
+
+
+def names(name: str, value: Sequence[str]) -> tuple[str, ...]:
+    """Take names. Raises ValueError, also for a bare string: its letters would be names."""
+    return _texts(name, value, "names, such as ('finite',)", 0)
+
+
+def _texts(name: str, value: Sequence[str], what: str, least: int) -> tuple[str, ...]:
     if isinstance(value, str | bytes) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"{name}={value!r}: give a tuple of patterns, such as ('model/**',)")
+        raise ValueError(f"{name}={value!r}: give a tuple of {what}")
     if len(value) < least:
         raise ValueError(f"{name}={value!r}: it names nothing; give at least {least} pattern")
     return tuple(value)
+
+
+def one_of(name: str, value: object, options: Sequence[str]) -> None:
+    """Refuse what is none of some words. Raises ValueError."""
+    if value not in options:
+        raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, options))}")
+
+
+def line(value: object) -> str:
+    """Take the name of a lineage. Raises ValueError."""
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= NAME:
+        raise ValueError(
+            f"lineage={value!r}: give a name of 1 to {NAME} printable characters, such as 'sft'"
+        )
+    return value
 
 
 def kept(keep: object) -> Keep:

@@ -11,19 +11,20 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, get_args
 
 import msgspec
 
 from handfast.agent.local import AgentGone
 from handfast.agent.snapshot import Proposal
 from handfast.checkpoint.alone import alone
-from handfast.checkpoint.arguments import kept, patterns, seconds, whole
+from handfast.checkpoint.arguments import kept, line, one_of, patterns, seconds, whole
+from handfast.checkpoint.heard import Compared, Heard, Observer
 from handfast.checkpoint.port import State
-from handfast.checkpoint.refusal import Load, suggest, words
+from handfast.checkpoint.refusal import Load, below, suggest, words
 from handfast.checkpoint.rounds import none_begun
 from handfast.checkpoint.save import Save
 from handfast.checkpoint.session import Session
@@ -35,14 +36,14 @@ from handfast.core.verdict import Verdict
 from handfast.core.view import Lattice
 from handfast.errors import Blocked, Damaged, HandfastError, Poisoned, Refused, SaveFailed
 
-__all__ = ["Busy", "Checkpointer", "OnError"]
+__all__ = ["Busy", "Checkpointer", "OnError", "Policy"]
 
 logger = logging.getLogger("handfast")
 
 Busy = Literal["wait", "skip", "raise"]
+Policy = Literal["rollback", "refuse"]
 OnError = Literal["raise", "retry", "warn"]
 RETRIES: Final = 3
-SKIPS_MANY: Final = (8, 64, 512, 4096)  # when it is said, and said again
 
 
 class Checkpointer:
@@ -64,6 +65,7 @@ class Checkpointer:
         window: int = 2,
         busy: Busy = "wait",
         on_error: OnError = "raise",
+        replicas: Compared = "",
         on_event: Callable[[str, dict[str, Any]], None] | None = None,
         drain_s: float = 30.0,
         patience_s: float | None = 600.0,
@@ -71,16 +73,16 @@ class Checkpointer:
         self._every = whole("every", every, least=1)
         self._image_count = max(1, whole("images", images, least=0))
         self._window = whole("window", window, least=1)
-        if busy not in ("wait", "skip", "raise"):
-            raise ValueError(f"busy={busy!r}: one of 'wait', 'skip', 'raise'")
-        if on_error not in ("raise", "retry", "warn"):
-            raise ValueError(f"on_error={on_error!r}: one of 'raise', 'retry', 'warn'")
+        one_of("busy", busy, get_args(Busy))
+        one_of("on_error", on_error, get_args(OnError))
+        one_of("replicas", replicas, get_args(Compared))
         self._session = session
         self._state = state
         self._keep = kept(keep)
         self._busy: Busy = busy
         self._on_error: OnError = on_error
-        self._on_event = on_event
+        self._event = Observer(on_event)
+        self._heard = Heard(session, self._event, replicas=replicas, mild=on_error == "warn")
         self._drain_s = seconds("drain_s", drain_s)
         self._patience_s = None if patience_s is None else seconds("patience_s", patience_s)
         self._restored: RestoreCertificate | None = None
@@ -88,7 +90,6 @@ class Checkpointer:
         self._poison = ""
         self._last: Save | None = None
         self._failures = 0
-        self._skips: tuple[int | None, int] = (None, 0)
         self._overdue = False
         self._closed = False
         self._doing = ""
@@ -134,6 +135,8 @@ class Checkpointer:
         keep_live: Sequence[str] = (),
         dry_run: bool = False,
         in_place: bool = False,
+        policy: Policy = "rollback",
+        lineage: str = "",
     ) -> int:
         """Resume from the recovery line of the whole job; gives its step, 0 on a first start.
 
@@ -142,9 +145,11 @@ class Checkpointer:
         and ``strict`` restore a part; ``keep_live`` names hyperparameters that keep their live
         values; ``require`` refuses a first start; ``dry_run`` stops before anything is changed (and
         this generation can then save nothing). ``in_place`` is for a start, where the live state is
-        worth nothing yet: all bytes are read once, to where they belong, and are judged there,
-        before it is decided whether they are loaded; where nothing can be restored then, it is
-        poisoned.
+        worth nothing yet: all bytes are read once, to where they belong, and judged there, before
+        it is decided whether they are loaded; where nothing can be restored it is poisoned then.
+        Where the newest that converged can't be had, ``policy="rollback"`` takes an older one, with
+        a warning, and "refuse" leaves that to a person. ``lineage`` names a training history that
+        begins here, such as a fine-tuning of weights without their optimizer (``only``).
 
         Raises Refused where nothing can be restored rightly (nothing was changed), Blocked where
         ranks are missing for ``patience_s`` seconds, Poisoned where a ``load_state_dict`` failed
@@ -153,46 +158,46 @@ class Checkpointer:
         self._check_open()
         step = None if step is None else whole("step", step)
         only, keep_live = patterns("only", only, least=1), patterns("keep_live", keep_live)
+        one_of("policy", policy, get_args(Policy))
+        lineage = lineage and line(lineage)
         if in_place and dry_run:
             raise ValueError("in_place=True changes the live state: not with dry_run=True")
         session = self._session
         self._restored, self._last, self._tried = None, None, True
         session.start(
-            want=step,
-            keep=self._keep,
-            window=self._window,
-            drain_s=self._drain_s,
-            patience_s=self._patience_s,
-            require=require,
-            in_place=in_place,
-        )
+            want=step, keep=self._keep, window=self._window, drain_s=self._drain_s,
+            patience_s=self._patience_s, require=require, in_place=in_place, lineage=lineage,
+        )  # fmt: skip
         self._state.shares(session.collective.place.rank, session.neighbours())
         read = self._read_in_place(only, strict) if in_place else {}
         proposal = session.await_proposal(self._patience_s)
-        copies = read.get(proposal.epoch) or self._hold_against(proposal, only, strict, require)
+        with self._declining(proposal):
+            if policy == "refuse" and proposal.left_behind:
+                raise below(proposal)
+            copies = read.get(proposal.epoch) or self._held(proposal, only, strict, require)
         if dry_run:
             return proposal.epoch.step
         session.accept(proposal)
         certificate = session.await_certificate(self._patience_s)
         if copies:
             self._apply(copies, only, keep_live)
+        self._state.began(copies, only, lineage)
         self._restored, self._poison, self._began = certificate, "", True
         self._tell_restored(proposal, certificate)
         return certificate.base.step
 
     def _tell_restored(self, proposal: Proposal, certificate: RestoreCertificate) -> None:
-        if proposal.left_behind:
+        generation, base, left = certificate.generation, certificate.base, proposal.left_behind
+        if left:
             logger.warning(
                 "resumed %s, BELOW what had converged: %s. What was trained above it is lost, and "
                 "is an abandoned timeline from now on",
-                certificate.base,
-                "; ".join(proposal.left_behind),
+                base,
+                "; ".join(left),
             )
-        generation, base = certificate.generation, certificate.base
         what = "first start" if base == GENESIS else f"resumed {base}"
         logger.info("%s, generation %d", what, generation)
-        told = {"epoch": str(certificate.base), "left_behind": list(proposal.left_behind)}
-        self._event("restored", generation=generation, **told)
+        self._event("restored", generation=generation, epoch=str(base), left_behind=list(left))
 
     def _check_first(self, require: bool) -> None:
         if self._poison:
@@ -209,21 +214,25 @@ class Checkpointer:
         if require:
             raise none_begun()
 
-    def _hold_against(
-        self, proposal: Proposal, only: Sequence[str], strict: bool, require: bool
-    ) -> list[Validated]:
-        """Hold what is proposed against the live state; nothing, at a first start."""
-        copies: list[Validated] = []
+    @contextlib.contextmanager
+    def _declining(self, proposal: Proposal) -> Iterator[None]:
+        """Tell the other ranks, who wait for this one's word, whatever keeps it from giving it."""
         try:
-            if proposal.epoch == GENESIS:
-                self._check_first(require)
-            else:
-                copies = self._fetch(partial(self._session.load, proposal))
-                self._compare(copies, only, strict)
-        except Exception as error:  # whatever it is, the other ranks wait for this one's word
+            yield
+        except Exception as error:
             with contextlib.suppress(HandfastError):
                 self._session.decline(proposal.epoch, words(error))
             raise
+
+    def _held(
+        self, proposal: Proposal, only: Sequence[str], strict: bool, require: bool
+    ) -> list[Validated]:
+        """Hold what is proposed against the live state; nothing, at a first start."""
+        if proposal.epoch == GENESIS:
+            self._check_first(require)
+            return []
+        copies = self._fetch(partial(self._session.load, proposal))
+        self._compare(copies, only, strict)
         return copies
 
     def _compare(self, copies: Sequence[Validated], only: Sequence[str], strict: bool) -> None:
@@ -392,23 +401,9 @@ class Checkpointer:
         self._session.forgo(epoch, why)  # or the others would wait for it, each in its turn
         if self._busy == "raise":
             raise Blocked(f"epoch {epoch}: {why}", by=by)
-        self._count_skip()
+        self._heard.skipped(self.latest_step())
         self._event("skipped", epoch=str(epoch), reason=why, by=list(by))
         return Save(self._session, None, why)
-
-    def _count_skip(self) -> None:
-        """Warn where skips keep every epoch from converging: ranks may skip in turns."""
-        latest = self.latest_step()
-        if latest != self._skips[0]:
-            self._skips = (latest, 0)
-        self._skips = (latest, self._skips[1] + 1)
-        if self._skips[1] in SKIPS_MANY:
-            logger.warning(
-                "%d saves were skipped and nothing has converged since step %s: where ranks skip "
-                "in turns no epoch is whole; every=, images=2 or busy='wait' bring them together",
-                self._skips[1],
-                latest,
-            )
 
     # --- failures and the end -------------------------------------------------------------------
 
@@ -418,6 +413,7 @@ class Checkpointer:
         Other ranks may learn of the same failure at another step: saves contain no collective.
         """
         self._session.check()
+        self._heard.listen(self.latest_step())
         # What a handle has raised is tried again all the same: the other ranks do, and would wait.
         problems = self._session.new_problems(told=self._on_error == "retry")
         if not problems:
@@ -488,12 +484,3 @@ class Checkpointer:
             logger.warning("the last save was not finished: %s", late)
         finally:
             self._leave()
-
-    def _event(self, name: str, **fields: Any) -> None:
-        """Tell an observer; its failure never blocks a save."""
-        if self._on_event is None:
-            return
-        try:
-            self._on_event(name, fields)
-        except Exception:
-            logger.exception("on_event failed for %s", name)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from handfast.agent.snapshot import FORGONE, UNLIKE, Snapshot
+from handfast.agent.snapshot import FORGONE, INVALID, UNLIKE, Snapshot
 from handfast.core.lattice import Epoch
 from handfast.core.recover import eligible
 
-__all__ = ["converged", "failures", "persisted", "phase", "problems", "settled"]
+__all__ = ["converged", "failures", "persisted", "phase", "problems", "refusals", "settled"]
 
 
 def converged(now: Snapshot, epoch: Epoch) -> bool:
@@ -68,16 +68,24 @@ def failures(now: Snapshot) -> list[tuple[Epoch, str]]:
     """List what a snapshot knows of saves that failed, this rank's own first.
 
     That a rank has left an epoch out, as its policy ``busy`` says, is no failure, nor what heals by
-    itself.
+    itself, nor what validators refused.
     """
-    own = [
-        (o.epoch, o.problem) for o in now.outcomes if o.problem and not o.problem.startswith(UNLIKE)
-    ]
-    said = {epoch for epoch, _ in own}
+    mild = (FORGONE, UNLIKE, INVALID)
+    return [(epoch, why) for epoch, reason, why in _unwritten(now) if not reason.startswith(mild)]
+
+
+def refusals(now: Snapshot) -> list[tuple[Epoch, str]]:
+    """List the epochs that a validator refused, here or at another rank."""
+    return [(epoch, why) for epoch, reason, why in _unwritten(now) if reason.startswith(INVALID)]
+
+
+def _unwritten(now: Snapshot) -> list[tuple[Epoch, str, str]]:
+    """List saves that came to nothing: the reason, and the same with who says so."""
+    own = [(o.epoch, o.problem, o.problem) for o in now.outcomes if o.problem]
+    said = {epoch for epoch, _, _ in own}
     others = [
-        (skip.epoch, f"{skip.domain}: {skip.reason}")
+        (skip.epoch, skip.reason, f"{skip.domain}: {skip.reason}")
         for skip in now.skipped
-        if not skip.reason.startswith((FORGONE, UNLIKE))
-        and not (skip.domain == now.domain and skip.epoch in said)
+        if not (skip.domain == now.domain and skip.epoch in said)
     ]
     return own + others

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from handfast.agent.joining import Opened
-from handfast.agent.snapshot import Stuck
+from handfast.agent.snapshot import Proposal, Stuck
 from handfast.checkpoint.spelling import some
 from handfast.checkpoint.survey import TOGETHER
 from handfast.core.lattice import Epoch
@@ -16,7 +16,7 @@ from handfast.core.recover import APART
 from handfast.core.verdict import Verdict
 from handfast.errors import Blocked, HandfastError, Refused, Superseded
 
-__all__ = ["Hand", "Load", "agree", "lay", "read", "refusal", "suggest", "words"]
+__all__ = ["Hand", "Load", "agree", "apart", "below", "lay", "read", "refusal", "suggest", "words"]
 
 logger = logging.getLogger("handfast")
 
@@ -27,6 +27,7 @@ class Hand(msgspec.Struct, frozen=True):
     A ``problem`` has a ``verdict`` if it is one of what is stored, and none if a disk is full, say.
     ``by`` names who kept it from answering; ``generation`` is rank 0's to say. ``known`` names a
     configuration that rank 0 lays down for all: each names every domain, and each rank has one.
+    ``lineage`` is the one that is to begin here, if any.
     """
 
     opened: Opened | None = None
@@ -36,6 +37,7 @@ class Hand(msgspec.Struct, frozen=True):
     verdict: Verdict | None = None
     by: tuple[str, ...] = ()
     known: str = ""
+    lineage: str = ""
 
 
 def lay(hand: Hand, told: str) -> bytes:
@@ -85,6 +87,14 @@ def agree(said: Sequence[Hand]) -> tuple[list[Opened], int, int | None]:
             verdict=Verdict.MIXED,
             shards=asked,
             remedy="give restore(step=) the same on every rank, or nothing on all",
+        )
+    if len({hand.lineage for hand in said}) > 1:
+        named = [f"rank {rank}: {hand.lineage or 'none'}" for rank, hand in enumerate(said)]
+        raise Refused(
+            "the ranks begin different lineages",
+            verdict=Verdict.MIXED,
+            shards=named,
+            remedy="give restore(lineage=) the same on every rank, or nothing on all",
         )
     generation = said[0].generation
     if any(o.generation >= generation for o in opened):
@@ -140,6 +150,27 @@ def refusal(stuck: Stuck, retained: Sequence[Epoch], want: int | None) -> Refuse
         shards=stuck.reasons,
         remedy="`handfast verify` says what each directory holds; a lost run is never restarted "
         "from scratch in silence: give a fresh path for that",
+    )
+
+
+def apart(epoch: Epoch, groups: Sequence[Sequence[int]]) -> str:
+    """Name the groups of ranks that hold the same of what all should."""
+    told = " against ".join(f"rank {some([str(rank) for rank in group], 8)}" for group in groups)
+    return (
+        f"epoch {epoch}: ranks differ in what they hold alike by design: {told}. Which is right "
+        "can't be told from here. What to do: `handfast inspect` shows the tensors; restore an "
+        "epoch before it; look at the memory and the device of the rank that stands alone, and for "
+        "operations that are not deterministic"
+    )
+
+
+def below(proposal: Proposal) -> Refused:
+    """Give the error of a restore that may not go below what had converged."""
+    return Refused(
+        f"epoch {proposal.epoch} is the newest that can be had, and is BELOW what had converged",
+        verdict=Verdict.MISSING,
+        shards=proposal.left_behind,
+        remedy="bring back what is missing there; or go back to that epoch: policy='rollback'",
     )
 
 

@@ -16,7 +16,7 @@ from handfast.agent.snapshot import FORGONE, Proposal, Snapshot
 from handfast.checkpoint import fate, rounds
 from handfast.checkpoint.collective import Collective, address_among
 from handfast.checkpoint.connection import Connection, Joining
-from handfast.checkpoint.refusal import Hand, agree, lay, read, refusal
+from handfast.checkpoint.refusal import Hand, agree, apart, lay, read, refusal
 from handfast.checkpoint.staging import Staging
 from handfast.checkpoint.validated import Validated
 from handfast.core.lattice import Epoch
@@ -58,6 +58,8 @@ class Session:
         self._round: Round | None = None
         self.staging = Staging(self._line, root)
         self._listed: set[Epoch] = set()
+        self._refused: set[Epoch] = set()
+        self._divergent: set[Epoch] = set()
         self._raised: set[Epoch] = set()
         self._accepted: tuple[Epoch, int] | None = None
         self._found: dict[Epoch, str | None] = {}
@@ -99,6 +101,7 @@ class Session:
         patience_s: float | None = 600.0,
         require: bool = False,
         in_place: bool = False,
+        lineage: str = "",
     ) -> Formation:
         """Meet the other ranks, open this rank's domain, and begin a generation.
 
@@ -114,7 +117,7 @@ class Session:
         try:  # whatever happens here, the others must hear of it: they wait in the gathering
             generation = self._count(self._meeting) if place.rank == 0 else 0
             opened = self._line.open(self._joining(self._meeting))
-            hand = Hand(opened, generation, want)
+            hand = Hand(opened, generation, want, lineage=lineage)
         except Refused as error:
             hand = Hand(want=want, problem=str(error), verdict=error.verdict)
         except Blocked as error:
@@ -346,6 +349,26 @@ class Session:
         ]
         self._listed.update(epoch for epoch, _ in found)
         return fresh
+
+    def new_refusals(self) -> list[str]:
+        """List the epochs that validators refused, learned of and not listed yet: a line each."""
+        found = dict(reversed(fate.refusals(self.snapshot)))  # of several ranks, this one's own
+        fresh = sorted(found.keys() - self._refused)
+        self._refused.update(fresh)
+        return [f"epoch {e}: {found[e]}" for e in fresh if e.generation == self.generation]
+
+    def new_divergences(self) -> list[str]:
+        """List the epochs whose ranks differ in what they hold alike, not listed yet: a line each.
+
+        Only the first rank's agent hears of it.
+        """
+        fresh = [d for d in self.snapshot.divergent if d.epoch not in self._divergent]
+        self._divergent.update(found.epoch for found in fresh)
+        return [
+            apart(found.epoch, found.groups)
+            for found in fresh
+            if found.epoch.generation == self.generation
+        ]
 
     def wait_persisted(self, epoch: Epoch, timeout: float | None) -> None:
         """See :meth:`handfast.checkpoint.save.Save.persisted`."""

@@ -19,6 +19,7 @@ from handfast.checkpoint.location import Location, Released, away, choose, mixed
 from handfast.checkpoint.spelling import some
 from handfast.checkpoint.status import rows
 from handfast.checkpoint.survey import Found, Survey, read_domain
+from handfast.checkpoint.validated import Validated
 from handfast.checkpoint.whole import APART, Block, Whole, gather
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
@@ -28,7 +29,7 @@ from handfast.store.pins import pin
 from handfast.store.port import Progress
 from handfast.store.shelf import Shelf
 
-__all__ = ["Weights", "reading_weights"]
+__all__ = ["Weights", "holding", "reading_weights"]
 
 logger = logging.getLogger("handfast")
 
@@ -197,6 +198,37 @@ def reading_weights(
         weights = Weights(epoch, tensors, ties, shelves, unpinned, progress)
         weights.check_twins()
         yield weights
+
+
+@contextmanager
+def holding(
+    location: Location, step: int | Epoch | None, *, shard: int, purpose: str
+) -> Iterator[list[Validated]]:
+    """Hold one whole epoch by pins, and give the copies that one shard's rank loads from.
+
+    They are its own, and what holds what it left to another. Raises Refused where the epoch is not
+    whole, or has no such shard.
+    """
+    with ExitStack() as held:
+        epoch, places, _ = location.steadily(
+            lambda survey: _hold(location, survey, step, purpose, held)
+        )
+        if shard >= len(places):
+            raise Refused(
+                f"epoch {epoch} has {len(places)} shards, and this is rank {shard}",
+                verdict=Verdict.FOREIGN,
+                remedy=f"load it in a job of {len(places)} ranks, or whole tensors by "
+                "handfast.torch.load",
+            )
+
+        def copy(number: int) -> Validated:
+            found = places[number]
+            manifest = found.entries[epoch].sound(found.retained[epoch])
+            return Validated(Shelf(location.files, found.root, found.name), manifest)
+
+        own = copy(shard)
+        left = own.manifest.left
+        yield [own] if left is None else [own, copy(left.shard)]
 
 
 def _hold(

@@ -20,6 +20,7 @@ __all__ = [
     "HEAD",
     "MAGIC",
     "VERSION",
+    "Fork",
     "Left",
     "Manifest",
     "Piece",
@@ -47,11 +48,24 @@ Name = Annotated[str, msgspec.Meta(min_length=1)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
+class Fork(msgspec.Struct, frozen=True, array_like=True):
+    """Where a lineage began: at which epoch of which run and lineage, and ``why``, in words."""
+
+    lineage: Name
+    run: Name
+    of: str
+    generation: Natural
+    step: Natural
+    why: str = ""
+
+
 class Stamp(msgspec.Struct, frozen=True, array_like=True):
     """Whose bytes these are: provenance, because a mixture can't be seen in the values.
 
     The run and its lineage, the epoch, the domain that holds shard ``shard`` of ``shards``, the
     incarnation that wrote it, the configuration's digest, and the epoch saved before this one.
+    ``forks`` are where its lineage began, and the lineages before it, oldest first; none for what
+    began from nothing.
     """
 
     run: Name
@@ -64,6 +78,7 @@ class Stamp(msgspec.Struct, frozen=True, array_like=True):
     incarnation: Natural
     configuration: str
     parent: Epoch | None
+    forks: tuple[Fork, ...] = ()
 
     @property
     def epoch(self) -> Epoch:
@@ -290,6 +305,8 @@ def _check_stamp(stamp: Stamp) -> None:
         raise ValueError(f"shard {stamp.shard} of {stamp.shards} shards")
     if stamp.parent is not None and not stamp.parent < stamp.epoch:
         raise ValueError(f"epoch {stamp.epoch} names {stamp.parent}, which is not older, as parent")
+    if stamp.forks and stamp.forks[-1].lineage != stamp.lineage:
+        raise ValueError(f"lineage {stamp.lineage}, and the last fork began another one")
 
 
 def _check_slots(manifest: Manifest) -> None:

@@ -25,6 +25,7 @@ from handfast.torch.alike import ddp_modules
 from handfast.torch.capture import Names, Walk, state_of, trained, walk
 from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import drop_gradients, restore_gradients
+from handfast.torch.indices import is_own
 from handfast.torch.memory import UNNAMED, Memory, Remade, bytes_of
 from handfast.torch.names import matches
 from handfast.torch.rng import write_generator, write_streams
@@ -360,7 +361,7 @@ def _told_of_loads(module: nn.Module) -> bool:
     if not is_torchs(type(module).load_state_dict):
         return True
     return any(
-        getattr(part, "_load_state_dict_post_hooks", None)
+        not all(map(is_own, getattr(part, "_load_state_dict_post_hooks", {}).values()))
         or not is_torchs(type(part)._load_from_state_dict)
         or not all(map(is_torchs, getattr(part, "_load_state_dict_pre_hooks", {}).values()))
         for part in module.modules()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch.distributed as dist
 
 from handfast.agent import process
 from handfast.agent.joining import node_label
 from handfast.checkpoint import checkpointer
-from handfast.checkpoint.arguments import patterns
+from handfast.checkpoint.arguments import names, one_of, patterns
 from handfast.checkpoint.collective import Place, Solo
+from handfast.checkpoint.heard import Compared
 from handfast.checkpoint.session import Session
 from handfast.core.retain import Keep
 from handfast.store import objects
@@ -23,6 +24,7 @@ from handfast.torch.group import Group
 from handfast.torch.loaders import warn_of_orders
 from handfast.torch.prime import prime
 from handfast.torch.state import TorchState
+from handfast.torch.validators import find
 
 __all__ = ["Checkpointer"]
 
@@ -45,12 +47,15 @@ class Checkpointer(checkpointer.Checkpointer):
     them a save passes through a window of 64 MiB, and blocks until it is persisted; ``window`` how
     many epochs may be voted and not yet converged; ``busy`` what a save does when it finds no image
     or window free: "wait", "skip" or "raise"; ``on_error`` what becomes of failed saves: "raise" at
-    the next call, "retry" at the next step (three times), or "warn"; ``verify`` how much is read
-    back before an epoch counts: "fsync" (nothing), "sampled" or "full"; ``pickle`` names paths
-    whose objects may be pickled; ``group`` is the process group whose ranks hold this state, if
-    that is not the whole job; ``on_event(name, fields)`` is told what happens; ``drain_s`` bounds
-    what is waited for after an exception and at a restart; ``patience_s`` bounds waits for other
-    ranks.
+    the next call, "retry" at the next step (three times), or "warn"; ``replicas`` what becomes of
+    ranks that differ in what they hold alike by design: nothing, "warn" or "raise"; ``verify`` how
+    much is read back before an epoch counts: "fsync" (nothing), "sampled" or "full"; ``pickle``
+    names paths whose objects may be pickled; ``validators`` are asked of every staged state, in a
+    process of their own, before it counts: "finite", "nonnegative", "moments", "masters", "loss",
+    or a "module:function" of your own (:mod:`handfast.torch.validators`); ``group`` is the process
+    group whose ranks hold this state, if that is not the whole job; ``on_event(name, fields)`` is
+    told what happens; ``drain_s`` bounds what is waited for after an exception and at a restart;
+    ``patience_s`` bounds waits for other ranks.
 
     Raises ValueError for arguments that make no sense, Unstorable and TypeError for a state that
     could never be saved.
@@ -69,22 +74,19 @@ class Checkpointer(checkpointer.Checkpointer):
         window: int = 2,
         busy: checkpointer.Busy = "wait",
         on_error: checkpointer.OnError = "raise",
+        replicas: Compared = "",
         verify: Verify = "sampled",
         pickle: Sequence[str] = (),
+        validators: Sequence[str] = (),
         group: dist.ProcessGroup | None = None,
         on_event: Callable[[str, dict[str, Any]], None] | None = None,
         drain_s: float = 30.0,
         patience_s: float | None = 600.0,
     ) -> None:
-        if verify not in ("fsync", "sampled", "full"):
-            raise ValueError(f"verify={verify!r}: one of 'fsync', 'sampled', 'full'")
+        one_of("verify", verify, get_args(Verify))
+        validators = _found(validators, images)
         replicated, pickle = patterns("replicated", replicated), patterns("pickle", pickle)
-        given: object = state
-        if not isinstance(given, Mapping) or not given:
-            raise ValueError("state: give a dict of what makes up one epoch, {'model': model, ...}")
-        found = capture(state, rng=rng, replicated=replicated)
-        objects.encode(found.objects, pickle=pickle)  # what can't be stored is said now
-        warn_of_orders(state)
+        _check_state(state, rng, replicated, pickle)
         run = spelled(path)
         collective = Group(group, run, patience_s) if _distributed() else Solo()
         root = os.path.realpath(root_of(run, collective.place))
@@ -99,7 +101,7 @@ class Checkpointer(checkpointer.Checkpointer):
         )
         held = TorchState(
             state, rng=rng, replicated=replicated, pickle=pickle, verify=verify,
-            window=0 if images else WINDOW,
+            window=0 if images else WINDOW, validators=validators, compared=bool(replicas),
         )  # fmt: skip
         super().__init__(
             session,
@@ -110,6 +112,7 @@ class Checkpointer(checkpointer.Checkpointer):
             window=window,
             busy=busy,
             on_error=on_error,
+            replicas=replicas,
             on_event=on_event,
             drain_s=drain_s,
             patience_s=patience_s,
@@ -137,6 +140,26 @@ class Checkpointer(checkpointer.Checkpointer):
     def _leave(self) -> None:
         self._unwatch()
         super()._leave()
+
+
+def _found(validators: Sequence[str], images: int) -> tuple[str, ...]:
+    """Take names of validators that are there. Raises ValueError."""
+    for name in (taken := names("validators", validators)):
+        find(name)
+    if taken and not images:
+        raise ValueError("images=0 leaves validators nothing to look at: give images=1")
+    return taken
+
+
+def _check_state(
+    state: object, rng: bool, replicated: tuple[str, ...], pickle: tuple[str, ...]
+) -> None:
+    """Say now what can't be stored. Raises ValueError, Unstorable, TypeError."""
+    if not isinstance(state, Mapping) or not state:
+        raise ValueError("state: give a dict of what makes up one epoch, {'model': model, ...}")
+    found = capture(state, rng=rng, replicated=replicated)
+    objects.encode(found.objects, pickle=pickle)
+    warn_of_orders(state)
 
 
 def _distributed() -> bool:

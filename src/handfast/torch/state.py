@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import platform
-from collections.abc import Callable, Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import compress, islice
@@ -15,8 +17,10 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
+from handfast.agent.examiner import Examined
 from handfast.agent.keeper import Plan
 from handfast.checkpoint.images import StagingImage
 from handfast.checkpoint.port import Copied, Prove
@@ -27,13 +31,16 @@ from handfast.store import objects
 from handfast.store.image import Layout, Slot, TensorSpec, plan
 from handfast.store.kept import Kept
 from handfast.store.manifest import HASH_BYTES, Manifest, chunk_hash
+from handfast.store.objects import child
 from handfast.store.port import Verify
 from handfast.torch import apply as restore
 from handfast.torch import boxes, compare, optimizers
 from handfast.torch.capture import Captured, Names, capture, walk
 from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
-from handfast.torch.names import matches
+from handfast.torch.indices import Origin, clear, forgotten, mark, origin, refuse_apart
+from handfast.torch.lineage import History, index_of
+from handfast.torch.names import clean, matches
 from handfast.torch.pieces import Pieces
 from handfast.torch.rng import unmoved_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, Saved, read_manifests
@@ -90,7 +97,8 @@ class TorchState:
         pickle: Sequence[str],
         verify: Verify,
         window: int = 0,
-        lineage: str = "main",
+        validators: Sequence[str] = (),
+        compared: bool = False,
     ) -> None:
         self._state = state
         self._window = window
@@ -98,7 +106,9 @@ class TorchState:
         self._declared = tuple(replicated)
         self._pickle = tuple(pickle)
         self._verify: Verify = verify
-        self._lineage = lineage
+        self._history = History()
+        self._validators = tuple(validators)
+        self._comparing = compared
         self._rank = 0
         self._node: tuple[int, ...] = (0,)
         self._kept: frozenset[str] = frozenset()
@@ -185,14 +195,31 @@ class TorchState:
             replicated=tuple(p for p in now.replicated if p not in apart and not self._window),
             structure=structure(now.specs),
             environment=environment(),
-            lineage=self._lineage,
+            lineage=self._history.lineage,
+            forks=self._history.forks,
             verify=self._verify,
             left=tuple(spec.path for spec in now.specs if spec.path in left),
             left_to=self._node[0],
             leads=self._leads and len(self._node) > 1 and not self._window,
             window=self._window,
+            compared=self._comparing,
+            examined=self._examined(),
         )
         return self._plan
+
+    def _examined(self) -> Examined | None:
+        """What is to be looked at before a vote; buffers may hold anything (a mask's ``-inf``)."""
+        if not self._validators:
+            return None
+        modules = [node for node in nodes(self._state) if node.kind is Kind.MODULE]
+        apart = [
+            child(node.path, clean(node.value, name))
+            for node in modules
+            for name, _ in node.value.named_buffers(remove_duplicate=False)
+        ]
+        argv = (sys.executable, "-m", "handfast.torch.examine")
+        path = tuple(os.path.abspath(entry) for entry in sys.path)
+        return Examined(argv, path, self._validators, tuple(apart))
 
     def _prove(self, now: Captured, prove: Prove) -> bool:
         """Ask of what seems alike on this node's ranks whether it is; says if nothing was asked.
@@ -261,6 +288,14 @@ class TorchState:
         things = [item for item in found if isinstance(item, Node)]
         if self._watch is not None:
             self._watch.look(things)
+        for came in forgotten([node.value for node in things]):
+            logger.warning(
+                "%s was loaded around the guard since: what is saved from here on bears the name "
+                "of lineage %s, and holds values that are not of it. What to do: load by restore() "
+                "or guard.load(), and give what begins so a lineage of its own",
+                came,
+                self._history.lineage,
+            )
         self._looks -= 1
         if self._looks >= 0 and not grads and (left := unowned(things)):
             self._looks = 0
@@ -336,6 +371,10 @@ class TorchState:
             known = _Compared(tuple(copies), self._read(copies), Stored(copies), None)
         if not self._rng:
             known.saved.objects.pop(RNG, None)
+        asked = [
+            n for n in self._parts() if any(matches(p, only) for p in _within(known.saved, n.path))
+        ]
+        clear(node.value for node in asked)  # until all has come
         return restore.apply(
             self._state,
             known.saved,
@@ -345,6 +384,39 @@ class TorchState:
             given=self._given or {},
             names=known.names,
         )
+
+    def began(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> None:
+        """See the port. Raises ValueError for the name of a lineage that this came from."""
+        former = self._history
+        if copies:
+            stamp = copies[0].manifest.stamp
+            self._history = History.of(stamp)
+            if lineage:
+                self._history = self._history.fork(lineage, stamp, f"restore(only={only})")
+            self._remember(copies, only, lone=not lineage)
+        else:
+            origins = [came for node in self._parts() if (came := origin(node.value)) is not None]
+            refuse_apart(origins, "the first epoch of this run")
+            self._history = origins[0].history if origins else History(lineage or "main")
+        if self._history != former:
+            self._forget()
+
+    def _remember(self, copies: Sequence[Validated], only: Sequence[str], *, lone: bool) -> None:
+        """Let each module and optimizer that has come whole know where it came from."""
+        stamp, parts = copies[0].manifest.stamp, self._parts()
+        if "**" in only:
+            lone = False
+        else:
+            saved = self._read(copies)
+            parts = [node for node in parts if matches(node.path, only)]
+            left = [kind for path, kind in saved.kinds.items() if not matches(path, only)]
+            lone = lone and Kind.OPTIMIZER.value in left
+        came = Origin(stamp.run, index_of(stamp), "", self._history, lone)
+        mark((node.value, replace(came, path=node.path)) for node in parts)
+
+    def _parts(self) -> list[Node]:
+        """The modules and optimizers of the state."""
+        return [n for n in nodes(self._state) if isinstance(n.value, nn.Module | Optimizer)]
 
     def _read(self, copies: Sequence[Validated]) -> Saved:
         manifests = [copy.manifest for copy in copies]
@@ -375,6 +447,12 @@ class TorchState:
             if left >= 0:
                 marks[slot.spec.path] = chunks or chunk_hash(copies[0].read(_range(slot)))
         return marks
+
+
+def _within(saved: Saved, component: str) -> Iterator[str]:
+    """The paths of a component and of all its tensors."""
+    yield component
+    yield from (path for path in saved.paths() if path.startswith(f"{component}/"))
 
 
 class _Compared(NamedTuple):

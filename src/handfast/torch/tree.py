@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from handfast.errors import Unstorable
 from handfast.store.objects import DEPTH_LIMIT, TensorRef, child
+from handfast.torch.indices import is_own
 from handfast.torch.rng import is_generator
 from handfast.torch.tensors import PLAIN, dims_of
 
@@ -125,7 +126,9 @@ def _is_plain(optimizer: Optimizer) -> bool:
     """Whether its state is all that torch's own optimizers have."""
     own = (type(optimizer).state_dict, type(optimizer).load_state_dict)
     return own == (Optimizer.state_dict, Optimizer.load_state_dict) and not any(
-        getattr(optimizer, hooks, None) for hooks in _OPTIMIZER_HOOKS
+        not is_own(hook)
+        for hooks in _OPTIMIZER_HOOKS
+        for hook in getattr(optimizer, hooks, {}).values()
     )
 
 

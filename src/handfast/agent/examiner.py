@@ -1,0 +1,189 @@
+"""The examiner: a process that looks at staged values before the domain may vote.
+
+Validators are a framework's, and users' own: what they do is none of the agent's. So they run in a
+process of their own, which is started as the trainer says, sees the image read-only, and whose
+crash, silence or hunger costs nothing but this epoch: the domain votes SKIP, with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import msgspec
+
+from handfast.agent.frames import Call, Failure, Incoming, Reply, encode, passing
+from handfast.core.lattice import Epoch
+from handfast.errors import FormatError
+from handfast.store.image import Slot
+
+__all__ = ["Asked", "Examined", "Examiner"]
+
+PATIENCE_S: Final = 600.0
+"""Seconds in which an epoch has to be looked at; who takes longer is ended."""
+
+MOMENT_S: Final = 0.5
+
+
+class Examined(msgspec.Struct, frozen=True, array_like=True):
+    """What is to be examined, and by whom.
+
+    ``argv`` starts the examiner, ``path`` is where it finds modules, ``validators`` are the names
+    of what it runs; ``apart`` are tensors that may hold anything (a module's buffers), by path.
+    """
+
+    argv: tuple[str, ...]
+    path: tuple[str, ...]
+    validators: tuple[str, ...]
+    apart: tuple[str, ...] = ()
+    patience_s: float = PATIENCE_S
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """An image that is to be examined: memory ``fd`` of ``nbytes``, which begins with the header.
+
+    It is not to be overwritten before the answer is there.
+    """
+
+    what: Examined
+    slots: tuple[Slot, ...]
+    nbytes: int
+    fd: int
+    objects: bytes
+    epoch: Epoch
+
+
+class Examiner:
+    """One domain's examiner: started when it is first needed, and again where it has ended.
+
+    Each generation has a process of its own, or the validators that a job was stopped to mend would
+    go on as they were.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "examiner")  # the process dies with it
+        self._ids = itertools.count(1)
+        self._child: subprocess.Popen[bytes] | None = None
+        self._sock: socket.socket | None = None
+        self._for: object = None  # what it was started as, and in which generation
+
+    async def examine(self, asked: Asked | None) -> str:
+        """Say what is wrong with an image's values; nothing where there is nothing to ask."""
+        if asked is None:
+            return ""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._examine, asked)
+
+    def close(self) -> None:
+        """End the process. Nothing is being examined any more."""
+        self._thread.shutdown()
+        self._end()
+
+    def _examine(self, asked: Asked) -> str:
+        try:
+            return self._ask(asked)
+        except TimeoutError:
+            self._end()
+            return f"the validators took more than {asked.what.patience_s:g} s, and were ended"
+        except (OSError, ValueError, FormatError) as error:  # a ValueError: argv is no command
+            why = self._ended() or str(error)
+            self._end()
+            return f"the validators ended half-way: {why}"
+
+    def _ask(self, asked: Asked) -> str:
+        """Raises OSError or ValueError where it can't be started, OSError where it ends,
+        TimeoutError, FormatError.
+        """
+        sock, what = self._started(asked.what.argv, asked.epoch.generation), asked.what
+        sock.settimeout(what.patience_s)
+        fields = {
+            "path": what.path,
+            "validators": what.validators,
+            "apart": what.apart,
+            "slots": msgspec.msgpack.encode(asked.slots),
+            "nbytes": asked.nbytes,
+            "objects": asked.objects,
+            "epoch": msgspec.structs.astuple(asked.epoch),
+        }
+        seen = os.open(f"/proc/self/fd/{asked.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            call = Call(next(self._ids), "examine", 1, fields)
+            frame = encode(call)
+            sent = sock.sendmsg([frame], passing([seen]), socket.MSG_NOSIGNAL)
+            sock.sendall(frame[sent:], socket.MSG_NOSIGNAL)
+        finally:
+            os.close(seen)
+        match _answer(sock):
+            case Reply(fields={"problem": str(problem)}):
+                return problem
+            case Failure(message=message):
+                return message
+            case other:
+                raise FormatError(f"an examiner that says {other}")
+
+    def _started(self, argv: tuple[str, ...], generation: int) -> socket.socket:
+        if self._sock is None or self._for != (argv, generation):
+            self._end()
+            self._sock, self._for = self._start(argv), (argv, generation)
+        return self._sock
+
+    def _start(self, argv: tuple[str, ...]) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._child = subprocess.Popen(
+                    [*argv, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # what validators print goes to the agent's log
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        return ours
+
+    def _end(self) -> None:
+        """End the process, if there is one, and those that validators have started."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)  # it leads a session
+            self._child.wait()
+            self._child = None
+
+    def _ended(self) -> str:
+        """Say how the process has ended by itself, if it has; its socket may be a moment ahead."""
+        if self._child is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return _how(self._child.wait(MOMENT_S))
+        return ""
+
+
+def _answer(sock: socket.socket) -> object:
+    """Wait for one message; raises TimeoutError, FormatError, and OSError at the end."""
+    incoming = Incoming()
+    while True:
+        arrived: Iterable[tuple[object, list[int]]] | None = incoming.receive(sock)
+        if arrived is None:
+            raise ConnectionResetError("the examiner's process has ended")
+        for message, _ in arrived:
+            return message
+
+
+def _how(status: int) -> str:
+    if status >= 0:
+        return f"their process ended with status {status}"
+    with contextlib.suppress(ValueError):
+        return f"their process was ended by {signal.Signals(-status).name}"
+    return f"their process was ended by signal {-status}"

@@ -1,0 +1,100 @@
+"""The process of :mod:`handfast.agent.examiner`: ``python -m handfast.torch.examine FD``.
+
+One socket, one question at a time: an image, and which validators are to see it. What they raise is
+what they found. It is the first to be ended where memory runs out, and ends with its agent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+import torch
+
+from handfast.agent.frames import Call, Incoming, Reply, close_all, encode, peer
+from handfast.core.lattice import Epoch
+from handfast.errors import HandfastError
+from handfast.store.image import Slot
+from handfast.torch.stage import map_image
+from handfast.torch.validators import Staged, find
+
+__all__ = ["main"]
+
+NICE: Final = 5
+"""Niceness beside the agent's own: whoever writes goes first."""
+
+ROOM: Final = 2 << 30
+"""Bytes of memory beside four times the largest tensor."""
+
+PR_SET_PDEATHSIG: Final = 1
+
+
+def main() -> int:
+    """Answer until the agent is gone."""
+    _humble()
+    sock, incoming = socket.socket(fileno=int(sys.argv[1])), Incoming()
+    if peer(sock)[0] != os.getppid():  # it has gone before that could be heard of
+        return 0
+    while (arrived := incoming.receive(sock)) is not None:
+        for message, fds in arrived:
+            if isinstance(message, Call):
+                problem = _examine(message.fields, fds)
+                sock.sendall(encode(Reply(message.id, 0, {"problem": problem[:400]})))
+    return 0
+
+
+def _humble() -> None:
+    """Take little, and be the first to go."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.nice(NICE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+        score.write("1000")
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+
+
+def _examine(fields: dict[str, Any], fds: Sequence[int]) -> str:
+    try:
+        slots = msgspec.msgpack.decode(fields["slots"], type=tuple[Slot, ...])
+        largest = max((slot.nbytes for slot in slots), default=0)
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        room = ROOM + 4 * largest
+        room = room if most == resource.RLIM_INFINITY else min(room, most)
+        resource.setrlimit(resource.RLIMIT_DATA, (room, most))
+        image = mmap.mmap(fds[0], fields["nbytes"], mmap.MAP_SHARED, mmap.PROT_READ)
+    finally:
+        close_all(fds)
+    sys.path = list(fields["path"])
+    tensors = map_image(slots, image)
+    apart = frozenset(fields["apart"])
+    staged = Staged(Epoch(*fields["epoch"]), tensors, fields["objects"], apart)
+    return next(filter(None, (_ask(name, staged) for name in fields["validators"])), "")
+
+
+def _ask(name: str, staged: Staged) -> str:
+    try:
+        with torch.inference_mode():
+            found = find(name)(staged)
+        return f"{name}: {found}" if found else ""
+    except MemoryError as error:
+        return f"{name}: it wants more memory than it may have: {error}"
+    except (ValueError, HandfastError) as error:
+        return f"{name}: {error}"
+    except Exception as error:
+        traceback.print_exc()
+        return f"{name}: {error!r}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

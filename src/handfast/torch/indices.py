@@ -1,0 +1,243 @@
+"""Of which index live parts are: known since they were loaded, by the parts themselves.
+
+A module or an optimizer that was restored remembers the run and the index (lineage, generation,
+step, configuration) that it came from, for as long as it lives. What loads it otherwise
+(``load_state_dict``) ends that; the first step of an optimizer holds its own against its weights'.
+All later steps ask nothing: what was together once stays together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.weak import WeakIdKeyDictionary
+
+from handfast.core.verdict import Verdict
+from handfast.errors import Refused
+from handfast.model.optimizer import Index
+from handfast.torch.lineage import History
+
+__all__ = [
+    "Origin",
+    "beside",
+    "clear",
+    "forgotten",
+    "is_own",
+    "mark",
+    "origin",
+    "refuse_apart",
+]
+
+logger = logging.getLogger("handfast")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a live part came from: a component ``path`` of the epoch of a run.
+
+    ``history`` is what it goes on as; ``lone`` says that it had an optimizer, which did not come
+    with it, and that nobody said so by a lineage of its own; ``moved`` that it has taken steps
+    since.
+    """
+
+    run: str
+    index: Index
+    path: str
+    history: History = field(default_factory=History)
+    lone: bool = False
+    moved: bool = False
+
+    def __str__(self) -> str:
+        since = ", trained on since" if self.moved else ""
+        return f"{self.path} of {self.index} of run {self.run}{since}"
+
+
+_origins: Any = WeakIdKeyDictionary()
+_forgotten: Any = WeakIdKeyDictionary()
+_roots: Any = WeakIdKeyDictionary()  # a module's own modules, to what was marked
+_watched: Any = WeakIdKeyDictionary()
+_asked: Any = WeakIdKeyDictionary()  # optimizers, to the change that they were asked after
+
+
+class _Now:
+    """How many times an origin has changed, so that a step asks once after each, and then no more.
+
+    ``hook`` is on all of torch's optimizers, since weights don't say which of them will be stepped.
+    """
+
+    change = 0
+    hook: Any = None
+
+
+def origin(part: object) -> Origin | None:
+    """Give the origin of a live module or optimizer; None where it has none that is known."""
+    found: Origin | None = _origins.get(part) if _can(part) else None
+    return found
+
+
+def mark(parts: Iterable[tuple[object, Origin]]) -> None:
+    """Remember where modules and optimizers have just come from; what else there is is passed over.
+
+    From here on it is seen when one of them is loaded otherwise, and when an optimizer is stepped.
+    """
+    for part, came in parts:
+        if isinstance(part, nn.Module):
+            _origins[part] = came
+            for module in part.modules():
+                _roots[module] = part
+                _watch(module, module.register_load_state_dict_post_hook)
+        elif isinstance(part, Optimizer):
+            _origins[part] = came
+            _watch(part, part.register_load_state_dict_post_hook)
+        else:
+            continue
+        _forgotten.pop(part, None)
+        _changed()
+
+
+def clear(parts: Iterable[object]) -> None:
+    """Forget where parts came from, because they are about to be loaded."""
+    for part in parts:
+        _origins.pop(part, None)
+
+
+def _loaded_around(part: object) -> None:
+    came = _origins.pop(part, None)
+    if came is not None:
+        _forgotten[part] = came
+        _changed()
+
+
+def _changed() -> None:
+    _Now.change += 1
+    if _Now.hook is None:
+        _Now.hook = register_optimizer_step_pre_hook(_before_step)
+
+
+def forgotten(parts: Iterable[object]) -> Iterator[Origin]:
+    """Give, once each, the origins that parts have lost since they were asked for last."""
+    for part in parts:
+        if _can(part) and (came := _forgotten.pop(part, None)) is not None:
+            yield came
+
+
+def _can(part: object) -> bool:
+    return isinstance(part, nn.Module | Optimizer)
+
+
+class _Hook:
+    """Sees that a part is loaded. Pickled with its module, it is nothing, and needs no handfast."""
+
+    def __call__(self, part: Any, *_: object) -> None:
+        _loaded_around(_roots.get(part, part))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")  # takes anything, and returns None
+
+
+_HOOK = _Hook()
+
+
+def is_own(hook: object) -> bool:
+    """Whether a hook on loads is the one that is set here: it makes nothing of what is loaded."""
+    return isinstance(hook, _Hook)
+
+
+def _watch(part: object, register: Any) -> None:
+    if part not in _watched:
+        _watched[part] = True
+        register(_HOOK)
+
+
+def refuse_apart(parts: Sequence[Origin], what: str) -> None:
+    """Raise Refused, MIXED, unless all are of one index of one run, and have moved together."""
+    if len({(part.run, part.index, part.moved) for part in parts}) > 1:
+        raise Refused(
+            f"{what} would be a mixture",
+            verdict=Verdict.MIXED,
+            shards=[str(part) for part in parts],
+            remedy="load all of it from one epoch (Checkpointer.restore, or one guard.load); to "
+            "mix on purpose, give guard.load a correction= and a lineage= of its own",
+        )
+
+
+def _before_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    """Hold an optimizer's origin against that of the weights that it is about to change."""
+    if _asked.get(optimizer) == _Now.change:
+        return
+    weights = list(_weights_of(optimizer))
+    origins = [came for module in weights if (came := _origins.get(module)) is not None]
+    own = _origins.get(optimizer)
+    if own is not None:
+        refuse_apart([own, *(replace(came, moved=own.moved) for came in origins)], "this step")
+        _warn_of_strangers(own, weights)
+    elif origins:
+        _check_tuned(optimizer, origins)
+    _asked[optimizer] = _Now.change
+    for part in (optimizer, *weights):
+        if part in _origins:
+            _origins[part] = replace(_origins[part], moved=True)
+
+
+def beside(parts: Iterable[object]) -> dict[Any, Origin]:
+    """Find what else is marked and shares parameters with some parts: other parts, and origins."""
+    given = list(parts)
+    own = {id(p) for part in given for p in _parameters(part)}
+    return {
+        part: came
+        for part, came in _origins.items()
+        if not any(part is one for one in given)
+        and any(id(parameter) in own for parameter in _parameters(part))
+    }
+
+
+def _parameters(part: object) -> Iterator[object]:
+    if isinstance(part, nn.Module):
+        yield from part.parameters()
+    elif isinstance(part, Optimizer):
+        for group in part.param_groups:
+            yield from group["params"]
+
+
+def _weights_of(optimizer: Optimizer) -> Iterator[nn.Module]:
+    """The marked modules that hold a parameter of an optimizer, or did until they were loaded."""
+    own = set(map(id, _parameters(optimizer)))
+    for part in [*_origins.keys(), *_forgotten.keys()]:
+        if isinstance(part, nn.Module) and any(id(p) in own for p in part.parameters()):
+            yield part
+
+
+def _warn_of_strangers(own: Origin, weights: Sequence[nn.Module]) -> None:
+    for module in weights:
+        if module in _forgotten:
+            logger.warning(
+                "an optimizer with the moments of %s is stepped on weights that were loaded "
+                "around the guard since: of which epoch they are is not known",
+                own,
+            )
+
+
+def _check_tuned(optimizer: Optimizer, origins: Sequence[Origin]) -> None:
+    """Refuse weights without the optimizer that they had, unless that is what was asked for."""
+    lone = [came for came in origins if came.lone]
+    if lone and not optimizer.state:
+        raise Refused(
+            "this step would train weights without the optimizer state that was saved with them",
+            verdict=Verdict.MIXED,
+            shards=[str(came) for came in lone],
+            remedy="load the optimizer, too; or, where this is fine-tuning, say so by a lineage of "
+            "its own: restore(only=..., lineage='sft'), guard.load(..., lineage='sft')",
+        )
+    if optimizer.state:
+        logger.warning(
+            "an optimizer whose state was loaded around the guard is stepped on %s: of which epoch "
+            "its moments are is not known",
+            origins[0],
+        )

@@ -1,0 +1,40 @@
+"""Lineages: training histories, each a name for what followed step by step from what was before."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from handfast.model.optimizer import Index
+from handfast.store.manifest import Fork, Stamp
+
+__all__ = ["History", "index_of"]
+
+
+class History(NamedTuple):
+    """The lineage that is being trained, and where it began; nothing came before "main"."""
+
+    lineage: str = "main"
+    forks: tuple[Fork, ...] = ()
+
+    @classmethod
+    def of(cls, stamp: Stamp) -> History:
+        """The history that an epoch was saved in."""
+        return cls(stamp.lineage, stamp.forks)
+
+    def fork(self, lineage: str, stamp: Stamp, why: str) -> History:
+        """Open another lineage at an epoch of this one.
+
+        Raises ValueError for a name that was borne before: what goes by it would be two histories.
+        """
+        if lineage in {self.lineage, *(fork.lineage for fork in self.forks)}:
+            raise ValueError(
+                f"lineage={lineage!r}: epoch {stamp.epoch} came from a lineage of that name: give "
+                "what begins here a new one"
+            )
+        began = Fork(lineage, stamp.run, self.lineage, stamp.generation, stamp.step, why)
+        return History(lineage, (*self.forks, began))
+
+
+def index_of(stamp: Stamp) -> Index:
+    """The index that a stamp carries."""
+    return Index(stamp.lineage, stamp.generation, stamp.step, stamp.configuration)
