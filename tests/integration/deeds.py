@@ -426,3 +426,8 @@ def steps_of(desk: Desk, path: str) -> list[int]:
     """The steps whose manifests are there, of any branch."""
     found = Path(path).glob("domains/*/*/manifests/*.manifest")
     return sorted({int(each.stem.split("-")[1].split(".")[0]) for each in found})
+
+
+def divergent(desk: Desk) -> bool:
+    """Whether this rank's agent has heard of ranks that differ."""
+    return bool(desk.checkpointer._session.snapshot.divergent)
