@@ -29,6 +29,8 @@ QUESTIONS = (
     "blocking", "durable", "restore", "certify", "memory", "tensors", "unchanged", "training",
     "imports", "protocol", "profile", "frontier",
 )  # fmt: skip
+ALONE = ("corrections", "validators")
+"""Asked by name alone: of what is not asked for by default, or minutes long."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +66,7 @@ def _answer(options: argparse.Namespace, console: Console) -> int:
         console.print(line, markup=False)
     console.print()
     figures: list[Figure] = []
+    drawn: dict[str, str] = {}
     sheets = []
     names = options.questions or QUESTIONS
     modules = {
@@ -73,15 +76,18 @@ def _answer(options: argparse.Namespace, console: Console) -> int:
         began = time.monotonic()
         found = [f for point in _points(module, options, there) for f in _ask(module, point)]
         lay = tables.wide if getattr(module, "WIDE", False) else tables.of
+        lay = getattr(module, "lay", lay)
         sheets.append(lay(name, _about(module), found))
+        drawn |= module.draw(found) if hasattr(module, "draw") else picture.draw_curves(found)
         tables.show(console, sheets[-1], f"{name} took {time.monotonic() - began:.0f} s")
         figures += found
     judged = list(goals.judge(figures))
     if options.questions:  # of those that were not asked, nothing was to be measured
         judged = [each for each in judged if each.verdict != "unmeasured"]
-    sheets.append(tables.goals(judged))
-    tables.show(console, sheets[-1])
-    _write(options, facts, absent, figures, judged, sheets)
+    if judged:
+        sheets.insert(0, tables.goals(judged))
+        tables.show(console, sheets[0])
+    _write(options, facts, absent, figures, judged, sheets, drawn)
     return 0
 
 
@@ -123,6 +129,7 @@ def _write(
     figures: list[Figure],
     judged: list[goals.Judged],
     sheets: list[tables.Sheet],
+    drawn: dict[str, str],
 ) -> None:
     if options.json:
         medians = [
@@ -133,20 +140,21 @@ def _write(
         }  # fmt: skip
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(whole)) + b"\n")
     if options.markdown:
-        made = tables.markdown(facts, absent, [sheets[-1], *sheets[:-1]])
+        made = tables.markdown(facts, absent, sheets)
         page, place = options.markdown
         page.write_text(tables.fill(page.read_text(), place, made) if place else made)
     if options.picture:
-        options.picture.write_text(picture.bars(figures, facts))
-        for name, drawn in picture.draw_curves(figures).items():
-            options.picture.with_name(f"{options.picture.stem}-{name}.svg").write_text(drawn)
+        if any(figure.ratio for figure in figures):
+            options.picture.write_text(picture.bars(figures, facts))
+        for name, made in drawn.items():
+            options.picture.with_name(f"{options.picture.stem}-{name}.svg").write_text(made)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add = parser.add_argument
     add("questions", nargs="*", metavar="QUESTION", type=_question,
-        help=f"all, or some of: {', '.join(QUESTIONS)}")  # fmt: skip
+        help=f"all of {', '.join(QUESTIONS)}; or some, or {', '.join(ALONE)}")  # fmt: skip
     add("--mib", type=_numbers, default=[1024], help="MiB of state a rank; 64,1024 for a curve")
     add("--small", type=int, default=4095, help="how many of a rank's tensors are small")
     add("--ranks", type=_numbers, default=[1], help="processes; 1,2,4 for a curve")
@@ -164,8 +172,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _question(told: str) -> str:
-    if told not in QUESTIONS:
-        raise argparse.ArgumentTypeError(f"{told}: not one of {', '.join(QUESTIONS)}")
+    known = QUESTIONS + ALONE
+    if told not in known:
+        raise argparse.ArgumentTypeError(f"{told}: not one of {', '.join(known)}")
     return told
 
 

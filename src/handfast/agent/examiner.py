@@ -30,7 +30,8 @@ __all__ = ["Asked", "Examined", "Examiner"]
 PATIENCE_S: Final = 600.0
 """Seconds in which an epoch has to be looked at; who takes longer is ended."""
 
-MOMENT_S: Final = 0.5
+MOMENT_S: Final = 5.0
+"""Seconds that an interpreter may take to end once its socket is closed."""
 
 
 class Examined(msgspec.Struct, frozen=True, array_like=True):
@@ -93,7 +94,10 @@ class Examiner:
         except TimeoutError:
             self._end()
             return f"the validators took more than {asked.what.patience_s:g} s, and were ended"
-        except (OSError, ValueError, FormatError) as error:  # a ValueError: argv is no command
+        except FormatError as error:
+            self._end()
+            return f"the validators' process speaks otherwise: {error}"
+        except (OSError, ValueError) as error:  # a ValueError: argv is no command
             why = self._ended() or str(error)
             self._end()
             return f"the validators ended half-way: {why}"

@@ -127,6 +127,7 @@ class Keeper:
         self.root = root
         self.directory = directory
         self.parent: Manifest | None = None
+        self._former: Manifest | None = None
         self._held: tuple[Epoch, ...] = ()
 
     @classmethod
@@ -222,8 +223,16 @@ class Keeper:
                 parent=parent,
                 verify=plan.verify,
             )
-        self.parent = written.manifest
+        self._former, self.parent = parent, written.manifest
         return written
+
+    def withdraw(self, manifest: Manifest) -> None:
+        """Take away what was written last and is not voted for: nobody can ask for it.
+
+        Raises what :meth:`release` raises; what stays then is a left-over (see :meth:`resume`).
+        """
+        self.parent = self._former
+        self.release((manifest.stamp.epoch,))
 
     def unlike(
         self, manifest: Manifest, others: Sequence[tuple[str, str]]

@@ -6,6 +6,7 @@ All of that is before the vote: what fails here is a SKIP with its reason, and n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from handfast.agent.witness import Witness
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Roster
 from handfast.core.state import Member
-from handfast.errors import SaveFailed
+from handfast.errors import HandfastError, SaveFailed
 from handfast.store.manifest import Manifest
 from handfast.store.port import Written
 
@@ -60,6 +61,8 @@ class Persisting:
         finally:
             refused = await examining
         if refused:
+            with contextlib.suppress(HandfastError):
+                await self._blocking(self._keeper.withdraw, written.manifest)
             raise SaveFailed(f"{INVALID}: {refused}")
         return written
 

@@ -147,9 +147,8 @@ class Checkpointer:
         this generation can then save nothing). ``in_place`` is for a start, where the live state is
         worth nothing yet: all bytes are read once, to where they belong, and judged there, before
         it is decided whether they are loaded; where nothing can be restored it is poisoned then.
-        Where the newest that converged can't be had, ``policy="rollback"`` takes an older one, with
-        a warning, and "refuse" leaves that to a person. ``lineage`` names a training history that
-        begins here, such as a fine-tuning of weights without their optimizer (``only``).
+        Where the newest that converged can't be had, ``policy="rollback"`` takes an older one and
+        warns, "refuse" does not. ``lineage`` names a training history that begins here (``only``).
 
         Raises Refused where nothing can be restored rightly (nothing was changed), Blocked where
         ranks are missing for ``patience_s`` seconds, Poisoned where a ``load_state_dict`` failed
@@ -175,6 +174,7 @@ class Checkpointer:
             if policy == "refuse" and proposal.left_behind:
                 raise below(proposal)
             copies = read.get(proposal.epoch) or self._held(proposal, only, strict, require)
+            self._state.begins(copies, only, lineage)
         if dry_run:
             return proposal.epoch.step
         session.accept(proposal)

@@ -50,13 +50,14 @@ class Heard:
         self._tell = tell
         self._replicas: Compared = replicas
         self._mild = mild
-        self._latest: int | None = None
+        self._latest: object = None
         self._skips = 0
         self._refusals = 0
 
     def _since(self, latest: int | None) -> None:
-        if latest != self._latest:
-            self._latest, self._skips, self._refusals = latest, 0, 0
+        now = self._session.generation, latest  # whoever goes back begins anew
+        if now != self._latest:
+            self._latest, self._skips, self._refusals = now, 0, 0
 
     def skipped(self, latest: int | None) -> None:
         """Warn where skips keep every epoch from converging: ranks may skip in turns."""
@@ -79,13 +80,13 @@ class Heard:
         """
         self._since(latest)
         refused = self._session.new_refusals()
-        for problem in refused:
-            self._refusals += 1
+        for epoch, problem in refused:
+            self._refusals += latest is None or epoch.step > latest
             self._tell("refused", problem=problem)
             logger.warning("%s; what converged before it stays what a restart takes", problem)
         if self._refusals >= REFUSALS and refused and not self._mild:
             raise SaveFailed(
-                f"{self._refusals} epochs in a row were refused, the last one: {refused[-1]}. "
+                f"{self._refusals} epochs in a row were refused, the last one: {refused[-1][1]}. "
                 f"What to do: look into the training; a restart resumes from step {latest}. With "
                 "on_error='warn' this is but a warning"
             )

@@ -61,11 +61,15 @@ class State(Protocol):
     ) -> object:
         """Put a saved state in place; gives what was saved as ``extra``. Raises Poisoned."""
 
-    def began(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> None:
-        """Hear what the state goes on from; no copies: nothing, this is a first start.
+    def begins(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> object:
+        """See whether the state may go on from copies so; no copies: nothing, a first start.
 
         A ``lineage`` is the name of one that begins here; without one it is that of the copies.
+        Raises Refused and ValueError, and changes nothing.
         """
+
+    def began(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> None:
+        """Hear that it does."""
 
     def replicas(self, copies: Sequence[Validated]) -> dict[str, bytes]:
         """Digest each tensor that every rank stores as its own, by path."""

@@ -350,12 +350,13 @@ class Session:
         self._listed.update(epoch for epoch, _ in found)
         return fresh
 
-    def new_refusals(self) -> list[str]:
-        """List the epochs that validators refused, learned of and not listed yet: a line each."""
+    def new_refusals(self) -> list[tuple[Epoch, str]]:
+        """List the epochs that validators refused, learned of and not listed yet, and a line."""
         found = dict(reversed(fate.refusals(self.snapshot)))  # of several ranks, this one's own
         fresh = sorted(found.keys() - self._refused)
         self._refused.update(fresh)
-        return [f"epoch {e}: {found[e]}" for e in fresh if e.generation == self.generation]
+        mine = [epoch for epoch in fresh if epoch.generation == self.generation]
+        return [(epoch, f"epoch {epoch}: {found[epoch]}") for epoch in mine]
 
     def new_divergences(self) -> list[str]:
         """List the epochs whose ranks differ in what they hold alike, not listed yet: a line each.

@@ -14,7 +14,7 @@ import click
 __all__ = ["COMMANDS", "app"]
 
 COMMANDS: Final = (
-    "demo", "status", "verify", "inspect", "export", "release",
+    "demo", "status", "verify", "inspect", "export", "release", "audit", "adopt",
     "plan", "prove", "simulate", "crashtest",
 )  # fmt: skip
 

@@ -1,1 +1,19 @@
-"""Shipped tests: conformance suites for tiers, and files that fail where you say."""
+"""Shipped tests: of a training's resume, of storages, of tiers; and files that fail on demand."""
+
+from handfast.testing.exact import (
+    Difference,
+    ExactResume,
+    JobFailed,
+    Nondeterministic,
+    assert_exact_resume,
+    exact_resume,
+)
+
+__all__ = [
+    "Difference",
+    "ExactResume",
+    "JobFailed",
+    "Nondeterministic",
+    "assert_exact_resume",
+    "exact_resume",
+]

@@ -45,11 +45,14 @@ def main() -> int:
     sock, incoming = socket.socket(fileno=int(sys.argv[1])), Incoming()
     if peer(sock)[0] != os.getppid():  # it has gone before that could be heard of
         return 0
+    rates: dict[str, tuple[float, float]] = {}
     while (arrived := incoming.receive(sock)) is not None:
         for message, fds in arrived:
             if isinstance(message, Call):
-                problem = _examine(message.fields, fds)
-                sock.sendall(encode(Reply(message.id, 0, {"problem": problem[:400]})))
+                problem = (
+                    _examine(message.fields, fds, rates)[:400].encode(errors="replace").decode()
+                )
+                sock.sendall(encode(Reply(message.id, 0, {"problem": problem})))
     return 0
 
 
@@ -64,7 +67,9 @@ def _humble() -> None:
     warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
 
 
-def _examine(fields: dict[str, Any], fds: Sequence[int]) -> str:
+def _examine(
+    fields: dict[str, Any], fds: Sequence[int], rates: dict[str, tuple[float, float]]
+) -> str:
     try:
         slots = msgspec.msgpack.decode(fields["slots"], type=tuple[Slot, ...])
         largest = max((slot.nbytes for slot in slots), default=0)
@@ -78,7 +83,7 @@ def _examine(fields: dict[str, Any], fds: Sequence[int]) -> str:
     sys.path = list(fields["path"])
     tensors = map_image(slots, image)
     apart = frozenset(fields["apart"])
-    staged = Staged(Epoch(*fields["epoch"]), tensors, fields["objects"], apart)
+    staged = Staged(Epoch(*fields["epoch"]), tensors, fields["objects"], apart, rates)
     return next(filter(None, (_ask(name, staged) for name in fields["validators"])), "")
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 from torch.optim import Optimizer
@@ -23,11 +25,13 @@ from handfast.core.verdict import Verdict
 from handfast.errors import Refused
 from handfast.model.optimizer import Index
 from handfast.torch.lineage import History
+from handfast.torch.names import unwrapped
 
 __all__ = [
     "Origin",
     "beside",
     "clear",
+    "common",
     "forgotten",
     "is_own",
     "mark",
@@ -55,13 +59,15 @@ class Origin:
     moved: bool = False
 
     def __str__(self) -> str:
+        onward = self.history.lineage
+        gone = f", going on as {onward}" if onward != self.index.lineage else ""
         since = ", trained on since" if self.moved else ""
-        return f"{self.path} of {self.index} of run {self.run}{since}"
+        return f"{self.path} of {self.index} of run {self.run}{gone}{since}"
 
 
 _origins: Any = WeakIdKeyDictionary()
 _forgotten: Any = WeakIdKeyDictionary()
-_roots: Any = WeakIdKeyDictionary()  # a module's own modules, to what was marked
+_roots: Any = WeakIdKeyDictionary()  # a module's own modules, to what was marked, weakly
 _watched: Any = WeakIdKeyDictionary()
 _asked: Any = WeakIdKeyDictionary()  # optimizers, to the change that they were asked after
 
@@ -78,8 +84,13 @@ class _Now:
 
 def origin(part: object) -> Origin | None:
     """Give the origin of a live module or optimizer; None where it has none that is known."""
-    found: Origin | None = _origins.get(part) if _can(part) else None
+    found: Origin | None = _origins.get(_core(part)) if _can(part) else None
     return found
+
+
+def _core(part: object) -> object:
+    """A part without wrappers, which come and go, and share all that they have with it."""
+    return unwrapped(part) if isinstance(part, nn.Module) else part
 
 
 def mark(parts: Iterable[tuple[object, Origin]]) -> None:
@@ -87,11 +98,12 @@ def mark(parts: Iterable[tuple[object, Origin]]) -> None:
 
     From here on it is seen when one of them is loaded otherwise, and when an optimizer is stepped.
     """
-    for part, came in parts:
+    for whole, came in parts:
+        part = _core(whole)
         if isinstance(part, nn.Module):
             _origins[part] = came
             for module in part.modules():
-                _roots[module] = part
+                _roots.setdefault(module, WeakSet()).add(part)
                 _watch(module, module.register_load_state_dict_post_hook)
         elif isinstance(part, Optimizer):
             _origins[part] = came
@@ -103,9 +115,9 @@ def mark(parts: Iterable[tuple[object, Origin]]) -> None:
 
 
 def clear(parts: Iterable[object]) -> None:
-    """Forget where parts came from, because they are about to be loaded."""
+    """Forget where parts came from, because they are about to be loaded; :func:`mark` follows."""
     for part in parts:
-        _origins.pop(part, None)
+        _loaded_around(_core(part))
 
 
 def _loaded_around(part: object) -> None:
@@ -124,7 +136,7 @@ def _changed() -> None:
 def forgotten(parts: Iterable[object]) -> Iterator[Origin]:
     """Give, once each, the origins that parts have lost since they were asked for last."""
     for part in parts:
-        if _can(part) and (came := _forgotten.pop(part, None)) is not None:
+        if _can(part) and (came := _forgotten.pop(_core(part), None)) is not None:
             yield came
 
 
@@ -136,7 +148,11 @@ class _Hook:
     """Sees that a part is loaded. Pickled with its module, it is nothing, and needs no handfast."""
 
     def __call__(self, part: Any, *_: object) -> None:
-        _loaded_around(_roots.get(part, part))
+        for root in list(_roots.get(part, (part,))):
+            _loaded_around(root)
+
+    def __deepcopy__(self, _: object) -> _Hook:
+        return self  # what it watches it knows by identity
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")  # takes anything, and returns None
@@ -146,19 +162,24 @@ _HOOK = _Hook()
 
 
 def is_own(hook: object) -> bool:
-    """Whether a hook on loads is the one that is set here: it makes nothing of what is loaded."""
-    return isinstance(hook, _Hook)
+    """Whether a hook on loads is the one that is set here, or what was pickled for it: it makes
+    nothing of what is loaded.
+    """
+    return isinstance(hook, _Hook) or getattr(hook, "__func__", None) is nullcontext.__exit__
 
 
 def _watch(part: object, register: Any) -> None:
     if part not in _watched:
         _watched[part] = True
-        register(_HOOK)
+        with suppress(AttributeError):  # a wrapper that is an Optimizer by name alone
+            register(_HOOK)
 
 
 def refuse_apart(parts: Sequence[Origin], what: str) -> None:
-    """Raise Refused, MIXED, unless all are of one index of one run, and have moved together."""
-    if len({(part.run, part.index, part.moved) for part in parts}) > 1:
+    """Raise Refused, MIXED, unless all are of one index of one run, go on as one lineage, and have
+    moved together.
+    """
+    if len({(part.run, part.index, part.history.lineage, part.moved) for part in parts}) > 1:
         raise Refused(
             f"{what} would be a mixture",
             verdict=Verdict.MIXED,
@@ -168,27 +189,60 @@ def refuse_apart(parts: Sequence[Origin], what: str) -> None:
         )
 
 
+def _hold(optimizer: Optimizer, weights: Iterable[nn.Module], what: str) -> list[Origin]:
+    """Hold an optimizer's origin against those of the weights that it steps, and give these.
+
+    Raises Refused, MIXED. Weights may have moved without it: another optimizer has stepped them.
+    """
+    origins = [came for module in weights if (came := _origins.get(module)) is not None]
+    own = _origins.get(optimizer)
+    if own is not None:
+        refuse_apart([own, *(replace(o, moved=o.moved and own.moved) for o in origins)], what)
+    return origins
+
+
 def _before_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     """Hold an optimizer's origin against that of the weights that it is about to change."""
     if _asked.get(optimizer) == _Now.change:
         return
-    weights = list(_weights_of(optimizer))
-    origins = [came for module in weights if (came := _origins.get(module)) is not None]
-    own = _origins.get(optimizer)
+    weights, marked = list(_weights_of(optimizer)), _outermost(optimizer)
+    origins, own = _hold(marked, weights, "this step"), _origins.get(marked)
     if own is not None:
-        refuse_apart([own, *(replace(came, moved=own.moved) for came in origins)], "this step")
         _warn_of_strangers(own, weights)
     elif origins:
         _check_tuned(optimizer, origins)
     _asked[optimizer] = _Now.change
-    for part in (optimizer, *weights):
+    for part in (marked, *weights):
         if part in _origins:
             _origins[part] = replace(_origins[part], moved=True)
 
 
+def _outermost(optimizer: Optimizer) -> Optimizer:
+    """The wrapper of an optimizer that was marked in its place, as Accelerate's: it has the very
+    same state.
+    """
+    if optimizer in _origins:
+        return optimizer
+    known = (part for part in _origins if isinstance(part, Optimizer))
+    state = optimizer.state
+    return next((part for part in known if getattr(part, "state", None) is state), optimizer)
+
+
+def common(parts: Sequence[object], what: str) -> Origin | None:
+    """Give the origin of what is trained among some parts, else of the first that has one.
+
+    Raises Refused, MIXED, where an optimizer and the weights that it steps are not of one epoch.
+    """
+    stepped = [part for part in parts if isinstance(part, Optimizer)]
+    trained = [list(_weights_of(optimizer)) for optimizer in stepped]
+    for optimizer, weights in zip(stepped, trained, strict=True):
+        _hold(optimizer, weights, what)
+    return next(filter(None, map(origin, (*chain(*trained), *parts))), None)
+
+
 def beside(parts: Iterable[object]) -> dict[Any, Origin]:
     """Find what else is marked and shares parameters with some parts: other parts, and origins."""
-    given = list(parts)
+    given = list(map(_core, parts))
     own = {id(p) for part in given for p in _parameters(part)}
     return {
         part: came
@@ -202,7 +256,7 @@ def _parameters(part: object) -> Iterator[object]:
     if isinstance(part, nn.Module):
         yield from part.parameters()
     elif isinstance(part, Optimizer):
-        for group in part.param_groups:
+        for group in getattr(part, "param_groups", ()):  # a wrapper's may come later
             yield from group["params"]
 
 

@@ -21,17 +21,17 @@ class History(NamedTuple):
         """The history that an epoch was saved in."""
         return cls(stamp.lineage, stamp.forks)
 
-    def fork(self, lineage: str, stamp: Stamp, why: str) -> History:
+    def fork(self, lineage: str, run: str, at: Index, why: str) -> History:
         """Open another lineage at an epoch of this one.
 
         Raises ValueError for a name that was borne before: what goes by it would be two histories.
         """
-        if lineage in {self.lineage, *(fork.lineage for fork in self.forks)}:
+        if lineage in {self.lineage, *(name for f in self.forks for name in (f.lineage, f.of))}:
             raise ValueError(
-                f"lineage={lineage!r}: epoch {stamp.epoch} came from a lineage of that name: give "
-                "what begins here a new one"
+                f"lineage={lineage!r}: epoch {at.generation}/{at.step} came from a lineage of that "
+                "name: give what begins here a new one"
             )
-        began = Fork(lineage, stamp.run, self.lineage, stamp.generation, stamp.step, why)
+        began = Fork(lineage, run, self.lineage, at.generation, at.step, why)
         return History(lineage, (*self.forks, began))
 
 

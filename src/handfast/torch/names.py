@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["clean", "cleaned", "loaded", "matches"]
+__all__ = ["clean", "cleaned", "loaded", "matches", "unwrapped"]
 
 
 class _NoSuchClass:
@@ -48,6 +48,13 @@ def _wrapped(module: nn.Module | None) -> str | None:
         if isinstance(module, loaded(where, name)):
             return segment
     return None
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """What wrappers such as DDP's and ``torch.compile``'s hold in the end."""
+    while (inner := _wrapped(module)) is not None and (held := module._modules[inner]) is not None:
+        module = held
+    return module
 
 
 def clean(root: nn.Module, key: str) -> str:

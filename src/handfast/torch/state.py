@@ -31,22 +31,22 @@ from handfast.store import objects
 from handfast.store.image import Layout, Slot, TensorSpec, plan
 from handfast.store.kept import Kept
 from handfast.store.manifest import HASH_BYTES, Manifest, chunk_hash
-from handfast.store.objects import child
 from handfast.store.port import Verify
 from handfast.torch import apply as restore
 from handfast.torch import boxes, compare, optimizers
 from handfast.torch.capture import Captured, Names, capture, walk
 from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
-from handfast.torch.indices import Origin, clear, forgotten, mark, origin, refuse_apart
+from handfast.torch.indices import Origin, clear, common, forgotten, mark
 from handfast.torch.lineage import History, index_of
-from handfast.torch.names import clean, matches
+from handfast.torch.names import matches
 from handfast.torch.pieces import Pieces
 from handfast.torch.rng import unmoved_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, Saved, read_manifests
 from handfast.torch.stage import Canvas, stage
 from handfast.torch.tensors import digest, local
 from handfast.torch.tree import Kind, Node, nodes, survey
+from handfast.torch.validators import free
 from handfast.torch.values import Stored
 
 __all__ = ["TorchState", "environment"]
@@ -203,23 +203,17 @@ class TorchState:
             leads=self._leads and len(self._node) > 1 and not self._window,
             window=self._window,
             compared=self._comparing,
-            examined=self._examined(),
+            examined=self._examined(now),
         )
         return self._plan
 
-    def _examined(self) -> Examined | None:
-        """What is to be looked at before a vote; buffers may hold anything (a mask's ``-inf``)."""
+    def _examined(self, now: Captured) -> Examined | None:
+        """What is to be looked at before a vote."""
         if not self._validators:
             return None
-        modules = [node for node in nodes(self._state) if node.kind is Kind.MODULE]
-        apart = [
-            child(node.path, clean(node.value, name))
-            for node in modules
-            for name, _ in node.value.named_buffers(remove_duplicate=False)
-        ]
         argv = (sys.executable, "-m", "handfast.torch.examine")
         path = tuple(os.path.abspath(entry) for entry in sys.path)
-        return Examined(argv, path, self._validators, tuple(apart))
+        return Examined(argv, path, self._validators, free(nodes(self._state), now))
 
     def _prove(self, now: Captured, prove: Prove) -> bool:
         """Ask of what seems alike on this node's ranks whether it is; says if nothing was asked.
@@ -355,6 +349,7 @@ class TorchState:
             raise RuntimeError("what is to be read was not compared")
         walked = walk(self._state, known.names, without=frozenset({Kind.LOADER}))
         saved = known.saved
+        self._unmark(saved, only)
         live = {
             saved.aliases.get(path, path): local(tensor)
             for path, tensor in restore.live_tensors(walked).items()
@@ -371,10 +366,7 @@ class TorchState:
             known = _Compared(tuple(copies), self._read(copies), Stored(copies), None)
         if not self._rng:
             known.saved.objects.pop(RNG, None)
-        asked = [
-            n for n in self._parts() if any(matches(p, only) for p in _within(known.saved, n.path))
-        ]
-        clear(node.value for node in asked)  # until all has come
+        self._unmark(known.saved, only)
         return restore.apply(
             self._state,
             known.saved,
@@ -385,19 +377,30 @@ class TorchState:
             names=known.names,
         )
 
-    def began(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> None:
+    def _unmark(self, saved: Saved, only: Sequence[str]) -> None:
+        """Let what is about to be loaded be of no known epoch until all has come."""
+        parts = self._parts()
+        clear(n.value for n in parts if any(matches(p, only) for p in _within(saved, n.path)))
+
+    def begins(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> History:
         """See the port. Raises ValueError for the name of a lineage that this came from."""
-        former = self._history
         if copies:
             stamp = copies[0].manifest.stamp
-            self._history = History.of(stamp)
-            if lineage:
-                self._history = self._history.fork(lineage, stamp, f"restore(only={only})")
+            history = History.of(stamp)
+            why = f"restore(only={only})"
+            return history.fork(lineage, stamp.run, index_of(stamp), why) if lineage else history
+        came = common([node.value for node in self._parts()], "the first epoch of this run")
+        if came is None:
+            return History(lineage or "main")
+        if lineage in ("", came.history.lineage):
+            return came.history
+        return came.history.fork(lineage, came.run, came.index, "restore() of a first start")
+
+    def began(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> None:
+        """See the port."""
+        former, self._history = self._history, self.begins(copies, only, lineage)
+        if copies:
             self._remember(copies, only, lone=not lineage)
-        else:
-            origins = [came for node in self._parts() if (came := origin(node.value)) is not None]
-            refuse_apart(origins, "the first epoch of this run")
-            self._history = origins[0].history if origins else History(lineage or "main")
         if self._history != former:
             self._forget()
 
@@ -407,12 +410,15 @@ class TorchState:
         if "**" in only:
             lone = False
         else:
-            saved = self._read(copies)
             parts = [node for node in parts if matches(node.path, only)]
-            left = [kind for path, kind in saved.kinds.items() if not matches(path, only)]
-            lone = lone and Kind.OPTIMIZER.value in left
+            lone = lone and self.leaves_moments(copies, only)
         came = Origin(stamp.run, index_of(stamp), "", self._history, lone)
         mark((node.value, replace(came, path=node.path)) for node in parts)
+
+    def leaves_moments(self, copies: Sequence[Validated], only: Sequence[str]) -> bool:
+        """Say whether an optimizer was saved that ``only`` leaves out."""
+        kinds = self._read(copies).kinds.items()
+        return any(k == Kind.OPTIMIZER.value and not matches(path, only) for path, k in kinds)
 
     def _parts(self) -> list[Node]:
         """The modules and optimizers of the state."""

@@ -13,20 +13,34 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from handfast.audit import invariants
 from handfast.core.lattice import Epoch
-from handfast.model.optimizer import moment_bound
 from handfast.store import objects
+from handfast.store.objects import TensorRef
+from handfast.torch.capture import Captured
 from handfast.torch.saved import EXTRA, KINDS
-from handfast.torch.tree import Kind
+from handfast.torch.tree import Kind, Node, join
 
-__all__ = ["Staged", "Validator", "find", "finite", "loss", "masters", "moments", "nonnegative"]
+__all__ = [
+    "Staged",
+    "Validator",
+    "find",
+    "finite",
+    "free",
+    "loss",
+    "masters",
+    "moments",
+    "nonnegative",
+]
 
 BLOCK: Final = 1 << 22
 """Elements that are looked at together, so that what is computed of them stays small."""
@@ -48,29 +62,43 @@ class Staged:
     """What one rank has staged of an epoch, before anybody may rely on it.
 
     ``tensors`` are this rank's own, by path, in their dtypes and shapes: views of the image, which
-    can't be written and are gone once the validator has returned. ``apart`` are the paths of
-    modules' buffers. What this rank leaves to the first of its node is examined there.
+    can't be written and are gone once the validator has returned. ``apart`` are the paths of those
+    that may hold anything: see :func:`free`. What this rank leaves to the first of its node is
+    examined there. ``rates`` is what is remembered of decay rates from epoch to epoch.
     """
 
     def __init__(
-        self, epoch: Epoch, tensors: Mapping[str, Tensor], encoded: bytes, apart: frozenset[str]
+        self,
+        epoch: Epoch,
+        tensors: Mapping[str, Tensor],
+        encoded: bytes,
+        apart: frozenset[str],
+        rates: dict[str, tuple[float, float]] | None = None,
     ) -> None:
         self.generation, self.step = epoch.generation, epoch.step
         self.tensors = tensors
         self.apart = apart
         self._encoded = encoded
+        self._rates = {} if rates is None else rates
         self._ends: dict[str, tuple[float, float]] = {}
 
     @cached_property
     def objects(self) -> dict[str, Any]:
-        """All that is no tensor, by component. Raises FormatError for what was pickled."""
-        found: Any = objects.decode(self._encoded, where="staged objects")
+        """All that is no tensor, by component; a string where only the trainer could read it.
+
+        That is what was pickled, or is of a type that the trainer has registered.
+        """
+        plain = msgspec.msgpack.encode(_inert(msgspec.msgpack.decode(self._encoded)))
+        found: Any = objects.decode(plain, where="staged objects")
         return dict(found)
 
     @property
     def extra(self) -> Any:
-        """What the training gave to ``save(extra=...)``."""
-        return self.objects.get(EXTRA)
+        """What the training gave to ``save(extra=...)``, with its tensors."""
+        return join(self.objects.get(EXTRA), self._tensor)
+
+    def _tensor(self, ref: TensorRef) -> Any:
+        return self.tensors.get(ref.path, ref)  # what is tied to another is not here twice
 
     def ends(self, path: str) -> tuple[float, float]:
         """The least and the greatest value of a tensor of real numbers; NaN if it holds one.
@@ -95,10 +123,12 @@ class Staged:
 
     def _moments(self, component: str, saved: Any) -> Iterator[Moments]:
         groups = saved["param_groups"] if isinstance(saved, Mapping) else ()
-        for group in groups:
+        for number, group in enumerate(groups):
             betas = group.get("betas")
             if betas is None or "max_momentum" in group or not all(map(_is_number, betas)):
                 continue  # OneCycleLR and CyclicLR change them at every step
+            if self._rates.setdefault(f"{component}/{number}", tuple(betas)) != tuple(betas):
+                continue  # no bound is known of what they were meanwhile
             for name in group["params"]:
                 at = f"{component}/state/{name}/"
                 first, second = (self.tensors.get(at + each) for each in ("exp_avg", "exp_avg_sq"))
@@ -120,7 +150,7 @@ def finite(staged: Staged) -> str | None:
 def nonnegative(staged: Staged) -> str | None:
     """Refuse second moments below zero: a mean of squares never is."""
     for path in staged.values():
-        if path.endswith(("/exp_avg_sq", "/max_exp_avg_sq", "/v_buffer")):
+        if "/state/" in path and path.endswith(("/exp_avg_sq", "/max_exp_avg_sq", "/v_buffer")):
             low, _ = staged.ends(path)
             if low < 0:
                 return f"{path}: its least value is {low:g}, and it is a mean of squares"
@@ -130,32 +160,31 @@ def nonnegative(staged: Staged) -> str | None:
 def moments(staged: Staged) -> str | None:
     """Refuse a first moment that no gradients give beside its second one: |m| <= K sqrt(v).
 
-    By Cauchy-Schwarz, with constant decay rates (docs/optimizer.md). A mixture of two epochs of one
-    training rarely breaks it: this finds moments of another parameter, or half of them lost.
+    By Cauchy-Schwarz, with decay rates that are constant (:mod:`handfast.audit.invariants`); those
+    that change from epoch to epoch are left alone until the job starts again. A mixture of two
+    epochs of one training rarely breaks it: this finds moments of another parameter, or half of
+    them lost.
     """
     for each in staged.moments():
         if each.first.dtype != torch.float32 or each.second.dtype != torch.float32:
             continue
-        if each.betas[0] ** 2 >= each.betas[1]:
-            continue  # then no bound holds for long
-        bound = moment_bound(*each.betas, each.step)
+        bound = invariants.moments(*each.betas, max(each.step, 1), FLOAT32)
         flat, square = each.first.reshape(-1), each.second.reshape(-1)
         for m, v in zip(_parts(flat), _parts(square), strict=True):
-            over = m.abs() > bound * v.clamp(min=0).sqrt() * SLACK + TINY
+            over = m.abs() > (v.clamp(min=0) + bound.least).sqrt() * (bound.most * SLACK)
             if over.any():
                 at = int(over.nonzero()[0])
                 return (
                     f"{each.path}: {int(over.sum())} of {len(m)} first moments are too large for "
                     f"their second ones, such as {float(m[at]):g} beside {float(v[at]):g}, where "
-                    f"|m| <= {bound:.4g} sqrt(v)"
+                    f"|m| <= {bound.most:.4g} sqrt(v)"
                 )
     return None
 
 
-SLACK: Final = 1.001
-"""What rounding may add to the bound, in float32 over any number of steps (docs/optimizer.md)."""
-TINY: Final = 1e-18
-"""Below the square root of float32's least numbers a second moment has been lost by rounding."""
+FLOAT32: Final = invariants.ROUNDING["float32"]
+SLACK: Final = 1 + 1e-6
+"""What this comparison itself may round, in float32."""
 
 
 def masters(staged: Staged) -> str | None:
@@ -177,6 +206,38 @@ def masters(staged: Staged) -> str | None:
     return None
 
 
+def free(things: Sequence[Node], now: Captured) -> tuple[str, ...]:
+    """The paths of captured tensors that may hold anything.
+
+    That are buffers (a mask's ``-inf``), ``extra``, and what things say by a ``state_dict()`` of
+    their own (a ``best`` that begins at ``inf``): neither a parameter, nor of an optimizer, nor a
+    gradient, nor in a bare box.
+    """
+    owners = now.names.owners
+    modules = [node.value for node in things if node.kind is Kind.MODULE]
+    known = [owners.get(id(p)) for module in modules for p in module.parameters()]
+    weights = {"/".join(place) for place in known if place is not None}
+    of = [n.path for n in things if n.kind in FREE and not isinstance(n.value, Optimizer)]
+    heads = tuple(f"{path}{mark}" for path in (*of, EXTRA) for mark in "/[")
+    paths = [spec.path for spec in now.specs if spec.path not in weights]
+    return tuple(path for path in paths if path == EXTRA or path.startswith(heads))
+
+
+FREE: Final = (Kind.MODULE, Kind.SCHEDULER, Kind.SCALER, Kind.LOADER, Kind.OBJECT)
+
+
+REGISTERED, PICKLE = 30, 31  # tags of docs/format.md, Objects
+
+
+def _inert(node: Any) -> Any:
+    """Encoded objects with a string in the place of each that only the trainer can make."""
+    if type(node) is not list:
+        return node
+    if node[:1] in ([REGISTERED], [PICKLE]):
+        return f"<{node[1]} {id(node)}>"  # no two alike: they may be elements of a set
+    return list(map(_inert, node))
+
+
 def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
@@ -192,10 +253,11 @@ def _masters_of(path: str, tensors: Mapping[str, Tensor]) -> Iterator[Tensor]:
 
 def loss(staged: Staged) -> str | None:
     """Refuse an epoch whose ``save(extra={"loss": ...})`` gives none, or no finite number."""
-    given: Any = staged.extra.get("loss") if isinstance(staged.extra, Mapping) else None
+    extra = staged.extra
+    given: Any = extra.get("loss") if isinstance(extra, Mapping) else None
     try:
         found = float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # the last: of a tensor with several values
         return f"extra={{'loss': ...}} gives no loss, but {given!r:.60}"
     return None if math.isfinite(found) else f"the loss is {found}"
 

@@ -450,6 +450,32 @@ def test_a_new_generation_sweeps_what_was_never_voted_for_and_nothing_else(root:
     second.close()
 
 
+def test_what_is_withdrawn_leaves_nothing_and_the_epoch_before_is_the_parent(root: str) -> None:
+    """Validators refuse epochs for days: the disk does not fill, and unchanged bytes are still
+    referred to where they are. What a reader holds by mistake stays as long as it does."""
+    alone = saved(root)
+    size = 3 * MEBI
+    alone.save(ONE, seed=1, nbytes=size)
+    before = tree(root)
+    for step in (2, 3, 4):
+        alone.write(Epoch(1, step), seed=2, nbytes=size)
+        assert alone.keeper.parent is not None
+        alone.keeper.withdraw(alone.keeper.parent)
+        assert tree(root) == before
+    looked_at, last = Epoch(1, 5), Epoch(1, 6)
+    alone.write(looked_at, seed=2, nbytes=size)
+    held = pin(HASTY, root, "rank0", looked_at, "curiosity")
+    alone.keeper.withdraw(alone.keeper.parent)
+    assert looked_at in alone.keeper.directory.manifests()
+    held.release()
+    alone.keeper.release(())
+    assert sorted(alone.keeper.directory.manifests()) == [ONE]
+    alone.save(last, seed=1, nbytes=size)
+    assert alone.keeper.parent.stamp.parent == ONE
+    assert not list(Path(root).rglob("1-6.safetensors"))
+    alone.close()
+
+
 def test_what_was_released_and_not_yet_removed_is_swept(root: str) -> None:
     """Shows that an agent killed between the record and the unlink leaves nothing for ever."""
     first = saved(root, ONE, TWO, keep=1)

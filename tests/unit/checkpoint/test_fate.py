@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handfast.agent.snapshot import Outcome, Skip, Snapshot
+from handfast.agent.snapshot import FORGONE, INVALID, UNLIKE, Outcome, Skip, Snapshot
 from handfast.checkpoint import fate
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import Branch, Certificate, RestoreCertificate
@@ -27,6 +27,7 @@ def snapshot(**fields: Any) -> Snapshot:
     return Snapshot("d0", 1, **fields)
 
 
+BASE = Epoch(1, 4)
 FIRST = resumed((1, GENESIS))
 BACK = resumed((2, Epoch(1, 1)), (1, GENESIS))
 
@@ -77,3 +78,47 @@ def test_what_a_restore_left_behind_never_becomes_converged(kept: bool) -> None:
     assert fate.persisted(now, epoch) == kept
     assert fate.settled(now, epoch)
     assert fate.phase(now, Epoch(1, 1)) == "converged"
+
+
+def test_what_a_validator_refused_is_no_failure_of_a_save() -> None:
+    """Its bytes were fine: it is told apart from a full disk, and counted otherwise."""
+    refused, full = Epoch(1, 5), Epoch(1, 6)
+    now = snapshot(
+        resumed=FIRST,
+        outcomes=(Outcome(refused, f"{INVALID}: NaN"), Outcome(full, "no space"), Outcome(BASE)),
+        skipped=(
+            Skip(refused, "d0", f"{INVALID}: NaN"),
+            Skip(refused, "d1", f"{INVALID}: inf"),
+            Skip(full, "d1", f"{FORGONE}: busy"),
+            Skip(Epoch(1, 7), "d1", f"{UNLIKE}: w"),
+            Skip(Epoch(1, 8), "d1", f"{INVALID}: NaN"),
+            Skip(Epoch(1, 9), "d2", "no space"),
+        ),
+    )
+    assert fate.failures(now) == [(full, "no space"), (Epoch(1, 9), "d2: no space")]
+    assert fate.refusals(now) == [
+        (refused, f"{INVALID}: NaN"),
+        (refused, f"d1: {INVALID}: inf"),
+        (Epoch(1, 8), f"d1: {INVALID}: NaN"),
+    ]
+
+
+def test_a_refused_epoch_has_failed() -> None:
+    """It is waited for by nobody, and the reason is the validator's; here, elsewhere, and where
+    the agent died before it could tell more than its vote."""
+    epoch = Epoch(1, 5)
+    for now, why in (
+        (snapshot(resumed=FIRST, outcomes=(Outcome(epoch, f"{INVALID}: NaN"),)), INVALID),
+        (
+            snapshot(resumed=FIRST, skipped=(Skip(epoch, "d0", f"{INVALID}: NaN"),)),
+            f"d0: {INVALID}",
+        ),
+        (
+            snapshot(resumed=FIRST, skipped=(Skip(epoch, "d1", f"{INVALID}: NaN"),)),
+            f"d1: {INVALID}",
+        ),
+    ):
+        assert fate.phase(now, epoch) == "failed"
+        assert fate.problems(now, epoch) == [f"{why}: NaN"]
+        assert [e for e, _ in fate.refusals(now)] == [epoch]
+        assert fate.failures(now) == []

@@ -16,6 +16,7 @@ from handfast.store.image import TensorSpec, plan
 from handfast.store.manifest import (
     CHUNK,
     MAGIC,
+    Fork,
     Left,
     Manifest,
     Piece,
@@ -27,6 +28,8 @@ from handfast.store.manifest import (
     encode,
     hash_chunks,
 )
+
+FORKS = (Fork("sft", "run-0", "main", 1, 900, "weights alone"), Fork("dpo", "run-1", "sft", 2, 5))
 
 SPECS = [
     TensorSpec("model/w", "bfloat16", (3, 2000), (6, 2000), (3, 0), (2000, 1)),
@@ -150,6 +153,33 @@ def test_fields_that_a_later_release_appends_are_skipped() -> None:
     assert decode(reframe(msgspec.msgpack.encode(later))) == sample()
 
 
+def test_a_lineage_comes_back_with_all_that_it_forked_from() -> None:
+    """Oldest first, each with the run, the epoch and the reason; under the digest that is voted."""
+    stamp = msgspec.structs.replace(STAMP, lineage="dpo", forks=FORKS)
+    forked = sample(stamp=stamp)
+    assert decode(encode(forked)).stamp.forks == FORKS
+    assert decode(encode(forked)) == forked
+    plain = sample(stamp=msgspec.structs.replace(STAMP, lineage="dpo"))
+    assert digest(encode(forked)) != digest(encode(plain))
+
+
+@pytest.mark.parametrize("fields", [10, 11])
+def test_a_stamp_of_an_earlier_release_has_no_forks(fields: int) -> None:
+    """It had ten fields, and says what it always said."""
+    body = msgspec.to_builtins(sample(), builtin_types=(bytes,))
+    assert len(body[0]) == 11
+    body[0] = body[0][:fields]
+    assert decode(reframe(msgspec.msgpack.encode(["an earlier release", body]))) == sample()
+
+
+def test_fields_that_a_later_release_appends_to_a_fork_are_skipped() -> None:
+    stamp = msgspec.structs.replace(STAMP, lineage="dpo", forks=FORKS)
+    body = msgspec.to_builtins(sample(stamp=stamp), builtin_types=(bytes,))
+    body[0][10][0].append("more")
+    later = ["a later release", body]
+    assert decode(reframe(msgspec.msgpack.encode(later))).stamp.forks == FORKS
+
+
 def broken_slot(**changes: Any) -> tuple[Any, ...]:
     """The sample's slots, the first one changed."""
     first, *rest = sample().slots
@@ -173,6 +203,8 @@ BROKEN: list[tuple[str, Callable[[], Manifest], str]] = [
     ("shard", lambda: sample(stamp=stamped(shard=4)), "shard 4 of 4"),
     ("own parent", lambda: sample(stamp=stamped(parent=Epoch(3, 1200))), "not older"),
     ("later parent", lambda: sample(stamp=stamped(parent=Epoch(4, 1))), "not older"),
+    ("fork", lambda: sample(stamp=stamped(forks=FORKS)), "the last fork began another"),
+    ("no fork", lambda: sample(stamp=stamped(lineage="sft", forks=FORKS)), "began another"),
     ("gap", lambda: sample(slots=broken_slot(nbytes=16)), "16 bytes for"),
     ("start", lambda: sample(slots=broken_slot(start=8192)), "starts at byte"),
     ("unaligned", lambda: sample(slots=broken_slot(start=4097)), "ends no block"),
@@ -229,6 +261,9 @@ def test_a_broken_rule_is_refused_by_writer_and_reader(
         lambda: sample(stamp=stamped(step=-1)),
         lambda: sample(stamp=stamped(incarnation=-1)),
         lambda: sample(stamp=stamped(shards=0)),
+        lambda: sample(stamp=stamped(lineage="", forks=(Fork("", "run", "main", 1, 1),))),
+        lambda: sample(stamp=stamped(lineage="x", forks=(Fork("x", "", "main", 1, 1),))),
+        lambda: sample(stamp=stamped(lineage="x", forks=(Fork("x", "run", "main", 1, -1),))),
         lambda: sample(image_bytes=0),
         lambda: sample(pieces=(Piece(0, 0, 0, 0),)),
         lambda: sample(pieces=(Piece(0, 1, -1, 0),)),

@@ -1,0 +1,181 @@
+"""Values that no sound training has, or that contradict each other: in one tensor, or in a pair."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, Final, NamedTuple
+
+from handfast.audit import invariants
+from handfast.audit.checks.seen import Look
+from handfast.audit.finding import Code, Finding, Strength
+from handfast.audit.found import Clock, Part, Role, Step, Tensor
+from handfast.errors import HandfastError
+
+__all__ = ["masters", "moments", "numbers"]
+
+SHOWN: Final = 6
+SLACK: Final = 1 + 1e-6
+"""What the comparison itself may round, in float32."""
+
+
+def numbers(step: Step, look: Look) -> Iterator[Finding]:
+    """Find numbers that are NaN or infinite, and second moments below zero.
+
+    Only of parameters, masters and moments: buffers hold what they like. A parameter with nothing
+    but ``-inf`` beside its numbers may be a mask: a hint.
+    """
+    for part in step.parts:
+        bad: dict[tuple[Code, Strength], list[str]] = defaultdict(list)
+        for tensor in part.tensors:
+            seen = look.at(tensor)
+            if seen.nans or seen.infinite:
+                mask = not seen.nans and tensor.role is Role.PARAMETER
+                strength = Strength.HINT if mask else Strength.CERTAIN
+                says = f"{tensor.path}: {seen.nans} NaN, {seen.infinite} infinite"
+                bad[Code.NONFINITE, strength].append(says)
+            if tensor.role is Role.SECOND and seen.negative:
+                says = f"{tensor.path}: {seen.negative} below zero, the least {seen.least:g}"
+                bad[Code.NEGATIVE, Strength.CERTAIN].append(says)
+        for (code, strength), told in bad.items():
+            what = "hold values that are not finite"
+            if code is Code.NEGATIVE:
+                what = "are second moments with values below zero, and means of squares never are"
+            says = f"{len(told)} tensors {what}"
+            yield Finding(code, strength, step.path, says, (part.path,), tuple(told[:SHOWN]))
+
+
+class _Pair(NamedTuple):
+    part: Part
+    one: Tensor
+    other: Tensor
+
+
+def _pairs(step: Step, one: Role, other: Role) -> Iterator[_Pair]:
+    """Tensors of two roles that belong to one parameter, in one part, with one shape."""
+    for part in step.parts:
+        of = {(t.of, t.offset): t for t in part.tensors if t.role is one and t.of}
+        for tensor in part.tensors:
+            found = of.get((tensor.of, tensor.offset)) if tensor.role is other else None
+            if found is not None and found.values.shape == tensor.values.shape:
+                yield _Pair(part, found, tensor)
+
+
+def moments(step: Step, look: Look) -> Iterator[Finding]:
+    """Find first moments too large for their second ones: |m| <= K sqrt(v), elementwise.
+
+    Certain for float32 and betas that the part says are constant, since then no gradients whatever
+    lead there (:mod:`handfast.audit.invariants`). In less precision a hint, since how it was
+    rounded is not known; with changing betas nothing is said.
+    """
+    arithmetic = look.numbers
+    if arithmetic is None:
+        return
+    told: dict[tuple[str, Strength], list[str]] = defaultdict(list)
+    for part, first, second in _pairs(step, Role.FIRST, Role.SECOND):
+        betas = part.betas.get(second.group)
+        dtypes = {first.values.dtype, second.values.dtype}
+        rounding = invariants.ROUNDING.get(first.values.dtype)
+        if betas is None or rounding is None or len(dtypes) > 1:
+            continue
+        if not all(0 <= beta < 1 for beta in betas):
+            continue
+        bound = invariants.moments(*betas, _count(part, second), rounding)
+        over, total = _over(arithmetic, look, first, second, bound)
+        if over:
+            strength = Strength.CERTAIN if dtypes == {"float32"} else Strength.HINT
+            says = f"{first.path}: {over} of {total} above {bound.most:.4g} sqrt(v)"
+            told[part.path, strength].append(says)
+    for (path, strength), lines in told.items():
+        yield Finding(
+            Code.MOMENTS,
+            strength,
+            step.path,
+            f"the first moments of {len(lines)} parameters are larger than any gradients make them "
+            "beside these second moments: they are not of one training's one step",
+            (path,),
+            tuple(lines[:SHOWN]),
+        )
+
+
+def _count(part: Part, tensor: Tensor) -> float:
+    """How many updates a parameter's moments have seen, if the part says so."""
+    own = [c.value for c in part.counters if c.clock is Clock.PARAMETER and c.path == tensor.of]
+    return float(own[0]) if own and own[0] > 0 else float("inf")
+
+
+def _over(
+    arithmetic: ModuleType, look: Look, first: Tensor, second: Tensor, bound: invariants.Bound
+) -> tuple[int, int]:
+    over = total = 0
+    dtype = first.values.dtype
+    try:
+        pairs = zip(look.blocks(first.values), look.blocks(second.values), strict=True)
+        for one, two in pairs:
+            m, v = (arithmetic.numbers(block, dtype).astype("f8") for block in (one, two))
+            over += int((abs(m) > (v.clip(min=0) + bound.least) ** 0.5 * bound.most * SLACK).sum())
+            total += len(m)
+    except HandfastError:
+        return 0, 0  # that it can't be read is told by itself
+    return over, total
+
+
+def masters(step: Step, look: Look) -> Iterator[Finding]:
+    """Find low-precision parameters that are not the rounding of their float32 master.
+
+    Where each is a neighbour of its master that is how stochastic rounding looks, and only a hint.
+    """
+    arithmetic = look.numbers
+    if arithmetic is None:
+        return
+    wrong: dict[tuple[str, Strength], list[str]] = defaultdict(list)
+    for part, master, low in _masters(step):
+        apart, far, total = _rounding(arithmetic, look, master, low)
+        if apart:
+            strength = Strength.STRONG if far else Strength.HINT
+            says = f"{low.path}: {apart} of {total} are not rounded from {master.path}"
+            wrong[part.path, strength].append(f"{says}, {far} are not even beside it")
+    for (path, strength), lines in wrong.items():
+        what = "are not the rounding of their float32 masters"
+        if strength is Strength.HINT:
+            what += ", but each is beside it: stochastic rounding does that"
+        says = f"{len(lines)} parameters {what}"
+        yield Finding(Code.MASTER, strength, step.path, says, (path,), tuple(lines[:SHOWN]))
+
+
+def _masters(step: Step) -> Iterator[_Pair]:
+    """Masters beside their parameters: in their own part, or in the one other that has them."""
+    places: dict[tuple[str, Any], dict[str, Tensor]] = defaultdict(dict)
+    for part in step.parts:
+        for tensor in part.tensors:
+            if tensor.role is Role.PARAMETER and tensor.values.dtype in ("bfloat16", "float16"):
+                places[tensor.of, tensor.offset][part.path] = tensor
+    for part in step.parts:
+        for master in part.tensors:
+            if master.role is Role.MASTER and master.values.dtype == "float32":
+                found = places.get((master.of, master.offset), {})
+                only = next(iter(found.values())) if len(found) == 1 else None
+                low = found.get(part.path, only)
+                if low is not None and low.values.shape == master.values.shape:
+                    yield _Pair(part, master, low)
+
+
+def _rounding(
+    arithmetic: ModuleType, look: Look, master: Tensor, low: Tensor
+) -> tuple[int, int, int]:
+    """How many values are no rounding, how many not even a neighbour, of how many."""
+    apart = far = total = 0
+    dtype = low.values.dtype
+    try:
+        for high, bits in zip(look.blocks(master.values), look.blocks(low.values), strict=True):
+            exact = arithmetic.numbers(high, "float32")
+            found = arithmetic.bits(bits)
+            wrong = arithmetic.rounded(exact, dtype) != found
+            apart += int(wrong.sum())
+            if wrong.any():
+                far += int((~arithmetic.neighbours(exact[wrong], found[wrong], dtype)).sum())
+            total += len(found)
+    except HandfastError:
+        return 0, 0, 0  # that it can't be read is told by itself
+    return apart, far, total

@@ -1,0 +1,138 @@
+"""One file as a part: a file of ``torch.save`` by its states, a safetensors file by its header."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from handfast.audit.archive import Record
+from handfast.audit.extent import SIZES, Extent, dense
+from handfast.audit.formats.safetensors_file import read_safetensors
+from handfast.audit.formats.states import Said, buffer_or_parameter, read_state
+from handfast.audit.found import Clock, Part, Tensor, Values
+from handfast.audit.place import Place
+from handfast.audit.torch_file import read_torch
+from handfast.errors import Damaged, HandfastError
+
+__all__ = [
+    "Checked",
+    "Read",
+    "bare",
+    "checked",
+    "counting",
+    "safetensors_part",
+    "torch_part",
+    "with_checksums",
+]
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """Values that are all that a zip's record has: a :class:`handfast.audit.found.Values`.
+
+    Read to their end they are held against the record's CRC-32, which torch writes, and is built
+    not to look at (pytorch issue 126952; torch 2.13, MINIZ_DISABLE_ZIP_READER_CRC32_CHECKS).
+    """
+
+    values: Extent
+    record: Record
+
+    @property
+    def dtype(self) -> str:
+        """See the port."""
+        return self.values.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See the port."""
+        return self.values.shape
+
+    def blocks(self, most: int) -> Iterator[memoryview]:
+        """See the port. Raises Damaged as well, behind the last block, where the CRC-32 differs."""
+        crc = 0
+        for block in self.values.blocks(most):
+            crc = zlib.crc32(block, crc)
+            yield block
+        if crc != self.record.crc:
+            raise Damaged(self.record.differs(crc))
+
+
+def checked(values: Values) -> Values:
+    """The same values, held against their checksum if they have one to themselves.
+
+    A record without one says 0: ``torch.serialization.set_crc32_options(False)``.
+    """
+    if type(values) is not Extent or type(values.source) is not Record:
+        return values
+    whole = math.prod(values.shape) * SIZES[values.dtype] == values.source.nbytes
+    plain = values.offset == 0 and values.stride == dense(values.shape) and not values.swapped
+    return Checked(values, values.source) if whole and plain and values.source.crc else values
+
+
+class Read(NamedTuple):
+    """A file as a part; what was in it, None where it can't be read; and what that says."""
+
+    part: Part
+    root: Any
+    said: Said
+
+
+def bare(place: Place, path: str) -> Part:
+    """A part of which nothing is known but that it is there."""
+    file = place.files[path]
+    return Part(path, {}, file.nbytes, file.saved)
+
+
+def torch_part(place: Place, path: str, *, within: str = "") -> Read:
+    """Read a file of torch.save. ``within`` is as of :func:`read_state`. Raises nothing."""
+    part = bare(place, path)
+    try:
+        file = read_torch(place.reader, place.absolute(path))
+        said = read_state(file.root, within=within)
+    except HandfastError as error:
+        part.problem = str(error)
+        return Read(part, None, Said())
+    if file.damage:
+        part.problem = str(file.damage[0])
+    part.tensors = with_checksums(said.tensors)
+    part.counters = [counter for _, counter in said.counters]
+    part.betas = said.betas
+    return Read(part, file.root, said)
+
+
+def with_checksums(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Tensors whose values are held against their checksums as they are read."""
+    return [msgspec.structs.replace(tensor, values=checked(tensor.values)) for tensor in tensors]
+
+
+def safetensors_part(place: Place, path: str) -> Part:
+    """Read the header of a safetensors file. Raises nothing."""
+    part = bare(place, path)
+    try:
+        file = read_safetensors(place, path)
+    except HandfastError as error:
+        part.problem = str(error)
+        return part
+    part.problem = file.problem
+    part.tensors = [
+        Tensor(name, buffer_or_parameter(name, values.dtype), values, name)
+        for name, values in file.tensors.items()
+    ]
+    return part
+
+
+def counting(part: Part, *clocks: Clock, skips: bool = False) -> Part:
+    """A part some of whose clocks count updates, as its format promises.
+
+    ``skips``: but for those that a loss scaler skipped.
+    """
+    part.counters = [
+        msgspec.structs.replace(counter, updates=True, skips=skips)
+        if counter.clock in clocks
+        else counter
+        for counter in part.counters
+    ]
+    return part

@@ -1,0 +1,174 @@
+"""Files of ``torch.save`` that no other format knows, one or one a rank; and full state dicts.
+
+What is in them is for whoever wrote them to say: names give ranks and steps, keys the rest. So no
+count of theirs is one of updates for certain, and no resume is known. A file whose optimizer's
+state goes by parameters' names is a *full state dict*, as FSDP gathers it for one rank to write
+(torch 2.13, distributed/fsdp/fully_sharded_data_parallel.py, ``optim_state_dict``;
+distributed/checkpoint/state_dict.py, ``StateDictOptions(full_state_dict=True)``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from math import gcd
+from typing import Final
+
+from handfast.audit.finding import Code, Finding, Strength
+from handfast.audit.formats.names import blank, numbered, parent, ranked, unranked
+from handfast.audit.formats.parts import Read, torch_part
+from handfast.audit.found import Clock, Found, Part, Step
+from handfast.audit.place import Place
+from handfast.audit.torch_file import Kind, recognise
+from handfast.errors import HandfastError
+
+__all__ = ["find"]
+
+_OURS: Final = re.compile(r".*\.(pt|pth|pth\.tar|pt\.tar|ckpt|t7)", re.IGNORECASE)
+"""Endings that torch's files have; whatever else is in one of these is a file that was damaged."""
+
+_LEFT: Final = re.compile(
+    r".*\.(pt|pth|ckpt|bin)[._-]?(tmp|temp|part|partial|incomplete)\w*", re.IGNORECASE
+)
+
+_INSIDE: Final = frozenset({Kind.ZIP, Kind.LEGACY})
+_OTHERS: Final = frozenset({Kind.SCRIPT, Kind.EXPORTED, Kind.PACKAGE, Kind.TAR, Kind.OTHER_ZIP,
+                            Kind.SAFETENSORS})  # fmt: skip
+
+MOST_RANKS: Final = 1 << 16
+"""Ranks that a name may speak of, so that the missing ones can be listed."""
+
+
+def find(place: Place) -> Iterator[Found]:
+    """Yield the files of each run as one: of one name but for numbers, in one directory or in
+    directories of one name but for numbers.
+    """
+    left = [path for path in place.files if _LEFT.fullmatch(path)]
+    units: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for path in place.files:
+        if path not in left and _is_ours(place, path):
+            units[parent(path), unranked(path)].append(path)
+    for root, steps in _runs(units).items():
+        yield _found(place, root[0], steps, left)
+
+
+def _is_ours(place: Place, path: str) -> bool:
+    """Whether torch.save wrote a file, or its name says that it should have."""
+    named = _OURS.fullmatch(path) is not None
+    try:
+        kind = recognise(place.reader, place.absolute(path))
+    except HandfastError:
+        return named
+    return kind in _INSIDE or (named and kind not in _OTHERS)
+
+
+def _runs(units: dict[tuple[str, str], list[str]]) -> dict[tuple[str, str, str], list[list[str]]]:
+    """Steps that differ by numbers only, in their files' names or else in their directories'."""
+    found: dict[tuple[str, str, str], list[list[str]]] = defaultdict(list)
+    for (folder, name), paths in units.items():
+        if numbered(name) is not None:
+            found[folder, "", blank(name)].append(paths)
+        elif folder and numbered(folder) is not None:
+            found[parent(folder), blank(folder), name].append(paths)
+        else:
+            found[folder, folder, name].append(paths)
+    return found
+
+
+def _found(place: Place, root: str, steps: Sequence[Sequence[str]], left: Sequence[str]) -> Found:
+    made = [_step(place, paths) for paths in steps]
+    made.sort(key=lambda pair: (pair[0].number or 0, pair[0].path))
+    full = all(named and len(step.parts) == 1 for step, named in made)
+    files = frozenset(path for paths in steps for path in paths)
+    mine = [path for path in left if any(path.startswith(file) for file in files)]
+    findings = [_left_over(path) for path in mine]
+    name = "FSDP full state dict" if full else "torch.save"
+    return Found(name, root, [step for step, _ in made], (), files | {*mine}, findings)
+
+
+def _left_over(path: str) -> Finding:
+    says = "a save wrote under another name first, and did not come to its renaming"
+    return Finding(Code.LEFTOVER, Strength.HINT, path, says, (path,))
+
+
+def _step(place: Place, paths: Sequence[str]) -> tuple[Step, bool]:
+    """The files of one step, a rank each; and whether its optimizer goes by names."""
+    reads: list[Read] = []
+    several = len(paths) > 1
+    worlds: set[int] = set()
+    for path in paths:
+        rank = ranked(path)
+        read = torch_part(place, path, within=f"rank {rank[0]}" if rank and several else "")
+        _facts(read, rank)
+        worlds |= {rank[1]} if rank and rank[1] else set()
+        worlds |= {size for size in read.part.facts.values() if type(size) is int}
+        reads.append(read)
+    folder = parent(paths[0])
+    number = numbered(paths[0])
+    path = paths[0] if not several else folder or paths[0]
+    if number is None and folder:
+        number = numbered(folder)
+    parts = [read.part for read in reads]
+    step = Step(path, number, parts, list(_missing(paths, worlds)))
+    step.scaled = any(read.said.scaled for read in reads)
+    step.findings = list(_name_against(step, reads))
+    return step, any(read.said.named and read.said.counters for read in reads)
+
+
+def _facts(read: Read, rank: tuple[int, int] | None) -> None:
+    """What a part says of the job: the world's size, and the run."""
+    root = read.root if type(read.root) is dict else {}
+    world = read.said.world or root.get("world_size")
+    if rank is not None:
+        read.part.rank = {"rank": rank[0]}
+        if type(world) is int:
+            read.part.facts = {"the world's size": world}
+    run = root.get("run_id")
+    read.part.run = run if type(run) is str else ""
+
+
+def _missing(paths: Sequence[str], worlds: set[int]) -> Iterator[tuple[str, str]]:
+    """The files of ranks that others leave a gap for: each, or every eighth if that is usual.
+
+    Where names or files tell how many ranks there are, the last ones too.
+    """
+    ranks = {found[0]: path for path in paths if (found := ranked(path)) is not None}
+    if not ranks:
+        return
+    world = worlds.pop() if len(worlds) == 1 else 0
+    top, low = max(ranks), min(1, *ranks)
+    every = gcd(*ranks) or 1
+    end = max(top + 1, world + low if every == 1 else 0)
+    if end > MOST_RANKS or (len(ranks) == 1 and not world):
+        return
+    shown = ranks[top]
+    for rank in range(low, end, every):
+        if rank not in ranks:
+            why = f"of {world} ranks" if world else f"rank {top} has one"
+            yield f"rank {rank}'s file beside {shown}", why
+
+
+def _name_against(step: Step, reads: Sequence[Read]) -> Iterator[Finding]:
+    """A hint where the name says one step and the file another, more than one update apart."""
+    for read in reads:
+        for counter in read.part.counters:
+            told = counter.clock is Clock.TRAINER and counter.path.rpartition("/")[2] in _STEPS
+            if told and _says_step(read.part, step) and abs(counter.value - (step.number or 0)) > 1:
+                says = f"its name says {step.number}, and {counter.path} in it is {counter.value}"
+                yield Finding(Code.COUNTERS, Strength.HINT, step.path, says, (read.part.path,))
+                return
+
+
+_STEPS: Final = ("step", "global_step", "iteration", "iter", "iter_num", "num_updates")
+
+
+def _says_step(part: Part, step: Step) -> bool:
+    """Whether the number in the name is one of steps, not of epochs or layers."""
+    if step.number is None:
+        return False
+    near = "/".join(part.path.split("/")[-2:])
+    return (
+        re.search(rf"(step|iter)[a-z]*[._=-]?0*{step.number}(?!\d)", near, re.IGNORECASE)
+        is not None
+    )

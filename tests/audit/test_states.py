@@ -1,0 +1,252 @@
+"""What is said of trees that torch wrote, whoever chose their keys; and of names."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from handfast.audit.extent import Extent, Held, Reader, dense
+from handfast.audit.formats.names import numbered, ranked, runs, unranked
+from handfast.audit.formats.states import Piece, Said, Split, number, pieces, read_state
+from handfast.audit.found import Clock, Role
+from handfast.audit.torch_file import read_torch
+from handfast.audit.tree import Object
+
+
+def said(tmp_path: Path, state: object, **given: str) -> Said:
+    """What is said of a state that was saved."""
+    torch.save(state, tmp_path / "state.pt")
+    return read_state(read_torch(Reader(), str(tmp_path / "state.pt")).root, **given)
+
+
+def roles(found: Said) -> dict[str, Role]:
+    """The roles by the last part of each path."""
+    return {tensor.path.rpartition("/")[2]: tensor.role for tensor in found.tensors}
+
+
+def trained(kind: Any, **given: Any) -> torch.optim.Optimizer:
+    """An optimizer of torch's after two updates."""
+    model = nn.Linear(4, 4)
+    optimizer: torch.optim.Optimizer = kind(model.parameters(), **given)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.rand(3, 4)).sum().backward()
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("kind", "moments", "bounded"),
+    [
+        (torch.optim.Adam, {"exp_avg": Role.FIRST, "exp_avg_sq": Role.SECOND}, True),
+        (torch.optim.AdamW, {"exp_avg": Role.FIRST, "exp_avg_sq": Role.SECOND}, True),
+        (torch.optim.NAdam, {"exp_avg": Role.FIRST, "exp_avg_sq": Role.SECOND}, True),
+        (torch.optim.RMSprop, {"square_avg": Role.SECOND}, False),
+        (torch.optim.Adagrad, {"sum": Role.OTHER}, False),
+        (torch.optim.Adadelta, {"square_avg": Role.SECOND, "acc_delta": Role.OTHER}, False),
+        (torch.optim.Adamax, {"exp_avg": Role.MOMENTUM, "exp_inf": Role.OTHER}, False),
+        (torch.optim.ASGD, {"ax": Role.OTHER}, False),
+        (torch.optim.Rprop, {"prev": Role.OTHER}, False),
+    ],
+)
+def test_optimizers_of_torch_are_understood(
+    kind: Any, moments: dict[str, Role], bounded: bool, tmp_path: Path
+) -> None:
+    """What each keeps; betas only where they bound its moments; how many updates it made."""
+    found = said(tmp_path, {"optimizer": trained(kind).state_dict()})
+    assert moments.items() <= roles(found).items()
+    assert bool(found.betas) == bounded
+    (count,) = [c for _, c in found.counters if c.clock is Clock.OPTIMIZER]
+    assert count.value == 2
+
+
+def test_what_has_no_counts_says_none(tmp_path: Path) -> None:
+    """Momentum alone is no count."""
+    found = said(tmp_path, trained(torch.optim.SGD, lr=0.1, momentum=0.9).state_dict())
+    assert roles(found) == {"momentum_buffer": Role.MOMENTUM}
+    assert found.counters == []
+
+
+def test_a_first_moment_alone_is_a_momentum(tmp_path: Path) -> None:
+    """Lion's, which has betas, too."""
+    group = {"params": [0], "betas": (0.9, 0.99), "lr": 1e-4}
+    state = {"state": {0: {"exp_avg": torch.rand(4)}}, "param_groups": [group]}
+    found = said(tmp_path, state)
+    assert roles(found) == {"exp_avg": Role.MOMENTUM}
+    assert found.betas == {}
+
+
+def test_masters_are_known(tmp_path: Path) -> None:
+    """By the names that Apex and its heirs give them; they belong to a parameter."""
+    group = {"params": ["w"]}
+    state = {"state": {"w": {"master_param": torch.rand(4)}}, "param_groups": [group]}
+    (tensor,) = said(tmp_path, {"optim": state}).tensors
+    assert (tensor.role, tensor.of) == (Role.MASTER, "w")
+
+
+def test_moments_of_eight_bits_are_none_of_a_check(tmp_path: Path) -> None:
+    """What is quantised by blocks obeys no bound: bitsandbytes' names are nobody's moments here."""
+    state = {"state1": torch.zeros(4, dtype=torch.uint8), "absmax1": torch.rand(1), "step": 3}
+    group = {"params": [0], "betas": (0.9, 0.99)}
+    found = said(tmp_path, {"state": {0: state}, "param_groups": [group]})
+    assert set(roles(found).values()) == {Role.OTHER}
+    assert found.counters[-1][1].value == 3
+
+
+def test_flat_optimizers_are_understood(tmp_path: Path) -> None:
+    """As torch flattens them, each parameter a group for itself."""
+    state = {
+        "state.a.b.exp_avg": torch.rand(2),
+        "state.a.b.exp_avg_sq": torch.rand(2),
+        "state.a.b.step": torch.tensor(4.0),
+        "param_groups.a.b.betas": (0.9, 0.99),
+        "param_groups.a.b.amsgrad": False,
+    }
+    found = said(tmp_path, {"optimizer": state})
+    assert {tensor.of for tensor in found.tensors} == {"a.b"}
+    assert list(found.betas.values()) == [(0.9, 0.99)]
+    assert [c.value for _, c in found.counters] == [4, 4]
+    names = said(tmp_path, {"param_groups.a.b.betas": 1})
+    assert names.tensors == []
+
+
+def test_a_rank_names_what_has_no_names(tmp_path: Path) -> None:
+    """So that the third parameter of two ranks is not taken for one."""
+    found = said(tmp_path, {"o": trained(torch.optim.Adam).state_dict()}, within="rank 3")
+    assert {tensor.of for tensor in found.tensors} == {"rank 3/o[0]", "rank 3/o[1]"}
+
+
+def test_a_scheduler_that_waits_for_a_metric_counts_no_updates(tmp_path: Path) -> None:
+    """Its last epoch is an evaluation; another one's is a step of its own."""
+    optimizer = trained(torch.optim.Adam)
+    waits = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    steps = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    found = said(tmp_path, {"waits": waits.state_dict(), "steps": steps.state_dict()})
+    assert [counter.path for _, counter in found.counters] == ["steps/last_epoch"]
+
+
+def test_whole_objects_are_read_without_their_code(tmp_path: Path) -> None:
+    """A module with its tied weights once, its buffers, its optimizer; nothing else is entered."""
+    model = nn.Sequential(nn.Embedding(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 5))
+    model[2].weight = model[0].weight
+    found = said(tmp_path, {"net": model, "path": Path("x"), "more": [trained(torch.optim.Adam)]})
+    assert roles(found)["1.running_mean"] is Role.BUFFER
+    assert roles(found)["0.weight"] is Role.PARAMETER
+    assert found.betas == {"more[0]/param_groups[0]": (0.9, 0.999)}
+
+
+def test_what_lies_beside_a_modules_state_is_no_weight(tmp_path: Path) -> None:
+    """A loss is not; a name with a dot is, as in checkpoints of TorchTitan."""
+    state = {"a.weight": torch.rand(4), "loss": torch.rand(1), "optimizer": {"x": {"y": 1}}}
+    assert roles(said(tmp_path, state)) == {"a.weight": Role.PARAMETER, "loss": Role.OTHER}
+
+
+def test_trees_that_contain_themselves_are_read_once() -> None:
+    """A pickle may make one."""
+    tree: dict[str, Any] = {"step": 3}
+    tree["again"] = tree
+    tree["list"] = [tree, tree]
+    assert [counter.value for _, counter in read_state(tree).counters] == [3]
+    module = Object("Module", (), {"_parameters": {}, "_modules": {}})
+    module.fields["_modules"]["inner"] = module  # type: ignore[index]  # a dict, behind a Mapping
+    assert read_state(module).tensors == []
+
+
+def test_wide_and_deep_trees_are_read() -> None:
+    """Without a recursion that they could exhaust."""
+    tree: Any = {"step": 1}
+    for _ in range(10_000):
+        tree = [tree, {"epoch": 2}]
+    assert len(read_state(tree).counters) == 10_001
+
+
+@pytest.mark.parametrize(
+    ("node", "value"),
+    [
+        (3, 3),
+        (True, None),
+        (2.0, None),
+        ("3", None),
+        (Extent(Held(b"\0\0\0\0\0\0\x08\x40", "x"), "float64", (), ()), 3),
+        (Extent(Held(b"\0\0\0\0\0\0\x0c\x40", "x"), "float64", (), ()), None),  # 3.5
+        (Extent(Held(b"\0\0\xc0\x7f", "x"), "float32", (), ()), None),  # NaN
+        (Extent(Held(b"\0\0\x80\x7f", "x"), "float32", (), ()), None),  # infinite
+        (Extent(Held(b"\3\0\0\0", "x"), "int32", (), ()), 3),
+        (Extent(Held(b"\3", "x"), "bool", (), ()), None),
+        (Extent(Held(b"\3\0", "x"), "int32", (), ()), None),  # cut
+        (Extent(Held(b"\3\0\0\0", "x"), "int32", (1,), dense((1,))), None),
+    ],
+)
+def test_numbers_are_whole_or_none(node: Any, value: int | None) -> None:
+    """A count is an int, or a tensor without dimensions that holds a whole number."""
+    assert number(node) == value
+
+
+def test_pieces_are_told_of_all_kinds_of_tensors(tmp_path: Path) -> None:
+    """A tensor, a parameter, one in pieces; nothing of what has no values."""
+    torch.save(
+        {"p": nn.Parameter(torch.rand(3)), "m": torch.rand(3, device="meta")}, tmp_path / "a"
+    )
+    root = read_torch(Reader(), str(tmp_path / "a")).root
+    assert [piece.values.shape for piece in pieces(root["p"])] == [(3,)]
+    assert pieces(root["m"]) == ()
+    assert pieces("text") == ()
+    piece = Piece(pieces(root["p"])[0].values, (6,), (3,))
+    assert pieces(Split((piece,))) == (piece,)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("a/step_100", 100),
+        ("ckpt_step_4.pt", 4),
+        ("epoch=0-step=12.ckpt", 12),
+        ("iter_0000500", 500),
+        ("global_step40", 40),
+        ("checkpoint-7", 7),
+        ("100", 100),
+        ("model_rank3.pth", None),
+        ("step_5/model_rank3.pth", None),
+        ("model-00002-of-00005.pt", None),
+        ("resnet50.pth", None),
+        ("last.pt", None),
+        ("step" + "9" * 40, None),
+    ],
+)
+def test_names_say_steps(name: str, step: int | None) -> None:
+    """Behind a word for one, or by themselves; not what they say of ranks or of a model."""
+    assert numbered(name) == step
+
+
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [
+        ("rank_0.pt", (0, 0)),
+        ("model_rank3.pth", (3, 0)),
+        ("latest-rank12.pt", (12, 0)),
+        ("mp_rank_00_model_states.pt", (0, 0)),
+        ("model-00002-of-00005.pt", (2, 5)),
+        ("franknote7.pt", None),
+        ("last.pt", None),
+    ],
+)
+def test_names_say_ranks(name: str, rank: tuple[int, int] | None) -> None:
+    """And of how many; without them the names of all ranks are one."""
+    assert ranked(name) == rank
+    other = name.replace("3", "7").replace("12", "8").replace("00002", "00004")
+    assert (unranked(name) == unranked(other)) == (rank is not None or name == other)
+
+
+def test_steps_of_a_run_are_found_by_their_names() -> None:
+    """In the order of what they say; one without a number stands alone."""
+    paths = ["a/step-10", "a/step-9", "b/step-1", "a/last"]
+    assert list(runs(paths)) == [
+        ("a", ["a/step-9", "a/step-10"]),
+        ("b", ["b/step-1"]),
+        ("a/last", ["a/last"]),
+    ]

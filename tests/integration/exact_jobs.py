@@ -1,0 +1,217 @@
+"""Trainings as users write them, to try out how they resume; each can be broken on purpose."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from training import WIDTH, Loader
+
+from handfast.torch import Checkpointer
+
+
+class Normed(nn.Module):
+    """Subtracts a running mean of what it saw, which is a buffer, kept or not."""
+
+    def __init__(self, kept: bool) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(WIDTH), persistent=kept)
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (batch, WIDTH) to the same."""
+        self.mean.lerp_(x.mean(0), 0.1)
+        return self.layer(x - self.mean)
+
+
+def train(path: str, steps: int, fault: str = "", every: int = 1) -> None:
+    """A training in which all matters: a scheduler, dropout, a loader that shuffles, a count."""
+    torch.set_num_threads(1)
+    torch.manual_seed(secrets.randbits(32) if fault == "noise" else 1)
+    model = nn.Sequential(Normed(fault != "buffer"), nn.Dropout(0.2), nn.Linear(WIDTH, WIDTH))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.9)
+    loader = Loader()
+    shift = torch.zeros(WIDTH)  # not in the state: it matters only where it is moved
+    state = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loader": loader}
+    state.pop(fault, None)
+    with Checkpointer(path, state, every=every, rng=fault != "rng") as ckpt:
+        start = ckpt.restore()
+        known: Any = ckpt.extra or {"seen": 0, "at": 0.0}
+        seen = 0 if fault == "extra" else known["seen"]
+        for step in range(start + 1, steps + 1):
+            x = loader.next()
+            loss = (model(x + shift) - x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            seen += len(x)
+            if fault == "tensor":
+                shift += 0.1
+            at = time.monotonic() if fault == "clock" else 0.0
+            ckpt.save(step, extra={"seen": seen, "at": at})
+
+
+class Trainer:
+    """A training that keeps its things on itself, and its data in a generator that is under way."""
+
+    def __init__(self, path: str, *, generator_in_state: bool) -> None:
+        torch.manual_seed(1)
+        self.model = nn.Linear(WIDTH, WIDTH)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.noise = torch.Generator().manual_seed(3)
+        state = {"model": self.model, "optimizer": self.optimizer}
+        if generator_in_state:
+            state["noise"] = self.noise
+        self.checkpointer = Checkpointer(path, state)
+
+    def batches(self) -> Iterator[Tensor]:
+        """Noise without end."""
+        while True:
+            yield torch.randn(2, WIDTH, generator=self.noise)
+
+    def fit(self, steps: int) -> None:
+        """Train until a step."""
+        batches = self.batches()
+        for step in range(self.checkpointer.restore() + 1, steps + 1):
+            x = next(batches)
+            self.optimizer.zero_grad()
+            (self.model(x) - x).square().mean().backward()
+            self.optimizer.step()
+            self.checkpointer.save(step)
+
+
+def fit(path: str, steps: int, kept: bool = True) -> None:
+    """A training by a class, which never closes its Checkpointer."""
+    Trainer(path, generator_in_state=kept).fit(steps)
+
+
+def over_a_loader(path: str, steps: int, late: bool = True) -> None:
+    """torchdata's own loader; where it is not iterated ``late``, it is before the restore."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    torch.manual_seed(1)
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loader = StatefulDataLoader(torch.arange(40, dtype=torch.float32), 4, shuffle=True)
+    with Checkpointer(path, {"model": model, "optimizer": optimizer, "loader": loader}) as ckpt:
+        batches = None if late else iter(loader)
+        step = ckpt.restore()
+        for batch in iter(loader) if batches is None else batches:
+            if step == steps:
+                break
+            step += 1
+            optimizer.zero_grad()
+            model(batch[:, None]).square().mean().backward()
+            optimizer.step()
+            ckpt.save(step)
+
+
+def of_ranks(path: str, steps: int, fault: int | None = None) -> None:
+    """DDP, as torchrun starts it; a rank may draw from a generator that it does not save."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    torch.manual_seed(1)
+    layers = nn.Sequential(nn.Linear(WIDTH, 4), nn.Linear(4, 1))
+    model = nn.parallel.DistributedDataParallel(layers)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    data = torch.Generator().manual_seed(rank)
+    state: dict[str, object] = {"model": model, "optimizer": optimizer, "box": {}}
+    if fault != rank:
+        state["box"] = {"data": data}
+    with Checkpointer(path, state, patience_s=60.0) as ckpt:
+        ckpt.prime(lambda: model(torch.zeros(2, WIDTH)).sum().backward())
+        for step in range(ckpt.restore() + 1, steps + 1):
+            optimizer.zero_grad()
+            model(torch.randn(2, WIDTH, generator=data)).square().mean().backward()
+            optimizer.step()
+            ckpt.save(step)
+    dist.destroy_process_group()
+
+
+def until_told(path: str, steps: int, deaf: bool = False) -> None:
+    """One that saves and stops when it gets SIGTERM, or is deaf to it."""
+    told = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+    model = {"weight": torch.zeros(3)}
+    with Checkpointer(path, {"model": model}, every=3) as ckpt:
+        for step in range(ckpt.restore() + 1, steps + 1):
+            model["weight"] += torch.randn(3)
+            ckpt.save(step)
+            if told and not deaf:
+                ckpt.save(step, force=True)
+                return
+
+
+def of_some_steps(path: str, steps: int, of: list[int]) -> None:
+    """One that calls save only now and then, by itself."""
+    weight = torch.zeros(3)
+    with Checkpointer(path, {"weight": weight}) as ckpt:
+        for step in range(ckpt.restore() + 1, steps + 1):
+            weight += 1
+            if step in of:
+                ckpt.save(step)
+
+
+def wrong(path: str, steps: int, how: str) -> None:
+    """One that does not do its part."""
+    again = os.path.exists(path)
+    if how in BEGINNINGS:
+        BEGINNINGS[how]()
+    if how == "silent" or (how == "forgets" and again):
+        return
+    if how == "elsewhere":
+        path = f"{path}-{secrets.token_hex(4)}"
+    weight = torch.full((3,), float(how == "odd" and "/killed/" in path))
+    with Checkpointer(path, {"weight": weight}, every=steps + 1 if how == "rare" else 1) as ckpt:
+        start = ckpt.restore()
+        if how == "two":
+            Checkpointer(f"{path}-ema", {"weight": weight})
+        short = how == "short" or (how == "lazy" and again)
+        for step in range(start + 1, steps + (0 if short else 1)):
+            weight += 1
+            if how == "idle" or (how == "shy" and step == 1 and "/killed/" in path):
+                continue
+            ckpt.save(step)
+            if how in ENDINGS and step == 2:
+                ENDINGS[how]()
+
+
+def cry() -> None:
+    """Raise."""
+    raise RuntimeError("out of cheese")
+
+
+def cry_or_wait() -> None:
+    """Raise on one rank, for which the other one waits."""
+    if os.environ["RANK"] == "1":
+        cry()
+    time.sleep(3600)
+
+
+BEGINNINGS: dict[str, Callable[[], None]] = {
+    "raises": cry,
+    "one raises": cry_or_wait,
+    "dies": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+}
+ENDINGS: dict[str, Callable[[], None]] = {
+    "hangs": lambda: time.sleep(3600),
+    "stops": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+}
+
+
+if __name__ == "__main__":  # as a script that tries itself out
+    from functools import partial
+
+    from handfast.testing import assert_exact_resume
+
+    print(assert_exact_resume(partial(of_some_steps, of=[2, 4]), steps=4, kill_at=2))

@@ -1,0 +1,261 @@
+"""Shows that users are told whether their training resumes exactly, and what was forgotten."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import exact_jobs
+import pytest
+
+from handfast.testing import (
+    Difference,
+    JobFailed,
+    Nondeterministic,
+    assert_exact_resume,
+    exact_resume,
+)
+from handfast.testing.exact import start
+
+pytestmark = pytest.mark.xdist_group("jobs")
+
+tried = partial(exact_resume, warm=True)
+asserted = partial(assert_exact_resume, warm=True)
+
+
+def test_an_exact_job_passes_though_it_is_killed_twice(tmp_path: Path) -> None:
+    """Where saves are rarer than steps it trains some again; the second kill finds it elsewhere."""
+    job = partial(exact_jobs.train, every=2)
+    result = asserted(job, steps=8, kill_at=[3, 6], keep_in=tmp_path)
+    assert (result.killed, result.resumed) == ((3, 6), (2, 6))
+    assert result.exact
+    assert result.first_difference is None
+    assert str(result).startswith(
+        "exact: 8 steps, killed after step 3 and 6, resumed at step 2 and 6; "
+    )
+    (kept,) = tmp_path.iterdir()
+    assert str(result).endswith(f"kept in {kept}")
+    assert {path.name for path in kept.iterdir()} == {"straight", "again", "killed"}
+
+
+FORGOTTEN = {
+    # what is broken: path and kind of the first difference, whether the restore itself shows it
+    "rng": ("rng/python", "random stream", True),
+    "optimizer": ("optimizer/state/0/0/step", "step counter", False),
+    "scheduler": ("scheduler/_step_count", "scheduler", True),
+    "loader": ("loader/order", "loader position", True),
+    "buffer": ("model/0.mean", "buffer", True),
+    "tensor": ("shift", "tensor", True),
+    "extra": ("extra/seen", "extra", False),
+}
+
+
+@pytest.mark.parametrize("fault", FORGOTTEN)
+def test_what_was_forgotten_is_named(fault: str) -> None:
+    """Not in the state, or not brought back: the first to differ is what the user has to mend."""
+    path, kind, restored = FORGOTTEN[fault]
+    when = "when step 2 was restored:" if restored else "at the save of step 3:"
+    with pytest.raises(AssertionError, match="not exact: 4 steps, killed after step 2") as caught:
+        asserted(partial(exact_jobs.train, fault=fault), steps=4, kill_at=2)
+    said = str(caught.value).splitlines()
+    assert said[1] == f"first to differ, {when}"
+    assert said[2].strip().startswith(f"{path} ({kind}")
+
+
+def test_a_generator_on_the_users_own_object_is_named() -> None:
+    """Streams beside those of the process are found where the loop's objects hold them."""
+    job = partial(exact_jobs.fit, kept=False)
+    first = tried(job, steps=4, kill_at=2).first_difference
+    assert first is not None
+    assert (first.path, first.kind, first.stored) == ("self.noise", "random stream", False)
+    assert (first.step, first.restored) == (2, True)
+
+
+def test_a_loader_that_goes_on_behind_is_named() -> None:
+    """An iterator from before the restore: the loader's position differs, and is named first."""
+    job = partial(exact_jobs.over_a_loader, late=False)
+    result = tried(job, steps=4, kill_at=2)
+    first = result.first_difference
+    assert first is not None
+    assert (first.path, first.kind) == ("batches/_num_yielded", "loader position")
+    assert "make batches of it by iter() after restore()" in str(result)
+    assert "loader/_num_yielded" in {d.path for d in result.then}
+
+
+def test_torchdatas_own_loader_passes() -> None:
+    """Its state is read without harm, right after the restore, too."""
+    asserted(exact_jobs.over_a_loader, steps=4, kill_at=2)
+
+
+def test_a_job_that_is_not_deterministic_is_no_fault_of_the_resume() -> None:
+    """Said as an error of its own, with what differs between two runs that nobody interrupted."""
+    job = partial(exact_jobs.train, fault="noise")
+    with pytest.raises(Nondeterministic, match=r"differ at the start:\n  rng/torch") as caught:
+        asserted(job, steps=3, kill_at=1)
+    assert "differs in nothing else" in str(caught.value)
+
+
+def test_what_differs_before_any_kill_is_no_fault_of_the_resume() -> None:
+    """The start that is to be killed is undisturbed until then, and held against the others."""
+    with pytest.raises(Nondeterministic, match=r"differ at the start:\n  weight \(tensor"):
+        asserted(partial(exact_jobs.wrong, how="odd"), steps=3, kill_at=2)
+
+
+def test_what_may_differ_can_be_left_out() -> None:
+    """A time in extra= differs in every run: with ignore= the rest is held to the bit."""
+    job = partial(exact_jobs.train, fault="clock")
+    result = tried(job, steps=3, kill_at=1)
+    assert [d.path for d in result.noise if d.stored] == ["extra/at"]
+    assert not result.differences
+    asserted(job, steps=3, kill_at=1, ignore=["extra/at"])
+
+
+def test_a_job_of_several_ranks_passes() -> None:
+    """Two ranks under gloo, started as torchrun would, and both killed."""
+    result = asserted(exact_jobs.of_ranks, steps=4, kill_at=2, ranks=2)
+    assert result.resumed == (2,)
+
+
+def test_the_rank_that_forgets_is_named() -> None:
+    """One rank is killed, the other ends with it; its own stream is what differs first."""
+    job = partial(exact_jobs.of_ranks, fault=1)
+    result = tried(job, steps=4, kill_at=2, ranks=2, victim=0)
+    assert result.first_difference is not None
+    assert (result.first_difference.rank, result.first_difference.path) == (1, "data")
+    assert "rank 1: data (random stream, not in the state)" in str(result)
+
+
+def test_a_job_may_be_terminated_and_save_once_more() -> None:
+    """SIGTERM, as before a preemption: what its handler lets it save is what it resumes."""
+    result = asserted(exact_jobs.until_told, steps=6, kill_at=4, how="terminate")
+    assert result.resumed == (4,)
+
+
+def test_a_job_that_is_deaf_to_the_signal_is_told() -> None:
+    """It was not interrupted, so nothing was shown."""
+    job = partial(exact_jobs.until_told, deaf=True)
+    with pytest.raises(JobFailed, match="went on to its end"):
+        tried(job, steps=3, kill_at=1, how="terminate")
+
+
+SAID = {
+    "raises": r"first uninterrupted run: the job ended with status 1 before restore\(\) had "
+    r"returned:\n(?s:.*)RuntimeError: out of cheese",
+    "dies": "was ended by signal 11",
+    "silent": r"never called restore\(\) of a handfast.torch.Checkpointer",
+    "idle": r"never called save\(\)",
+    "rare": r"called save\(\) at steps 1, 2, 3, and no save was taken",
+    "short": r"last save\(\) was of step 2, and steps=3",
+    "two": "one run a process can be tried out",
+}
+
+
+@pytest.mark.parametrize("how", SAID)
+def test_a_job_that_does_not_do_its_part_is_told(how: str) -> None:
+    """What it said itself is shown, and what it must do."""
+    with pytest.raises(JobFailed, match=SAID[how]):
+        tried(partial(exact_jobs.wrong, how=how), steps=3, kill_at=1)
+
+
+def test_a_job_that_hangs_says_where() -> None:
+    """The start that hangs is named, the step, and the line of the user's own code."""
+    job = partial(exact_jobs.wrong, how="hangs")
+    said = r"first uninterrupted run: the job did not end within 2 s .* after the save of step 2"
+    with pytest.raises(JobFailed, match=said) as caught:
+        tried(job, steps=3, kill_at=1, timeout_s=2)
+    assert "exact_jobs.py" in str(caught.value)
+
+
+def test_a_rank_that_can_not_even_say_where_it_hangs_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stopped process runs no more code of its own, so the limit is kept from outside, too."""
+    monkeypatch.setattr(start, "SLACK_S", 1.0)
+    with pytest.raises(JobFailed, match="it did not say where it is"):
+        tried(partial(exact_jobs.wrong, how="stops"), steps=3, kill_at=1, timeout_s=3)
+
+
+def test_of_several_ranks_the_one_that_raised_is_shown() -> None:
+    """Those that wait for it are ended, and say nothing of use."""
+    job = partial(exact_jobs.wrong, how="one raises")
+    with pytest.raises(JobFailed, match="rank 1 ended with status 1") as caught:
+        tried(job, steps=3, kill_at=1, ranks=2)
+    assert "rank 0" not in str(caught.value)
+
+
+NOT_RESUMED = {
+    "elsewhere": "after the kill at step 1 began at step 0, though step 1 had been saved",
+    "forgets": r"after the kill at step 1 never called restore\(\)",
+    "lazy": "the last start ended at step 2 of 3",
+    "shy": "ended without a save of step 1, which an uninterrupted one had",
+}
+
+
+@pytest.mark.parametrize("how", NOT_RESUMED)
+def test_a_job_that_does_not_resume_does_not_pass(how: str) -> None:
+    """One that begins anew would end where the uninterrupted one ends."""
+    with pytest.raises(JobFailed, match=NOT_RESUMED[how]):
+        tried(partial(exact_jobs.wrong, how=how), steps=3, kill_at=1)
+
+
+def test_a_step_that_is_never_saved_is_no_place_for_a_kill() -> None:
+    """Said once the steps are known, before anything else is run."""
+    job = partial(exact_jobs.of_some_steps, of=[2, 4])
+    with pytest.raises(JobFailed, match=r"after save\(3\), which it never calls: .* steps 2, 4"):
+        tried(job, steps=4, kill_at=3)
+
+
+def test_a_script_can_try_itself_out(tmp_path: Path) -> None:
+    """Its job is one of ``__main__``, found by its file; each start is a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, exact_jobs.__file__], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("exact: 4 steps, killed after step 2, resumed at step 2; ")
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"kill_at": 4}, "after step 3 at the latest"),
+    ({"kill_at": 0}, "after step 1 at the earliest"),
+    ({"kill_at": [2, 1]}, "in rising order"),
+    ({"kill_at": []}, "in rising order"),
+    ({"kill_at": 1.0}, "in rising order"),
+    ({"steps": 1}, "a whole number from 2 on"),
+    ({"ranks": 0}, "a whole number from 1 on"),
+    ({"how": "ask"}, "one of 'kill', 'terminate'"),
+    ({"victim": 1}, "a rank below 1"),
+    ({"ignore": "extra"}, "a tuple of patterns"),
+    ({"timeout_s": 0}, "more than 0"),
+    ({"timeout_s": float("nan")}, "more than 0"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), WRONG)
+def test_arguments_that_make_no_sense_are_refused(given: dict[str, Any], said: str) -> None:
+    """Before any process is started."""
+    asked: dict[str, Any] = {"steps": 4, "kill_at": 2} | given
+    with pytest.raises(ValueError, match=said):
+        tried(exact_jobs.train, **asked)
+
+
+def test_a_function_that_no_other_process_can_find_is_refused() -> None:
+    """A lambda has no name, and a thing that is no function can't be called."""
+    for job in (lambda path, steps: None, 3):
+        with pytest.raises(TypeError, match="function of a module's top level"):
+            tried(job, steps=4, kill_at=2)
+
+
+def test_a_difference_says_what_it_is() -> None:
+    """Both sides of a plain value, and how far tensors are apart."""
+    plain = Difference("extra/seen", "extra", True, 0, 3, False, "96", "32")
+    assert str(plain) == "extra/seen (extra): 96 uninterrupted, 32 after the resume"
+    tensor = Difference(
+        "w", "tensor", False, 0, 3, True, "float32[99]", "float32[99]", 0.25, 32, 99
+    )
+    assert str(tensor) == (
+        "w (tensor, not in the state, float32[99]): differs by up to 0.25 among 32 of 99 elements "
+        "looked at"
+    )

@@ -1,0 +1,776 @@
+"""Shows that parts of different epochs are not put together in silence, whoever loads them.
+
+What is refused is refused before anything has changed; what is meant is said, and stays said in
+every epoch that comes of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import deeds
+import guarding
+import pytest
+import torch
+from guarding import stamps
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer, RMSprop
+from trainers import Job, end_agents, raised_by
+from training import Training, digest
+
+from handfast import Keep
+from handfast.core.verdict import Verdict
+from handfast.errors import Damaged, Poisoned, Refused
+from handfast.store.manifest import Fork
+from handfast.torch import Checkpointer, guard
+from handfast.torch.corrections import Correction, Damp, Rescale, Reset
+
+ROOT = Path(__file__).resolve().parents[2]
+Launch = Callable[..., Job]
+
+
+def build(kind: type[Optimizer] = AdamW) -> tuple[nn.Sequential, Optimizer]:
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    return model, kind(model.parameters(), lr=1e-2)
+
+
+def backward(model: nn.Module) -> None:
+    """Gradients, of a batch that is the same each time."""
+    model.zero_grad()
+    model(torch.linspace(-1, 1, 24).reshape(6, 4)).square().mean().backward()
+
+
+def train(model: nn.Module, *optimizers: Optimizer) -> None:
+    """One update."""
+    backward(model)
+    for optimizer in optimizers:
+        optimizer.step()
+    model.zero_grad()
+
+
+class Saved:
+    """A run of three steps, and what its parts were after each."""
+
+    def __init__(self, path: str, kind: type[Optimizer] = AdamW, more: Any = None) -> None:
+        self.path = path
+        self.digests: list[str] = [""]
+        self.model, self.optimizer = build(kind)
+        state = {"model": self.model, "optimizer": self.optimizer, **(more or {})}
+        with Checkpointer(path, state, keep=Keep(newest=9)) as checkpointer:
+            checkpointer.restore()
+            for step in (1, 2, 3):
+                train(self.model, self.optimizer)
+                self.digests.append(whole(self.model, self.optimizer))
+                checkpointer.save(step).converged(60)
+        train(self.model, self.optimizer)
+        self.digests.append(whole(self.model, self.optimizer))
+
+
+def whole(*parts: Any) -> str:
+    """A digest of all that parts hold."""
+    return digest([part.state_dict() for part in parts])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
+    yield Saved(str(tmp_path_factory.mktemp("saved") / "run"))
+    end_agents()
+
+
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What was warned of since the last look, in short; but for hyperparameters."""
+    caplog.set_level(logging.WARNING, "handfast")
+
+    def look() -> list[str]:
+        found = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return [line for line in found if "hyperparameters" not in line]
+
+    return look
+
+
+def refused(deed: Callable[[], object], *parts: Any) -> Refused:
+    """The refusal of a deed, which must have changed nothing."""
+    before = whole(*parts)
+    with pytest.raises(Refused) as caught:
+        deed()
+    assert whole(*parts) == before
+    return caught.value
+
+
+def refused_step(model: nn.Module, optimizer: Optimizer) -> str:
+    """Why an optimizer may not step a model."""
+    backward(model)
+    error = refused(optimizer.step, model, optimizer)
+    assert error.verdict is Verdict.MIXED
+    return str(error)
+
+
+# --- loading by hand ----------------------------------------------------------------------------
+
+
+def test_parts_of_one_epoch_go_on_as_it_did(saved: Saved, warned: Callable[[], list[str]]) -> None:
+    """At once or one after the other, the newest or another: to the last bit."""
+    model, optimizer = build()
+    loaded = guard.load(saved.path, model=model, optimizer=optimizer)
+    assert (loaded.epoch.step, loaded.index.step, loaded.index.lineage) == (3, 3, "main")
+    assert loaded.applied == []
+    assert whole(model, optimizer) == saved.digests[3]
+    train(model, optimizer)
+    assert whole(model, optimizer) == saved.digests[4]
+    for order in (("model", "optimizer"), ("optimizer", "model")):
+        model, optimizer = build()
+        guard.load(saved.path, model=model, optimizer=optimizer, step=1)
+        parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
+        if order[0] == "optimizer":
+            guard.load(saved.path, **parts, step=2)
+        else:
+            model, optimizer = build()
+            parts = {"model": model, "optimizer": optimizer}
+            for name in order:
+                guard.load([saved.path], **{name: parts[name]}, step=2)
+        assert whole(model, optimizer) == saved.digests[2]
+        train(model, optimizer)
+        assert whole(model, optimizer) == saved.digests[3]
+    assert warned() == []
+    assert not list(Path(saved.path).glob("domains/*/pins/*")), "it holds nothing any more"
+
+
+def test_what_would_be_a_mixture_is_refused_and_nothing_has_changed(saved: Saved) -> None:
+    """Moments of another step, or of the same one for weights that were trained since."""
+    model, optimizer = build()
+    guard.load(saved.path, model=model, step=2)
+    error = refused(lambda: guard.load(saved.path, optimizer=optimizer, step=3), model, optimizer)
+    assert error.verdict is Verdict.MIXED
+    assert "optimizer of main 1/3" in error.shards[0]
+    assert "model of main 1/2" in error.shards[1]
+    guard.load(saved.path, optimizer=optimizer, step=2)
+    train(model, optimizer)
+    error = refused(lambda: guard.load(saved.path, optimizer=optimizer, step=2), model, optimizer)
+    assert "trained on since" in str(error)
+    refused(lambda: guard.load(saved.path, model=model, step=2), model, optimizer)
+    train(model, optimizer)
+    guard.load(saved.path, model=model, optimizer=optimizer, step=2)
+    assert whole(model, optimizer) == saved.digests[2]
+
+
+def test_weights_alone_are_refused_at_the_first_step(saved: Saved) -> None:
+    """Unless a lineage says that this is fine-tuning."""
+    model, optimizer = build()
+    guard.load(saved.path, model=model)
+    said = refused_step(model, optimizer)
+    assert "without the optimizer state that was saved with them" in said
+    guard.load(saved.path, model=model, lineage="sft")
+    train(model, optimizer)
+
+
+def test_an_epoch_that_had_no_optimizer_has_none_to_miss(tmp_path: Path, run: str) -> None:
+    """Weights for inference were saved by themselves: nothing is left out."""
+    model, _ = build()
+    with Checkpointer(run, {"model": model}) as checkpointer:
+        checkpointer.restore()
+        checkpointer.save(1).converged(60)
+    model, optimizer = build()
+    guard.load(run, model=model)
+    train(model, optimizer)
+
+
+def test_parts_of_two_lineages_are_a_mixture(saved: Saved) -> None:
+    """Of one epoch, but going on as two histories."""
+    model, optimizer = build()
+    guard.load(saved.path, model=model, lineage="a")
+    for lineage in ("b", ""):
+        error = refused(
+            lambda name=lineage: guard.load(saved.path, optimizer=optimizer, lineage=name),
+            model,
+            optimizer,
+        )
+        assert "going on as a" in str(error)
+    guard.load(saved.path, optimizer=optimizer, lineage="a")
+    train(model, optimizer)
+    assert whole(model, optimizer) == saved.digests[4]
+
+
+def test_whatever_is_not_there_is_named(saved: Saved) -> None:
+    """Steps, components, structures: refused, and nothing changed."""
+    model, optimizer = build()
+    held = (model, optimizer)
+    assert "choose one of 1/1, 1/2, 1/3" in str(
+        refused(lambda: guard.load(saved.path, model=model, step=9), *held)
+    )
+    other = nn.Linear(3, 3)
+    assert refused(lambda: guard.load(saved.path, model=other), other).verdict is Verdict.FOREIGN
+    with pytest.raises(ValueError, match="'nothing/\\*\\*' names nothing that was saved"):
+        guard.load(saved.path, nothing=model)
+    sgd = SGD(model.parameters(), lr=0.1)
+    assert "saved AdamW, live SGD" in str(
+        refused(lambda: guard.load(saved.path, model=model, optimizer=sgd), model, sgd)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({}, "name what is to be loaded"),
+        ({"model": 1, "correction": Reset(1)}, "name it, lineage="),
+        ({"model": 1, "onto": [1]}, "onto="),
+        ({"model": 1, "lineage": "a\nb"}, "printable characters"),
+        ({"model": 1, "lineage": "x" * 101}, "printable characters"),
+        ({"model": 1, "lineage": 5}, "printable characters"),
+    ],
+    ids=str,
+)
+def test_arguments_that_make_no_sense(options: dict[str, Any], why: str, saved: Saved) -> None:
+    """Said before anything is looked for."""
+    with pytest.raises(ValueError, match=re.escape(why)):
+        guard.load(saved.path, **options)
+
+
+def test_every_byte_is_verified_before_any_is_used(saved: Saved, tmp_path: Path) -> None:
+    """Also those of components that come after, and of those that are not asked for."""
+    path = tmp_path / "copy"
+    shutil.copytree(saved.path, path)
+    file = next(path.glob("domains/*/*/chunks/1-3.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    model, optimizer = build()
+    before = whole(model, optimizer)
+    with pytest.raises(Damaged):
+        guard.load(path, model=model, optimizer=optimizer, step=3)
+    assert whole(model, optimizer) == before
+    guard.load(path, model=model, optimizer=optimizer, step=2)
+    assert whole(model, optimizer) == saved.digests[2]
+
+
+class Stubborn:
+    """A user's object that refuses what it is given, once."""
+
+    def __init__(self) -> None:
+        self.fails = False
+
+    def state_dict(self) -> dict[str, int]:
+        return {"n": 1}
+
+    def load_state_dict(self, state: object) -> None:
+        if self.fails:
+            raise OSError("no such shard of the data set")
+
+
+def test_a_load_that_stops_half_way_leaves_nothing_that_looks_sound(
+    run: str, warned: Callable[[], list[str]]
+) -> None:
+    """Poisoned; the parts are of no known epoch until a load succeeds."""
+    thing = Stubborn()
+    Saved(run, more={"thing": thing})
+    model, optimizer = build()
+    guard.load(run, model=model, optimizer=optimizer, step=1)
+    thing.fails = True
+    with pytest.raises(Poisoned):
+        guard.load(run, model=model, optimizer=optimizer, thing=thing, step=2)
+    assert guard.origin(model) is guard.origin(optimizer) is None
+    thing.fails = False
+    guard.load(run, model=model, optimizer=optimizer, thing=thing, step=2)
+    train(model, optimizer)
+    thing.fails = True
+    with pytest.raises(Poisoned):
+        guard.load(run, model=model, thing=thing, step=2, lineage="x", correction=Damp(1))
+    assert warned() == []
+    train(model, optimizer)
+    assert ["loaded around the guard" in line for line in warned()] == [True]
+
+
+def test_boxes_of_parts_are_guarded_as_parts_are(run: str) -> None:
+    """A dict of models and a list of optimizers: each is known by its path."""
+    model, optimizer = build()
+    with Checkpointer(run, {"nets": {"g": model}, "opts": [optimizer]}) as checkpointer:
+        checkpointer.restore()
+        train(model, optimizer)
+        checkpointer.save(1).converged(60)
+    model, optimizer = build()
+    guard.load(run, nets={"g": model})
+    refused_step(model, optimizer)
+    guard.load(run, opts=[optimizer])
+    train(model, optimizer)
+    assert str(guard.origin(optimizer)).startswith("opts[0] of main 1/1")
+    refused(lambda: guard.load(run, opts=[optimizer]), model, optimizer)
+
+
+# --- models as people have them -----------------------------------------------------------------
+
+
+def test_two_optimizers_over_one_model_are_loaded_and_stepped(run: str) -> None:
+    """A GAN's pair, in any order; one of another step is refused."""
+
+    def three() -> dict[str, Any]:
+        model, _ = build()
+        body, head = AdamW(model[0].parameters()), AdamW(model[2].parameters())
+        return {"model": model, "body": body, "head": head}
+
+    state = three()
+    with Checkpointer(run, state, keep=Keep(newest=9)) as checkpointer:
+        checkpointer.restore()
+        for step in (1, 2):
+            train(state["model"], state["body"])
+            train(state["model"], state["head"])
+            checkpointer.save(step).converged(60)
+    new = three()
+    guard.load(run, **new)
+    train(new["model"], new["head"])
+    train(new["model"], new["head"])
+    train(new["model"], new["body"])
+    refused(lambda: guard.load(run, head=new["head"], step=2), *new.values())
+    new = three()
+    guard.load(run, model=new["model"], body=new["body"])
+    refused(lambda: guard.load(run, head=new["head"], step=1), *new.values())
+    train(new["model"], new["body"])
+    refused_step(new["model"], new["head"])
+
+
+def test_a_frozen_teacher_comes_from_where_it_likes(saved: Saved, run: str) -> None:
+    """Another run, another lineage; what is trained leads, wherever it stands in the state."""
+    model, optimizer = build()
+    teacher, _ = build()
+    guard.load(saved.path, model=model, lineage="distilled")
+    guard.load(saved.path, model=teacher, step=1)
+    teacher.requires_grad_(False)
+    state = {"teacher": teacher, "model": model, "optimizer": optimizer}
+    with Checkpointer(run, state) as checkpointer:
+        assert checkpointer.restore() == 0
+        train(model, optimizer)
+        checkpointer.save(1).converged(60)
+    (stamp,) = stamps(run)
+    assert stamp.lineage == "distilled"
+
+
+def test_tied_weights_are_loaded_with_those_they_are_tied_to(run: str) -> None:
+    """An output layer that is the embedding: of one epoch, or refused."""
+
+    def tied() -> tuple[nn.Sequential, nn.Linear, Optimizer]:
+        model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        head = nn.Linear(4, 4)
+        head.weight = model[0].weight
+        return model, head, AdamW([*model.parameters(), head.bias], lr=1e-2)
+
+    model, head, optimizer = tied()
+    state = {"model": model, "head": head, "optimizer": optimizer}
+    with Checkpointer(run, state, keep=Keep(newest=9)) as checkpointer:
+        checkpointer.restore()
+        for step in (1, 2):
+            train(nn.Sequential(model, head), optimizer)
+            checkpointer.save(step).converged(60)
+    model, head, optimizer = tied()
+    guard.load(run, model=model, step=1)
+    refused(lambda: guard.load(run, head=head, step=2), model, head)
+    guard.load(run, model=model, head=head, optimizer=optimizer, step=2)
+    train(nn.Sequential(model, head), optimizer)
+
+
+def test_wrappers_come_and_go(saved: Saved, run: str) -> None:
+    """Loaded bare, compiled and saved; loaded compiled, and stepped bare. A copy is no part."""
+    model, optimizer = build()
+    guard.load(saved.path, model=model, lineage="tuned")
+    compiled = torch.compile(model, backend="eager")
+    with Checkpointer(run, {"model": compiled, "optimizer": optimizer}) as checkpointer:
+        checkpointer.restore()
+        train(compiled, optimizer)  # type: ignore[arg-type] # a module, though torch calls it not
+        checkpointer.save(1).converged(60)
+    (stamp,) = stamps(run)
+    assert stamp.lineage == "tuned"
+    model, optimizer = build()
+    compiled = torch.compile(model, backend="eager")
+    guard.load(run, model=compiled)
+    assert guard.origin(model) == guard.origin(compiled)
+    twin = copy.deepcopy(model)
+    train(twin, AdamW(twin.parameters()))
+    refused_step(model, optimizer)
+    guard.load(run, optimizer=optimizer)
+    train(model, optimizer)
+
+
+# --- lineages -----------------------------------------------------------------------------------
+
+
+def begin(path: str, **options: Any) -> tuple[Checkpointer, nn.Module, Optimizer]:
+    """Build and restore."""
+    model, optimizer = build()
+    checkpointer = Checkpointer(path, {"model": model, "optimizer": optimizer})
+    checkpointer.restore(**options)
+    return checkpointer, model, optimizer
+
+
+def test_forks_are_in_every_epoch_from_then_on(saved: Saved, run: str, tmp_path: Path) -> None:
+    """A fine-tuning of a run, gone on twice, a fork of that in its own directory, and gone on."""
+    model, optimizer = build()
+    run_id = stamps(saved.path)[0].run
+    guard.load(saved.path, model=model, lineage="sft")
+    checkpointer = Checkpointer(run, {"model": model, "optimizer": optimizer})
+    first = Fork("sft", run_id, "main", 1, 3, "guard.load of model")
+
+    def go_on(step: int) -> tuple[str, tuple[Fork, ...]]:
+        train(model, optimizer)
+        checkpointer.save(step).converged(60)
+        checkpointer.close()
+        (stamp,) = stamps(run)
+        return stamp.lineage, stamp.forks
+
+    assert checkpointer.restore() == 0
+    assert go_on(1) == ("sft", (first,))
+    checkpointer, model, optimizer = begin(run)
+    assert go_on(2) == ("sft", (first,))
+    only = ("model/**",)
+    checkpointer, model, optimizer = begin(run, only=only, lineage="dpo")
+    second = Fork("dpo", stamps(run)[0].run, "sft", 2, 2, f"restore(only={only})")
+    assert go_on(3) == ("dpo", (first, second))
+    checkpointer, model, optimizer = begin(run)
+    assert go_on(4) == ("dpo", (first, second))
+
+
+def test_a_first_start_may_name_its_lineage(saved: Saved, run: str, tmp_path: Path) -> None:
+    """From nothing it has no forks; from parts that were loaded it has one more."""
+    checkpointer, model, optimizer = begin(run, lineage="scratch")
+    train(model, optimizer)
+    checkpointer.save(1).converged(60)
+    checkpointer.close()
+    assert [(stamp.lineage, stamp.forks) for stamp in stamps(run)] == [("scratch", ())]
+    other = str(tmp_path / "other")
+    model, optimizer = build()
+    guard.load(saved.path, model=model, optimizer=optimizer)
+    checkpointer = Checkpointer(other, {"model": model, "optimizer": optimizer})
+    checkpointer.restore(lineage="branch")
+    train(model, optimizer)
+    checkpointer.save(1).converged(60)
+    checkpointer.close()
+    (stamp,) = stamps(other)
+    assert (stamp.lineage, [fork.of for fork in stamp.forks]) == ("branch", ["main"])
+
+
+def test_a_name_that_was_borne_before_is_refused_before_anything_is_changed(run: str) -> None:
+    """By a restore as by a load: two histories of one name could not be told apart."""
+    Saved(run)
+    model, optimizer = build()
+    held = (model, optimizer)
+    before = whole(*held)
+    with pytest.raises(ValueError, match="came from a lineage of that name"):
+        guard.load(run, model=model, lineage="main")
+    checkpointer = Checkpointer(run, {"model": model, "optimizer": optimizer})
+    with pytest.raises(ValueError, match="came from a lineage of that name"):
+        checkpointer.restore(lineage="main")
+    assert whole(*held) == before
+    assert checkpointer.restore(lineage="other") == 3
+    train(*held)
+    checkpointer.save(4).converged(60)
+    before = whole(*held)
+    for name in ("main", "other"):
+        with pytest.raises(ValueError, match="came from a lineage of that name"):
+            checkpointer.restore(lineage=name)
+    assert whole(*held) == before
+    assert checkpointer.restore() == 4
+    checkpointer.close()
+
+
+def test_a_first_epoch_that_would_be_a_mixture_is_refused(saved: Saved, run: str) -> None:
+    """Weights by the guard, moments by another checkpointer's restore: dry, on all ranks alike."""
+    model, _ = build()
+    guard.load(saved.path, model=model, step=2)
+    other, _ = build()
+    other.requires_grad_(False)
+    stand_in = AdamW(other.parameters())
+    guard.load(saved.path, model=other, optimizer=stand_in, step=3)
+    stand_in.param_groups[0]["params"] = list(model.parameters())
+    stand_in.state.clear()
+    checkpointer = Checkpointer(run, {"model": model, "optimizer": stand_in})
+    error = refused(checkpointer.restore, model)
+    assert "the first epoch of this run would be a mixture" in str(error)
+    with pytest.raises(RuntimeError, match="call restore"):
+        checkpointer.save(1)
+    guard.load(saved.path, model=model, step=3)
+    assert checkpointer.restore() == 0
+    checkpointer.close()
+
+
+# --- a Checkpointer's restores ------------------------------------------------------------------
+
+
+def test_what_is_restored_in_part_is_held_against_the_rest(
+    run: str, warned: Callable[[], list[str]]
+) -> None:
+    """Weights alone, weights that go back to the very epoch they came from, a layer alone."""
+    Saved(run)
+    checkpointer, model, optimizer = begin(run, only=("model/**",))
+    refused_step(model, optimizer)
+    for options in ({}, {"in_place": True}, {"step": 2}):
+        assert checkpointer.restore(**options) == options.get("step", 3)
+        train(model, optimizer)
+    assert checkpointer.restore() == 2
+    train(model, optimizer)
+    assert checkpointer.restore(only=("model/**",)) == 2
+    refused_step(model, optimizer)
+    assert checkpointer.restore() == 2
+    train(model, optimizer)
+    assert warned() == []
+    checkpointer.restore(only=("model/0.*",))
+    train(model, optimizer)
+    checkpointer.save(3).converged(60)
+    assert ["loaded around the guard" in line for line in warned()] == [True, True]
+    checkpointer.close()
+
+
+def test_loading_around_the_guard_is_said_at_the_next_save(
+    run: str, warned: Callable[[], list[str]]
+) -> None:
+    """Once for each load; the epochs still bear the lineage's name."""
+    checkpointer, model, optimizer = begin(run)
+    train(model, optimizer)
+    checkpointer.save(1).converged(60)
+    checkpointer.restore()
+    model[2].load_state_dict(model[2].state_dict())
+    assert warned() == []
+    train(model, optimizer)
+    checkpointer.save(2).converged(60)
+    first, second = warned()
+    assert "an optimizer with the moments of optimizer of main 1/1" in first
+    assert "model of main 1/1" in second
+    assert "bears the name of lineage main" in second
+    train(model, optimizer)
+    checkpointer.save(3).converged(60)
+    assert warned() == []
+    checkpointer.close()
+
+
+def test_a_restore_that_was_poisoned_leaves_no_origin(run: str) -> None:
+    """A save refuses; the guard knows of no epoch; a whole restore mends it."""
+    thing = Stubborn()
+    Saved(run, more={"thing": thing})
+    model, optimizer = build()
+    checkpointer = Checkpointer(run, {"model": model, "optimizer": optimizer, "thing": thing})
+    thing.fails = True
+    with pytest.raises(Poisoned):
+        checkpointer.restore()
+    assert guard.origin(model) is guard.origin(optimizer) is None
+    with pytest.raises(Refused):
+        guard.of(guard.Lineage, model)
+    thing.fails = False
+    assert checkpointer.restore() == 3
+    assert guard.of(guard.Lineage, model).index.step == 3
+    train(model, optimizer)
+    checkpointer.close()
+
+
+def test_a_restore_in_place_that_fails_leaves_no_origin(run: str) -> None:
+    """The live state was read over, and is of no epoch: of which it was says nothing any more."""
+    Saved(run)
+    checkpointer, model, optimizer = begin(run)
+    for file in Path(run).glob("domains/*/*/chunks/*"):
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    with pytest.raises(Refused):
+        checkpointer.restore(in_place=True)
+    assert guard.origin(model) is guard.origin(optimizer) is None
+    with pytest.raises(Poisoned):
+        checkpointer.save(4)
+    checkpointer.close()
+
+
+# --- corrections --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("correction", [Reset(warmup=2), Rescale(count=1), Damp(skew=2)], ids=str)
+def test_a_mixture_on_purpose_is_a_lineage_of_its_own(
+    correction: Correction, saved: Saved, run: str
+) -> None:
+    """Weights of step 3, moments of step 1: labelled a heuristic in each epoch, and gone on."""
+    model, optimizer = build()
+    guard.load(saved.path, model=model)
+    loaded = guard.load(
+        saved.path, optimizer=optimizer, step=1, correction=correction, lineage="mended"
+    )
+    (applied,) = loaded.applied
+    assert applied.name == correction.name
+    train(model, optimizer)
+    state = {"model": model, "optimizer": optimizer, "applied": applied}
+    with Checkpointer(run, state) as checkpointer:
+        assert checkpointer.restore() == 0
+        train(model, optimizer)
+        checkpointer.save(1).converged(60)
+    (stamp,) = stamps(run)
+    assert stamp.lineage == "mended"
+    assert [(fork.of, fork.step, fork.why) for fork in stamp.forks] == [
+        ("main", 1, correction.describe())
+    ]
+    assert "heuristic" in stamp.forks[0].why
+
+
+def test_a_correction_may_go_onto_a_live_optimizer(saved: Saved) -> None:
+    """Weights go back, the moments that are there stay, or begin anew."""
+    model, optimizer = build()
+    guard.load(saved.path, model=model, optimizer=optimizer)
+    train(model, optimizer)
+    loaded = guard.load(
+        saved.path, model=model, step=1, correction=Reset(3), lineage="x", onto=[optimizer]
+    )
+    assert not optimizer.state
+    assert loaded.applied[0].left == 3
+    train(model, optimizer)
+    origins = [guard.origin(part) for part in (model, optimizer)]
+    assert [came.history.lineage for came in origins if came] == ["x", "x"]
+
+
+def test_an_optimizer_that_no_correction_knows_is_refused(run: str) -> None:
+    """As a TypeError that names it; the parts are of no lineage then."""
+    Saved(run, RMSprop)
+    model, optimizer = build(RMSprop)
+    with pytest.raises(TypeError, match="RMSprop can't be corrected"):
+        guard.load(run, model=model, optimizer=optimizer, correction=Damp(2), lineage="x")
+    assert guard.origin(model) is None
+
+
+# --- lineages as types --------------------------------------------------------------------------
+
+BRANDS = """
+from torch import nn
+
+from handfast.torch import guard
+
+
+class Pretrained(guard.Lineage):
+    name = "main"
+
+
+class Tuned(guard.Lineage):
+    name = "sft"
+
+
+def tune(model: guard.Of[Pretrained, nn.Linear]) -> guard.Of[Tuned, nn.Linear]:
+    return guard.of(Tuned, model.live)
+
+
+first = guard.of(Pretrained, nn.Linear(1, 1))
+second = tune(first)
+tune(second)  # refused
+tune(nn.Linear(1, 1))  # refused
+third: guard.Of[Pretrained, nn.Linear] = second  # refused
+fourth: guard.Of[guard.Lineage, nn.Linear] = first  # refused
+tune(guard.of(Pretrained, nn.Conv2d(1, 1, 1)))  # refused
+guard.of(int, nn.Linear(1, 1))  # refused
+bias: object = first.live.bias
+index: str = first.index.lineage
+step: str = first.index.step  # refused
+"""
+
+
+def test_a_type_checker_keeps_lineages_apart(tmp_path: Path) -> None:
+    """Mypy finds an error in each line that is marked, and in no other."""
+    file = tmp_path / "brands.py"
+    file.write_text(BRANDS)
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")]
+    command += ["--cache-dir", str(ROOT / ".mypy_cache"), "--no-error-summary", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    found = {int(n) for n in re.findall(r"brands\.py:(\d+): error", done.stdout)}
+    marked = {n for n, line in enumerate(BRANDS.splitlines(), 1) if "# refused" in line}
+    assert len(marked) == 7
+    assert found == marked, done.stdout + done.stderr
+
+
+def test_lineages_are_compared_when_it_runs(saved: Saved) -> None:
+    """What is of another lineage, or of none that is known, is refused."""
+
+    class Tuned(guard.Lineage):
+        name = "sft"
+
+    model, _ = build()
+    assert refused(lambda: guard.of(Tuned, model), model).verdict is Verdict.FOREIGN
+    guard.load(saved.path, model=model)
+    assert guard.of(guard.Lineage, model).live is model
+    assert "is of lineage main, and lineage sft was asked for" in str(
+        refused(lambda: guard.of(Tuned, model), model)
+    )
+    guard.load(saved.path, model=model, lineage="sft")
+    assert guard.of(Tuned, model).index.step == 3
+    refused(lambda: guard.of(guard.Lineage, model), model)
+
+
+# --- several ranks ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "ddp"])
+def test_each_rank_loads_its_own(kind: str, launch: Launch, tmp_path: Path) -> None:
+    """Shards by FSDP2, and what DDP's rank 1 has left to rank 0; then it goes on as it did."""
+    path = str(tmp_path / "run")
+    job = launch(2)
+    job.all(deeds.resume, path, kind)
+    job.all(deeds.train, 2)
+    job.all(deeds.converged)
+    expected = job.all(deeds.model_digest)
+    after = [one.pop() for one in job.all(deeds.train, 3, save=False)]
+    assert len(after) == 2
+    trained = job.all(deeds.model_digest)
+    job.all(deeds.close)
+    job.all(deeds.build, kind, seed=9)
+    unnamed = job.each_raises(guarding.load, path, ("model",))
+    assert all("on several ranks give step=" in str(error) for error in unnamed)
+    assert job.all(guarding.load, path, ("model",), step=2) == ["1/2", "1/2"]
+    assert job.all(deeds.model_digest) == expected
+    errors = job.each_raises(guarding.step)
+    assert [type(error) for error in errors] == [Refused, Refused]
+    both = ("optimizer", "scheduler")
+    assert job.all(guarding.load, path, both, step=2) == ["1/2", "1/2"]
+    assert trained != expected
+    job.all(guarding.step)
+    for part in ("model", "optimizer"):
+        assert all("trained on since" in said for said in job.all(guarding.origin, part))
+
+
+def test_a_shard_of_another_job_is_refused(launch: Launch, tmp_path: Path) -> None:
+    """Two ranks' run, in a job of three, and in one process: refused, with the way to do it."""
+    path = str(tmp_path / "run")
+    job = launch(2)
+    job.all(deeds.resume, path, "fsdp")
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    job.all(deeds.close)
+    three = launch(3)
+    three.all(deeds.build, "plain")
+    three[2].tell(guarding.load, path, ("model",), step=1)
+    error = raised_by(three[2])
+    assert isinstance(error, Refused)
+    assert "epoch 1/1 has 2 shards, and this is rank 2" in str(error)
+    one = Training("plain")
+    assert refused(lambda: guard.load(path, model=one.model), one.model).verdict is Verdict.FOREIGN
+
+
+def test_ranks_that_name_different_lineages_are_refused(launch: Launch, tmp_path: Path) -> None:
+    """Both hear what each has said, nothing is changed, and both may try again."""
+    path = str(tmp_path / "run")
+    job = launch(2)
+    job.all(deeds.resume, path)
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    before = job.all(deeds.digest)
+    for trainer, lineage in zip(job, ("sft", ""), strict=True):
+        trainer.tell(deeds.restore, lineage=lineage)
+    for trainer in job:
+        error = raised_by(trainer)
+        assert isinstance(error, Refused)
+        assert "rank 0: sft, rank 1: none" in str(error)
+    for error in job.each_raises(deeds.restore, lineage="main"):
+        assert isinstance(error, ValueError | Refused)
+    assert job.all(deeds.digest) == before
+    assert job.all(deeds.restore, lineage="sft") == [1, 1]
+    job.all(deeds.train, 2)
+    job.all(deeds.converged)
+    assert [stamp.lineage for stamp in stamps(path)] == ["sft", "sft"]
+    assert os.path.isdir(path)
+    job.all(deeds.close)

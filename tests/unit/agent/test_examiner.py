@@ -1,0 +1,457 @@
+"""Shows that whatever validators do costs no more than an epoch: real processes, that really end.
+
+What they find, and how they end, is the reason of a SKIP; the agent, its image and the next epoch
+are none the worse for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agentkit import settled_fds, wait_for
+
+from handfast.agent.examiner import Asked, Examined, Examiner
+from handfast.agent.frames import make_image
+from handfast.core.lattice import Epoch
+from handfast.store import objects
+from handfast.store.image import TensorSpec, plan
+
+ARGV = (sys.executable, "-m", "handfast.torch.examine")
+
+VALIDATORS = '''
+"""What users may come up with."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import torch
+
+from handfast.errors import FormatError
+
+kept = []
+
+
+def content(staged):
+    return None
+
+
+def silent(staged):
+    return ""
+
+
+def told(staged):
+    at = f"{staged.generation}/{staged.step}"
+    values = staged.tensors["model/w"].tolist()
+    return f"{at} {values} {staged.objects['scheduler']} {staged.extra} {sorted(staged.apart)}"
+
+
+def pid(staged):
+    return os.getpid()
+
+
+def value(staged):
+    raise ValueError("too large")
+
+
+def format(staged):
+    raise FormatError("no such thing")
+
+
+def key(staged):
+    return staged.tensors["model/none"]
+
+
+def long(staged):
+    return "x" * 100_000
+
+
+def several(staged):
+    return torch.tensor([1, 2])
+
+
+def wild(staged):
+    return "half of a \\ud800 pair"
+
+
+def loud(staged):
+    print("not on the examiner's socket")
+    sys.stdout.flush()
+    os.write(1, b"nor this\\n")
+
+
+def hoarder(staged):
+    kept.append(staged)
+    kept.extend(staged.tensors.values())
+
+
+def threaded(staged):
+    threading.Thread(target=time.sleep, args=(3600,)).start()
+
+
+def lost(staged):
+    sys.path = ["/nowhere"]
+
+
+def pathless(staged):
+    sys.path = None
+
+
+def greedy(staged):
+    torch.empty(1 << 33, dtype=torch.uint8)
+
+
+def hungry(staged):
+    blocks = []
+    while True:
+        blocks.append(bytearray(64 << 20))  # not touched, so that no page of it is there
+
+
+def exit(staged):
+    os._exit(3)
+
+
+def clean_exit(staged):
+    sys.exit(4)
+
+
+def killed(staged):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def writes(staged):
+    staged.tensors["model/w"].fill_(7.0)
+
+
+def hangs(staged):
+    time.sleep(3600)
+
+
+def with_helper(staged):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+    time.sleep(3600)
+
+
+def manners(staged):
+    with open("/proc/self/oom_score_adj") as score:
+        first = int(score.read())
+    core, _ = resource.getrlimit(resource.RLIMIT_CORE)
+    data, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return f"{os.nice(0) >= 5} {first} {core} {data} {torch.get_num_threads()}"
+'''
+
+DUMB = """
+import os, signal, socket, sys
+
+from handfast.agent.frames import Call, Failure, Incoming, Push, Reply, encode
+
+sock, incoming = socket.socket(fileno=int(sys.argv[-1])), Incoming()
+how = sys.argv[1]
+if how == "deaf":
+    sys.exit(5)
+while (arrived := incoming.receive(sock)) is not None:
+    for message, fds in arrived:
+        if how == "dies":
+            sys.exit(6)
+        if how == "signal":
+            os.kill(os.getpid(), signal.SIGRTMIN + 3)
+        sock.sendall({
+            "other fields": encode(Reply(message.id, 0, {"verdict": "fine"})),
+            "no text": encode(Reply(message.id, 0, {"problem": None})),
+            "failure": encode(Failure(message.id, "", "it is not known here", {})),
+            "push": encode(Push("topic", {})),
+            "call": encode(Call(1, "examine", 0, {})),
+            "noise": b"\\0\\0\\0\\4noise",
+            "length": b"\\xff\\xff\\xff\\xff",
+        }[how])
+"""
+
+SPECS = [
+    TensorSpec("model/w", "float32", (2,), (2,), (0,), (1,)),
+    TensorSpec("model/mask", "float32", (), (), (), ()),
+]
+
+
+NAN = b"\0\0\xc0\x7f"
+
+
+class Desk:
+    """One image, and the questions about it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        (home / "violations.py").write_text(VALIDATORS)
+        self.layout = plan(SPECS)
+        self.at = {slot.spec.path: slot.start for slot in self.layout.slots}
+        self.fd = make_image(self.layout.nbytes)
+        os.pwrite(self.fd, self.layout.header, 0)
+        self.extra: Any = 5
+
+    def asked(self, *validators: str, step: int = 1, generation: int = 1, **changes: Any) -> Asked:
+        """A question; validators without a module are those of this file."""
+        names = tuple(v if v in ("finite", "loss") or ":" in v else f"violations:{v}"
+                      for v in validators)  # fmt: skip
+        path = (str(self.home), *(os.path.abspath(entry) for entry in sys.path))
+        fields: dict[str, Any] = {"argv": ARGV, "path": path, "validators": names}
+        fields |= {"apart": ("model/mask",), "patience_s": 60.0} | changes
+        held = objects.encode({"": {}, "scheduler": {"lr": 0.5}, "extra": self.extra})
+        epoch, layout = Epoch(generation, step), self.layout
+        return Asked(Examined(**fields), layout.slots, layout.nbytes, self.fd, held, epoch)
+
+    def image(self) -> bytes:
+        """The bytes of the image as they are now."""
+        return os.pread(self.fd, self.layout.nbytes, 0)
+
+
+def ask(examiner: Examiner, asked: Asked | None) -> str:
+    """Ask, and wait for the answer."""
+    return asyncio.run(examiner.examine(asked))
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    found = Desk(tmp_path)
+    yield found
+    os.close(found.fd)
+
+
+@pytest.fixture
+def examiner() -> Iterator[Examiner]:
+    found = Examiner()
+    yield found
+    found.close()
+
+
+def pid_of(examiner: Examiner, desk: Desk, **options: Any) -> int:
+    """The process that examines now."""
+    return int(ask(examiner, desk.asked("pid", **options)).removeprefix("violations:pid: "))
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there, and is no zombie that waits for whoever started it."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def test_nothing_is_started_where_nothing_is_asked(examiner: Examiner) -> None:
+    """A run without validators has no process more than before."""
+    assert ask(examiner, None) == ""
+    assert examiner._child is None
+
+
+def test_what_validators_do_short_of_dying(desk: Desk, examiner: Examiner) -> None:
+    """One process hears it all, epoch after epoch, and is the same one at the end."""
+    first = pid_of(examiner, desk)
+    fds = settled_fds()
+
+    def said(*validators: str, **options: Any) -> str:
+        return ask(examiner, desk.asked(*validators, **options))
+
+    assert said("content", "silent", "finite") == ""
+    assert said("told", step=7) == ("violations:told: 1/7 [0.0, 0.0] {'lr': 0.5} 5 ['model/mask']")
+    assert said("value") == "violations:value: too large"
+    assert said("format") == "violations:format: no such thing"
+    assert said("key") == "violations:key: KeyError('model/none')"
+    assert said("silent", "value", "key").startswith("violations:value"), "the first one counts"
+    assert said("gone") == (
+        "violations:gone: validator 'violations:gone' can't be imported: "
+        "AttributeError(\"module 'violations' has no attribute 'gone'\")"
+    )
+    assert said("nothing.of.this:kind").startswith("nothing.of.this:kind: validator")
+    assert 100 < len(said("long")) <= 400
+    assert said("wild") == "violations:wild: half of a ? pair"
+    assert said("several").startswith("violations:several: RuntimeError")
+    assert said("loud") == ""
+    assert said("hoarder") == ""
+    assert said("threaded") == ""
+    assert said("lost", "pathless") == ""
+    assert said("manners") == f"violations:manners: True 1000 0 {(2 << 30) + 32} 1"
+    assert "wants more memory" in said("hungry")
+    assert "violations:greedy: RuntimeError" in said("greedy")
+    os.pwrite(desk.fd, NAN, desk.at["model/mask"])
+    assert said("finite") == ""
+    os.pwrite(desk.fd, NAN, desk.at["model/w"])
+    assert said("content", "finite") == (
+        "finite: model/w: 1 NaN and 0 infinite of 2 values, the first at 0"
+    )
+    assert said("content", step=8) == ""
+    assert pid_of(examiner, desk) == first
+    assert settled_fds() == fds
+
+
+def test_validators_that_end_their_process(desk: Desk, examiner: Examiner) -> None:
+    """The epoch is skipped with the reason, nothing of its image has changed, and the next one has
+    a process again."""
+    before = desk.image()
+    for validator, how in (
+        ("exit", "their process ended with status 3"),
+        ("clean_exit", "their process ended with status 4"),
+        ("writes", "their process was ended by SIGSEGV"),
+    ):
+        assert ask(examiner, desk.asked(validator)) == f"the validators ended half-way: {how}"
+        assert examiner._child is None
+    assert desk.image() == before
+
+
+def test_another_process_takes_over(desk: Desk, examiner: Examiner) -> None:
+    """After one that has died and one that hung, with what its validators had started; and for
+    another argv."""
+    first = pid_of(examiner, desk)
+    assert "SIGKILL" in ask(examiner, desk.asked("killed"))
+    second = pid_of(examiner, desk)
+    hung = ask(examiner, desk.asked("with_helper", patience_s=1.5))
+    assert hung == "the validators took more than 1.5 s, and were ended"
+    third = pid_of(examiner, desk)
+    assert len({first, second, third}) == 3
+    assert not alive(second)
+    other = (ARGV[0], "-X", "utf8", *ARGV[1:])
+    assert pid_of(examiner, desk, argv=other) != third
+    assert not alive(third)
+
+
+def test_a_start_of_the_job_reads_validators_anew(desk: Desk, examiner: Examiner) -> None:
+    """The agent outlives the trainer that was stopped to mend its validators."""
+    said = ask(examiner, desk.asked("value"))
+    assert said == "violations:value: too large"
+    mended = VALIDATORS.replace('raise ValueError("too large")', "return None")
+    (desk.home / "violations.py").write_text(mended + "\n# another length\n")
+    assert ask(examiner, desk.asked("value", step=2)) == said
+    assert ask(examiner, desk.asked("value", step=2, generation=2)) == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (("/no/such/python",), "No such file or directory: '/no/such/python'"),
+        (("/",), "Permission denied: '/'"),
+        (("a\0b",), "embedded null byte"),
+    ],
+)
+def test_an_argv_that_cant_be_started(
+    argv: tuple[str, ...], why: str, desk: Desk, examiner: Examiner
+) -> None:
+    """Each epoch is skipped, and says why, until it can be."""
+    for _ in range(2):
+        assert ask(examiner, desk.asked("content", argv=argv)).endswith(why)
+    assert examiner._child is None
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("deaf", "their process ended with status 5"),
+        ("dies", "their process ended with status 6"),
+        ("signal", f"their process was ended by signal {signal.SIGRTMIN + 3}"),
+        ("failure", "it is not known here"),
+        ("push", "an examiner that says Push"),
+        ("call", "an examiner that says Call"),
+        ("other fields", "an examiner that says Reply"),
+        ("no text", "an examiner that says Reply"),
+        ("noise", "a frame that can't be read"),
+        ("length", "a frame of 4294967295 bytes"),
+    ],
+)
+def test_a_process_that_speaks_otherwise_is_no_trouble(
+    how: str, why: str, desk: Desk, examiner: Examiner
+) -> None:
+    """Whatever another release, or another program, says: an error here would end the domain."""
+    asked = desk.asked("content", argv=(sys.executable, "-c", DUMB, how))
+    fds = settled_fds()
+    for _ in range(2):
+        assert why in ask(examiner, asked)
+    examiner.close()
+    assert settled_fds() <= fds
+
+
+def test_less_memory_than_wished_for_is_made_do_with(desk: Desk, examiner: Examiner) -> None:
+    """Where the agent was started under `ulimit -d`, validators have that, and not nothing."""
+    start = (
+        "import resource, runpy; resource.setrlimit(resource.RLIMIT_DATA, (3 << 29, 3 << 29)); "
+        "runpy.run_module('handfast.torch.examine', run_name='__main__')"
+    )
+    said = ask(examiner, desk.asked("manners", argv=(sys.executable, "-c", start)))
+    assert said == f"violations:manners: True 1000 0 {3 << 29} 1"
+
+
+# --- whose end is whose -------------------------------------------------------------------------
+
+AGENT = """
+import asyncio, pathlib, sys, threading, time
+
+sys.path[:0] = [sys.argv[1]]
+from test_examiner import Desk, Examiner, ask
+
+desk, examiner = Desk(pathlib.Path(sys.argv[2])), Examiner()
+if sys.argv[3] == "idle":
+    ask(examiner, desk.asked("content"))
+else:
+    threading.Thread(target=ask, args=(examiner, desk.asked("hangs")), daemon=True).start()
+while examiner._child is None:
+    time.sleep(0.001)
+if sys.argv[3] == "busy":
+    time.sleep(0.1)
+    stack = pathlib.Path(f"/proc/{examiner._child.pid}/oom_score_adj")
+    while stack.read_text().strip() != "1000":
+        time.sleep(0.01)
+    time.sleep(0.5)
+print(examiner._child.pid, flush=True)
+time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize("when", ["idle", "busy", "at its start"])
+def test_it_ends_with_its_agent(when: str, tmp_path: Path) -> None:
+    """An agent that is killed leaves no validator behind: idle, at work, or still importing torch
+    with a question ahead of it."""
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", AGENT, here, str(tmp_path), when]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdout is not None
+        pid = int(agent.stdout.readline())
+        assert alive(pid)
+        agent.kill()
+    wait_for(lambda: not alive(pid), "the end of the examiner")
+
+
+def test_closing_ends_it(desk: Desk) -> None:
+    """And reaps it: no zombie, no descriptor."""
+    fds = settled_fds()
+    examiner = Examiner()
+    pid = pid_of(examiner, desk)
+    examiner.close()
+    assert not Path(f"/proc/{pid}").exists()
+    assert settled_fds() <= fds
+    examiner.close()
+
+
+def test_the_loop_goes_on_meanwhile(desk: Desk, examiner: Examiner) -> None:
+    """Validators take their time; heartbeats and messages of the agent don't wait for them."""
+
+    async def main() -> tuple[str, int]:
+        asking = asyncio.ensure_future(examiner.examine(desk.asked("hangs", patience_s=1.0)))
+        turns = 0
+        began = time.monotonic()
+        while not asking.done() and time.monotonic() - began < 30:
+            turns += 1
+            await asyncio.sleep(0.01)
+        return await asking, turns
+
+    said, turns = asyncio.run(main())
+    assert said == "the validators took more than 1 s, and were ended"
+    assert turns > 10

@@ -1,0 +1,351 @@
+"""Shows what the checks find, and what they leave alone because sound checkpoints have it, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handfast.audit import numbers
+from handfast.audit.checks import Look, check
+from handfast.audit.extent import Extent, Held, dense
+from handfast.audit.finding import Code, Finding, Strength
+from handfast.audit.found import Clock, Counter, Found, Part, Role, Step, Tensor
+
+CERTAIN, STRONG, HINT = Strength
+
+
+def values(tensor: torch.Tensor) -> Extent:
+    """A tensor's values, as a file would have them."""
+    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    name = str(tensor.dtype).removeprefix("torch.")
+    shape = tuple(tensor.shape)
+    return Extent(Held(data, "a file"), name, shape, dense(shape))
+
+
+def tensor(name: str, role: Role, value: torch.Tensor, **fields: Any) -> Tensor:
+    """A tensor of a parameter."""
+    return Tensor(f"{role}/{name}", role, values(value), of=name, **fields)
+
+
+def found(*parts: Part, **fields: Any) -> list[Finding]:
+    """What is found in one step."""
+    step = Step("step-100", 100, parts, **fields)
+    return list(check(Found("test", ".", [step]), Look(deep=True)))
+
+
+def kinds(findings: Sequence[Finding]) -> set[tuple[Code, Strength]]:
+    """What kinds of findings there are."""
+    return {(finding.code, finding.strength) for finding in findings}
+
+
+def counted(*counters: tuple[Clock, int] | Counter, part: str = "a.pt") -> Part:
+    """A part with counters."""
+    made = [c if isinstance(c, Counter) else Counter(c[0], c[1], str(c[0])) for c in counters]
+    return Part(part, counters=made)
+
+
+class TestCounters:
+    """Counters of updates."""
+
+    def test_one_counter_with_two_values_is_certain(self) -> None:
+        """Two ranks' copies of one fact: their parts are of two steps (mosaicml/composer#2146)."""
+        one = counted((Clock.TRAINER, 100), part="rank0.pt")
+        two = counted((Clock.TRAINER, 90), part="rank1.pt")
+        (finding,) = found(one, two)
+        assert (finding.code, finding.strength) == (Code.COUNTERS, CERTAIN)
+        assert finding.parts == ("rank0.pt", "rank1.pt")
+        assert "rank1.pt: trainer = 90 (trainer)" in finding.evidence
+
+    def test_clocks_that_disagree_are_strong(self) -> None:
+        """Model of step 500, loader of 501 (pytorch/torchtitan#4686), a directory of a third."""
+        clocks = counted((Clock.TRAINER, 500), (Clock.LOADER, 501), (Clock.DIRECTORY, 500))
+        assert kinds(found(clocks)) == {(Code.COUNTERS, STRONG)}
+
+    @pytest.mark.parametrize(
+        "counter",
+        [
+            Counter(Clock.LOADER, 4000, "batches", updates=False),
+            Counter(Clock.SCHEDULER, 100, "last_epoch"),
+            Counter(Clock.OPTIMIZER, 97, "step", skips=True),
+        ],
+        ids=["micro-batches", "alike", "skipped by a scaler"],
+    )
+    def test_what_sound_checkpoints_have_is_left_alone(self, counter: Counter) -> None:
+        """Gradient accumulation, and updates that a GradScaler skipped."""
+        assert found(counted((Clock.TRAINER, 100), counter), scaled=True) == []
+
+    def test_an_optimizer_that_lags_without_a_scaler_is_strong(self) -> None:
+        """Nothing skips updates there."""
+        lagging = Counter(Clock.OPTIMIZER, 97, "step", skips=True)
+        assert kinds(found(counted((Clock.TRAINER, 100), lagging))) == {(Code.COUNTERS, STRONG)}
+
+    def test_an_optimizer_that_is_ahead_is_strong_even_with_a_scaler(self) -> None:
+        """A scaler skips updates; it makes none."""
+        ahead = Counter(Clock.OPTIMIZER, 101, "step", skips=True)
+        assert kinds(found(counted((Clock.TRAINER, 100), ahead), scaled=True)) == {
+            (Code.COUNTERS, STRONG)
+        }
+
+    def test_parameters_that_got_gradients_later_have_smaller_steps(self) -> None:
+        """Experts, and what was frozen at first: only the greatest counts."""
+        steps = [Counter(Clock.PARAMETER, value, f"p{value}") for value in (100, 40, 7)]
+        assert found(counted((Clock.TRAINER, 100), *steps)) == []
+
+    def test_a_parameters_step_that_differs_between_ranks_is_certain(self) -> None:
+        """A shard of another step (hiyouga/LlamaFactory#655)."""
+        one = counted(Counter(Clock.PARAMETER, 20, "w"), part="rank0.pt")
+        two = counted(Counter(Clock.PARAMETER, 10, "w"), part="rank1.pt")
+        assert kinds(found(one, two)) == {(Code.COUNTERS, CERTAIN)}
+
+
+class TestValues:
+    """Numbers that no training has."""
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_what_is_not_finite_is_found_in_moments(self, dtype: str, bad: float) -> None:
+        """In every precision, at any place."""
+        value = torch.ones(70_000, dtype=getattr(torch, dtype))
+        value[69_999] = bad
+        part = Part("a.pt", tensors=[tensor("w", Role.FIRST, value)])
+        assert kinds(found(part)) == {(Code.NONFINITE, CERTAIN)}
+
+    def test_a_nan_in_a_parameter_is_certain_and_an_infinity_a_hint(self) -> None:
+        """A mask may be kept as a parameter; NaN serves nothing."""
+        nan = Part("a.pt", tensors=[tensor("w", Role.PARAMETER, torch.tensor([1.0, np.nan]))])
+        mask = Part("a.pt", tensors=[tensor("w", Role.PARAMETER, torch.tensor([0.0, -np.inf]))])
+        assert kinds(found(nan)) == {(Code.NONFINITE, CERTAIN)}
+        assert kinds(found(mask)) == {(Code.NONFINITE, HINT)}
+
+    def test_buffers_hold_what_they_like(self) -> None:
+        """A causal mask is full of -inf, and a best metric begins at inf."""
+        mask = torch.full((8, 8), -torch.inf).triu(1)
+        assert found(Part("a.pt", tensors=[tensor("mask", Role.BUFFER, mask)])) == []
+
+    def test_a_second_moment_below_zero_is_certain(self) -> None:
+        """It is a mean of squares."""
+        part = Part("a.pt", tensors=[tensor("w", Role.SECOND, torch.tensor([1.0, -1e-9]))])
+        (finding,) = found(part)
+        assert (finding.code, finding.strength) == (Code.NEGATIVE, CERTAIN)
+        assert "-1e-09" in finding.evidence[0]
+
+    @pytest.mark.parametrize("name", sorted(numbers.FLOATS))
+    def test_bytes_are_read_as_torch_reads_them(self, name: str) -> None:
+        """All 256 values of an 8-bit float, and all 65,536 of a 16-bit one."""
+        if name.startswith("complex"):
+            return
+        dtype = getattr(torch, name)
+        count = 1 << min(16, 8 * dtype.itemsize)
+        kind = {1: np.uint8, 2: np.uint16}.get(dtype.itemsize)
+        if kind is None:
+            raw = np.random.default_rng(0).integers(0, 256, 8 * count, np.uint8)
+        else:
+            raw = np.arange(count, dtype=kind)
+        theirs = torch.from_numpy(raw.view(np.uint8).copy()).view(dtype)
+        wide = theirs.float() if dtype.itemsize < 4 else theirs
+        ours = numbers.numbers(memoryview(raw.tobytes()), name)
+        np.testing.assert_array_equal(ours, wide.numpy())
+
+
+class TestMoments:
+    """|m| <= K sqrt(v)."""
+
+    def part(self, first: torch.Tensor, second: torch.Tensor, **fields: Any) -> Part:
+        """Moments of one parameter."""
+        pair = [
+            tensor("w", Role.FIRST, first, group="0"),
+            tensor("w", Role.SECOND, second, group="0"),
+        ]
+        return Part("a.pt", tensors=pair, betas={"0": (0.9, 0.999)}, **fields)
+
+    def test_moments_that_no_gradients_make_are_certain(self) -> None:
+        """K is 7.27 for AdamW's own betas, and 3.16 after one step."""
+        late = self.part(torch.full((9,), 8.0), torch.ones(9))
+        assert kinds(found(late)) == {(Code.MOMENTS, CERTAIN)}
+        early = [Counter(Clock.PARAMETER, 1, "w")]
+        assert kinds(found(self.part(torch.full((9,), 4.0), torch.ones(9), counters=early))) == {
+            (Code.MOMENTS, CERTAIN)
+        }
+        assert found(self.part(torch.full((9,), 4.0), torch.ones(9))) == []
+
+    def test_nothing_is_said_where_no_bound_is_known(self) -> None:
+        """Changed betas (none are told), beta1 too large for beta2; a hint in 16 bits."""
+        odd = torch.full((9,), 99.0), torch.ones(9)
+        part = self.part(*odd)
+        part.betas = {}
+        assert found(part) == []
+        short = self.part(odd[0].bfloat16(), odd[1].bfloat16())
+        assert kinds(found(short)) == {(Code.MOMENTS, HINT)}
+        part.betas = {"0": (0.99, 0.95)}
+        assert found(part) == []
+
+    def test_a_real_training_keeps_the_bound(self) -> None:
+        """Sparse and tiny gradients, 200 steps of torch's AdamW."""
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(64))
+        optimizer = torch.optim.AdamW([weight])
+        for _ in range(200):
+            scale = 10.0 ** torch.randint(-30, 10, (64,))
+            weight.grad = torch.randn(64) * scale * (torch.rand(64) < 0.3)
+            optimizer.step()
+        state = optimizer.state[weight]
+        counters = [Counter(Clock.PARAMETER, 200, "w")]
+        assert found(self.part(state["exp_avg"], state["exp_avg_sq"], counters=counters)) == []
+
+
+class TestMasters:
+    """Low-precision weights and their float32 masters."""
+
+    def pair(self, low: torch.Tensor, master: torch.Tensor) -> list[Finding]:
+        """What is found of a parameter and its master."""
+        both = [tensor("w", Role.PARAMETER, low), tensor("w", Role.MASTER, master)]
+        return found(Part("a.pt", tensors=both))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @given(data=st.data())
+    def test_rounding_is_torchs_for_every_value(self, dtype: torch.dtype, data: Any) -> None:
+        """Any 64 float32 bit patterns that are numbers."""
+        raw = data.draw(st.lists(st.integers(0, 2**32 - 1), min_size=64, max_size=64))
+        master = torch.tensor(raw, dtype=torch.uint32).view(torch.float32)
+        master = torch.where(torch.isfinite(master), master, torch.ones(64))
+        low = master.to(dtype)
+        bits = numbers.rounded(master.numpy(), str(dtype).removeprefix("torch."))
+        assert bits.tobytes() == low.view(torch.uint8).numpy().tobytes()
+
+    def test_weights_of_another_step_are_strong(self) -> None:
+        """Weights of step 1, masters of step 2 (NVIDIA/nvidia-resiliency-ext#376)."""
+        torch.manual_seed(0)
+        master = torch.randn(1000)
+        stale = (master + 0.1 * torch.randn(1000)).bfloat16()
+        assert kinds(self.pair(stale, master)) == {(Code.MASTER, STRONG)}
+        assert self.pair(master.bfloat16(), master) == []
+
+    def test_stochastic_rounding_is_a_hint(self) -> None:
+        """Each value is one of the two that its master lies between."""
+        torch.manual_seed(0)
+        master = torch.randn(1000)
+        noise = torch.randint(0, 1 << 16, (1000,), dtype=torch.int32)
+        up = (master.view(torch.int32) + noise) & -65536
+        low = up.view(torch.float32).bfloat16()
+        assert (low != master.bfloat16()).any()
+        assert kinds(self.pair(low, master)) == {(Code.MASTER, HINT)}
+
+    def test_a_master_in_another_part_is_held_against_the_one_parameter(self) -> None:
+        """DeepSpeed keeps them in files of their own."""
+        master = torch.randn(100)
+        low = Part("model.pt", tensors=[tensor("w", Role.PARAMETER, (master + 1).bfloat16())])
+        own = Part("optim.pt", tensors=[tensor("w", Role.MASTER, master)])
+        assert kinds(found(low, own)) == {(Code.MASTER, STRONG)}
+
+
+class TestShards:
+    """Whole parts."""
+
+    def shard(self, rank: int, value: torch.Tensor, role: Role = Role.FIRST) -> Part:
+        """A rank's piece of a whole."""
+        size = len(value)
+        piece = tensor("w", role, value, whole=(2 * size,), offset=(rank * size,))
+        return Part(f"rank{rank}.pt", {"dp": rank}, tensors=[piece])
+
+    def test_shards_of_two_ranks_with_the_same_bits_are_strong(self) -> None:
+        """One rank's file saved under two names; zero shards are not that."""
+        same = torch.randn(100)
+        assert kinds(found(self.shard(0, same), self.shard(1, same))) == {(Code.IDENTICAL, STRONG)}
+        zeros = torch.zeros(100)
+        assert found(self.shard(0, zeros), self.shard(1, zeros)) == []
+
+    def test_a_shard_of_zeros_beside_others_is_strong(self) -> None:
+        """Memory that was never filled; LoRA's B is zero everywhere, or inside of a shard."""
+        empty = found(self.shard(0, torch.randn(100)), self.shard(1, torch.zeros(100)))
+        assert kinds(empty) == {(Code.ZERO, STRONG)}
+
+    def test_whole_copies_of_ranks_are_no_shards(self) -> None:
+        """DDP's ranks may each save all: alike by design."""
+        same = torch.randn(100)
+        parts = [
+            Part(f"rank{r}.pt", {"dp": r}, tensors=[tensor("w", Role.FIRST, same)]) for r in (0, 1)
+        ]
+        assert found(*parts) == []
+
+    def test_replicas_that_differ_are_certain_and_named_by_groups(self) -> None:
+        """A tensor-parallel norm of which one rank's copy has one other bit."""
+        good, bad = torch.ones(8), torch.ones(8)
+        bad[3] = 1 + 2**-20
+        parts = [
+            Part(
+                f"tp{rank}.pt",
+                tensors=[tensor("norm", Role.PARAMETER, value, replica="norm", promise="by tp")],
+            )
+            for rank, value in enumerate((good, bad, good))
+        ]
+        (finding,) = found(*parts)
+        assert (finding.code, finding.strength) == (Code.REPLICAS, CERTAIN)
+        assert finding.parts == ("tp1.pt",)
+        assert "alike in tp0.pt, tp2.pt" in finding.evidence
+
+    def test_a_part_of_another_run_or_job_is_certain(self) -> None:
+        """Another run's shard (LMResiliency/lm-resiliency#77), another world size."""
+        runs = [Part("a.pt", run="one"), Part("b.pt", run="two")]
+        assert kinds(found(*runs)) == {(Code.EXTRA, CERTAIN)}
+        worlds = [Part("a.pt", facts={"world": 4}), Part("b.pt", facts={"world": 8})]
+        assert kinds(found(*worlds)) == {(Code.WORLD, CERTAIN)}
+
+    def test_what_the_format_misses_is_told(self) -> None:
+        """Missing parts, foreign ones, no commit, what can't be read."""
+        told = found(
+            Part("a.pt", problem="a.pt: byte 7: the file ends there"),
+            Part("b.pt", problem="b.pt: no pickle"),
+            missing=[("c.pt", "the index names it")],
+            extra=[("d.pt", "of a larger world")],
+            commit="the marker",
+            committed=False,
+        )
+        assert kinds(told) == {
+            (Code.TRUNCATED, CERTAIN),
+            (Code.UNREADABLE, CERTAIN),
+            (Code.MISSING, CERTAIN),
+            (Code.EXTRA, STRONG),
+            (Code.UNCOMMITTED, CERTAIN),
+        }
+
+
+class TestSteps:
+    """One step beside another."""
+
+    def step(self, number: int, value: torch.Tensor, role: Role, saved: float = 0.0) -> Step:
+        """A step of one part."""
+        part = Part(f"{number}/a.pt", tensors=[tensor("w", role, value)], saved=saved)
+        return Step(str(number), number, [part])
+
+    @pytest.mark.parametrize(("role", "strength"), [(Role.FIRST, STRONG), (Role.PARAMETER, HINT)])
+    def test_a_step_that_repeats_another_is_stale(self, role: Role, strength: Strength) -> None:
+        """Steps 90, 110, 120 bit-identical (NVIDIA-NeMo/RL#3312); weights alone may be frozen."""
+        same, other = torch.randn(100), torch.randn(100)
+        steps = [self.step(n, v, role) for n, v in ((90, same), (100, other), (110, same))]
+        (finding,) = check(Found("test", ".", steps), Look(deep=True))
+        assert (finding.code, finding.strength) == (Code.STALE, strength)
+        assert (finding.step, finding.evidence) == ("110", ("90",))
+
+    def test_times_that_straddle_two_saves_are_a_hint(self) -> None:
+        """A file of step 100 that was written after step 200 was begun."""
+        first, second = (self.step(n, torch.randn(9), Role.FIRST, n) for n in (100, 200))
+        first.parts = [*first.parts, Part("100/b.pt", saved=201.0)]
+        told = list(check(Found("test", ".", [first, second]), Look()))
+        assert kinds(told) == {(Code.TIMES, HINT)}
+        assert told[0].parts == ("100/b.pt",)
+
+
+def test_without_deep_only_the_beginning_is_read() -> None:
+    """What is not looked at is counted, and nothing is said of it."""
+    value = torch.ones(70_000)
+    value[69_999] = torch.nan
+    part = Part("a.pt", tensors=[tensor("w", Role.FIRST, value)])
+    look = Look()
+    assert list(check(Found("test", ".", [Step("s", 1, [part])]), look)) == []
+    assert (look.cut, look.nbytes) == (1, 4 << 16)

@@ -1,0 +1,537 @@
+"""Shows what live parts remember of where they came from, what ends that, and what a step refuses.
+
+No run and no file is needed: parts are marked as a restore marks them.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import pickle
+import pickletools
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, SGD, AdamW, Optimizer
+
+from handfast.core.verdict import Verdict
+from handfast.errors import Refused
+from handfast.model.optimizer import Index
+from handfast.store.manifest import Fork, Stamp
+from handfast.torch import indices
+from handfast.torch.apply import _told_of_loads
+from handfast.torch.indices import Origin, beside, clear, common, forgotten, mark, origin
+from handfast.torch.lineage import History, index_of
+from handfast.torch.tree import Kind, kind_of
+
+
+def at(step: int, path: str = "model", **fields: Any) -> Origin:
+    """An origin of one run; then changed."""
+    fields = {"run": "run", "index": Index("main", 1, step, "c"), "path": path} | fields
+    return Origin(**fields)
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+
+
+def pair(kind: type[Optimizer] = AdamW, **options: Any) -> tuple[nn.Sequential, Optimizer]:
+    model = net()
+    return model, kind(model.parameters(), **{"lr": 1e-2, **options})
+
+
+def step(model: nn.Module, *optimizers: Optimizer) -> None:
+    """One update."""
+    model(torch.randn(4, 3)).square().mean().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    model.zero_grad()
+
+
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+    """What was warned of since the last look."""
+
+    class Said(list[str]):
+        def __eq__(self, other: object) -> bool:
+            found = [record.getMessage() for record in caplog.records]
+            caplog.clear()
+            return found == other
+
+        __hash__ = None  # type: ignore[assignment] - it is looked at, and no key
+
+    with caplog.at_level(logging.WARNING, "handfast"):
+        yield Said()
+
+
+def refused(model: nn.Module, *optimizers: Optimizer) -> Refused:
+    """The refusal of a step, which must have changed nothing."""
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(Refused) as caught:
+        step(model, *optimizers)
+    assert all(map(torch.equal, before, model.parameters()))
+    assert caught.value.verdict is Verdict.MIXED
+    model.zero_grad()
+    return caught.value
+
+
+# --- what is remembered -------------------------------------------------------------------------
+
+
+def test_parts_remember_and_other_things_do_not() -> None:
+    model, optimizer = pair()
+    assert origin(model) is origin(optimizer) is origin("model") is origin(None) is None
+    mark([(model, at(3)), (optimizer, at(3, "optimizer")), ({"a": 1}, at(3)), (5, at(3))])
+    assert origin(model) == at(3)
+    assert str(origin(optimizer)) == "optimizer of main 1/3 (c) of run run"
+    assert origin(model[0]) is None
+
+
+def test_memory_ends_with_the_part() -> None:
+    """A model that nobody needs is freed, with its hooks; the table keeps nothing alive."""
+    model, optimizer = pair()
+    mark([(model, at(3)), (optimizer, at(3))])
+    step(model, optimizer)
+    gone = [weakref.ref(each) for each in (model, model[0], model[0].weight, optimizer)]
+    del model, optimizer
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 4
+
+
+class Wrapper(nn.Module):
+    """A user's own module that holds another one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.module(x)
+        return found
+
+
+def wrapped(model: nn.Module, how: str) -> nn.Module:
+    if how == "compiled":
+        return torch.compile(model, backend="eager")  # type: ignore[return-value] # a module
+    return nn.DataParallel(model)
+
+
+@pytest.mark.parametrize("how", ["compiled", "parallel"])
+@pytest.mark.parametrize("outside", [True, False], ids=["the wrapper", "what is in it"])
+def test_a_wrapper_is_what_it_wraps(how: str, outside: bool, warned: list[str]) -> None:
+    """Models are loaded before they are wrapped, and saved after, or the other way round."""
+    model, optimizer = pair()
+    wrapper = wrapped(model, how)
+    mark([(wrapper if outside else model, at(3)), (optimizer, at(2, "optimizer"))])
+    assert origin(model) == origin(wrapper) == at(3)
+    assert set(map(id, beside([wrapper]))) == set(map(id, beside([model]))) == {id(optimizer)}
+    refused(wrapper, optimizer)
+    for part in (model, wrapper):
+        mark([(part, at(2)), (optimizer, at(2, "optimizer"))])
+        step(wrapper, optimizer)
+        part.load_state_dict(part.state_dict())
+        assert origin(model) is origin(wrapper) is None
+        assert [str(came) for came in forgotten([wrapper, model])] == [f"{at(2)}, trained on since"]
+    assert warned == []
+
+
+# --- what ends it -------------------------------------------------------------------------------
+
+
+def test_whatever_is_loaded_otherwise_is_of_no_known_epoch(warned: list[str]) -> None:
+    """A model, an optimizer, and a part of a model; said once, at the next look."""
+    model, optimizer = pair()
+    for load in (
+        lambda: model.load_state_dict(model.state_dict()),
+        lambda: model[0].load_state_dict(model[0].state_dict()),
+        lambda: model.load_state_dict({}, strict=False),
+    ):
+        mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
+        load()
+        assert origin(model) is None
+        assert origin(optimizer) == at(3, "optimizer")
+        assert list(forgotten([model, optimizer])) == [at(3)]
+        assert list(forgotten([model, optimizer])) == []
+    mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert origin(model) == at(3)
+    assert origin(optimizer) is None
+    assert warned == []
+
+
+def test_a_part_of_two_components_ends_what_is_known_of_both() -> None:
+    """A GAN as a whole, and its generator by itself, in one state."""
+    whole = nn.ModuleDict({"g": net(), "d": net()})
+    for parts in ([whole, whole["g"]], [whole["g"], whole]):
+        mark((part, at(3)) for part in parts)
+        whole["g"].load_state_dict(whole["g"].state_dict())
+        assert origin(whole) is origin(whole["g"]) is None
+        mark((part, at(3)) for part in parts)
+        whole["d"].load_state_dict(whole["d"].state_dict())
+        assert origin(whole) is None
+        assert origin(whole["g"]) == at(3)
+
+
+def test_a_load_that_fails_has_changed_something() -> None:
+    """Torch copies what fits before it raises."""
+    model, _ = pair()
+    mark([(model, at(3))])
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict({"0.weight": torch.ones(3, 3)})
+    assert origin(model) is None
+
+
+def test_what_is_about_to_be_loaded_is_of_no_epoch_until_it_has_come() -> None:
+    """A restore that stops half-way leaves nothing that looks sound."""
+    model, optimizer = pair()
+    mark([(model, at(3)), (optimizer, at(3))])
+    clear([model, optimizer])
+    assert origin(model) is origin(optimizer) is None
+    mark([(model, at(2))])
+    assert list(forgotten([model, optimizer])) == [at(3)]
+
+
+def test_a_copy_has_no_origin_and_its_loads_are_its_own() -> None:
+    """An EMA is a deep copy that is loaded again and again."""
+    model, optimizer = pair()
+    mark([(model, at(3)), (optimizer, at(3))])
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert origin(other) is None
+        other.load_state_dict(model.state_dict())
+        assert origin(model) == at(3)
+        assert not _told_of_loads(other), "it would be restored by another way"
+        mark([(other, at(2))])
+        other.load_state_dict(model.state_dict())
+        assert origin(other) is None
+    twin = copy.deepcopy(optimizer)
+    assert origin(twin) is None
+    twin.load_state_dict(optimizer.state_dict())
+    assert origin(optimizer) == at(3)
+    assert kind_of(twin) is kind_of(optimizer) is Kind.OPTIMIZER
+    assert not _told_of_loads(model)
+
+
+def test_a_pickled_model_needs_no_handfast(tmp_path: Any) -> None:
+    """Whoever gets it loads it into what they have."""
+    layer = nn.Linear(2, 2)
+    mark([(layer, at(3))])
+    data = pickle.dumps(layer)
+    assert "handfast" not in str([arg for _, arg, _ in pickletools.genops(data)])
+    file = tmp_path / "model"
+    file.write_bytes(data)
+    there = (
+        "import pickle, sys; sys.modules['handfast'] = None; "
+        f"m = pickle.load(open({str(file)!r}, 'rb')); m.load_state_dict(m.state_dict()); "
+        "import copy; copy.deepcopy(m).load_state_dict(m.state_dict())"
+    )
+    subprocess.run([sys.executable, "-c", there], check=True)
+
+
+def test_the_state_dict_is_as_it_was() -> None:
+    """Nothing of ours is in what anybody saves, and nothing is added twice."""
+    model, optimizer = pair()
+    before = model.state_dict().keys(), optimizer.state_dict()["param_groups"][0].keys()
+    for number in range(5):
+        mark([(model, at(number)), (optimizer, at(number))])
+    after = model.state_dict().keys(), optimizer.state_dict()["param_groups"][0].keys()
+    assert before == after
+    assert len(model._load_state_dict_post_hooks) == 1
+    assert len(optimizer._optimizer_load_state_dict_post_hooks) == 1
+
+
+# --- the first step -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"step": 2},
+        {"step": 3, "run": "another"},
+        {"step": 3, "index": Index("sft", 1, 3, "c")},
+        {"step": 3, "index": Index("main", 2, 3, "c")},
+        {"step": 3, "index": Index("main", 1, 3, "d")},
+    ],
+    ids=["step", "run", "lineage", "generation", "configuration"],
+)
+def test_moments_of_another_index_are_refused(other: dict[str, Any], warned: list[str]) -> None:
+    """At each try, until they are loaded together."""
+    model, optimizer = pair()
+    mark([(model, at(3)), (optimizer, at(path="optimizer", **other))])
+    for _ in range(2):
+        error = refused(model, optimizer)
+        assert error.shards == (str(at(path="optimizer", **other)), str(at(3)))
+        assert "this step would be a mixture" in str(error)
+    mark([(optimizer, at(3, "optimizer"))])
+    step(model, optimizer)
+    step(model, optimizer)
+    assert str(origin(model)) == f"{at(3)}, trained on since"
+    assert warned == []
+
+
+def test_weights_that_went_back_without_their_moments_are_refused() -> None:
+    """To the very epoch that both came from: one of them has been trained on since."""
+    model, optimizer = pair()
+    mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
+    step(model, optimizer)
+    mark([(model, at(3))])
+    assert "optimizer of main 1/3 (c) of run run, trained on since" in str(
+        refused(model, optimizer)
+    )
+    mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
+    step(model, optimizer)
+
+
+def test_weights_alone_are_refused_unless_a_lineage_says_so() -> None:
+    """Fine-tuning is said, not guessed; an optimizer that has moments is another matter."""
+    model, optimizer = pair()
+    mark([(model, at(3, lone=True))])
+    assert "without the optimizer state that was saved with them" in str(refused(model, optimizer))
+    refused(model, optimizer)
+    mark([(model, at(3, history=History("sft"), lone=False))])
+    step(model, optimizer)
+
+
+def test_what_was_loaded_around_is_warned_of_once(warned: list[str]) -> None:
+    """Of which epoch it is nobody knows, so nothing is refused."""
+    model, optimizer = pair()
+    step(model, optimizer)
+    mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
+    model.load_state_dict(model.state_dict())
+    step(model, optimizer)
+    step(model, optimizer)
+    moments = f"an optimizer with the moments of {at(3, 'optimizer')} is stepped on weights that "
+    assert warned == [
+        f"{moments}were loaded around the guard since: of which epoch they are is not known"
+    ]
+    mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
+    optimizer.load_state_dict(optimizer.state_dict())
+    step(model, optimizer)
+    step(model, optimizer)
+    state = "an optimizer whose state was loaded around the guard is stepped on "
+    assert warned == [f"{state}{at(3)}: of which epoch its moments are is not known"]
+
+
+def test_two_optimizers_may_step_one_model_in_any_order(warned: list[str]) -> None:
+    """As in a GAN, or with a rate of its own for the head; also where something else is loaded
+    between their first steps."""
+    model = net()
+    body, head = AdamW(model[0].parameters()), SGD(model[2].parameters(), lr=0.1)
+    both = [(model, at(3)), (body, at(3, "body")), (head, at(3, "head"))]
+    for first, second in ((body, head), (head, body)):
+        mark(both)
+        step(model, first)
+        step(model, first)
+        mark([(net(), at(7))])
+        step(model, second)
+        step(model, body, head)
+    mark([*both[:2], (head, at(2, "head"))])
+    step(model, body)
+    refused(model, head)
+    assert warned == []
+
+
+def test_a_teacher_of_another_run_is_nobodys_business(warned: list[str]) -> None:
+    """It is in the state, in the loss, and in no optimizer; nor is an encoder that is frozen."""
+    model, optimizer = pair()
+    teacher = net().requires_grad_(False)
+    student = [(model, at(3)), (optimizer, at(3, "optimizer"))]
+    mark([*student, (teacher, at(9, "teacher", run="another", lone=True))])
+    step(model, optimizer)
+    assert common([teacher, model, optimizer], "it") == origin(model)
+    assert warned == []
+
+
+def test_tied_weights_belong_to_all_that_hold_them() -> None:
+    """An embedding that two modules share must be of both their epochs."""
+    one, other = net(), net()
+    other[0].weight = one[0].weight
+    optimizer = AdamW(one.parameters())
+    mark([(one, at(3)), (other, at(2, "other")), (optimizer, at(3, "optimizer"))])
+    refused(one, optimizer)
+    mark([(other, at(3, "other"))])
+    step(one, optimizer)
+
+
+def test_closures_and_scalers_are_asked() -> None:
+    """Each way to step goes through the one hook; a step that a scaler leaves out does not."""
+    model, optimizer = pair(LBFGS)
+    mark([(model, at(3)), (optimizer, at(2, "optimizer"))])
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = model(torch.ones(4, 3)).square().mean()
+        loss.backward()
+        return loss
+
+    with pytest.raises(Refused):
+        optimizer.step(closure)
+    mark([(optimizer, at(3, "optimizer"))])
+    optimizer.step(closure)
+
+    model, optimizer = pair()
+    mark([(model, at(3)), (optimizer, at(2, "optimizer"))])
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(model(torch.full((4, 3), torch.inf)).mean()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    scaler.scale(model(torch.ones(4, 3)).mean()).backward()
+    with pytest.raises(Refused):
+        scaler.step(optimizer)
+
+
+class Accelerated(Optimizer):
+    """As Accelerate wraps one: an Optimizer by name, whose parts are those of another."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.optimizer = inner
+
+    @property
+    def state(self) -> Any:  # type: ignore[override] # as there
+        return self.optimizer.state
+
+    @property
+    def param_groups(self) -> Any:  # type: ignore[override] # as there
+        return self.optimizer.param_groups
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # as there
+        self.optimizer.step(closure)
+
+
+class Later(Optimizer):
+    """One whose groups come with the first batch."""
+
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # dynamo's own imports
+def test_a_compiled_step_is_asked() -> None:
+    """Dynamo breaks its graph at optimizers' hooks, and runs them."""
+    model, optimizer = pair()
+    mark([(model, at(3)), (optimizer, at(2, "optimizer"))])
+    compiled = torch.compile(optimizer.step, backend="eager")
+    model(torch.ones(4, 3)).sum().backward()
+    with pytest.raises(Refused):
+        compiled()
+    mark([(optimizer, at(3, "optimizer"))])
+    compiled()
+    assert "trained on since" in str(origin(model))
+
+
+def test_wrapped_optimizers_are_known_by_their_wrapper(warned: list[str]) -> None:
+    """That is what people save; torch's hooks are not there, and the one inside is stepped."""
+    model, inner = pair()
+    outer = Accelerated(inner)
+    step(model, outer)
+    mark([(model, at(3)), (outer, at(3, "optimizer")), (Later(), at(3, "later"))])
+    step(model, outer)
+    assert [str(origin(part)).endswith("trained on since") for part in (model, outer)] == [True] * 2
+    mark([(model, at(2))])
+    refused(model, outer)
+    mark([(model, at(3)), (outer, at(3, "optimizer"))])
+    step(model, outer)
+    assert list(beside([model])) == [outer]
+    assert warned == []
+
+
+def test_an_optimizer_that_nobody_knows_is_left_alone(warned: list[str]) -> None:
+    """Of other modules, of bare tensors, and of a model that was never loaded."""
+    model, optimizer = pair()
+    mark([(net(), at(3, lone=True))])
+    step(model, optimizer)
+    weight = nn.Parameter(torch.ones(2))
+    bare = SGD([weight], lr=0.1)
+    weight.grad = torch.ones(2)
+    bare.step()
+    assert warned == []
+
+
+def test_after_the_first_step_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off the hot path: parameters are not gone through again until something is loaded."""
+    model, optimizer = pair()
+    mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
+    asked: list[object] = []
+    real = indices._weights_of
+
+    def counted(one: Optimizer) -> Iterator[nn.Module]:
+        asked.append(one)
+        return real(one)
+
+    monkeypatch.setattr(indices, "_weights_of", counted)
+    for _ in range(3):
+        step(model, optimizer)
+    assert len(asked) == 1
+    other = net()
+    mark([(other, at(3))])
+    for _ in range(3):
+        step(model, optimizer)
+    assert len(asked) == 2
+
+
+def test_parameters_that_are_taken_in_later_are_no_mixture() -> None:
+    """Layers that thaw: of the same epoch, untouched until now, in an optimizer that has moved."""
+    body, head = net(), nn.Linear(1, 1)
+    optimizer = AdamW(head.parameters())
+    mark([(body, at(3, "body")), (head, at(3, "head")), (optimizer, at(3, "optimizer"))])
+    step(nn.Sequential(body, head), optimizer)
+    optimizer.add_param_group({"params": list(body.parameters())})
+    step(nn.Sequential(body, head), optimizer)
+
+
+# --- beside, common -----------------------------------------------------------------------------
+
+
+def test_beside_is_what_shares_parameters() -> None:
+    """And is marked: optimizers with their models, models with models they are tied to."""
+    model, optimizer = pair()
+    stranger, _ = pair()
+    mark([(model, at(3)), (optimizer, at(3, "optimizer")), (stranger, at(1))])
+    assert list(beside([model]).values()) == [at(3, "optimizer")]
+    assert list(beside([optimizer]).values()) == [at(3)]
+    assert beside([model, optimizer]) == {}
+    assert list(beside([model[0]]).values()) == [at(3), at(3, "optimizer")]
+    assert beside([net(), object()]) == {}
+
+
+def test_a_run_goes_on_from_what_is_trained() -> None:
+    """Its lineage leads, wherever it stands in the state; and a mixture is none to go on from."""
+    model, optimizer = pair()
+    teacher = net()
+    assert common([model, optimizer], "it") is None
+    mark([(teacher, at(9, run="another"))])
+    assert common([teacher, model, optimizer], "it") == origin(teacher)
+    mark([(model, at(3))])
+    assert common([teacher, model, optimizer], "it") == at(3)
+    mark([(optimizer, at(2, "optimizer"))])
+    with pytest.raises(Refused, match="it would be a mixture"):
+        common([teacher, model, optimizer], "it")
+
+
+# --- lineages -----------------------------------------------------------------------------------
+
+STAMP = Stamp("run-1", "sft", 3, 1200, "d", 0, 1, 1, "c", None, (Fork("sft", "r", "main", 1, 9),))
+
+
+def test_a_fork_names_where_it_began() -> None:
+    """And all that came before it, oldest first."""
+    history = History.of(STAMP)
+    assert history == History("sft", STAMP.forks)
+    after = history.fork("dpo", "run-1", index_of(STAMP), "preferences")
+    assert after.lineage == "dpo"
+    assert after.forks == (*STAMP.forks, Fork("dpo", "run-1", "sft", 3, 1200, "preferences"))
+    assert index_of(STAMP) == Index("sft", 3, 1200, "c")
+
+
+@pytest.mark.parametrize("name", ["sft", "main"])
+def test_a_name_that_was_borne_before_is_refused(name: str) -> None:
+    """Two histories under one name could not be told apart; "main" is where "sft" began."""
+    with pytest.raises(ValueError, match=f"lineage={name!r}: epoch 3/1200 came from"):
+        History.of(STAMP).fork(name, "run-1", index_of(STAMP), "")

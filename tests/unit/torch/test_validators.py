@@ -1,0 +1,679 @@
+"""Shows what each validator refuses, and that no sound state is refused: real optimizers, stepped.
+
+A false alarm costs an epoch, and three in a row the training; so most of this is about silence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from statekit import Snapshot, train
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
+
+import handfast
+from handfast.core.lattice import Epoch
+from handfast.store import objects
+from handfast.torch.state import TorchState
+from handfast.torch.validators import (
+    Staged,
+    Validator,
+    find,
+    finite,
+    loss,
+    masters,
+    moments,
+    nonnegative,
+)
+
+ALL: Mapping[str, Validator] = {
+    "finite": finite,
+    "nonnegative": nonnegative,
+    "moments": moments,
+    "masters": masters,
+}
+BETAS = [(0.9, 0.999), (0.9, 0.95)]
+INF = math.inf
+
+
+def staged(
+    state: Mapping[str, object],
+    rates: dict[str, tuple[float, float]] | None = None,
+    pickle: tuple[str, ...] = (),
+    **options: Any,
+) -> Staged:
+    """A state as the examiner gets it: out of an image, by way of a plan's ``apart``."""
+    held = TorchState(
+        state, rng=False, replicated=(), pickle=pickle, verify="fsync", validators=("finite",)
+    )
+    extra, grads = options.get("extra"), options.get("grads", False)
+    plan = held.capture(extra, grads, lambda _, digests: list(digests))
+    assert plan.examined is not None
+    shot = Snapshot(state, pickle, rng=False, **options)
+    apart = frozenset(plan.examined.apart)
+    return Staged(Epoch(1, 5), shot.views, shot._objects, apart, rates)
+
+
+def silent(state: Mapping[str, object], **options: Any) -> bool:
+    """Whether no validator has anything to say."""
+    seen = staged(state, **options)
+    found = {name: said for name, ask in ALL.items() if (said := ask(seen))}
+    assert not found, found
+    return True
+
+
+def bare(tensors: Mapping[str, Tensor], apart: Sequence[str] = (), **parts: Any) -> Staged:
+    """Tensors by path, without a training behind them."""
+    return Staged(Epoch(1, 5), tensors, objects.encode({"": {}, **parts}), frozenset(apart))
+
+
+def net(width: int = 4) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Linear(width, 4))
+
+
+def trained(kind: type[Optimizer] = AdamW, steps: int = 5, **options: Any) -> dict[str, Any]:
+    """A model and its optimizer after some steps."""
+    model = net()
+    optimizer = kind(model.parameters(), **{"lr": 1e-3, **options})
+    train(model, optimizer, steps=steps)
+    return {"model": model, "optimizer": optimizer}
+
+
+def moment(state: Mapping[str, Any], key: str) -> Tensor:
+    """A moment of the first weight."""
+    weight = next(iter(state["model"].parameters()))
+    found: Tensor = state["optimizer"].state[weight][key]
+    return found
+
+
+# --- finite -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, INF, -INF])
+def test_a_parameter_or_a_moment_that_is_no_number_is_refused(value: float) -> None:
+    """By path, how many, and where the first one is."""
+    state = trained()
+    with torch.no_grad():
+        state["model"][2].weight[1, 2] = value
+    nans, others = (1, 0) if math.isnan(value) else (0, 1)
+    what = f"{nans} NaN and {others} infinite of 16 values, the first at 6"
+    assert finite(staged(state)) == f"model/2.weight: {what}"
+    state = trained()
+    moment(state, "exp_avg").fill_(value)
+    assert "optimizer/state/0.weight/exp_avg: " in str(finite(staged(state)))
+
+
+def test_a_gradient_that_is_saved_is_looked_at() -> None:
+    state = trained()
+    state["model"][0].weight.grad[0, 0] = math.nan
+    assert finite(staged(state)) is None
+    assert str(finite(staged(state, grads=True))).startswith("grads/model~10.weight: 1 NaN")
+
+
+FLOATS = [
+    torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn,
+    torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_dtype_is_looked_at(dtype: torch.dtype) -> None:
+    """With NaN in the last of more elements than are looked at together."""
+    values = torch.ones(5, dtype=torch.float32)
+    for sound in (values, values * 0, values[:0], values[:1].reshape(())):
+        assert finite(bare({"model/w": sound.to(dtype)})) is None
+    values[4] = math.nan
+    assert finite(bare({"model/w": values.to(dtype)})) == (
+        "model/w: 1 NaN and 0 infinite of 5 values, the first at 4"
+    )
+
+
+def test_the_greatest_and_least_numbers_are_numbers() -> None:
+    """In every dtype, of both signs, and what is below all normal ones."""
+    for dtype in FLOATS:
+        info = torch.finfo(dtype)
+        numbers = [info.max, info.min, info.tiny, info.smallest_normal / 2, -0.0]
+        ends = torch.tensor(numbers, dtype=torch.float64)
+        assert finite(bare({"model/w": ends.to(dtype)})) is None, dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128, torch.complex32], ids=str)
+def test_complex_numbers_have_two_parts(
+    dtype: torch.dtype, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Torch warns that complex32 is experimental."""
+    sound = torch.zeros(3, dtype=torch.complex64)
+    assert finite(bare({"model/w": sound.to(dtype)})) is None
+    sound[1] = complex(0.0, INF)
+    assert "0 NaN and 1 infinite of 3" in str(finite(bare({"model/w": sound.to(dtype)})))
+
+
+def test_what_can_be_no_nan_is_passed_over() -> None:
+    """Integers, booleans and quantised blocks have no NaN, whatever their bits."""
+    for dtype in (torch.int64, torch.int8, torch.uint8, torch.bool, torch.int32):
+        bits = torch.full((8,), 127, dtype=torch.uint8).to(dtype)
+        assert all(ask(bare({"model/w": bits})) is None for ask in ALL.values())
+
+
+def test_more_than_one_block_is_looked_at() -> None:
+    """Of 8-bit floats, which are looked at in blocks, and of others, where they are counted so."""
+    for dtype in (torch.float8_e5m2, torch.float32):
+        values = torch.zeros((1 << 22) + 9)
+        values[-1], values[-3] = INF, math.nan
+        said = finite(bare({"model/w": values.to(dtype)}))
+        assert said == (
+            f"model/w: 1 NaN and 1 infinite of {len(values)} values, the first at {(1 << 22) + 6}"
+        )
+
+
+class Masked(nn.Module):
+    """A model with a mask, scales that are still unknown, and a parameter of its own name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        mask = torch.full((4, 4), -INF).triu(1)
+        self.register_buffer("mask", mask)
+        self.register_buffer("scale", torch.tensor(math.nan))
+        self.register_buffer("unsaved", torch.tensor(math.nan), persistent=False)
+        self.extra_state = torch.tensor([INF])
+
+    def get_extra_state(self) -> Tensor:
+        return self.extra_state
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.extra_state = state
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.linear(x)
+        return found
+
+
+class Watcher:
+    """A user's object: what is best as yet."""
+
+    def __init__(self) -> None:
+        self.state = {"best": torch.tensor(INF), "worst": torch.tensor(-INF)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.state = state
+
+
+def test_what_may_hold_anything_is_no_alarm() -> None:
+    """Masks, statistics that have seen nothing, schedulers and user objects whose best is inf,
+    ``extra``; wrapped, nested and tied as well."""
+    model = Masked()
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    train(model, optimizer)
+    schedule = ReduceLROnPlateau(optimizer)
+    state = {
+        "model": torch.compile(model, backend="eager"),
+        "nested": {"others": [Masked(), nn.DataParallel(Masked())]},
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "watcher": Watcher(),
+        "best": {"value": INF},
+    }
+    assert silent(state, extra={"best": torch.tensor(INF), "weight": model.linear.weight.detach()})
+    assert silent(state, extra=torch.tensor(math.nan))
+    with torch.no_grad():
+        model.linear.weight[0, 0] = math.nan
+    assert "model/linear.weight: 1 NaN" in str(finite(staged(state)))
+
+
+def test_boxes_of_tensors_are_looked_at() -> None:
+    """Parameters that stand by themselves, and masters in a dict."""
+    assert "box/w: 1 NaN" in str(finite(staged({"box": {"w": torch.tensor(math.nan)}})))
+    parameter = nn.Parameter(torch.tensor([INF]))
+    assert str(finite(staged({"free": [parameter]}))).startswith("free[0]: 0 NaN and 1")
+
+
+def test_zeros_are_sound() -> None:
+    """LoRA's B, padding, embeddings that were never looked up, moments of unused parameters."""
+    model = nn.Sequential(nn.Embedding(8, 4, padding_idx=0), nn.Linear(4, 4))
+    nn.init.zeros_(model[1].weight)
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    model[0](torch.tensor([1, 2])).sum().backward()
+    optimizer.step()
+    assert silent({"model": model, "optimizer": optimizer})
+
+
+def test_shapes_without_elements_are_sound() -> None:
+    """Empty shards of FSDP, scalars, and a fresh optimizer."""
+    model = nn.ParameterDict({"none": nn.Parameter(torch.zeros(0, 3)), "one": torch.tensor(1.0)})
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    assert silent({"model": model, "optimizer": optimizer})
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert silent({"model": model, "optimizer": optimizer})
+    assert silent({"nothing": {}})
+
+
+# --- nonnegative --------------------------------------------------------------------------------
+
+
+def test_a_second_moment_below_zero_is_refused() -> None:
+    state = trained(AdamW, amsgrad=True)
+    assert silent(state)
+    moment(state, "exp_avg_sq")[0, 0] = -1e-30
+    assert nonnegative(staged(state)) == (
+        "optimizer/state/0.weight/exp_avg_sq: its least value is -1e-30, and it is a mean of "
+        "squares"
+    )
+    state = trained(AdamW, amsgrad=True)
+    moment(state, "max_exp_avg_sq")[0, 0] = -1.0
+    assert "max_exp_avg_sq" in str(nonnegative(staged(state)))
+
+
+def test_first_moments_and_weights_may_be_below_zero() -> None:
+    """Also a user's own parameter of that name; and -0.0 is not below 0."""
+    state = trained()
+    moment(state, "exp_avg").fill_(-1.0)
+    moment(state, "exp_avg_sq").fill_(1.0)[0, 0] = -0.0
+    assert nonnegative(staged(state)) is None
+    model = nn.ParameterDict({"exp_avg_sq": nn.Parameter(-torch.ones(2))})
+    assert nonnegative(staged({"model": {"learned": model}})) is None
+
+
+# --- moments: what it finds ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("betas", BETAS)
+def test_moments_that_no_gradients_give_are_refused(betas: tuple[float, float]) -> None:
+    """Half of v lost, v of a parameter with much smaller gradients, one element alone."""
+    state = trained(betas=betas)
+    assert silent(state)
+    second = moment(state, "exp_avg_sq")
+    kept = second.clone()
+    second[:2] = 0
+    said = str(moments(staged(state)))
+    assert said.startswith("optimizer/state/0.weight/: 8 of 16 first moments are too large")
+    second.copy_(kept).mul_(1e-6)
+    assert "16 of 16" in str(moments(staged(state)))
+    second.copy_(kept)[3, 3] *= 1e-6
+    assert "1 of 16" in str(moments(staged(state)))
+    second.copy_(kept)
+    assert silent(state)
+
+
+def test_a_second_moment_below_zero_is_as_good_as_none() -> None:
+    state = trained()
+    moment(state, "exp_avg_sq").neg_()
+    assert "16 of 16" in str(moments(staged(state)))
+
+
+def test_a_counter_that_is_too_small_is_found() -> None:
+    """Constant gradients come to |m| = sqrt(v); after one step it is K_1 sqrt(v)."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = AdamW([weight], lr=1e-3, betas=(0.9, 0.95))
+    for _ in range(50):
+        weight.grad = torch.ones(3)
+        optimizer.step()
+    state = {"w": [weight], "optimizer": optimizer}
+    assert silent(state)
+    optimizer.state[weight]["step"].fill_(1.0)
+    assert "3 of 3" in str(moments(staged(state)))
+
+
+def test_the_bound_is_reached_and_not_passed() -> None:
+    """Gradients that were (b1/b2)^k, k steps back, come as near as rounding; more is found."""
+    for betas in BETAS:
+        weight = nn.Parameter(torch.zeros(2))
+        optimizer = AdamW([weight], lr=1e-3, betas=betas)
+        for k in reversed(range(300)):
+            weight.grad = torch.full((2,), (betas[0] / betas[1]) ** k)
+            optimizer.step()
+        state = {"w": [weight], "optimizer": optimizer}
+        assert silent(state)
+        optimizer.state[weight]["exp_avg"].mul_(1.0001)
+        assert "2 of 2" in str(moments(staged(state)))
+
+
+def test_what_has_no_known_bound_is_left_alone() -> None:
+    """Low precision, betas with b1^2 >= b2, decay rates in tensors, other optimizers."""
+    for options in ({"betas": (0.99, 0.98)}, {"betas": (0.95, 0.9025)}, {"betas": (0.5, 0.0)}):
+        assert silent(trained(AdamW, **options))
+    betas = torch.tensor(0.9), torch.tensor(0.999)
+    assert silent(trained(AdamW, betas=betas, capturable=False, foreach=False))
+    for kind in (SGD, torch.optim.Adamax, torch.optim.Adagrad, torch.optim.Adafactor):
+        assert silent(trained(kind))
+
+
+# --- moments: silence ---------------------------------------------------------------------------
+
+
+def gradients(count: int) -> Iterator[Tensor]:
+    """Each column is one way in which gradients come: steady, sparse, adverse, huge, vanishing."""
+    draw = torch.Generator().manual_seed(1)
+    for step in range(count):
+        noise = torch.randn(3, generator=draw).tolist()
+        rare = 1.0 if step % 97 == 0 else 0.0
+        yield torch.tensor([
+            1.0, 0.0, rare, -rare, noise[0], 1e-3 * noise[1], (0.9 / 0.999) ** (count - step),
+            (0.9 / 0.95) ** (count - step), 1e18 * rare, 1e25 * noise[2], 10.0 ** -(step % 60),
+            rare * 10.0 ** -(step % 46), 1e-18, 3e-18, 1e-19 * noise[0], 1e-20, 3e-22, 1e-23, 1e-30,
+            1e-38, 1e-42, 1.5e-45, math.sin(step / 7), 1.01 ** step * 1e-20, float(step == 3),
+        ])  # fmt: skip
+
+
+@pytest.fixture(params=[False, True], ids=["denormals", "flushed"])
+def flushed(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Numbers below the normal ones as IEEE has them, and as set_flush_denormal(True) has."""
+    if not torch.set_flush_denormal(request.param):
+        pytest.skip("this processor knows no such mode")
+    yield request.param
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("betas", [*BETAS, (0.9, 0.99999), (0.0, 0.9), (0.99, 0.999)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"foreach": True},
+        {"foreach": False, "amsgrad": True},
+        {"fused": True, "weight_decay": 0.1},
+        {"foreach": False, "maximize": True},
+    ],
+    ids=str,
+)
+def test_no_training_is_refused(
+    betas: tuple[float, float], options: dict[str, Any], flushed: bool
+) -> None:
+    """400 steps of AdamW, held against its own bound after every one of them."""
+    weight = nn.Parameter(torch.ones(25))
+    optimizer = AdamW([weight], lr=1e-3, betas=betas, **options)
+    group = optimizer.param_groups[0]
+    plain = {"": {"o": "optimizer"}, "o": {"param_groups": [{"betas": betas, "params": ["w"]}]}}
+    encoded = objects.encode(plain)
+    assert group["betas"] == betas
+    for gradient in gradients(400):
+        weight.grad = gradient
+        optimizer.step()
+        held = {f"o/state/w/{key}": value for key, value in optimizer.state[weight].items()}
+        seen = Staged(Epoch(1, 1), held, encoded, frozenset())
+        assert len(list(seen.moments())) == 1
+        assert moments(seen) is None
+        assert nonnegative(seen) is None
+
+
+@pytest.mark.parametrize("kind", [Adam, NAdam, RAdam])
+@pytest.mark.parametrize("betas", BETAS)
+def test_kin_of_adam_is_not_refused(kind: type[Optimizer], betas: tuple[float, float]) -> None:
+    """They have Adam's moments, and so its bound."""
+    weight = nn.Parameter(torch.ones(25))
+    optimizer = kind([weight], lr=1e-3, betas=betas)  # type: ignore[call-arg] # each has betas
+    for number, gradient in enumerate(gradients(200)):
+        weight.grad = gradient
+        optimizer.step()
+        if number % 20 == 0:
+            assert moments(staged({"w": [weight], "optimizer": optimizer})) is None
+
+
+def test_sparse_gradients_are_not_refused() -> None:
+    """SparseAdam leaves rows alone that a batch does not use, and counts for all."""
+    table = nn.Embedding(16, 4, sparse=True)
+    optimizer = torch.optim.SparseAdam(table.parameters(), lr=1e-2)
+    for step in range(200):
+        optimizer.zero_grad()
+        (table(torch.tensor([step % 16 if step % 5 else 3])) * (1 + step % 7)).sum().backward()
+        optimizer.step()
+        if step % 10 == 0:
+            assert silent({"model": table, "optimizer": optimizer})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("betas", BETAS)
+def test_other_dtypes_are_not_refused(dtype: torch.dtype, betas: tuple[float, float]) -> None:
+    """A bfloat16 v stands still, or falls to 0, long before its m does."""
+    weight = nn.Parameter(torch.ones(25, dtype=dtype))
+    optimizer = AdamW([weight], lr=1e-3, betas=betas)
+    for number, gradient in enumerate(gradients(300)):
+        weight.grad = gradient.to(dtype).nan_to_num(posinf=1.0, neginf=-1.0)
+        optimizer.step()
+        if number % 20 == 0:
+            assert moments(staged({"w": [weight], "optimizer": optimizer})) is None
+
+
+def test_moments_of_eight_bits_are_not_refused() -> None:
+    """As torchao and bitsandbytes have them: codes, or 8-bit floats, beside their scales."""
+    for dtype in (torch.uint8, torch.float8_e4m3fn, torch.int8):
+        held = {
+            "o/state/w/exp_avg": torch.ones(4).to(dtype),
+            "o/state/w/exp_avg_sq": torch.zeros(4).to(dtype),
+            "o/state/w/step": torch.tensor(5.0),
+        }
+        plain = {"param_groups": [{"betas": (0.9, 0.999), "params": ["w"]}]}
+        seen = bare(held, o=plain)
+        seen.objects[""]["o"] = "optimizer"
+        assert len(list(seen.moments())) == 1
+        assert all(ask(seen) is None for ask in ALL.values())
+
+
+@pytest.mark.parametrize("schedule", [OneCycleLR, CyclicLR])
+def test_betas_that_cycle_are_not_refused(schedule: type[Any]) -> None:
+    """Both schedulers move beta1 at every step."""
+    weight = nn.Parameter(torch.ones(25))
+    optimizer = AdamW([weight], lr=1e-3, betas=(0.9, 0.95))
+    options: dict[str, Any] = {"max_lr": 1e-2}
+    if schedule is OneCycleLR:
+        options |= {"total_steps": 200}
+    else:
+        options |= {"base_lr": 1e-3, "step_size_up": 10, "base_momentum": 0.1}
+    cycle = schedule(optimizer, **options)
+    rates: dict[str, tuple[float, float]] = {}
+    for gradient in gradients(200):
+        weight.grad = gradient
+        optimizer.step()
+        cycle.step()
+        assert moments(staged({"w": [weight], "optimizer": optimizer}, rates)) is None
+
+
+def test_betas_that_are_changed_by_hand_are_not_refused() -> None:
+    """From 0.999 to 0.95, just after a gradient that came alone: no bound is known for a while."""
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = AdamW([weight], lr=1e-3, betas=(0.9, 0.999))
+    state = {"w": [weight], "optimizer": optimizer}
+    rates: dict[str, tuple[float, float]] = {}
+
+    def step(gradient: float) -> str | None:
+        weight.grad = torch.tensor([gradient])
+        optimizer.step()
+        return moments(staged(state, rates))
+
+    assert step(0.0) is None
+    assert step(1.0) is None
+    optimizer.param_groups[0]["betas"] = (0.9, 0.95)
+    assert moments(staged(state)) is not None, "it would be refused, if it were not remembered"
+    assert moments(staged(state, rates)) is None
+    for _ in range(20):
+        assert step(0.0) is None
+    optimizer.state[weight]["exp_avg_sq"].zero_()
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    assert moments(staged(state, rates)) is None, "what became of that group is not known"
+
+
+ANY = st.floats(width=32, allow_nan=False, allow_infinity=False)
+TINY = st.floats(-(2.0**-50), 2.0**-50, width=32)
+
+
+@given(
+    st.lists(ANY | TINY | st.just(0.0), min_size=1, max_size=40),
+    st.sampled_from([*BETAS, (0.99, 0.999), (0.8, 0.7)]),
+    st.booleans(),
+)
+def test_no_gradients_break_the_bound(
+    values: list[float], betas: tuple[float, float], foreach: bool
+) -> None:
+    """A law over gradients of all float32 numbers that torch's own AdamW takes."""
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = AdamW([weight], lr=1e-3, betas=betas, foreach=foreach)
+    for value in values:
+        weight.grad = torch.tensor([value])
+        optimizer.step()
+    held = {f"o/state/w/{key}": value for key, value in optimizer.state[weight].items()}
+    seen = bare(held, o={"param_groups": [{"betas": betas, "params": ["w"]}]})
+    seen.objects[""]["o"] = "optimizer"
+    assert moments(seen) is None
+
+
+# --- masters ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("end", ["master", "master_param", "master_weights"])
+def test_weights_that_are_not_their_masters_rounding_are_refused(
+    dtype: torch.dtype, end: str
+) -> None:
+    """Wherever masters are kept; the very rounding is taken, with infinities and ties."""
+    info = torch.finfo(dtype)
+    master = torch.tensor([1.0, 1 + info.eps / 2, -1e-30, info.max * 4, -0.0, info.tiny / 3])
+    low = master.to(dtype)
+    for place in (f"{end}/w", f"optimizer/state/w/{end}"):
+        tensors = {"model/w": low, place: master}
+        assert masters(bare(tensors)) is None
+        wrong = low.clone()
+        wrong[0] += info.eps
+        assert masters(bare(tensors | {"model/w": wrong})) == (
+            "model/w: 1 of 6 values are not their master's rounding"
+        )
+
+
+def test_what_is_no_master_is_no_alarm() -> None:
+    """Of another shape or dtype, of another name, or none at all; and float32 has none."""
+    low = torch.ones(3, dtype=torch.bfloat16)
+    for other in (
+        {"master/w": torch.zeros(2)},
+        {"master/w": torch.zeros(3, dtype=torch.float64)},
+        {"masters/w": torch.zeros(3)},
+        {"master/v": torch.zeros(3)},
+        {"optimizer/state/w/exp_avg": torch.zeros(3)},
+    ):
+        assert masters(bare({"model/w": low} | other)) is None
+    assert masters(bare({"model/w": torch.ones(3), "master/w": torch.zeros(3)})) is None
+
+
+# --- loss ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        {"loss": 1.5},
+        {"loss": 0},
+        {"loss": np.float32(2.0)},
+        {"loss": torch.tensor(0.5)},
+        {"loss": torch.tensor([0.5], dtype=torch.bfloat16), "else": torch.ones(3)},
+    ],
+    ids=str,
+)
+def test_a_loss_that_is_a_number_is_sound(given_: dict[str, Any]) -> None:
+    """As trainings have it: a float, NumPy's, or a tensor that nobody called item() of."""
+    assert loss(staged({"box": {"n": 1}}, extra=given_)) is None
+
+
+@pytest.mark.parametrize(
+    ("given_", "why"),
+    [
+        (None, "gives no loss, but None"),
+        ({}, "gives no loss, but None"),
+        (3.0, "gives no loss, but None"),
+        ({"loss": None}, "gives no loss, but None"),
+        ({"loss": "low"}, "gives no loss, but 'low'"),
+        ({"loss": torch.ones(2)}, "gives no loss, but tensor"),
+        ({"loss": math.nan}, "the loss is nan"),
+        ({"loss": -INF}, "the loss is -inf"),
+        ({"loss": torch.tensor(math.nan)}, "the loss is nan"),
+    ],
+    ids=str,
+)
+def test_a_loss_that_is_none_is_refused(given_: Any, why: str) -> None:
+    assert why in str(loss(staged({"box": {"n": 1}}, extra=given_)))
+
+
+# --- what a validator is given ------------------------------------------------------------------
+
+
+class Own:
+    """A type that only the trainer knows how to read."""
+
+
+def test_what_only_the_trainer_can_read_hides_nothing_else() -> None:
+    """Pickles are not read, and types that were registered there are not known here: moments and
+    loss are looked at all the same, and nothing is refused for it."""
+    handfast.register(Own, lambda _: {"n": 1}, lambda _: Own())
+    state = trained() | {"own": {"held": Own(), "all": {1, 2}}, "odd": {"code": print}}
+    options: dict[str, Any] = {"extra": {"loss": 1.0, "own": Own()}, "pickle": ("odd/code",)}
+    sound = staged(state, **options)
+    moment(state, "exp_avg_sq").zero_()
+    wrong = staged(state, **options)
+    del objects._BY_NAME[objects._REGISTRY.pop(Own).name]
+    assert not [name for name, ask in ALL.items() if ask(sound)]
+    assert loss(sound) is None
+    assert sound.objects["odd"]["code"].startswith("<odd/code ")
+    assert sound.objects["own"]["all"] == {1, 2}
+    assert "16 of 16" in str(moments(wrong))
+
+
+def test_a_users_validator_sees_all_that_the_training_gave() -> None:
+    """By path, in its dtypes and shapes; the objects as plain values."""
+    state = trained() | {"counts": {"tokens": 7}}
+    seen = staged(state, extra={"best": torch.ones(2), "name": "x"})
+    assert (seen.generation, seen.step) == (1, 5)
+    assert torch.equal(seen.tensors["model/0.weight"], state["model"][0].weight)
+    assert seen.objects["counts"] == {"tokens": 7}
+    assert torch.equal(seen.extra["best"], torch.ones(2))
+    assert seen.extra["name"] == "x"
+    assert set(seen.values()) >= {"model/0.weight", "optimizer/state/0.weight/exp_avg"}
+    assert "model/1.running_mean" in seen.apart
+    assert seen.ends("model/1.num_batches_tracked") == (5.0, 5.0)
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def test_a_validator_is_found_by_its_name() -> None:
+    """Short names, functions, and what hangs on a class."""
+    assert [find(name) for name in ("finite", "nonnegative", "moments", "masters", "loss")] == [
+        finite, nonnegative, moments, masters, loss,
+    ]  # fmt: skip
+    assert find("math:isnan") is math.isnan
+    assert find("collections:OrderedDict.fromkeys")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("finit", "one of 'finite', 'nonnegative'"),
+        ("", "one of 'finite'"),
+        ("__main__:check", "another process"),
+        ("no.such.module:check", "ModuleNotFoundError"),
+        ("math:no_such", "AttributeError"),
+        ("math:", "AttributeError"),
+        (":isnan", "Empty module name"),
+        ("math:pi", "is a float, and no function"),
+        (".relative:check", "TypeError"),
+        ("broken_on_import:check", "ZeroDivisionError"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_a_value_error(
+    name: str, why: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At construction, in the trainer, where somebody reads it."""
+    (tmp_path / "broken_on_import.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="validator") as caught:
+        find(name)
+    assert why in str(caught.value)
