@@ -242,7 +242,7 @@ def test_a_flipped_bit_is_told(run: Path, reader: Reader) -> None:
     data[-100] ^= 1
     path.write_bytes(data)
     (finding,) = findings(run, reader)
-    assert finding.code is Code.TRUNCATED
+    assert finding.code is Code.CORRUPT
     assert "differs from its hash" in finding.evidence[0]
 
 

@@ -19,6 +19,7 @@ import msgspec
 import xxhash
 
 from handfast.agent import frames
+from handfast.agent.replicas import MARK, Replicas, Word
 from handfast.agent.wire import Wire, WireError
 from handfast.checkpoint import rounds
 from handfast.checkpoint.outline import outline
@@ -214,6 +215,7 @@ LOCAL = tuple(
         frames.failure(frames.Call(1, "open", 0, {}), Refused("no", verdict=Verdict.TORN)),
     )
 )
+A_WORD = MARK + msgspec.msgpack.encode(Word(Epoch(1, 2), 0, bytes(16), bytes(16)))
 JSON = (FormatError, Refused)
 TARGETS: dict[str, Target] = {
     "journal": Target(read_journal, (FormatError,), (a_journal(b"seal", b"", b"x" * 90),)),
@@ -231,6 +233,7 @@ TARGETS: dict[str, Target] = {
     "pins": Target(read_pins, (), (HOLDER,)),
     "round": Target(read_round, (FormatError,), (msgspec.json.encode(RoundRecord("a", 3)),)),
     "wire": Target(shake, (WireError,), (greeting(),)),
+    "word": Target(lambda data: Replicas().hear(data, 2), (msgspec.MsgspecError,), (A_WORD,)),
     "local": Target(read_local, (FormatError,), LOCAL),
 }
 

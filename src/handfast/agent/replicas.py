@@ -16,6 +16,7 @@ import msgspec
 import xxhash
 
 from handfast.core.lattice import Epoch
+from handfast.errors import UNREADABLE
 from handfast.store.manifest import Manifest
 
 __all__ = ["Divergence", "Replicas", "Word", "is_word", "word"]
@@ -79,7 +80,10 @@ class Replicas:
         Ranks that take other paths to be alike are not compared: that has been told already.
         Raises ``msgspec.MsgspecError`` for what is no word.
         """
-        said = msgspec.msgpack.decode(payload[len(MARK) :], type=Word)
+        try:
+            said = msgspec.msgpack.decode(payload[len(MARK) :], type=Word)
+        except UNREADABLE as error:
+            raise msgspec.DecodeError(str(error)) from error
         heard = self._heard.setdefault(said.epoch, {})
         heard[said.shard] = said
         for old in sorted(self._heard)[:-EPOCHS]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -113,6 +114,7 @@ class Reader:
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._marks: dict[str, _Mark] = {}
         self._lock = threading.Lock()
+        weakref.finalize(self, _close_all, self._open)
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -205,6 +207,12 @@ class Reader:
         idle = [path for path, entry in self._open.items() if not entry.users]
         for path in idle[: max(0, len(self._open) - most)]:
             os.close(self._open.pop(path).fd)
+
+
+def _close_all(entries: OrderedDict[str, _Open]) -> None:
+    """Close what a reader that nobody has any more had open."""
+    while entries:
+        os.close(entries.popitem()[1].fd)
 
 
 def _mark_of(file: str | int) -> _Mark | None:

@@ -32,7 +32,9 @@ def test_agents_that_a_killed_job_leaves_are_ended(
         agent = os.pidfd_open(pid)
         if stopped:
             os.kill(pid, signal.SIGSTOP)
-    assert select.select([agent], [], [], 0)[0]  # it has ended, whoever is to reap it
+    poll = select.poll()
+    poll.register(agent, select.POLLIN)
+    assert poll.poll(0)  # it has ended, whoever is to reap it
     os.close(agent)
     assert not os.path.exists(runtime)
 

@@ -242,11 +242,13 @@ def _end_agent(path: str) -> None:
             process = os.pidfd_open(peer(line)[0])
     except OSError:  # it has ended
         return
+    poll = select.poll()  # select() takes no descriptor above 1023, and a test session has many
+    poll.register(process, select.POLLIN)
     try:
         for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process, number)
-            if select.select([process], [], [], DRAIN_S)[0]:
+            if poll.poll(DRAIN_S * 1000):
                 return
     finally:
         os.close(process)
