@@ -521,9 +521,10 @@ def test_what_is_restored_in_part_is_held_against_the_rest(
     train(model, optimizer)
     assert warned() == []
     checkpointer.restore(only=("model/0.*",))
+    refused_step(model, optimizer)
+    assert checkpointer.restore() == 2
     train(model, optimizer)
-    checkpointer.save(3).converged(60)
-    assert ["loaded around the guard" in line for line in warned()] == [True, True]
+    assert warned() == []
     checkpointer.close()
 
 
@@ -774,3 +775,110 @@ def test_ranks_that_name_different_lineages_are_refused(launch: Launch, tmp_path
     assert [stamp.lineage for stamp in stamps(path)] == ["sft", "sft"]
     assert os.path.isdir(path)
     job.all(deeds.close)
+
+
+# --- what an adversary tried --------------------------------------------------------------------
+
+
+def begun(run: str) -> tuple[Checkpointer, nn.Module, Optimizer]:
+    """A first start that has trained for three steps."""
+    model, optimizer = build()
+    checkpointer = Checkpointer(
+        run, {"model": model, "optimizer": optimizer}, rng=False, keep=Keep(newest=5)
+    )
+    checkpointer.restore()
+    for number in (1, 2, 3):
+        train(model, optimizer)
+        checkpointer.save(number).converged(60)
+    return checkpointer, model, optimizer
+
+
+@pytest.mark.parametrize("only", ["optimizer/**", "model/**", "model/0.*"])
+def test_a_process_that_began_the_run_is_guarded_as_well(only: str, run: str) -> None:
+    """Its parts came from nowhere, and are of one history all the same."""
+    checkpointer, model, optimizer = begun(run)
+    checkpointer.restore(2, only=(only,))
+    refused_step(model, optimizer)
+    assert checkpointer.restore() == 2
+    train(model, optimizer)
+    checkpointer.save(4).converged(60)
+    checkpointer.close()
+
+
+def test_weights_that_are_loaded_before_anything_is_trained_are_no_trouble(
+    run: str, warned: Callable[[], list[str]]
+) -> None:
+    """``if restore() == 0: model.load_state_dict(pretrained)``, as people write it."""
+    model, optimizer = build()
+    with Checkpointer(run, {"model": model, "optimizer": optimizer}, rng=False) as checkpointer:
+        assert checkpointer.restore() == 0
+        model.load_state_dict(build()[0].state_dict())
+        train(model, optimizer)
+        checkpointer.save(1).converged(60)
+    assert warned() == []
+
+
+def test_moments_alone_are_refused_at_the_first_step(run: str) -> None:
+    """On the weights of a fresh process, whatever these are."""
+    begun(run)[0].close()
+    model, optimizer = build()
+    checkpointer = Checkpointer(run, {"model": model, "optimizer": optimizer}, rng=False)
+    checkpointer.restore(only=("optimizer/**",))
+    refused_step(model, optimizer)
+    checkpointer.restore()
+    train(model, optimizer)
+    checkpointer.close()
+
+
+def test_weights_by_patterns_within_a_module_are_weights(run: str) -> None:
+    """All parameters of it, though not by the module's own name."""
+    begun(run)[0].close()
+    model, optimizer = build()
+    checkpointer = Checkpointer(run, {"model": model, "optimizer": optimizer}, rng=False)
+    checkpointer.restore(only=("model/*weight", "model/*bias"))
+    refused_step(model, optimizer)
+    checkpointer.close()
+
+
+def test_an_optimizer_without_a_state_is_none_to_miss(run: str) -> None:
+    """Plain SGD: what was saved of it is no moment."""
+    model, _ = build()
+    optimizer = SGD(model.parameters(), 0.1)
+    with Checkpointer(run, {"model": model, "optimizer": optimizer}, rng=False) as checkpointer:
+        checkpointer.restore()
+        train(model, optimizer)
+        checkpointer.save(1).converged(60)
+    fresh = build()[0]
+    guard.load(run, model=fresh)
+    train(fresh, SGD(fresh.parameters(), 0.1))
+
+
+def test_a_new_head_on_frozen_weights_is_no_fine_tuning_of_these(saved: Saved) -> None:
+    """A probe: the loaded weights are frozen, or in the optimizer and frozen; the head is new."""
+    model = build()[0]
+    guard.load(saved.path, model=model)
+    model.requires_grad_(False)
+    model.add_module("head", nn.Linear(1, 1))
+    optimizer = AdamW(model.parameters())
+    train(model, optimizer)
+
+
+def test_weights_that_are_loaded_after_a_first_start_bring_their_lineage(
+    saved: Saved, run: str, warned: Callable[[], list[str]]
+) -> None:
+    """``restore()``, which gives 0, then ``guard.load``: in either order it is a fine-tuning."""
+    model, optimizer = build()
+    with Checkpointer(run, {"model": model, "optimizer": optimizer}, rng=False) as checkpointer:
+        assert checkpointer.restore() == 0
+        guard.load(saved.path, model=model, lineage="sft")
+        train(model, optimizer)
+        checkpointer.save(1).converged(60)
+    (stamp,) = stamps(run)
+    assert (stamp.lineage, [fork.lineage for fork in stamp.forks]) == ("sft", ["sft"])
+    model, optimizer = build()
+    with Checkpointer(run, {"model": model, "optimizer": optimizer}, rng=False) as checkpointer:
+        assert checkpointer.restore() == 1
+        train(model, optimizer)
+        checkpointer.save(2).converged(60)
+    assert {stamp.lineage for stamp in stamps(run)} == {"sft"}
+    assert warned() == []

@@ -142,8 +142,8 @@ def load(
             copy.verify()
         state.apply(copies, only, ())
     applied = [correction.apply(one) for one in optimizers] if correction is not None else []
-    lone = not lineage and state.leaves_moments(copies, only)
-    _remember(came, held, others if correction is not None else {}, lone=lone)
+    mixed = others if correction is not None else {}
+    _remember(came, held, mixed, {} if lineage else state.alone(copies, only))
     return Loaded(stamp.epoch, came.index, applied)
 
 
@@ -169,7 +169,10 @@ def _place() -> tuple[int, int]:
 
 
 def _remember(
-    came: Origin, parts: Mapping[str, Any], others: Mapping[Any, Origin], *, lone: bool
+    came: Origin,
+    parts: Mapping[str, Any],
+    others: Mapping[Any, Origin],
+    alone: Mapping[str, frozenset[int] | None],
 ) -> None:
     """Let the parts know where they came from; mixed on purpose, they are of one index since."""
     if others:
@@ -180,4 +183,4 @@ def _remember(
             index=Index(came.history.lineage, index.generation, index.step, index.configuration),
         )
         mark((part, replace(came, path=was.path)) for part, was in others.items())
-    mark((part, replace(came, path=name, lone=lone)) for name, part in parts.items())
+    mark((part, came.loaded(path, alone.get(path))) for path, part in parts.items())

@@ -28,8 +28,10 @@ from handfast.torch.lineage import History
 from handfast.torch.names import unwrapped
 
 __all__ = [
+    "HERE",
     "Origin",
     "beside",
+    "changes",
     "clear",
     "common",
     "forgotten",
@@ -46,9 +48,10 @@ logger = logging.getLogger("handfast")
 class Origin:
     """Where a live part came from: a component ``path`` of the epoch of a run.
 
-    ``history`` is what it goes on as; ``lone`` says that it had an optimizer, which did not come
-    with it, and that nobody said so by a lineage of its own; ``moved`` that it has taken steps
-    since.
+    ``history`` is what it goes on as; ``lone`` says that what was saved with it did not come (of
+    weights an optimizer with a state, of an optimizer the weights), and that nobody said so by a
+    lineage of its own; ``moved`` that it has taken steps since. ``known`` are the ids of
+    the parameters that have come, of what is ``lone``.
     """
 
     run: str
@@ -57,6 +60,16 @@ class Origin:
     history: History = field(default_factory=History)
     lone: bool = False
     moved: bool = False
+    known: frozenset[int] = frozenset()
+
+    def loaded(self, path: str, known: frozenset[int] | None) -> Origin:
+        """The origin of one part of what was loaded; ``known`` where it has come alone."""
+        return replace(self, path=path, lone=known is not None, known=known or frozenset())
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it began here, and has not moved: it may still be anything."""
+        return self.run == HERE and not self.moved
 
     def __str__(self) -> str:
         onward = self.history.lineage
@@ -114,6 +127,17 @@ def mark(parts: Iterable[tuple[object, Origin]]) -> None:
         _changed()
 
 
+HERE = "begun here"
+
+
+def begin(parts: Sequence[tuple[object, str]], history: History) -> None:
+    """Remember that parts begin here together, where none of them has come from anywhere."""
+    if any(origin(part) is not None for part, _ in parts):
+        return
+    index = Index(history.lineage, 0, 0, "")
+    mark((part, Origin(HERE, index, path, history)) for part, path in parts)
+
+
 def clear(parts: Iterable[object]) -> None:
     """Forget where parts came from, because they are about to be loaded; :func:`mark` follows."""
     for part in parts:
@@ -122,7 +146,7 @@ def clear(parts: Iterable[object]) -> None:
 
 def _loaded_around(part: object) -> None:
     came = _origins.pop(part, None)
-    if came is not None:
+    if came is not None and not came.fresh:  # else it begins elsewhere
         _forgotten[part] = came
         _changed()
 
@@ -131,6 +155,11 @@ def _changed() -> None:
     _Now.change += 1
     if _Now.hook is None:
         _Now.hook = register_optimizer_step_pre_hook(_before_step)
+
+
+def changes() -> int:
+    """How many times any origin has changed so far."""
+    return _Now.change
 
 
 def forgotten(parts: Iterable[object]) -> Iterator[Origin]:
@@ -196,8 +225,11 @@ def _hold(optimizer: Optimizer, weights: Iterable[nn.Module], what: str) -> list
     """
     origins = [came for module in weights if (came := _origins.get(module)) is not None]
     own = _origins.get(optimizer)
-    if own is not None:
+    if own is not None and not (own.fresh and any(came.run != HERE for came in origins)):
         refuse_apart([own, *(replace(o, moved=o.moved and own.moved) for o in origins)], what)
+    else:
+        plain = [o for o in origins if o.history.lineage == o.index.lineage and o.run != HERE]
+        refuse_apart([replace(o, moved=False) for o in plain], what)
     return origins
 
 
@@ -207,11 +239,13 @@ def _before_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         return
     weights, marked = list(_weights_of(optimizer)), _outermost(optimizer)
     origins, own = _hold(marked, weights, "this step"), _origins.get(marked)
-    if own is not None:
-        _warn_of_strangers(own, weights)
+    if own is not None and not own.fresh:
+        _check_weights(own, weights)
     elif origins:
-        _check_tuned(optimizer, origins)
+        _check_tuned(optimizer, weights)
     _asked[optimizer] = _Now.change
+    if own is not None and own.fresh and origins:  # from here on it is theirs
+        _origins[marked] = replace(origins[0], path=own.path)
     for part in (marked, *weights):
         if part in _origins:
             _origins[part] = replace(_origins[part], moved=True)
@@ -247,7 +281,8 @@ def beside(parts: Iterable[object]) -> dict[Any, Origin]:
     return {
         part: came
         for part, came in _origins.items()
-        if not any(part is one for one in given)
+        if not came.fresh
+        and not any(part is one for one in given)
         and any(id(parameter) in own for parameter in _parameters(part))
     }
 
@@ -268,7 +303,10 @@ def _weights_of(optimizer: Optimizer) -> Iterator[nn.Module]:
             yield part
 
 
-def _warn_of_strangers(own: Origin, weights: Sequence[nn.Module]) -> None:
+def _check_weights(own: Origin, weights: Sequence[nn.Module]) -> None:
+    """Refuse moments without the weights that they had; warn of weights that were loaded since."""
+    if own.lone and not weights:
+        raise _alone("this step would use moments without the weights that they had", [own])
     for module in weights:
         if module in _forgotten:
             logger.warning(
@@ -278,20 +316,34 @@ def _warn_of_strangers(own: Origin, weights: Sequence[nn.Module]) -> None:
             )
 
 
-def _check_tuned(optimizer: Optimizer, origins: Sequence[Origin]) -> None:
-    """Refuse weights without the optimizer that they had, unless that is what was asked for."""
-    lone = [came for came in origins if came.lone]
+def _check_tuned(optimizer: Optimizer, weights: Sequence[nn.Module]) -> None:
+    """Refuse weights without the optimizer that they had, unless that is what was asked for.
+
+    What is frozen, and what was not saved with them (adapters, a new head), is no such weight.
+    """
+    origins = [(module, came) for module in weights if (came := _origins.get(module)) is not None]
+    stepped = {id(p) for p in _parameters(optimizer) if getattr(p, "requires_grad", False)}
+    lone = [
+        came
+        for module, came in origins
+        if came.lone and stepped & (came.known or set(map(id, module.parameters())))
+    ]
     if lone and not optimizer.state:
-        raise Refused(
-            "this step would train weights without the optimizer state that was saved with them",
-            verdict=Verdict.MIXED,
-            shards=[str(came) for came in lone],
-            remedy="load the optimizer, too; or, where this is fine-tuning, say so by a lineage of "
-            "its own: restore(only=..., lineage='sft'), guard.load(..., lineage='sft')",
-        )
-    if optimizer.state:
+        what = "this step would train weights without the optimizer state that was saved with them"
+        raise _alone(what, lone)
+    if optimizer.state and origins[0][1].run != HERE:
         logger.warning(
-            "an optimizer whose state was loaded around the guard is stepped on %s: of which epoch "
-            "its moments are is not known",
-            origins[0],
+            "an optimizer with moments of no known epoch is stepped on %s: load it by restore() or "
+            "guard.load(), or begin it anew",
+            origins[0][1],
         )
+
+
+def _alone(what: str, parts: Sequence[Origin]) -> Refused:
+    return Refused(
+        what,
+        verdict=Verdict.MIXED,
+        shards=[str(came) for came in parts],
+        remedy="load both; or, where this is fine-tuning, say so by a lineage of its own: "
+        "restore(only=..., lineage='sft'), guard.load(..., lineage='sft')",
+    )

@@ -9,7 +9,7 @@ from handfast.torch import optimizers
 from handfast.torch.rng import generator_class
 from handfast.torch.tree import Kind, Node
 
-__all__ = ["kind_name"]
+__all__ = ["is_optimizer", "kind_name"]
 
 
 def kind_name(node: Node, owners: optimizers.Owners) -> str:
@@ -30,6 +30,11 @@ def kind_name(node: Node, owners: optimizers.Owners) -> str:
         digest = blake2b(msgspec.msgpack.encode(order), digest_size=4).hexdigest()
         about = f"{type(node.value).__name__}(parameters {digest})"
     return f"{node.kind.value}:{about}" if about else node.kind.value
+
+
+def is_optimizer(kind: str) -> bool:
+    """Whether a kind, as :func:`kind_name` gives it, is that of an optimizer."""
+    return kind == Kind.OPTIMIZER.value or "(parameters " in kind
 
 
 def _class_name(scheduler: object) -> str:

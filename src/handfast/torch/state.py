@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import compress, islice
@@ -37,10 +37,11 @@ from handfast.torch import boxes, compare, optimizers
 from handfast.torch.capture import Captured, Names, capture, walk
 from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
-from handfast.torch.indices import Origin, clear, common, forgotten, mark
+from handfast.torch.indices import HERE, begin, changes, common, forgotten
 from handfast.torch.lineage import History, index_of
 from handfast.torch.names import matches
 from handfast.torch.pieces import Pieces
+from handfast.torch.remember import alone, remember, unmark
 from handfast.torch.rng import unmoved_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, Saved, read_manifests
 from handfast.torch.stage import Canvas, stage
@@ -107,6 +108,7 @@ class TorchState:
         self._pickle = tuple(pickle)
         self._verify: Verify = verify
         self._history = History()
+        self._seen = 0
         self._validators = tuple(validators)
         self._comparing = compared
         self._rank = 0
@@ -282,6 +284,7 @@ class TorchState:
         things = [item for item in found if isinstance(item, Node)]
         if self._watch is not None:
             self._watch.look(things)
+        self._follow()
         for came in forgotten([node.value for node in things]):
             logger.warning(
                 "%s was loaded around the guard since: what is saved from here on bears the name "
@@ -349,7 +352,7 @@ class TorchState:
             raise RuntimeError("what is to be read was not compared")
         walked = walk(self._state, known.names, without=frozenset({Kind.LOADER}))
         saved = known.saved
-        self._unmark(saved, only)
+        unmark(self._parts(), saved, only)
         live = {
             saved.aliases.get(path, path): local(tensor)
             for path, tensor in restore.live_tensors(walked).items()
@@ -366,7 +369,7 @@ class TorchState:
             known = _Compared(tuple(copies), self._read(copies), Stored(copies), None)
         if not self._rng:
             known.saved.objects.pop(RNG, None)
-        self._unmark(known.saved, only)
+        unmark(self._parts(), known.saved, only)
         return restore.apply(
             self._state,
             known.saved,
@@ -376,11 +379,6 @@ class TorchState:
             given=self._given or {},
             names=known.names,
         )
-
-    def _unmark(self, saved: Saved, only: Sequence[str]) -> None:
-        """Let what is about to be loaded be of no known epoch until all has come."""
-        parts = self._parts()
-        clear(n.value for n in parts if any(matches(p, only) for p in _within(saved, n.path)))
 
     def begins(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> History:
         """See the port. Raises ValueError for the name of a lineage that this came from."""
@@ -400,25 +398,30 @@ class TorchState:
         """See the port."""
         former, self._history = self._history, self.begins(copies, only, lineage)
         if copies:
-            self._remember(copies, only, lone=not lineage)
+            stamp, saved = copies[0].manifest.stamp, self._read(copies)
+            remember(self._parts(), saved, stamp, only, self._history, lone=not lineage)
+        else:
+            begin([(node.value, node.path) for node in self._parts()], self._history)
+        self._seen = changes()
         if self._history != former:
             self._forget()
 
-    def _remember(self, copies: Sequence[Validated], only: Sequence[str], *, lone: bool) -> None:
-        """Let each module and optimizer that has come whole know where it came from."""
-        stamp, parts = copies[0].manifest.stamp, self._parts()
-        if "**" in only:
-            lone = False
-        else:
-            parts = [node for node in parts if matches(node.path, only)]
-            lone = lone and self.leaves_moments(copies, only)
-        came = Origin(stamp.run, index_of(stamp), "", self._history, lone)
-        mark((node.value, replace(came, path=node.path)) for node in parts)
+    def alone(
+        self, copies: Sequence[Validated], only: Sequence[str]
+    ) -> dict[str, frozenset[int] | None]:
+        """Say, by path, which parts come without what was saved with them."""
+        parts, saved = self._parts(), self._read(copies)
+        return {node.path: alone(parts, saved, only, node) for node in parts}
 
-    def leaves_moments(self, copies: Sequence[Validated], only: Sequence[str]) -> bool:
-        """Say whether an optimizer was saved that ``only`` leaves out."""
-        kinds = self._read(copies).kinds.items()
-        return any(k == Kind.OPTIMIZER.value and not matches(path, only) for path, k in kinds)
+    def _follow(self) -> None:
+        """Go on as the lineage of what was loaded since. Raises Refused for a mixture."""
+        if self._seen == changes():
+            return
+        self._seen = changes()
+        came = common([node.value for node in self._parts()], "this epoch")
+        if came is not None and came.run != HERE and came.history != self._history:
+            self._history = came.history
+            self._forget()
 
     def _parts(self) -> list[Node]:
         """The modules and optimizers of the state."""
@@ -453,12 +456,6 @@ class TorchState:
             if left >= 0:
                 marks[slot.spec.path] = chunks or chunk_hash(copies[0].read(_range(slot)))
         return marks
-
-
-def _within(saved: Saved, component: str) -> Iterator[str]:
-    """The paths of a component and of all its tensors."""
-    yield component
-    yield from (path for path in saved.paths() if path.startswith(f"{component}/"))
 
 
 class _Compared(NamedTuple):

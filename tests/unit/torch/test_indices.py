@@ -314,8 +314,8 @@ def test_what_was_loaded_around_is_warned_of_once(warned: list[str]) -> None:
     optimizer.load_state_dict(optimizer.state_dict())
     step(model, optimizer)
     step(model, optimizer)
-    state = "an optimizer whose state was loaded around the guard is stepped on "
-    assert warned == [f"{state}{at(3)}: of which epoch its moments are is not known"]
+    state = "an optimizer with moments of no known epoch is stepped on "
+    assert warned == [f"{state}{at(3)}: load it by restore() or guard.load(), or begin it anew"]
 
 
 def test_two_optimizers_may_step_one_model_in_any_order(warned: list[str]) -> None:
