@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.audit.matrix import GOLDEN, VARIANTS, files
 
+from handfast.audit.finding import Code, Strength
+from handfast.audit.formats import FORMATS
+from handfast.audit.found import Found
+from handfast.audit.place import Place
 from handfast.audit.run import audit
 
 EACH = 3
@@ -67,6 +72,25 @@ def test_spoiled_files_are_told_and_never_raised(variant: str, tmp_path: Path) -
 def test_spoiled_files_many_more(variant: str, tmp_path: Path) -> None:
     """The same, with as many as there is time for."""
     assert spoil(variant, tmp_path, HEAVY) >= HEAVY
+
+
+def test_a_reader_that_fails_is_told_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of this program in one format leaves the other formats as they are."""
+
+    def failing(place: Place) -> Iterator[Found]:
+        yield from ()
+        raise KeyError(len(place.files))
+
+    monkeypatch.setattr("handfast.audit.run.FORMATS", (failing, *FORMATS))
+    shutil.copytree(GOLDEN / "torch/bare", tmp_path / "run")
+    told = audit(tmp_path / "run")
+    (finding,) = [f for f in told.findings if f.strength is not Strength.HINT]
+    assert (finding.code, finding.strength) == (Code.UNREADABLE, Strength.STRONG)
+    assert "KeyError" in finding.says
+    assert "report this" in finding.says
+    assert any(listed.steps for listed in told.found)
 
 
 def test_odd_files_and_directories_are_no_trouble(tmp_path: Path) -> None:

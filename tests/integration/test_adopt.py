@@ -89,6 +89,71 @@ def test_an_older_step_is_taken_where_that_is_asked_for(run: str) -> None:
     assert adopt(there, run, step=2).epoch.step == 2
 
 
+def test_copies_of_ranks_that_differ_are_refused(run: str, tmp_path: Path) -> None:
+    """Which of them would be right is not for an adoption to choose."""
+    for rank in range(2):
+        torch.save({"w": torch.full((300,), float(rank))}, tmp_path / f"state_rank{rank}.pt")
+    with pytest.raises(Refused, match=r"w: .*state_rank0\.pt.*state_rank1\.pt"):
+        adopt(tmp_path, run)
+    assert not Path(run).exists()
+
+
+def test_pieces_that_do_not_fit_are_refused(run: str, tmp_path: Path) -> None:
+    """Two ranks' tensors of one name, the second larger."""
+    for rank in range(2):
+        torch.save({"w": torch.zeros(300 + rank)}, tmp_path / f"state_rank{rank}.pt")
+    with pytest.raises(Refused, match=r"w: .*state_rank1\.pt"):
+        adopt(tmp_path, run)
+
+
+@pytest.mark.parametrize(
+    "layout", [torch.Tensor.to_sparse, lambda t: t.to("meta"), lambda t: t.to(torch.cfloat).conj()]
+)
+def test_a_weight_without_plain_values_is_refused(
+    layout: Callable[[torch.Tensor], torch.Tensor], run: str, tmp_path: Path
+) -> None:
+    """It would be lost in silence."""
+    state = {"w": torch.rand(300), "odd": layout(torch.eye(30))}
+    torch.save({"model": state}, tmp_path / "model_step_3.pt")
+    with pytest.raises(Refused, match="model/odd"):
+        adopt(tmp_path, run)
+
+
+@pytest.mark.parametrize(
+    "names", [("attn.to.weight",), ("forward",), ("a", "a.b"), ("a.b", "a"), ("a..b",), ("",)]
+)
+def test_names_that_no_module_can_have_come_in_a_box(
+    names: tuple[str, ...], run: str, tmp_path: Path
+) -> None:
+    """A state dict is anybody's to name."""
+    state = {name: torch.rand(300) for name in (*names, "plain.weight")}
+    torch.save(state, tmp_path / "model_step_3.pt")
+    adopt(tmp_path, run)
+    found = load(run, "model")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_of_several_runs_none_is_chosen(run: str, tmp_path: Path) -> None:
+    """They are listed; each by itself is adopted."""
+    for name in ("first_step_3", "second_step_8"):
+        torch.save({"w": torch.rand(300)}, tmp_path / f"{name}.pt")
+    with pytest.raises(Refused, match=r"first_step_3\.pt.*second_step_8\.pt"):
+        adopt(tmp_path, run)
+    assert adopt(tmp_path / "first_step_3.pt", run).epoch.step == 3
+
+
+def test_a_tensor_that_repeats_its_storage_without_end_is_refused(run: str, tmp_path: Path) -> None:
+    """zeros(1).expand(2**33): 32 GiB that one number stands for; a short one is adopted."""
+    short = torch.ones(1).expand(100)
+    torch.save({"v": short, "w": torch.zeros(1).expand(1 << 33)}, tmp_path / "model_step_3.pt")
+    with pytest.raises(Refused, match=r"w: .*repeats"):
+        adopt(tmp_path, run)
+    torch.save({"v": short}, tmp_path / "model_step_3.pt")
+    adopt(tmp_path, run)
+    assert torch.equal(load(run, "model")["v"], short)
+
+
 def torn(run: Path) -> None:
     """A shard of the step before."""
     name = "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"

@@ -204,6 +204,34 @@ def test_an_agent_that_is_killed_while_it_examines(
     two.do(deeds.close)
 
 
+def test_a_validator_that_hangs_does_not_outlive_its_job(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job was stopped to mend it: the next one saves and converges while it would still hang,
+    at the same agent."""
+    flag = tmp_path / "held"
+    monkeypatch.setenv("HELD_VALIDATOR", str(flag))
+    path = str(tmp_path / "run")
+    (one,) = launch()
+    one.do(deeds.resume, path, validators=("guarding:held",))
+    one.do(deeds.train, 1)
+    one.do(deeds.converged)
+    flag.touch()
+    one.do(deeds.train, 2)
+    eventually(flag.with_suffix(".reached").exists)
+    (old,), (agent,) = examiners(), agents()
+    one.kill()
+    (two,) = launch()
+    assert two.do(deeds.resume, path, validators=("finite",), drain_s=0.2) == 1
+    two.do(deeds.train, 2)
+    assert two.do(deeds.converged) == Epoch(2, 2)
+    assert flag.exists()
+    assert agents() == [agent]
+    (new,) = examiners()
+    assert new != old
+    two.do(deeds.close)
+
+
 def test_validators_that_die_cost_their_epoch_and_no_more(launch: Launch, tmp_path: Path) -> None:
     """The reason is theirs, and the agent is the same one."""
     (one,) = launch()

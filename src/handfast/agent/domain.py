@@ -50,6 +50,8 @@ OUTCOMES: Final = 64
 TICK_FIRST_S: Final = 0.02
 TICK_MOST_S: Final = 2.0
 SNAPSHOT_S: Final = 0.005
+ENDING_S: Final = 5.0
+"""Seconds in which who was interrupted ends, and its epoch is voted on."""
 ANSWERING: Final = 2
 """Turns of the loop until a trainer has its answer: only then does the writer want the GIL."""
 
@@ -152,12 +154,14 @@ class DomainHost:
     ) -> None:
         """Drain what is being persisted, for ``drain_s`` seconds at most, then freeze.
 
-        ``shelves`` are where this node's domains lie, by root and name; ``by_trainer`` says that
-        the trainer judges copies, as it reads them to where they belong.
+        What is still examined then is interrupted. ``shelves`` are where this node's domains lie,
+        by root and name; ``by_trainer`` says that the trainer judges copies, as it reads them.
         """
         self._persisting.shelves, self.judging.by_trainer = dict(shelves or {}), by_trainer
         if event.generation > self.member.generation:
             await self.drain(drain_s)
+            if self._persisting.interrupt(event.generation):
+                await self.drain(ENDING_S)  # for the vote, which says why
         if event.generation > self.member.generation:
             self._proposal = self._stuck = None
             self.judging.begin()

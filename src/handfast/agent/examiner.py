@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -72,16 +73,38 @@ class Examiner:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "examiner")  # the process dies with it
         self._ids = itertools.count(1)
+        self._asking = 0
         self._child: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
-        self._for: object = None  # what it was started as, and in which generation
+        # what it was started as, and in which generation
+        self._for: tuple[tuple[str, ...], int] = ((), 0)
+        self._since = 0  # what is older than this generation is not examined any more
+        self._lock = threading.Lock()  # of _since and _sock, which the loop's thread asks for, too
 
     async def examine(self, asked: Asked | None) -> str:
         """Say what is wrong with an image's values; nothing where there is nothing to ask."""
         if asked is None:
             return ""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._examine, asked)
+        self._asking += 1
+        try:
+            return await loop.run_in_executor(self._thread, self._examine, asked)
+        finally:
+            self._asking -= 1
+
+    def interrupt(self, before: int) -> bool:
+        """Leave the epochs of generations below ``before``: who examines one is ended at once.
+
+        From the loop's thread; says whether something was being examined. Only the socket is shut:
+        the thread that waits for the process hears an end of file, and ends it, so that nobody
+        else's process is ever meant.
+        """
+        with self._lock:
+            self._since = max(self._since, before)
+            if self._sock is not None and self._for[1] < before:
+                with contextlib.suppress(OSError):  # its other end may be gone
+                    self._sock.shutdown(socket.SHUT_RDWR)
+        return self._asking > 0
 
     def close(self) -> None:
         """End the process. Nothing is being examined any more."""
@@ -98,6 +121,9 @@ class Examiner:
             self._end()
             return f"the validators' process speaks otherwise: {error}"
         except (OSError, ValueError) as error:  # a ValueError: argv is no command
+            if asked.epoch.generation < self._since:
+                self._end()
+                return "the validators had no answer when the job started again, and were ended"
             why = self._ended() or str(error)
             self._end()
             return f"the validators ended half-way: {why}"
@@ -136,7 +162,12 @@ class Examiner:
     def _started(self, argv: tuple[str, ...], generation: int) -> socket.socket:
         if self._sock is None or self._for != (argv, generation):
             self._end()
-            self._sock, self._for = self._start(argv), (argv, generation)
+            sock = self._start(argv)
+            with self._lock:
+                self._sock, self._for = sock, (argv, generation)
+        with self._lock:
+            if generation < self._since:  # before there was a socket that could be shut
+                raise InterruptedError("the job has started again")
         return self._sock
 
     def _start(self, argv: tuple[str, ...]) -> socket.socket:
@@ -157,9 +188,10 @@ class Examiner:
 
     def _end(self) -> None:
         """End the process, if there is one, and those that validators have started."""
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
+        with self._lock:
+            if self._sock is not None:
+                self._sock.close()
+                self._sock = None
         if self._child is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._child.pid, signal.SIGKILL)  # it leads a session

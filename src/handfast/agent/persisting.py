@@ -77,6 +77,10 @@ class Persisting:
             named = ", ".join(sorted({path for paths in found.values() for path in paths})[:5])
             raise SaveFailed(f"{UNLIKE}: {named}. From the next save on each rank stores its own")
 
+    def interrupt(self, before: int) -> bool:
+        """Examine nothing any more of generations below ``before``; says if something still was."""
+        return self._examiner.interrupt(before)
+
     def close(self) -> None:
         """End what examines."""
         self._examiner.close()

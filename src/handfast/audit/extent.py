@@ -33,6 +33,7 @@ __all__ = [
     "Source",
     "dense",
     "inside",
+    "repeats",
 ]
 
 SIZES: Final[dict[str, int]] = {
@@ -405,6 +406,13 @@ class Extent(msgspec.Struct, frozen=True):
                 block[low::unit] = block[high::unit]
                 block[high::unit] = kept
         return block.toreadonly()
+
+
+def repeats(values: object) -> bool:
+    """Whether a tensor has more bytes than its source: an expanded one, with a stride of 0."""
+    if type(values) is not Extent:
+        return False
+    return math.prod(values.shape) * SIZES.get(values.dtype, 1) > values.source.nbytes
 
 
 def _merged(shape: Sequence[int], stride: Sequence[int]) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from handfast.audit.finding import Finding
+from handfast.audit.finding import Finding, Strength
 
 __all__ = [
     "Clock",
@@ -116,7 +116,8 @@ class Part(msgspec.Struct):
     {"dp": 3}. ``problem`` says why it could not be read; all else is what could be by then.
     ``betas`` are of each optimizer group, by its name, where constant; ``run`` is what names the
     run that wrote this, if anything does; ``facts`` are what all parts must say alike, such as the
-    world's size.
+    world's size. ``valueless`` are the paths of tensors that hold no plain values (sparse ones,
+    conjugated ones, those of the meta device): no check looks at them.
     """
 
     path: str
@@ -129,6 +130,7 @@ class Part(msgspec.Struct):
     run: str = ""
     facts: Mapping[str, Any] = {}
     problem: str = ""
+    valueless: Sequence[str] = ()
 
 
 class Step(msgspec.Struct):
@@ -137,7 +139,8 @@ class Step(msgspec.Struct):
     ``number`` is what its name says. ``missing`` are the parts that have to be there, with who says
     so; ``extra`` the ones that nobody expects. ``commit`` says what makes the format take it as
     whole ("" where nothing does), ``committed`` whether that is there. ``scaled``: a loss scaler is
-    in use, which skips updates.
+    in use, which skips updates. ``guessed``: which parts belong together, and what is in them, was
+    read from names and keys that anybody may choose, so that what rests on these alone is a hint.
     """
 
     path: str
@@ -149,6 +152,11 @@ class Step(msgspec.Struct):
     committed: bool = True
     scaled: bool = False
     findings: Sequence[Finding] = ()
+    guessed: bool = False
+
+    def strength(self, otherwise: Strength) -> Strength:
+        """How sure a finding is that rests on what a format makes of names and keys."""
+        return Strength.HINT if self.guessed else otherwise
 
 
 class Resume(msgspec.Struct, frozen=True):

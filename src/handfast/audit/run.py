@@ -9,7 +9,7 @@ import msgspec
 
 from handfast.audit.checks import Look, check
 from handfast.audit.extent import Reader
-from handfast.audit.finding import Finding, Strength
+from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats import FORMATS
 from handfast.audit.found import Found, Resume
 from handfast.audit.place import Place, look
@@ -108,11 +108,29 @@ def audit(
 
 
 def founds(place: Place) -> Iterator[Found]:
-    """What all formats find in a place, each in what the ones before it have left."""
+    """What all formats find in a place, each in what the ones before it have left.
+
+    A reader that fails is told as a finding, and claims no files.
+    """
     for find in FORMATS:
-        for found in list(find(place)):
+        try:
+            every = list(find(place))
+        except (
+            Exception
+        ) as error:  # files are hostile, and one reader's fault must not hide others'
+            every = [_failed(find.__module__.rpartition(".")[2], error)]
+        for found in every:
             yield found
             place = place.without(found.files)
+
+
+def _failed(reader: str, error: Exception) -> Found:
+    """What there is to say where a reader raised what it never should."""
+    says = (
+        f"the reader of {reader} failed, and what is there of its format was not looked at: "
+        f"{type(error).__name__}: {error}. What to do: report this, with the files if you can"
+    )
+    return Found(reader, "", findings=[Finding(Code.UNREADABLE, Strength.STRONG, "", says)])
 
 
 def _listed(found: Found, looking: Look) -> Listed:

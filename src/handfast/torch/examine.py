@@ -90,8 +90,13 @@ def _examine(
 def _ask(name: str, staged: Staged) -> str:
     try:
         with torch.inference_mode():
-            found = find(name)(staged)
-        return f"{name}: {found}" if found else ""
+            found: object = find(name)(staged)
+        if found is None or isinstance(found, str):
+            return f"{name}: {found}" if found else ""
+        return (
+            f"{name}: a mistake of the validator: it returned a {type(found).__name__}, where a "
+            "str says what is wrong, and None that nothing is"
+        )
     except MemoryError as error:
         return f"{name}: it wants more memory than it may have: {error}"
     except (ValueError, HandfastError) as error:

@@ -19,15 +19,19 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from handfast.audit import invariants
 from handfast.core.lattice import Epoch
 from handfast.store import objects
-from handfast.store.objects import TensorRef
+from handfast.store.objects import TensorRef, child
+from handfast.torch import optimizers
 from handfast.torch.capture import Captured
+from handfast.torch.kinds import is_optimizer
+from handfast.torch.names import cleaned
 from handfast.torch.saved import EXTRA, KINDS
+from handfast.torch.tensors import local
 from handfast.torch.tree import Kind, Node, join
 
 __all__ = [
@@ -62,9 +66,10 @@ class Staged:
     """What one rank has staged of an epoch, before anybody may rely on it.
 
     ``tensors`` are this rank's own, by path, in their dtypes and shapes: views of the image, which
-    can't be written and are gone once the validator has returned. ``apart`` are the paths of those
-    that may hold anything: see :func:`free`. What this rank leaves to the first of its node is
-    examined there. ``rates`` is what is remembered of decay rates from epoch to epoch.
+    can't be written; what they show after the validator has returned is undefined, so what is to
+    be kept is copied. ``apart`` are the paths of those that may hold anything: see :func:`free`.
+    What this rank leaves to the first of its node is examined there. ``rates`` is what is
+    remembered of decay rates from epoch to epoch.
     """
 
     def __init__(
@@ -121,6 +126,10 @@ class Staged:
             if kind.partition(":")[0] == Kind.OPTIMIZER.value and component in self.objects:
                 yield from self._moments(component, self.objects[component])
 
+    def optimizers(self) -> list[str]:
+        """The paths of optimizers, whether they keep their state by name or by order."""
+        return [path for path, kind in self.objects.get(KINDS, {}).items() if is_optimizer(kind)]
+
     def _moments(self, component: str, saved: Any) -> Iterator[Moments]:
         groups = saved["param_groups"] if isinstance(saved, Mapping) else ()
         for number, group in enumerate(groups):
@@ -148,39 +157,65 @@ def finite(staged: Staged) -> str | None:
 
 
 def nonnegative(staged: Staged) -> str | None:
-    """Refuse second moments below zero: a mean of squares never is."""
+    """Refuse second moments below zero: a mean or a sum of squares never is.
+
+    By the keys under which torch's optimizers (2.13, ``torch/optim``) and their kin keep them, by
+    name or by order; Adagrad's ``sum`` and Adafactor's ``variance`` in an optimizer's state alone.
+    """
+    own = tuple(f"{path}/state{mark}" for path in staged.optimizers() for mark in "/[")
     for path in staged.values():
-        if "/state/" in path and path.endswith(("/exp_avg_sq", "/max_exp_avg_sq", "/v_buffer")):
+        key = path.rpartition("/")[2]
+        if (key in SQUARES and ("/state/" in path or "/state[" in path)) or (
+            key in ("sum", "variance") and path.startswith(own)
+        ):
             low, _ = staged.ends(path)
             if low < 0:
-                return f"{path}: its least value is {low:g}, and it is a mean of squares"
+                return f"{path}: its least value is {low:g}, and it is made of squares"
     return None
+
+
+SQUARES: Final = frozenset({
+    "exp_avg_sq", "max_exp_avg_sq", "v_buffer", "square_avg", "row_var", "col_var",
+})  # fmt: skip
+"""Keys of means of squares: Adam and its kin, RMSprop and Adadelta, Adafactor's factors."""
 
 
 def moments(staged: Staged) -> str | None:
     """Refuse a first moment that no gradients give beside its second one: |m| <= K sqrt(v).
 
     By Cauchy-Schwarz, with decay rates that are constant (:mod:`handfast.audit.invariants`); those
-    that change from epoch to epoch are left alone until the job starts again. A mixture of two
-    epochs of one training rarely breaks it: this finds moments of another parameter, or half of
-    them lost.
+    that change from epoch to epoch are left alone until the job starts again. betas may have been
+    others before this process, so K is the larger of their own bound and of that for torch's
+    defaults (0.9, 0.999): a training that went from these to smaller ones keeps to it, for each
+    step takes the bound from where it was towards that of its betas. What was before at rates
+    whose bound is larger still (beta2 = 0.9999, say) is refused after such a restart.
+
+    A mixture of two epochs of one training rarely breaks it: this finds moments of another
+    parameter, or half of them lost. Missed is what lies between the two bounds: at (0.9, 0.95) a
+    first moment of up to 7.3 sqrt(v), where no constant betas give more than 1.2 sqrt(v), and
+    most counters that are too small.
     """
     for each in staged.moments():
         if each.first.dtype != torch.float32 or each.second.dtype != torch.float32:
             continue
-        bound = invariants.moments(*each.betas, max(each.step, 1), FLOAT32)
+        steps = max(each.step, 1)
+        bounds = [invariants.moments(*betas, steps, FLOAT32) for betas in (each.betas, DEFAULT)]
+        most, least = max(b.most for b in bounds), max(b.least for b in bounds)
         flat, square = each.first.reshape(-1), each.second.reshape(-1)
         for m, v in zip(_parts(flat), _parts(square), strict=True):
-            over = m.abs() > (v.clamp(min=0) + bound.least).sqrt() * (bound.most * SLACK)
+            over = m.abs() > (v.clamp(min=0) + least).sqrt() * (most * SLACK)
             if over.any():
                 at = int(over.nonzero()[0])
                 return (
                     f"{each.path}: {int(over.sum())} of {len(m)} first moments are too large for "
                     f"their second ones, such as {float(m[at]):g} beside {float(v[at]):g}, where "
-                    f"|m| <= {bound.most:.4g} sqrt(v)"
+                    f"|m| <= {most:.4g} sqrt(v)"
                 )
     return None
 
+
+DEFAULT: Final = (0.9, 0.999)
+"""The betas of torch's Adam, AdamW, NAdam and RAdam."""
 
 FLOAT32: Final = invariants.ROUNDING["float32"]
 SLACK: Final = 1 + 1e-6
@@ -206,24 +241,74 @@ def masters(staged: Staged) -> str | None:
     return None
 
 
+@torch.no_grad()
 def free(things: Sequence[Node], now: Captured) -> tuple[str, ...]:
     """The paths of captured tensors that may hold anything.
 
-    That are buffers (a mask's ``-inf``), ``extra``, and what things say by a ``state_dict()`` of
-    their own (a ``best`` that begins at ``inf``): neither a parameter, nor of an optimizer, nor a
-    gradient, nor in a bare box.
+    Of a module that is what certainly is a buffer (a mask's ``-inf``), by its name or by where it
+    lies, and extra state; all else that a ``state_dict()`` gives may be made of parameters,
+    whatever it is called. Then ``extra``, and what things say by a ``state_dict()`` of their own
+    (a ``best`` that begins at ``inf``). And never what lies where a parameter does.
     """
-    owners = now.names.owners
-    modules = [node.value for node in things if node.kind is Kind.MODULE]
-    known = [owners.get(id(p)) for module in modules for p in module.parameters()]
-    weights = {"/".join(place) for place in known if place is not None}
-    of = [n.path for n in things if n.kind in FREE and not isinstance(n.value, Optimizer)]
-    heads = tuple(f"{path}{mark}" for path in (*of, EXTRA) for mark in "/[")
-    paths = [spec.path for spec in now.specs if spec.path not in weights]
-    return tuple(path for path in paths if path == EXTRA or path.startswith(heads))
+    weights = {_start(parameter) for parameter in _parameters(things, now)} - {0}
+    names, buffers, heads = {EXTRA}, set(), [EXTRA]
+    for path, kind, value in things:
+        if kind is Kind.MODULE:
+            own = [(n, b) for n, b in _buffers(value) if _start(b) not in weights]
+            names |= {child(path, name) for name in cleaned(value, [name for name, _ in own])}
+            buffers |= {_seat(buffer) for _, buffer in own}
+            extras = {child(path, name) for name in cleaned(value, _extra_states(value))}
+            names |= extras
+            heads += extras
+        elif kind in FREE and not isinstance(value, Optimizer):
+            heads.append(path)
+    under = tuple(f"{head}{mark}" for head in heads for mark in "/[")
+    return tuple(
+        spec.path
+        for spec, tensor in zip(now.specs, now.tensors, strict=True)
+        if (spec.path in names or _seat(tensor) in buffers or spec.path.startswith(under))
+        and _start(tensor) not in weights
+    )
 
 
-FREE: Final = (Kind.MODULE, Kind.SCHEDULER, Kind.SCALER, Kind.LOADER, Kind.OBJECT)
+def _parameters(things: Sequence[Node], now: Captured) -> Iterator[Tensor]:
+    """All that is trained: of modules, of optimizers, and in boxes."""
+    for path, kind, value in things:
+        if kind is Kind.MODULE:
+            yield from value.parameters()
+        elif isinstance(value, Optimizer):
+            yield from optimizers.parameters(value)
+        elif path in now.trained:
+            yield value
+
+
+def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return module.named_buffers(remove_duplicate=False)
+
+
+def _extra_states(module: nn.Module) -> list[str]:
+    """The keys of what ``get_extra_state`` gives (torch 2.13, ``torch/nn/modules/module.py``)."""
+    return [
+        f"{name}._extra_state".removeprefix(".")
+        for name, part in module.named_modules(remove_duplicate=False)
+        if type(part).get_extra_state is not nn.Module.get_extra_state
+    ]
+
+
+def _seat(tensor: Tensor) -> tuple[object, ...]:
+    """Which memory, and how it is seen."""
+    return _start(tensor), tensor.shape, tensor.dtype
+
+
+def _start(tensor: Tensor) -> int:
+    """Where its local part begins in memory; 0 where it has none."""
+    try:
+        return local(tensor).data_ptr()
+    except (RuntimeError, NotImplementedError):  # sparse, or of a type that only wraps others
+        return 0
+
+
+FREE: Final = (Kind.SCHEDULER, Kind.SCALER, Kind.LOADER, Kind.OBJECT)
 
 
 REGISTERED, PICKLE = 30, 31  # tags of docs/format.md, Objects
@@ -323,13 +408,18 @@ def _ends(tensor: Tensor) -> tuple[float, float]:
 
 
 def _count(tensor: Tensor) -> str:
-    """How many values are NaN and infinite, and where the first one is."""
+    """How many values are NaN and infinite, and where the first one is.
+
+    A complex one is NaN or infinite where one of its parts is, and may be both.
+    """
     nans = infinite = 0
     first = -1
+    parts = 2 if tensor.is_complex() else 1  # a block has whole values: its size is even
     for number, part in enumerate(_blocks(tensor)):
-        bad = ~torch.isfinite(part)
+        nan, endless = (f(part).view(-1, parts).any(1) for f in (torch.isnan, torch.isinf))
+        bad = nan | endless
         if first < 0 and bad.any():
-            first = number * BLOCK + int(bad.nonzero()[0])
-        nans += int(torch.isnan(part).sum())
-        infinite += int(torch.isinf(part).sum())
+            first = number * BLOCK // parts + int(bad.nonzero()[0])
+        nans += int(nan.sum())
+        infinite += int(endless.sum())
     return f"{nans} NaN and {infinite} infinite of {tensor.numel()} values, the first at {first}"

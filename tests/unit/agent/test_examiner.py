@@ -16,12 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from agentkit import settled_fds, wait_for
+from agentkit import looped, settled_fds, wait_for
+from meshkit import Mesh
 
 from handfast.agent.examiner import Asked, Examined, Examiner
 from handfast.agent.frames import make_image
 from handfast.core.lattice import Epoch
+from handfast.core.messages import Skipped
 from handfast.store import objects
 from handfast.store.image import TensorSpec, plan
 
@@ -60,7 +63,7 @@ def told(staged):
 
 
 def pid(staged):
-    return os.getpid()
+    return str(os.getpid())
 
 
 def value(staged):
@@ -81,6 +84,14 @@ def long(staged):
 
 def several(staged):
     return torch.tensor([1, 2])
+
+
+def false(staged):
+    return False
+
+
+def zero(staged):
+    return 0
 
 
 def wild(staged):
@@ -276,7 +287,11 @@ def test_what_validators_do_short_of_dying(desk: Desk, examiner: Examiner) -> No
     assert said("nothing.of.this:kind").startswith("nothing.of.this:kind: validator")
     assert 100 < len(said("long")) <= 400
     assert said("wild") == "violations:wild: half of a ? pair"
-    assert said("several").startswith("violations:several: RuntimeError")
+    for odd, kind in (("several", "Tensor"), ("false", "bool"), ("zero", "int")):
+        assert said(odd) == (
+            f"violations:{odd}: a mistake of the validator: it returned a {kind}, where a str says "
+            "what is wrong, and None that nothing is"
+        )
     assert said("loud") == ""
     assert said("hoarder") == ""
     assert said("threaded") == ""
@@ -333,6 +348,90 @@ def test_a_start_of_the_job_reads_validators_anew(desk: Desk, examiner: Examiner
     (desk.home / "violations.py").write_text(mended + "\n# another length\n")
     assert ask(examiner, desk.asked("value", step=2)) == said
     assert ask(examiner, desk.asked("value", step=2, generation=2)) == ""
+
+
+INTERRUPTED = "the validators had no answer when the job started again, and were ended"
+
+
+def test_a_start_of_the_job_interrupts_who_still_examines(desk: Desk, examiner: Examiner) -> None:
+    """From the loop's thread, with what waits behind it and what comes late; with what validators
+    had started; and the new job has its answer, once for all that are older."""
+
+    async def main() -> list[str]:
+        asking = [
+            asyncio.ensure_future(examiner.examine(desk.asked(name, patience_s=3600.0)))
+            for name in ("with_helper", "content")
+        ]
+        while examiner._child is None:
+            await asyncio.sleep(0.01)
+        helped = examiner._child.pid
+        children = Path(f"/proc/{helped}/task/{helped}/children")
+        while not children.read_text():
+            await asyncio.sleep(0.01)
+        helper = int(children.read_text())
+        assert examiner.interrupt(2)
+        assert examiner.interrupt(2)
+        answers = list(await asyncio.gather(*asking))
+        assert not alive(helped)
+        assert not alive(helper)
+        answers.append(await examiner.examine(desk.asked("content")))
+        answers.append(await examiner.examine(desk.asked("value", generation=2)))
+        return answers
+
+    assert asyncio.run(main()) == [INTERRUPTED] * 3 + ["violations:value: too large"]
+
+
+def test_an_interrupt_leaves_its_own_generation_alone(desk: Desk, examiner: Examiner) -> None:
+    """Nothing that is examined for the job that starts is ended, and nothing idle is mourned."""
+    assert not examiner.interrupt(1)
+    first = pid_of(examiner, desk)
+    examiner.interrupt(1)
+    assert pid_of(examiner, desk) == first
+    examiner.interrupt(2)
+    second = pid_of(examiner, desk, generation=2)
+    assert second != first
+    assert not alive(first)
+
+
+@looped
+async def test_an_epoch_that_hangs_is_a_skip_once_the_job_starts_again(
+    desk: Desk, tmp_path: Path
+) -> None:
+    """Voted on before the freeze, with the reason; and the next generation converges."""
+    mesh = Mesh(str(tmp_path / "run"), 1)
+    await mesh.open(0)
+    await mesh.restore(1)
+    held = mesh.image(1)
+    hung = desk.asked("hangs", patience_s=3600.0).what
+    held.plan = msgspec.structs.replace(held.plan, examined=hung)
+    assert await mesh.hosts[0].stage(Epoch(1, 1), held, b"objects") is None
+    await mesh.begin(2, drain_s=0.2)
+    (vote,) = [record for record in mesh.journaled(0) if isinstance(record, Skipped)]
+    assert vote.epoch == Epoch(1, 1)
+    assert INTERRUPTED in vote.reason
+    await mesh.accept(0, 2)
+    await mesh.save(Epoch(2, 2))
+    await mesh.converged(Epoch(2, 2))
+    assert INTERRUPTED in mesh.shown[0].outcomes[0].problem
+    await mesh.close()
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.5])
+def test_an_interrupt_at_any_moment_of_a_start(pause: float, desk: Desk) -> None:
+    """Before, while and after the process is started: it ends, and nothing is left of it."""
+    examiner, fds = Examiner(), settled_fds()
+
+    async def main() -> str:
+        hung = desk.asked("hangs", patience_s=3600.0)
+        asking = asyncio.ensure_future(examiner.examine(hung))
+        await asyncio.sleep(pause)
+        examiner.interrupt(2)
+        return await asking
+
+    assert asyncio.run(main()) == INTERRUPTED
+    assert examiner._child is None
+    examiner.close()
+    assert settled_fds() <= fds
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -164,15 +165,37 @@ class TestMoments:
         ]
         return Part("a.pt", tensors=pair, betas={"0": (0.9, 0.999)}, **fields)
 
-    def test_moments_that_no_gradients_make_are_certain(self) -> None:
-        """K is 7.27 for AdamW's own betas, and 3.16 after one step."""
+    def test_moments_that_no_gradients_make_with_these_betas_are_a_hint(self) -> None:
+        """K is 7.27 for AdamW's own betas, and 3.16 after one step; the betas may be new."""
         late = self.part(torch.full((9,), 8.0), torch.ones(9))
-        assert kinds(found(late)) == {(Code.MOMENTS, CERTAIN)}
+        assert kinds(found(late)) == {(Code.MOMENTS, HINT)}
         early = [Counter(Clock.PARAMETER, 1, "w")]
         assert kinds(found(self.part(torch.full((9,), 4.0), torch.ones(9), counters=early))) == {
-            (Code.MOMENTS, CERTAIN)
+            (Code.MOMENTS, HINT)
         }
         assert found(self.part(torch.full((9,), 4.0), torch.ones(9))) == []
+
+    def test_moments_that_are_ten_times_too_large_are_strong(self) -> None:
+        """Above 72.7 for AdamW's own betas; also for betas that bound more closely by far."""
+        close = self.part(torch.full((9,), 72.0), torch.ones(9))
+        close.betas = {"0": (0.99, 0.999)}
+        assert kinds(found(close)) == {(Code.MOMENTS, HINT)}
+        for betas in ((0.9, 0.999), (0.99, 0.999)):
+            far = self.part(torch.full((9,), 73.0), torch.ones(9))
+            far.betas = {"0": betas}
+            assert kinds(found(far)) == {(Code.MOMENTS, STRONG)}
+
+    def test_betas_that_were_changed_are_no_fault(self) -> None:
+        """beta1 of 0.9 and then 0.99, by torch's AdamW with gradients that grow: a hint."""
+        weight = torch.nn.Parameter(torch.zeros(8))
+        optimizer = torch.optim.AdamW([weight])
+        for step in range(200):
+            weight.grad = torch.full((8,), 1.11**step)
+            optimizer.step()
+        state = optimizer.state[weight]
+        part = self.part(state["exp_avg"], state["exp_avg_sq"])
+        part.betas = {"0": (0.99, 0.999)}
+        assert kinds(found(part)) == {(Code.MOMENTS, HINT)}
 
     def test_nothing_is_said_where_no_bound_is_known(self) -> None:
         """Changed betas (none are told), beta1 too large for beta2; a hint in 16 bits."""
@@ -296,6 +319,36 @@ class TestShards:
         worlds = [Part("a.pt", facts={"world": 4}), Part("b.pt", facts={"world": 8})]
         assert kinds(found(*worlds)) == {(Code.WORLD, CERTAIN)}
 
+    def test_what_is_guessed_from_keys_is_a_hint(self) -> None:
+        """Runs, jobs, counters, roles and shards of a file that is anybody's to fill."""
+        nan = tensor("w", Role.PARAMETER, torch.tensor([1.0, np.nan]))
+        runs = [
+            Part("a.pt", {"rank": 0}, tensors=[nan], run="one", facts={"world": 4}),
+            Part("b.pt", {"rank": 1}, run="two", facts={"world": 8}),
+            counted((Clock.TRAINER, 5), part="c.pt"),
+            counted((Clock.TRAINER, 6), part="d.pt"),
+        ]
+        told = found(*runs, missing=[("e.pt", "a name")], extra=[("f.pt", "a name")], guessed=True)
+        assert kinds(told) == {
+            (code, HINT)
+            for code in (Code.EXTRA, Code.WORLD, Code.NONFINITE, Code.COUNTERS, Code.MISSING)
+        }
+        shards = [self.shard(0, torch.randn(100)), self.shard(1, torch.zeros(100))]
+        assert kinds(found(*shards, guessed=True)) == {(Code.ZERO, HINT)}
+
+    def test_a_nan_where_an_optimizer_is_at_work_is_certain_though_roles_are_guessed(self) -> None:
+        """A parameter with moments is one that is trained."""
+        pair = [
+            tensor("w", Role.PARAMETER, torch.tensor([1.0, np.nan])),
+            tensor("w", Role.FIRST, torch.zeros(2)),
+        ]
+        assert kinds(found(Part("a.pt", tensors=pair), guessed=True)) == {(Code.NONFINITE, CERTAIN)}
+
+    def test_absurd_facts_are_told_and_not_written_out(self) -> None:
+        """Python refuses to write an integer of 5000 digits."""
+        worlds = [Part("a.pt", facts={"world": 4}), Part("b.pt", facts={"world": 10**5000})]
+        assert kinds(found(*worlds)) == {(Code.WORLD, CERTAIN)}
+
     def test_what_the_format_misses_is_told(self) -> None:
         """Missing parts, foreign ones, no commit, what can't be read."""
         told = found(
@@ -328,9 +381,33 @@ class TestSteps:
         """Steps 90, 110, 120 bit-identical (NVIDIA-NeMo/RL#3312); weights alone may be frozen."""
         same, other = torch.randn(100), torch.randn(100)
         steps = [self.step(n, v, role) for n, v in ((90, same), (100, other), (110, same))]
+        for step in steps:
+            step.parts[0].counters = [Counter(Clock.TRAINER, step.number or 0, "step")]
         (finding,) = check(Found("test", ".", steps), Look(deep=True))
         assert (finding.code, finding.strength) == (Code.STALE, strength)
         assert (finding.step, finding.evidence) == ("110", ("90",))
+
+    @pytest.mark.parametrize(
+        "counter",
+        [
+            Counter(Clock.LOADER, 0, "micro-batches", updates=False),
+            Counter(Clock.TRAINER, 0, "loops, of which a scaler skipped one"),
+            Counter(Clock.DIRECTORY, 0, "epoch-90"),
+        ],
+        ids=["accumulated", "skipped by a scaler", "saved again"],
+    )
+    def test_moments_that_stood_still_with_no_update_between_are_a_hint(
+        self, counter: Counter
+    ) -> None:
+        """What was saved between two updates, or as another epoch, is no stale state."""
+        same = torch.randn(100)
+        steps = [self.step(n, same, Role.FIRST) for n in (90, 91)]
+        for step in steps:
+            moved = msgspec.structs.replace(counter, value=step.number or 0)
+            step.parts[0].counters = [moved, Counter(Clock.OPTIMIZER, 90, "step", skips=True)]
+            step.scaled = True
+        told = check(Found("test", ".", steps), Look(deep=True))
+        assert {f.strength for f in told if f.code is Code.STALE} == {HINT}
 
     def test_times_that_straddle_two_saves_are_a_hint(self) -> None:
         """A file of step 100 that was written after step 200 was begun."""
@@ -339,6 +416,17 @@ class TestSteps:
         told = list(check(Found("test", ".", [first, second]), Look()))
         assert kinds(told) == {(Code.TIMES, HINT)}
         assert told[0].parts == ("100/b.pt",)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_tensor_that_repeats_its_storage_is_not_read_to_its_end(deep: bool) -> None:
+    """zeros(1).expand(2**34): 64 GiB of one number."""
+    values = Extent(Held(bytes(4), "a file"), "float32", (1 << 33,), (0,))
+    part = Part("a.pt", tensors=[Tensor("w", Role.PARAMETER, values, of="w")])
+    look = Look(deep=deep)
+    assert list(check(Found("test", ".", [Step("s", 1, [part])]), look)) == []
+    assert look.cut == 1
+    assert look.nbytes <= 1 << 20
 
 
 def test_without_deep_only_the_beginning_is_read() -> None:

@@ -53,7 +53,7 @@ def _twice(step: Step, read: Sequence[_Read]) -> Iterator[Finding]:
         also = f" (and {more} other counters of these parts)" if more else ""
         yield Finding(
             Code.COUNTERS,
-            Strength.CERTAIN if group[0].counter.updates else Strength.STRONG,
+            step.strength(Strength.CERTAIN if group[0].counter.updates else Strength.STRONG),
             step.path,
             f"one counter of the {clock} has the values {', '.join(map(str, values))}{also}: its "
             "parts are of different steps",
@@ -87,7 +87,8 @@ def _between(step: Step, read: Sequence[_Read]) -> Iterator[Finding]:
 
 def _disagree(step: Step, heads: Sequence[_Read], what: str) -> Finding:
     parts = tuple(dict.fromkeys(one.part for one in heads))
-    return Finding(Code.COUNTERS, Strength.STRONG, step.path, what, parts, _shown(heads))
+    strength = step.strength(Strength.STRONG)
+    return Finding(Code.COUNTERS, strength, step.path, what, parts, _shown(heads))
 
 
 def _shown(read: Sequence[_Read]) -> tuple[str, ...]:

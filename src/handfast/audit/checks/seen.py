@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 import xxhash
 
+from handfast.audit.extent import repeats
 from handfast.audit.found import Role, Tensor, Values
 from handfast.errors import HandfastError
 
@@ -74,12 +75,15 @@ class Look:
         return self._seen[id(tensor)][1]
 
     def blocks(self, values: Values) -> Iterator[memoryview]:
-        """A tensor's bytes, as far as they are to be looked at. Raises as the values do."""
+        """A tensor's bytes, as far as they are to be looked at. Raises as the values do.
+
+        Of one that repeats its storage only the first block: a few bytes can stand for any number.
+        """
         for block in values.blocks(BLOCK if self.deep else SAMPLE):
             self.nbytes += block.nbytes
             self._progress(block.nbytes)
             yield block.cast("B")
-            if not self.deep:
+            if not self.deep or repeats(values):
                 return
 
     def _look(self, tensor: Tensor) -> Seen:
@@ -100,7 +104,8 @@ class Look:
         except HandfastError as error:
             seen.problem = str(error)
         seen.digest = digest.digest()
-        seen.whole = self.deep or math.prod(values.shape) <= SAMPLE
+        most = BLOCK if self.deep else SAMPLE
+        seen.whole = (self.deep and not repeats(values)) or math.prod(values.shape) <= most
         self.cut += not seen.whole
         return seen
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import xxhash
 
 from handfast.audit.checks.seen import Look
 from handfast.audit.finding import Code, Finding, Strength
-from handfast.audit.found import Part, Role, Step, Tensor
+from handfast.audit.found import Clock, Part, Role, Step, Tensor
 
 __all__ = ["identical", "jobs", "repeated", "replicas", "structure", "times"]
 
@@ -35,7 +35,8 @@ def structure(step: Step, look: Look) -> Iterator[Finding]:
         (Code.EXTRA, Strength.STRONG, step.extra, "belongs to nothing here"),
     ):
         for path, why in step_of(found):
-            yield Finding(code, strength, step.path, f"{path} {what}: {why}", (path,))
+            says = f"{path} {what}: {why}"
+            yield Finding(code, step.strength(strength), step.path, says, (path,))
     for part in step.parts:
         if part.problem:
             code = Code.TRUNCATED if "ends there" in part.problem else Code.UNREADABLE
@@ -78,9 +79,14 @@ def jobs(step: Step) -> Iterator[Finding]:
         said: dict[str, list[Part]] = defaultdict(list)
         for part in step.parts:
             if name in part.facts:
-                said[str(part.facts[name])].append(part)
+                said[_fact(part.facts[name])].append(part)
         if len(said) > 1:
             yield _apart(step, Code.WORLD, f"its parts disagree on {name}", said)
+
+
+def _fact(value: Any) -> str:
+    """A fact in words: Python refuses to write the longest integers out, and files hold any."""
+    return hex(value) if type(value) is int and value.bit_length() > 64 else str(value)
 
 
 def _apart(step: Step, code: Code, says: str, groups: dict[str, list[Part]]) -> Finding:
@@ -88,9 +94,8 @@ def _apart(step: Step, code: Code, says: str, groups: dict[str, list[Part]]) -> 
         f"{value}: {_named([part.path for part in parts])}" for value, parts in groups.items()
     )
     fewest = min(groups.values(), key=len)
-    return Finding(
-        code, Strength.CERTAIN, step.path, says, tuple(p.path for p in fewest), told[:SHOWN]
-    )
+    strength = step.strength(Strength.CERTAIN)
+    return Finding(code, strength, step.path, says, tuple(p.path for p in fewest), told[:SHOWN])
 
 
 def replicas(step: Step, look: Look) -> Iterator[Finding]:
@@ -149,11 +154,11 @@ def identical(step: Step, look: Look) -> Iterator[Finding]:
         if len(same) > 1 and len({tuple(sorted(part.rank.items())) for part in same}) > 1:
             paths = tuple(part.path for part in same)
             says = f"{len(same)} shards of different ranks hold the same bits, moments and all"
-            yield Finding(Code.IDENTICAL, Strength.STRONG, step.path, says, paths)
+            yield Finding(Code.IDENTICAL, step.strength(Strength.STRONG), step.path, says, paths)
     if zero and full:
         paths = tuple(part.path for part in zero)
         says = f"{_named(paths)}: everything that is trained is zero there, and not in other shards"
-        yield Finding(Code.ZERO, Strength.STRONG, step.path, says, paths)
+        yield Finding(Code.ZERO, step.strength(Strength.STRONG), step.path, says, paths)
 
 
 def _own(part: Part, look: Look) -> list[Tensor]:
@@ -174,9 +179,10 @@ def _print(tensors: Sequence[Tensor], look: Look) -> bytes:
 def repeated(steps: Sequence[Step], look: Look) -> Iterator[Finding]:
     """Find steps whose values are those of another one: what was saved again is stale.
 
-    Moments change in every update, so with moments it is strong; weights alone may be frozen, or of
-    a training that has ended. Two of one number are copies by design (the best one, the last one),
-    and so may be two without.
+    Moments change in every update, so it is strong where what counts updates has risen and they
+    have not. Else there may have been none: gradients were accumulated, a loss scaler skipped it,
+    the best one was saved again. Weights alone may be frozen, or of a training that has ended. Two
+    of one number are copies by design (the best one, the last one), and so may be two without.
     """
     before: dict[bytes, Step] = {}
     for step in steps:
@@ -191,9 +197,28 @@ def repeated(steps: Sequence[Step], look: Look) -> Iterator[Finding]:
         if other is not step and (other.number != step.number or step.number is None):
             what = "moments" if moving else "weights"
             says = f"its {what} are, bit for bit, those of {other.path}: a stale state saved again"
-            known = moving and step.number is not None
-            strength = Strength.STRONG if known else Strength.HINT
+            rose = _updates(step) > _updates(other)
+            known = moving and step.number is not None and rose
+            strength = step.strength(Strength.STRONG) if known else Strength.HINT
+            if not known:
+                says += ", if there was an update between them"
             yield Finding(Code.STALE, strength, step.path, says, (), (other.path,))
+
+
+def _updates(step: Step) -> int:
+    """The most updates that anything in a step's files has counted; -1 where nothing did.
+
+    With a loss scaler, only of what doesn't count those that it skipped.
+    """
+    counters = (
+        counter.value
+        for part in step.parts
+        for counter in part.counters
+        if counter.updates
+        and counter.clock not in (Clock.DIRECTORY, Clock.TRACKER)
+        and (counter.skips or not step.scaled)
+    )
+    return max(counters, default=-1)
 
 
 def times(steps: Sequence[Step]) -> Iterator[Finding]:

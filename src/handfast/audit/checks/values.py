@@ -19,20 +19,31 @@ SHOWN: Final = 6
 SLACK: Final = 1 + 1e-6
 """What the comparison itself may round, in float32."""
 
+STATE: Final = frozenset({Role.MASTER, Role.FIRST, Role.SECOND, Role.MOMENTUM})
+
+USUAL: Final = (0.9, 0.999)
+"""The betas that most trainings have (torch 2.13, torch/optim/adam.py)."""
+
+FAR: Final = 10
+"""How many times above their bound moments are beyond what changing the betas usually does."""
+
 
 def numbers(step: Step, look: Look) -> Iterator[Finding]:
     """Find numbers that are NaN or infinite, and second moments below zero.
 
     Only of parameters, masters and moments: buffers hold what they like. A parameter with nothing
-    but ``-inf`` beside its numbers may be a mask: a hint.
+    but ``-inf`` beside its numbers may be a mask: a hint. Where roles are guessed, what no
+    optimizer has a state of may be anything.
     """
+    trained = {t.of for part in step.parts for t in part.tensors if t.role in STATE}
     for part in step.parts:
         bad: dict[tuple[Code, Strength], list[str]] = defaultdict(list)
         for tensor in part.tensors:
             seen = look.at(tensor)
             if seen.nans or seen.infinite:
                 mask = not seen.nans and tensor.role is Role.PARAMETER
-                strength = Strength.HINT if mask else Strength.CERTAIN
+                loose = step.guessed and tensor.role is Role.PARAMETER and tensor.of not in trained
+                strength = Strength.HINT if mask or loose else Strength.CERTAIN
                 says = f"{tensor.path}: {seen.nans} NaN, {seen.infinite} infinite"
                 bad[Code.NONFINITE, strength].append(says)
             if tensor.role is Role.SECOND and seen.negative:
@@ -65,9 +76,11 @@ def _pairs(step: Step, one: Role, other: Role) -> Iterator[_Pair]:
 def moments(step: Step, look: Look) -> Iterator[Finding]:
     """Find first moments too large for their second ones: |m| <= K sqrt(v), elementwise.
 
-    Certain for float32 and betas that the part says are constant, since then no gradients whatever
-    lead there (:mod:`handfast.audit.invariants`). In less precision a hint, since how it was
-    rounded is not known; with changing betas nothing is said.
+    No gradients whatever lead there with constant betas (:mod:`handfast.audit.invariants`). But one
+    file doesn't say whether they were constant: so never certain, and a hint above the bound of the
+    betas that the part has. Strong for float32 above ten times that bound and that of (0.9, 0.999);
+    in other precisions a hint, since how it was rounded is not known. With betas that a schedule
+    moves nothing is said.
     """
     arithmetic = look.numbers
     if arithmetic is None:
@@ -81,10 +94,14 @@ def moments(step: Step, look: Look) -> Iterator[Finding]:
             continue
         if not all(0 <= beta < 1 for beta in betas):
             continue
-        bound = invariants.moments(*betas, _count(part, second), rounding)
-        over, total = _over(arithmetic, look, first, second, bound)
+        steps = _count(part, second)
+        bound = invariants.moments(*betas, steps, rounding)
+        usual = invariants.moments(*USUAL, steps, rounding)
+        far = FAR * max(bound.most, usual.most)
+        over, beyond, total = _over(arithmetic, look, _Pair(part, first, second), bound, far)
         if over:
-            strength = Strength.CERTAIN if dtypes == {"float32"} else Strength.HINT
+            strong = beyond and dtypes == {"float32"}
+            strength = Strength.STRONG if strong else Strength.HINT
             says = f"{first.path}: {over} of {total} above {bound.most:.4g} sqrt(v)"
             told[part.path, strength].append(says)
     for (path, strength), lines in told.items():
@@ -93,7 +110,8 @@ def moments(step: Step, look: Look) -> Iterator[Finding]:
             strength,
             step.path,
             f"the first moments of {len(lines)} parameters are larger than any gradients make them "
-            "beside these second moments: they are not of one training's one step",
+            "beside these second moments with these betas: the betas were changed, or they are not "
+            "of one training's one step",
             (path,),
             tuple(lines[:SHOWN]),
         )
@@ -106,19 +124,22 @@ def _count(part: Part, tensor: Tensor) -> float:
 
 
 def _over(
-    arithmetic: ModuleType, look: Look, first: Tensor, second: Tensor, bound: invariants.Bound
-) -> tuple[int, int]:
-    over = total = 0
-    dtype = first.values.dtype
+    arithmetic: ModuleType, look: Look, pair: _Pair, bound: invariants.Bound, far: float
+) -> tuple[int, int, int]:
+    """How many first moments are above the bound, how many above ``far`` sqrt(v), of how many."""
+    over = beyond = total = 0
+    dtype = pair.one.values.dtype
     try:
-        pairs = zip(look.blocks(first.values), look.blocks(second.values), strict=True)
+        pairs = zip(look.blocks(pair.one.values), look.blocks(pair.other.values), strict=True)
         for one, two in pairs:
             m, v = (arithmetic.numbers(block, dtype).astype("f8") for block in (one, two))
-            over += int((abs(m) > (v.clip(min=0) + bound.least) ** 0.5 * bound.most * SLACK).sum())
+            root = (v.clip(min=0) + bound.least) ** 0.5 * SLACK
+            over += int((abs(m) > root * bound.most).sum())
+            beyond += int((abs(m) > root * far).sum())
             total += len(m)
     except HandfastError:
-        return 0, 0  # that it can't be read is told by itself
-    return over, total
+        return 0, 0, 0  # that it can't be read is told by itself
+    return over, beyond, total
 
 
 def masters(step: Step, look: Look) -> Iterator[Finding]:
@@ -133,7 +154,7 @@ def masters(step: Step, look: Look) -> Iterator[Finding]:
     for part, master, low in _masters(step):
         apart, far, total = _rounding(arithmetic, look, master, low)
         if apart:
-            strength = Strength.STRONG if far else Strength.HINT
+            strength = step.strength(Strength.STRONG) if far else Strength.HINT
             says = f"{low.path}: {apart} of {total} are not rounded from {master.path}"
             wrong[part.path, strength].append(f"{says}, {far} are not even beside it")
     for (path, strength), lines in wrong.items():

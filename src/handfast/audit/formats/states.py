@@ -61,6 +61,9 @@ tables of positions. In a state dict nothing else tells them from parameters."""
 _ASIDE: Final = frozenset({"callbacks", "metrics", "rng", "rng_state", "dataloader", "loader"})
 """Keys below which tensors are no module's: best scores, generators, positions."""
 
+_VALUELESS: Final = frozenset({"torch.Tensor", "torch.nested"})
+"""What a tensor is read as whose values are not just stored (:mod:`handfast.audit.torch_tree`)."""
+
 _SCALER: Final = {"scale", "growth_factor", "backoff_factor", "growth_interval"}
 _CYCLED: Final = {"base_momentum", "max_momentum"}  # by OneCycleLR and CyclicLR, which move betas
 _FLAT: Final = re.compile(r"(state|param_groups)\.(.+)\.([^.]+)")
@@ -86,6 +89,7 @@ class Said(msgspec.Struct):
 
     ``world`` is the size of the job, where a sharded tensor says it (else 0). ``scaled``: a loss
     scaler's state is there; ``named``: an optimizer's state goes by the names of its parameters.
+    ``valueless`` are the paths of tensors without plain values, outside of an optimizer's state.
     """
 
     tensors: list[Tensor] = []
@@ -94,6 +98,7 @@ class Said(msgspec.Struct):
     scaled: bool = False
     named: bool = False
     world: int = 0
+    valueless: list[str] = []
 
 
 def read_state(root: Any, *, within: str = "") -> Said:
@@ -132,12 +137,13 @@ def pieces(node: Any) -> tuple[Piece, ...]:
 
 
 def number(node: Any) -> int | None:
-    """A whole number: itself, or a tensor without dimensions that holds one.
+    """A whole number of 64 bits: itself, or a tensor without dimensions that holds one.
 
-    None for anything else, and for what can't be read: a check that reads it says so.
+    None for anything else, and for what can't be read: a check that reads it says so. Longer ones
+    count nothing, and Python won't even write those of a hostile file out.
     """
     if type(node) is int:
-        return node
+        return node if node.bit_length() < 64 else None
     found = pieces(node)
     if len(found) != 1 or found[0].values.shape != ():
         return None
@@ -147,7 +153,7 @@ def number(node: Any) -> int | None:
     except HandfastError:
         return None
     value = struct.unpack(form, block)[0] if form and block is not None else None
-    return int(value) if value is not None and value == value // 1 else None
+    return number(int(value)) if value is not None and value == value // 1 else None
 
 
 def _shards(sharded: Object) -> Iterator[Piece]:
@@ -237,6 +243,8 @@ class _Reading:
             self._modules.append((path, list(_whole_module(node))))
         elif node.type.endswith("sharded_tensor.api.ShardedTensor"):
             self._world(node)
+        elif node.type in _VALUELESS or node.type.startswith("torch.sparse_"):
+            self.said.valueless.append(path)
         else:
             parts = dict(fields) if not node.pairs else {**fields, **node.pairs}
             if _optimizer(parts) is not None or "last_epoch" in parts:
@@ -245,8 +253,8 @@ class _Reading:
     def _world(self, sharded: Object) -> None:
         """The job's size, as a ShardedTensor has it (api.py, ``ProcessGroupState``)."""
         group = sharded.fields.get("_process_group_state")
-        world = group.fields.get("global_world_size") if type(group) is Object else None
-        if type(world) is int:
+        world = number(group.fields.get("global_world_size")) if type(group) is Object else None
+        if world is not None:
             self.said.world = world
 
     def _scheduler(self, path: str, node: Mapping[Any, Any]) -> None:

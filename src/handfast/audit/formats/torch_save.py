@@ -1,7 +1,8 @@
 """Files of ``torch.save`` that no other format knows, one or one a rank; and full state dicts.
 
 What is in them is for whoever wrote them to say: names give ranks and steps, keys the rest. So no
-count of theirs is one of updates for certain, and no resume is known. A file whose optimizer's
+count of theirs is one of updates for certain, no resume is known, and what names and keys are
+taken to mean makes hints: "rank16" may be LoRA's. A file whose optimizer's
 state goes by parameters' names is a *full state dict*, as FSDP gathers it for one rank to write
 (torch 2.13, distributed/fsdp/fully_sharded_data_parallel.py, ``optim_state_dict``;
 distributed/checkpoint/state_dict.py, ``StateDictOptions(full_state_dict=True)``).
@@ -16,6 +17,7 @@ from math import gcd
 from typing import Final
 
 from handfast.audit.finding import Code, Finding, Strength
+from handfast.audit.formats import states
 from handfast.audit.formats.names import blank, numbered, parent, ranked, unranked
 from handfast.audit.formats.parts import Read, torch_part
 from handfast.audit.found import Clock, Found, Part, Step
@@ -33,6 +35,7 @@ _LEFT: Final = re.compile(
 )
 
 _INSIDE: Final = frozenset({Kind.ZIP, Kind.LEGACY})
+_FOREIGN: Final = frozenset({Kind.PICKLE, Kind.UNKNOWN})
 _OTHERS: Final = frozenset({Kind.SCRIPT, Kind.EXPORTED, Kind.PACKAGE, Kind.TAR, Kind.OTHER_ZIP,
                             Kind.SAFETENSORS})  # fmt: skip
 
@@ -50,7 +53,12 @@ def find(place: Place) -> Iterator[Found]:
         if path not in left and _is_ours(place, path):
             units[parent(path), unranked(path)].append(path)
     for root, steps in _runs(units).items():
-        yield _found(place, root[0], steps, left)
+        files = [path for paths in steps for path in paths]
+        if all(_is_foreign(place, path) for path in files):
+            told = [_foreign(path) for path in files]
+            yield Found("torch.save", root[0], files=frozenset(files), findings=told)
+        else:
+            yield _found(place, root[0], steps, left)
 
 
 def _is_ours(place: Place, path: str) -> bool:
@@ -61,6 +69,19 @@ def _is_ours(place: Place, path: str) -> bool:
     except HandfastError:
         return named
     return kind in _INSIDE or (named and kind not in _OTHERS)
+
+
+def _is_foreign(place: Place, path: str) -> bool:
+    """Whether a file holds what another program may have written: not torch's, and not nothing."""
+    try:
+        return recognise(place.reader, place.absolute(path)) in _FOREIGN
+    except HandfastError:
+        return False
+
+
+def _foreign(path: str) -> Finding:
+    says = "it is named as files of torch.save are, and is none: overwritten, or another program's"
+    return Finding(Code.UNREADABLE, Strength.HINT, path, says, (path,))
 
 
 def _runs(units: dict[tuple[str, str], list[str]]) -> dict[tuple[str, str, str], list[list[str]]]:
@@ -101,6 +122,7 @@ def _step(place: Place, paths: Sequence[str]) -> tuple[Step, bool]:
         rank = ranked(path)
         read = torch_part(place, path, within=f"rank {rank[0]}" if rank and several else "")
         _facts(read, rank)
+        read.part.valueless = read.said.valueless
         worlds |= {rank[1]} if rank and rank[1] else set()
         worlds |= {size for size in read.part.facts.values() if type(size) is int}
         reads.append(read)
@@ -110,16 +132,16 @@ def _step(place: Place, paths: Sequence[str]) -> tuple[Step, bool]:
     if number is None and folder:
         number = numbered(folder)
     parts = [read.part for read in reads]
-    step = Step(path, number, parts, list(_missing(paths, worlds)))
+    step = Step(path, number, parts, guessed=True)
     step.scaled = any(read.said.scaled for read in reads)
-    step.findings = list(_name_against(step, reads))
+    step.findings = [*_missing(path, paths, worlds), *_name_against(step, reads)]
     return step, any(read.said.named and read.said.counters for read in reads)
 
 
 def _facts(read: Read, rank: tuple[int, int] | None) -> None:
     """What a part says of the job: the world's size, and the run."""
     root = read.root if type(read.root) is dict else {}
-    world = read.said.world or root.get("world_size")
+    world = read.said.world or states.number(root.get("world_size"))
     if rank is not None:
         read.part.rank = {"rank": rank[0]}
         if type(world) is int:
@@ -128,10 +150,12 @@ def _facts(read: Read, rank: tuple[int, int] | None) -> None:
     read.part.run = run if type(run) is str else ""
 
 
-def _missing(paths: Sequence[str], worlds: set[int]) -> Iterator[tuple[str, str]]:
+def _missing(step: str, paths: Sequence[str], worlds: set[int]) -> Iterator[Finding]:
     """The files of ranks that others leave a gap for: each, or every eighth if that is usual.
 
-    Where names or files tell how many ranks there are, the last ones too.
+    Where names or files tell how many ranks there are, the last ones too. Strong where ranks begin
+    at 0 and most are there; else the numbers may be of anything: LoRA's ranks, folds, the one rank
+    that saves.
     """
     ranks = {found[0]: path for path in paths if (found := ranked(path)) is not None}
     if not ranks:
@@ -142,11 +166,14 @@ def _missing(paths: Sequence[str], worlds: set[int]) -> Iterator[tuple[str, str]
     end = max(top + 1, world + low if every == 1 else 0)
     if end > MOST_RANKS or (len(ranks) == 1 and not world):
         return
-    shown = ranks[top]
-    for rank in range(low, end, every):
-        if rank not in ranks:
-            why = f"of {world} ranks" if world else f"rank {top} has one"
-            yield f"rank {rank}'s file beside {shown}", why
+    gone = [rank for rank in range(low, end, every) if rank not in ranks]
+    if gone:
+        more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+        why = f"of {world} ranks" if world else f"rank {top} has one"
+        says = f"rank {gone[0]}'s file beside {ranks[top]}{more} is missing: {why}"
+        most = 0 in ranks and len(ranks) > len(gone)
+        strength = Strength.STRONG if most else Strength.HINT
+        yield Finding(Code.MISSING, strength, step, says)
 
 
 def _name_against(step: Step, reads: Sequence[Read]) -> Iterator[Finding]:
