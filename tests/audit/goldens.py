@@ -18,20 +18,31 @@ GOLDEN = Path(__file__).parent / "golden"
 Find = Callable[[Place], Iterator[Found]]
 
 
-def copied(variant: str, tmp_path: Path) -> Path:
+def copied(variant: str, tmp_path: Path, golden: Path = GOLDEN) -> Path:
     """A copy of a golden, to be spoilt; its times are those of the originals."""
-    return Path(shutil.copytree(GOLDEN / variant, tmp_path / Path(variant).name))
+    return Path(shutil.copytree(golden / variant, tmp_path / Path(variant).name))
 
 
-def seen(find: Find, path: Path) -> list[Found]:
+def seen(find: Find, path: Path, reader: Reader | None = None) -> list[Found]:
     """What a format has at a path."""
-    return list(find(look(path, Reader())))
+    return list(find(look(path, reader or Reader())))
 
 
-def only(find: Find, path: Path) -> Found:
+def only(find: Find, path: Path, reader: Reader | None = None) -> Found:
     """The one thing that a format has at a path."""
-    (found,) = seen(find, path)
+    (found,) = seen(find, path, reader)
     return found
+
+
+def last(find: Find, path: Path, reader: Reader | None = None) -> Step:
+    """Its last step."""
+    return only(find, path, reader).steps[-1]
+
+
+def findings(find: Find, path: Path, reader: Reader | None = None) -> list[Finding]:
+    """What is wrong with that, by the format and by all checks, but for hints."""
+    found = check(only(find, path, reader), Look(deep=True))
+    return [finding for finding in found if finding.strength is not Strength.HINT]
 
 
 def wrong(find: Find, path: Path) -> list[Finding]:
@@ -52,6 +63,11 @@ def codes(find: Find, path: Path, *strengths: Strength) -> set[Code]:
     """The kinds of what is wrong, of some strengths; without any, of all but hints."""
     wanted = strengths or (Strength.CERTAIN, Strength.STRONG)
     return {finding.code for finding in wrong(find, path) if finding.strength in wanted}
+
+
+def certain(find: Find, path: Path) -> set[Code]:
+    """The kinds of what is certain there."""
+    return codes(find, path, Strength.CERTAIN)
 
 
 def unclaimed(find: Find, path: Path) -> set[str]:

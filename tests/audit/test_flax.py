@@ -4,6 +4,7 @@ import pickle
 import shutil
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -11,40 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handfast.audit.checks import Look, check
+from audit import goldens
 from handfast.audit.extent import Reader
-from handfast.audit.finding import Code, Finding, Strength
+from handfast.audit.finding import Code, Strength
 from handfast.audit.formats.flax import find
-from handfast.audit.found import Clock, Counter, Found, Part, Role
+from handfast.audit.found import Clock, Counter, Part, Role
 from handfast.audit.place import File, Place, look
 from handfast.audit.run import audit
 
-GOLDEN = Path(__file__).parent / "golden" / "flax"
+GOLDEN = goldens.GOLDEN / "flax"
 VARIANTS = ("adam", "half", "weights")
-
-
-@pytest.fixture
-def reader() -> Iterator[Reader]:
-    """Opens files."""
-    with Reader() as reader:
-        yield reader
-
-
-def copied(variant: str, tmp_path: Path) -> Path:
-    """A copy of a variant, to be spoilt."""
-    return Path(shutil.copytree(GOLDEN / variant, tmp_path / variant))
-
-
-def only(path: Path, reader: Reader) -> Found:
-    """What flax has at a path: one directory."""
-    (found,) = find(look(path, reader))
-    return found
-
-
-def findings(path: Path, reader: Reader) -> list[Finding]:
-    """What is wrong there, by the format and by all checks, but for hints."""
-    found = check(only(path, reader), Look(deep=True))
-    return [finding for finding in found if finding.strength is not Strength.HINT]
+only, findings = partial(goldens.only, find), partial(goldens.findings, find)
+copied = partial(goldens.copied, golden=GOLDEN)
 
 
 def newest(path: Path, reader: Reader) -> Part:

@@ -7,12 +7,14 @@ test rebuilds are named in its docstring.
 
 import shutil
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from audit import goldens
 from audit.altered import change
 from audit.goldens import (
     GOLDEN,
@@ -37,21 +39,12 @@ VARIANTS = ("legacy-tp2-dp2", "legacy-pp2-dp2-sharded", "legacy-tp2-fp16")
 TENSOR, STAGES, HALF = (f"{HERE}/{name}" for name in VARIANTS)
 MODEL = "model_optim_rng.pt"
 NORM = "decoder.layers.0.input_layernorm.weight"
-
-
-def last(path: Path) -> Step:
-    """The last step of a run."""
-    return only(find, path).steps[-1]
+last, certain = partial(goldens.last, find), partial(goldens.certain, find)
 
 
 def of_role(one: Step, role: Role) -> dict[str, Tensor]:
     """The tensors of a role by what they belong to."""
     return {t.of: t for each in one.parts for t in each.tensors if t.role is role}
-
-
-def certain(path: Path) -> set[Code]:
-    """What is certain there."""
-    return codes(find, path, Strength.CERTAIN)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -7,12 +7,14 @@ import io
 import json
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from audit import goldens
 from audit.altered import change
 from audit.goldens import (
     GOLDEN,
@@ -33,22 +35,13 @@ from handfast.audit.extent import Reader
 from handfast.audit.finding import Code, Strength
 from handfast.audit.formats.distcp import read_index
 from handfast.audit.formats.megatron import TRACKER, find
-from handfast.audit.found import Clock, Role, Step
+from handfast.audit.found import Clock, Role
 from handfast.audit.place import look
 
 HERE = "megatron"
 VARIANTS = ("dist-dp2", "dist-pp2", "dist-tp2-release")
 BUCKETS, MODEL, RELEASE = (f"{HERE}/{name}" for name in VARIANTS)
-
-
-def last(path: Path) -> Step:
-    """The last step of a run."""
-    return only(find, path).steps[-1]
-
-
-def certain(path: Path) -> set[Code]:
-    """What is certain there."""
-    return codes(find, path, Strength.CERTAIN)
+last, certain = partial(goldens.last, find), partial(goldens.certain, find)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,7 +1,6 @@
 """OCDBT stores that TensorStore wrote (golden/write_orbax.py), and frames that were damaged."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,6 @@ from handfast.audit.place import look
 
 GOLDEN = Path(__file__).parent / "golden" / "ocdbt"
 SHORT = 16  # bytes of a value that lies in a node
-
-
-@pytest.fixture
-def reader() -> Iterator[Reader]:
-    """Opens files."""
-    with Reader() as reader:
-        yield reader
 
 
 def read(path: Path, reader: Reader) -> Database:

@@ -7,47 +7,26 @@ import json
 import pickle
 import shutil
 import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from audit import goldens
 from handfast.audit.checks import Look, check
 from handfast.audit.extent import Reader
-from handfast.audit.finding import Code, Finding, Strength
+from handfast.audit.finding import Code, Strength
 from handfast.audit.formats.orbax import find
 from handfast.audit.found import Clock, Counter, Found, Part, Role, Step
 from handfast.audit.place import look
 from handfast.audit.run import audit
 
-GOLDEN = Path(__file__).parent / "golden" / "orbax"
+GOLDEN = goldens.GOLDEN / "orbax"
 VARIANTS = ("directories", "managed", "plain", "sharded", "weights", "zarr3")
 DONE = "commit_success.txt"
 EVERYBODY = "all processes that see this directory"
-
-
-@pytest.fixture
-def reader() -> Iterator[Reader]:
-    """Opens files."""
-    with Reader() as reader:
-        yield reader
-
-
-def copied(variant: str, tmp_path: Path) -> Path:
-    """A copy of a variant, to be spoilt."""
-    return Path(shutil.copytree(GOLDEN / variant, tmp_path / variant))
-
-
-def only(path: Path, reader: Reader) -> Found:
-    """What Orbax has at a path: one root."""
-    (found,) = find(look(path, reader))
-    return found
-
-
-def findings(path: Path, reader: Reader) -> list[Finding]:
-    """What is wrong there, by the format and by all checks, but for hints."""
-    found = only(path, reader)
-    return [f for f in check(found, Look(deep=True)) if f.strength is not Strength.HINT]
+only, findings = partial(goldens.only, find), partial(goldens.findings, find)
+copied = partial(goldens.copied, golden=GOLDEN)
 
 
 def codes(path: Path, reader: Reader) -> set[Code]:

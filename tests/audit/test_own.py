@@ -1,7 +1,7 @@
 """handfast's own runs in an audit: what journals say, roles and counters, and faults."""
 
 import shutil
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -10,23 +10,18 @@ import torch
 import xxhash
 from torch import nn
 
+from audit import goldens
 from handfast.audit.checks import Look, check
 from handfast.audit.extent import Reader
-from handfast.audit.finding import Code, Finding, Strength
+from handfast.audit.finding import Code, Strength
 from handfast.audit.formats.own import find
-from handfast.audit.found import Clock, Counter, Found, Part, Role
+from handfast.audit.found import Clock, Counter, Part, Role
 from handfast.audit.place import look
 from handfast.store.claims import IdentityFile
 from handfast.torch import Checkpointer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "run1"
-
-
-@pytest.fixture
-def reader() -> Iterator[Reader]:
-    """Opens files."""
-    with Reader() as reader:
-        yield reader
+only, findings = partial(goldens.only, find), partial(goldens.findings, find)
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +54,6 @@ def run(trained: Path, tmp_path: Path) -> Path:
 def golden(tmp_path: Path) -> Path:
     """A copy of the golden run of two ranks, to be spoilt."""
     return Path(shutil.copytree(GOLDEN, tmp_path / "run1"))
-
-
-def only(path: Path, reader: Reader) -> Found:
-    """The one run at a path."""
-    (found,) = find(look(path, reader))
-    return found
-
-
-def findings(path: Path, reader: Reader) -> list[Finding]:
-    """What is wrong there, by handfast's own rules and by all checks, but for hints."""
-    found = check(only(path, reader), Look(deep=True))
-    return [finding for finding in found if finding.strength is not Strength.HINT]
 
 
 def newest(path: Path, reader: Reader) -> Part:

@@ -4,14 +4,15 @@ import contextlib
 import pickle
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handfast.audit.checks import Look, check
+from audit import goldens
 from handfast.audit.extent import Reader
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats.bundle import read_bundle, read_text
@@ -20,37 +21,15 @@ from handfast.audit.formats.protobuf import Message
 from handfast.audit.formats.table import MAGIC, read_table
 from handfast.audit.formats.tensorflow import find
 from handfast.audit.formats.trackable import GRAPH, read_graph
-from handfast.audit.found import Clock, Counter, Found, Role, Step
+from handfast.audit.found import Clock, Counter, Role, Step
 from handfast.audit.place import look
 from handfast.audit.run import audit
 from handfast.errors import Damaged, FormatError
 
-GOLDEN = Path(__file__).parent / "golden" / "tensorflow"
+GOLDEN = goldens.GOLDEN / "tensorflow"
 VARIANTS = ("fitted", "managed", "plain", "sharded")
-
-
-@pytest.fixture
-def reader() -> Iterator[Reader]:
-    """Opens files."""
-    with Reader() as reader:
-        yield reader
-
-
-def copied(variant: str, tmp_path: Path) -> Path:
-    """A copy of a variant, to be spoilt."""
-    return Path(shutil.copytree(GOLDEN / variant, tmp_path / variant))
-
-
-def only(path: Path, reader: Reader) -> Found:
-    """What TensorFlow has at a path: one directory."""
-    (found,) = find(look(path, reader))
-    return found
-
-
-def findings(path: Path, reader: Reader) -> list[Finding]:
-    """What is wrong there, by the format and by all checks, but for hints."""
-    found = check(only(path, reader), Look(deep=True))
-    return [finding for finding in found if finding.strength is not Strength.HINT]
+only, findings = partial(goldens.only, find), partial(goldens.findings, find)
+copied = partial(goldens.copied, golden=GOLDEN)
 
 
 def hints(path: Path, reader: Reader) -> list[Finding]:
@@ -489,8 +468,8 @@ def field(number: int, data: bytes | int) -> bytes:
 
 
 def node(
-    *children: tuple[int, str], key: str = "", slots: list[tuple[int, str, int]] = ()
-) -> bytes:  # type: ignore[assignment]  # only read
+    *children: tuple[int, str], key: str = "", slots: Sequence[tuple[int, str, int]] = ()
+) -> bytes:
     """An object of a graph."""
     found = b"".join(field(1, field(1, n) + field(2, name.encode())) for n, name in children)
     if key:

@@ -115,9 +115,7 @@ def founds(place: Place) -> Iterator[Found]:
     for find in FORMATS:
         try:
             every = list(find(place))
-        except (
-            Exception
-        ) as error:  # files are hostile, and one reader's fault must not hide others'
+        except Exception as error:  # files are hostile: one reader's fault must not hide the others
             every = [_failed(find.__module__.rpartition(".")[2], error)]
         for found in every:
             yield found

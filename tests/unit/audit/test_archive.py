@@ -6,7 +6,6 @@ import contextlib
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ from handfast.audit import archive
 from handfast.audit.archive import read_archive
 from handfast.audit.extent import Reader
 from handfast.errors import Damaged, FormatError
-
-
-@pytest.fixture
-def reader() -> Iterator[Reader]:
-    """A reader of files."""
-    with Reader() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

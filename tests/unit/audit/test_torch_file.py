@@ -10,7 +10,6 @@ import struct
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,6 @@ from handfast.errors import Damaged, FormatError, HandfastError
 
 OLD = {"_use_new_zipfile_serialization": False}
 FORMATS = {"zip": {}, "legacy": OLD}
-
-
-@pytest.fixture
-def reader() -> Iterator[Reader]:
-    """A reader of files."""
-    with Reader() as made:
-        yield made
 
 
 def state() -> dict[str, Any]:

@@ -37,13 +37,6 @@ OLD = {"_use_new_zipfile_serialization": False}
 
 
 @pytest.fixture
-def reader() -> Iterator[Reader]:
-    """A reader of files."""
-    with Reader() as made:
-        yield made
-
-
-@pytest.fixture
 def through(tmp_path: Path, reader: Reader) -> Callable[..., Any]:
     """Save a value with torch, and read it: what it becomes."""
 

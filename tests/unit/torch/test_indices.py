@@ -394,14 +394,14 @@ class Accelerated(Optimizer):
         self.optimizer = inner
 
     @property
-    def state(self) -> Any:  # type: ignore[override] # as there
+    def state(self) -> Any:  # type: ignore[override] # as Accelerate's
         return self.optimizer.state
 
     @property
-    def param_groups(self) -> Any:  # type: ignore[override] # as there
+    def param_groups(self) -> Any:  # type: ignore[override] # as Accelerate's
         return self.optimizer.param_groups
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override] # as there
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # as Accelerate's
         self.optimizer.step(closure)
 
 

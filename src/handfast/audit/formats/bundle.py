@@ -7,14 +7,12 @@ Layout by TensorFlow 2.21 (core/protobuf/tensor_bundle.proto, core/util/tensor_b
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
-import msgspec
-
-from handfast.audit.extent import SIZES, Extent, Range, dense
+from handfast.audit.checked import Checked
+from handfast.audit.extent import Extent, Range, dense
 from handfast.audit.formats.crc32c import crc32c, unmasked
 from handfast.audit.formats.protobuf import Message
 from handfast.audit.formats.table import read_table
@@ -22,7 +20,7 @@ from handfast.audit.formats.wire import Cursor
 from handfast.audit.place import Place
 from handfast.errors import Damaged, FormatError
 
-__all__ = ["DATA", "INDEX", "TEXT", "Bundle", "Checked", "Entry", "Piece", "data_file", "pieces",
+__all__ = ["DATA", "INDEX", "TEXT", "Bundle", "Entry", "Piece", "data_file", "pieces",
     "read_bundle", "read_text"]  # fmt: skip
 
 INDEX: Final = ".index"
@@ -146,7 +144,8 @@ def pieces(place: Place, prefix: str, bundle: Bundle, name: str) -> Iterator[Pie
 def _values(place: Place, prefix: str, bundle: Bundle, name: str, entry: Entry) -> Checked:
     path = place.absolute(data_file(prefix, entry.shard, bundle.shards))
     source = Range(place.reader, path, entry.start, entry.nbytes, f"{path}: {name}")
-    return Checked(Extent(source, entry.dtype, entry.shape, dense(entry.shape)), entry.crc)
+    extent = Extent(source, entry.dtype, entry.shape, dense(entry.shape))
+    return Checked(extent, entry.crc, crc32c, lambda crc: _differs(source.name, crc, entry.crc))
 
 
 def _key(name: str, part: Slice) -> bytes:
@@ -165,38 +164,6 @@ def _ordered(number: int) -> bytes:
     for at in range(min(2, size)):
         data[at] ^= head[at]
     return bytes(data)
-
-
-class Checked(msgspec.Struct, frozen=True):
-    """The values of a tensor: a :class:`handfast.audit.found.Values`.
-
-    Whoever reads to the end has them held against the checksum of the index.
-    """
-
-    extent: Extent
-    crc: int
-
-    @property
-    def dtype(self) -> str:
-        """As torch names it."""
-        return self.extent.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Elements in each dimension."""
-        return self.extent.shape
-
-    def blocks(self, most: int) -> Iterator[memoryview]:
-        """See :class:`~handfast.audit.found.Values`. Raises as an Extent does, and Damaged before
-        the last block where the checksum of all is another.
-        """
-        crc = 0
-        left = math.prod(self.shape) * SIZES.get(self.dtype, 1)
-        for block in self.extent.blocks(most):
-            crc, left = crc32c(block, crc), left - block.nbytes
-            if not left and crc != self.crc:
-                raise _differs(self.extent.source.name, crc, self.crc)
-            yield block
 
 
 def data_file(prefix: str, shard: int, shards: int) -> str:

@@ -19,7 +19,7 @@ import msgspec
 from handfast.audit.archive import Record
 from handfast.audit.extent import Extent
 from handfast.audit.finding import Code, Finding, Strength
-from handfast.audit.formats.parts import Checked, with_checksums
+from handfast.audit.formats.parts import by_record, with_checksums
 from handfast.audit.formats.states import number, read_state
 from handfast.audit.formats.zero import (
     ROLES,
@@ -450,4 +450,4 @@ def _records(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
             seen[id(source)] = source
     for record in seen.values():
         whole = Extent(record, "uint8", (record.nbytes,), (1,))
-        yield Tensor(f"record {record.key}", Role.OTHER, Checked(whole, record))
+        yield Tensor(f"record {record.key}", Role.OTHER, by_record(whole, record))

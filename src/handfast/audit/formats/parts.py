@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import msgspec
 
 from handfast.audit.archive import Record
+from handfast.audit.checked import Checked
 from handfast.audit.extent import SIZES, Extent, dense
 from handfast.audit.formats.safetensors_file import read_safetensors
 from handfast.audit.formats.states import Said, buffer_or_parameter, read_state
@@ -19,9 +20,9 @@ from handfast.audit.torch_file import read_torch
 from handfast.errors import Damaged, HandfastError
 
 __all__ = [
-    "Checked",
     "Read",
     "bare",
+    "by_record",
     "checked",
     "counting",
     "safetensors_part",
@@ -30,34 +31,13 @@ __all__ = [
 ]
 
 
-class Checked(msgspec.Struct, frozen=True):
-    """Values that are all that a zip's record has: a :class:`handfast.audit.found.Values`.
+def by_record(values: Extent, record: Record) -> Checked:
+    """Values that are all that a zip's record has, held against its CRC-32.
 
-    Read to their end they are held against the record's CRC-32, which torch writes, and is built
-    not to look at (pytorch issue 126952; torch 2.13, MINIZ_DISABLE_ZIP_READER_CRC32_CHECKS).
+    torch writes it, and is built not to look at it (pytorch issue 126952; torch 2.13,
+    MINIZ_DISABLE_ZIP_READER_CRC32_CHECKS).
     """
-
-    values: Extent
-    record: Record
-
-    @property
-    def dtype(self) -> str:
-        """See the port."""
-        return self.values.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """See the port."""
-        return self.values.shape
-
-    def blocks(self, most: int) -> Iterator[memoryview]:
-        """See the port. Raises Damaged as well, behind the last block, where the CRC-32 differs."""
-        crc = 0
-        for block in self.values.blocks(most):
-            crc = zlib.crc32(block, crc)
-            yield block
-        if crc != self.record.crc:
-            raise Damaged(self.record.differs(crc))
+    return Checked(values, record.crc, zlib.crc32, lambda crc: Damaged(record.differs(crc)))
 
 
 def checked(values: Values) -> Values:
@@ -69,7 +49,8 @@ def checked(values: Values) -> Values:
         return values
     whole = math.prod(values.shape) * SIZES[values.dtype] == values.source.nbytes
     plain = values.offset == 0 and values.stride == dense(values.shape) and not values.swapped
-    return Checked(values, values.source) if whole and plain and values.source.crc else values
+    known = whole and plain and values.source.crc
+    return by_record(values, values.source) if known else values
 
 
 class Read(NamedTuple):

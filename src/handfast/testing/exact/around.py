@@ -74,7 +74,7 @@ def _boxes(box: object) -> Iterator[int]:
 
 def _memory(tensor: Any) -> int:
     """Where a tensor's storage lies; what has none, or an empty one, is nobody else's."""
-    with suppress(RuntimeError, NotImplementedError):
+    with suppress(RuntimeError, NotImplementedError):  # what torch raises where there is none
         return local(tensor).untyped_storage().data_ptr() or id(tensor)
     return id(tensor)
 
