@@ -147,5 +147,5 @@ def _show_one(listed: Listed) -> None:
 
 def _line(finding: Finding) -> str:
     colour = COLOURS[finding.strength]
-    where = f"{finding.step}: " if finding.step else ""
-    return f"[{colour}]{finding.strength}[/] {escape(where + finding.says)} [dim]{finding.code}[/]"
+    says = f"{finding.step}: {finding.says}" if finding.step else finding.says
+    return f"[{colour}]{finding.strength}[/] {escape(says)} [dim]({finding.code})[/]"
