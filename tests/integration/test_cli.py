@@ -522,6 +522,20 @@ def test_inspect_shows_tensors_and_objects_without_making_any(saved: Saved) -> N
     assert shard["stamp"]["step"] == 3
 
 
+def test_inspect_says_where_a_lineage_began(copy: Path) -> None:
+    """And why, of each fork on the way."""
+    model = Tied()
+    with Checkpointer(copy, {"model": model}) as checkpointer:
+        checkpointer.restore(step=2, only=("model/**",), lineage="tune")
+        checkpointer.save(3)
+    (stamp,) = [shard.stamp for shard in open_run(copy).inspect().shards]
+    done = handfast("inspect", copy)
+    assert done.code == 0, done
+    told = " ".join(done.out.split())
+    assert "lineage tune" in told
+    assert f"since tune main of run {stamp.run} at 1/2: restore(only=('model/**',))" in told
+
+
 # --- export and load ----------------------------------------------------------------------------
 
 

@@ -16,11 +16,13 @@ import deeds
 import guarding
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 from trainers import Job, Trainer, agents, at_rest, eventually, raised_by
 
 import handfast
 from handfast import Keep
+from handfast.cli.main import app
 from handfast.core.lattice import Epoch
 from handfast.errors import Blocked, SaveFailed
 from handfast.torch import Checkpointer
@@ -293,6 +295,33 @@ def test_events_and_loss_and_a_rule_of_ones_own(
         with pytest.raises(SaveFailed, match="guarding:positive: it is below zero"):
             checkpointer.save(5, extra=-1).converged(60)
         checkpointer.save(6, extra=1).converged(60)
+
+
+def test_a_job_whose_last_epoch_was_refused_does_not_end_well(run: str) -> None:
+    """What it was trained for is not saved: close() says so, and `handfast status` from then on;
+    where warnings were asked for it is closed all the same."""
+    model = nn.Linear(2, 2)
+    for on_error in ("raise", "warn"):
+        checkpointer = Checkpointer(run, {"model": model}, validators=["finite"], on_error=on_error)
+        at = checkpointer.restore() or 0
+        nn.init.ones_(model.weight)
+        checkpointer.save(at + 1).converged(60)
+        nn.init.constant_(model.weight, torch.nan)
+        checkpointer.save(at + 2)
+        if on_error == "raise":
+            with pytest.raises(SaveFailed, match="finite: model/weight: 4 NaN"):
+                checkpointer.close(60)
+        checkpointer.close(60)
+        generation = checkpointer.lattice.generation
+        status = handfast.open(run).status()
+        assert status.line == Epoch(generation, at + 1)
+        newest = status.skips[0]
+        assert newest.epoch == Epoch(generation, at + 2)
+        assert newest.reason.startswith("a validator refused it: finite: model/weight")
+        assert newest.domain == status.domains[0].id
+    told = CliRunner().invoke(app, ["status", run])
+    assert told.exit_code == 0, "a refused epoch is no damage"
+    assert f"{newest.epoch} by {newest.domain}: a validator refused it" in told.stdout
 
 
 def test_a_state_as_people_have_it_is_sound(run: str) -> None:

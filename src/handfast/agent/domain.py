@@ -237,6 +237,7 @@ class DomainHost:
         for timer in (self._tick, self._telling):
             if timer is not None:
                 timer.cancel()
+        self._persisting.interrupt(self.member.generation + 1)
         working = {*self._jobs, *self.judging.tasks}
         if working:
             await asyncio.wait(working)

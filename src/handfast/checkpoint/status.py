@@ -18,8 +18,8 @@ from handfast.core.messages import Skipped
 from handfast.core.verdict import Verdict
 from handfast.store.files import reading
 
-__all__ = ["Cell", "DomainRow", "EpochRow", "Mark", "PinRow", "Status", "Trouble", "rows",
-    "status", "troubles"]  # fmt: skip
+__all__ = ["Cell", "DomainRow", "EpochRow", "Mark", "PinRow", "SkipRow", "Status", "Trouble",
+    "rows", "status", "troubles"]  # fmt: skip
 
 DAMAGE: Final = (Verdict.CORRUPT, Verdict.MIXED, Verdict.FOREIGN, Verdict.MISSING)
 
@@ -57,6 +57,14 @@ class EpochRow(msgspec.Struct, frozen=True):
     certified: bool
     orphan: bool
     cells: dict[str, Cell]
+
+
+class SkipRow(msgspec.Struct, frozen=True):
+    """A domain's vote SKIP that its journal still has: this epoch never converged, nor will it."""
+
+    epoch: Epoch
+    domain: str
+    reason: str
 
 
 class PinRow(msgspec.Struct, frozen=True):
@@ -111,6 +119,7 @@ class Status(msgspec.Struct, frozen=True):
     ``certified`` whether that is proved converged. ``timeline`` pairs each generation, the newest
     first, with the epoch that it resumed from. ``skew`` is over the newest epoch of each domain.
     ``phase`` and ``blocked_by`` are a live agent's word where there is one, else the journals'.
+    ``skips`` begin with the newest epoch.
     """
 
     run: str
@@ -126,6 +135,7 @@ class Status(msgspec.Struct, frozen=True):
     domains: tuple[DomainRow, ...]
     epochs: tuple[EpochRow, ...]
     troubles: tuple[Trouble, ...]
+    skips: tuple[SkipRow, ...]
     agents: tuple[AgentView, ...]
     nbytes: int
 
@@ -164,9 +174,22 @@ def status(survey: Survey, agents: Iterable[AgentView] = ()) -> Status:
         domains=domains,
         epochs=rows(survey),
         troubles=troubles(survey),
+        skips=_skips(survey),
         agents=alive,
         nbytes=sum(row.nbytes for row in domains),
     )
+
+
+def _skips(survey: Survey) -> tuple[SkipRow, ...]:
+    """List the votes SKIP of the domains that can be read."""
+    said = [
+        SkipRow(epoch, found.id, vote.reason)
+        for found in survey.places
+        if found is not None and found.member is not None
+        for epoch, vote in found.votes.items()
+        if isinstance(vote, Skipped)
+    ]
+    return tuple(sorted(said, key=lambda skip: (skip.epoch, skip.domain), reverse=True))
 
 
 def rows(survey: Survey) -> tuple[EpochRow, ...]:

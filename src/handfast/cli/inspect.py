@@ -59,6 +59,11 @@ def _shard(console: Console, shard: ShardView) -> None:
         "manifest": f"{shard.path} ({shard.digest})",
         "stamp": f"lineage {stamp.lineage}, incarnation {stamp.incarnation}, configuration "
         f"{stamp.configuration[:8]}, parent {stamp.parent or 'none'}",
+        **{
+            f"since {fork.lineage}": f"{fork.of} of run {fork.run} at "
+            f"{Epoch(fork.generation, fork.step)}: {fork.why}"
+            for fork in stamp.forks
+        },
         "image": f"{size(shard.image_bytes)} in {files}",
         "environment": environment,
     }

@@ -36,6 +36,9 @@ STYLES: Final = {
     Verdict.TORN: "yellow",
 }
 
+SKIPS: Final = 3
+"""So many votes SKIP are shown, the newest."""
+
 
 @click.command(epilog=RUNS)
 @paths
@@ -77,6 +80,8 @@ def _summary(found: Status) -> None:
     lines.add_row("recovery line", _line(found))
     lines.add_row("converged", f"{found.converged or 'nothing yet'}{_skew(found)}")
     lines.add_row("phase", _phase(found))
+    for skip in found.skips[:SKIPS]:
+        lines.add_row("skipped", escape(f"{skip.epoch} by {skip.domain}: {skip.reason}"))
     for agent in found.agents:
         busy = ", ".join(map(str, agent.persisting))
         doing = f"persisting {busy}" if busy else "nothing to persist"

@@ -12,6 +12,7 @@ import itertools
 import os
 import random
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from agentkit import HASTY, begin, looped, until
 from meshkit import Mesh
 
 from handfast.agent import domain
+from handfast.agent.examiner import Examined
 from handfast.agent.keeper import Keeper
 from handfast.agent.snapshot import FORGONE, Snapshot
 from handfast.checkpoint import fate
@@ -317,6 +319,26 @@ async def test_what_has_failed_is_not_refused_to_whoever_asks_again(root: str) -
     refused = await host.stage(TWO, wrong, b"")
     assert refused is not None
     assert "step 2 was saved or restored before it" in refused.reason
+    await mesh.close()
+
+
+@looped
+async def test_a_domain_closes_while_its_validators_hang(root: str) -> None:
+    """Shows that whoever asks for a domain anew, because its directory was moved or its journal has
+    failed, does not wait until the validators run out of patience, and that no vote is cast."""
+    mesh = await opened(root, 1)
+    host, image = mesh.hosts.pop(0), mesh.image(1)
+    asleep = (sys.executable, "-c", "import time; time.sleep(3600)")
+    image.plan = msgspec.structs.replace(
+        image.plan, examined=Examined(asleep, (), ("finite",), patience_s=3600.0)
+    )
+    await host.stage(ONE, image, b"")
+    examiner = host._persisting._examiner
+    await until(lambda: examiner._sock is not None)
+    async with asyncio.timeout(60):
+        await host.close()
+    assert image.busy is None
+    assert not any(isinstance(record, Staged | Skipped) for record in mesh.journaled(0))
     await mesh.close()
 
 
