@@ -94,6 +94,38 @@ def fit(path: str, steps: int, kept: bool = True) -> None:
     Trainer(path, generator_in_state=kept).fit(steps)
 
 
+def of_plain_sgd(path: str, steps: int, fault: str = "", every: int = 1) -> None:
+    """An optimizer without a state of its own; the weights may be anywhere but in the state."""
+    torch.manual_seed(1)
+    model = nn.Linear(WIDTH, WIDTH)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state: dict[str, object] = {"model": model, "optimizer": optimizer}
+    if fault in ("nothing of it", "by hand"):
+        state = {"counts": {"steps": 0}}
+    elif fault:
+        del state["model"]
+    losses: Iterator[Tensor] = _losses(model)
+    if fault == "hidden":
+        losses, model = map(torch.abs, losses), nn.Linear(1, 1)  # a map shows nobody what it holds
+    with Checkpointer(path, state, every=every, rng=False) as ckpt:
+        for step in range(ckpt.restore() + 1, steps + 1):
+            optimizer.zero_grad()
+            next(losses).backward()
+            if fault == "by hand":
+                with torch.no_grad():
+                    for weight in model.parameters():
+                        weight.sub_(weight.grad, alpha=0.1)
+            else:
+                optimizer.step()
+            ckpt.save(step)
+
+
+def _losses(model: nn.Module) -> Iterator[Tensor]:
+    """Without end."""
+    while True:
+        yield (model(torch.ones(2, WIDTH)) - 1).square().mean()
+
+
 def over_a_loader(path: str, steps: int, late: bool = True) -> None:
     """torchdata's own loader; where it is not iterated ``late``, it is before the restore."""
     from torchdata.stateful_dataloader import StatefulDataLoader

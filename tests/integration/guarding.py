@@ -30,6 +30,16 @@ def step(desk: Desk) -> str:
     return str(desk.training.digest())
 
 
+def swap(desk: Desk, *, back: bool = True) -> str:
+    """Let other weights take the model's place for a while; gives its origin then."""
+    model = desk.training.model
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict({name: tensor + 1 for name, tensor in kept.items()})
+    if back:
+        model.load_state_dict(kept)
+    return origin(desk, "model")
+
+
 def origin(desk: Desk, part: str) -> str:
     """Where a part came from, in words."""
     return str(guard.origin(desk.training.state()[part]))

@@ -65,6 +65,41 @@ def test_what_was_forgotten_is_named(fault: str) -> None:
     assert said[2].strip().startswith(f"{path} ({kind}")
 
 
+UNSAVED = {
+    "model": ("model/bias", "'model': model"),
+    "nothing of it": ("model/bias", "'model': model"),
+    "by hand": ("model/bias", "'model': model"),
+    "hidden": ("SGD/params[0]", "put the module whose parameters SGD steps into the state"),
+}
+
+
+@pytest.mark.parametrize("fault", UNSAVED)
+def test_what_is_trained_and_not_saved_at_all_is_named(fault: str) -> None:
+    """Plain SGD keeps nothing, so nothing that is saved would ever differ: the weights do."""
+    path, remedy = UNSAVED[fault]
+    job = partial(exact_jobs.of_plain_sgd, fault=fault)
+    with pytest.raises(AssertionError, match="first to differ") as found:
+        asserted(job, steps=4, kill_at=2)
+    assert f"\n  {path} (parameter, not in the state" in str(found.value)
+    assert remedy in str(found.value)
+    asserted(job, steps=4, kill_at=2, ignore=["model", "SGD", "weight"])
+
+
+def test_plain_sgd_with_its_model_passes() -> None:
+    """Under every way to look at it, nothing is found."""
+    asserted(exact_jobs.of_plain_sgd, steps=4, kill_at=2)
+
+
+def test_a_kill_before_anything_was_saved_shows_nothing() -> None:
+    """The start after it is a first one, whatever streams it begins with: it is the kill that is
+    wrong, and no difference is told. With a save on SIGTERM there is one by then.
+    """
+    said = r"nothing was saved before the kill at step 2.* kill later \(kill_at=\).* save earlier"
+    with pytest.raises(JobFailed, match=said):
+        tried(partial(exact_jobs.train, every=3), steps=6, kill_at=[2, 4])
+    assert tried(exact_jobs.until_told, steps=4, kill_at=2, how="terminate").resumed == (2,)
+
+
 def test_a_generator_on_the_users_own_object_is_named() -> None:
     """Streams beside those of the process are found where the loop's objects hold them."""
     job = partial(exact_jobs.fit, kept=False)

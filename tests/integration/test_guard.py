@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from trainers import Job, end_agents, raised_by
 from training import Training, digest
 
+import handfast
 from handfast import Keep
 from handfast.core.verdict import Verdict
-from handfast.errors import Damaged, Poisoned, Refused
+from handfast.errors import Damaged, HandfastError, Poisoned, Refused
+from handfast.model.optimizer import Index
 from handfast.store.manifest import Fork
 from handfast.torch import Checkpointer, guard
-from handfast.torch.corrections import Correction, Damp, Rescale, Reset
+from handfast.torch.corrections import Applied, Correction, Damp, Rescale, Reset
 
 ROOT = Path(__file__).resolve().parents[2]
 Launch = Callable[..., Job]
@@ -211,7 +214,7 @@ def test_whatever_is_not_there_is_named(saved: Saved) -> None:
     )
     other = nn.Linear(3, 3)
     assert refused(lambda: guard.load(saved.path, model=other), other).verdict is Verdict.FOREIGN
-    with pytest.raises(ValueError, match="'nothing/\\*\\*' names nothing that was saved"):
+    with pytest.raises(ValueError, match="nothing=: nothing was saved by that name"):
         guard.load(saved.path, nothing=model)
     sgd = SGD(model.parameters(), lr=0.1)
     assert "saved AdamW, live SGD" in str(
@@ -461,20 +464,15 @@ def test_a_name_that_was_borne_before_is_refused_before_anything_is_changed(run:
     Saved(run)
     model, optimizer = build()
     held = (model, optimizer)
-    before = whole(*held)
-    with pytest.raises(ValueError, match="came from a lineage of that name"):
-        guard.load(run, model=model, lineage="main")
     checkpointer = Checkpointer(run, {"model": model, "optimizer": optimizer})
-    with pytest.raises(ValueError, match="came from a lineage of that name"):
-        checkpointer.restore(lineage="main")
-    assert whole(*held) == before
     assert checkpointer.restore(lineage="other") == 3
     train(*held)
     checkpointer.save(4).converged(60)
     before = whole(*held)
-    for name in ("main", "other"):
-        with pytest.raises(ValueError, match="came from a lineage of that name"):
-            checkpointer.restore(lineage=name)
+    with pytest.raises(ValueError, match="came from a lineage of that name"):
+        checkpointer.restore(lineage="main")
+    with pytest.raises(ValueError, match="came from a lineage of that name"):
+        guard.load(run, model=model, optimizer=optimizer, lineage="main")
     assert whole(*held) == before
     assert checkpointer.restore() == 4
     checkpointer.close()
@@ -536,7 +534,7 @@ def test_loading_around_the_guard_is_said_at_the_next_save(
     train(model, optimizer)
     checkpointer.save(1).converged(60)
     checkpointer.restore()
-    model[2].load_state_dict(model[2].state_dict())
+    model[2].load_state_dict(build()[0][2].state_dict())
     assert warned() == []
     train(model, optimizer)
     checkpointer.save(2).converged(60)
@@ -547,6 +545,33 @@ def test_loading_around_the_guard_is_said_at_the_next_save(
     train(model, optimizer)
     checkpointer.save(3).converged(60)
     assert warned() == []
+    checkpointer.close()
+
+
+def test_an_average_takes_the_weights_place_for_an_evaluation(
+    run: str, warned: Callable[[], list[str]]
+) -> None:
+    """At a first start and after a resume; a save in between is of the average, and says so."""
+    for first in (1, 3):
+        checkpointer, model, optimizer = begin(run)
+        average = copy.deepcopy(model)
+        for number in (first, first + 1):
+            train(model, optimizer)
+            for mine, its in zip(average.parameters(), model.parameters(), strict=True):
+                mine.data.lerp_(its.data, 0.1)
+            kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            model.load_state_dict(average.state_dict())
+            model.load_state_dict(kept)
+            checkpointer.save(number).converged(60)
+        assert [line for line in warned() if "guard" in line] == []
+        checkpointer.close()
+    checkpointer, model, optimizer = begin(run)
+    train(model, optimizer)
+    model.load_state_dict(average.state_dict())
+    checkpointer.save(5).converged(60)
+    assert ["swapped for an evaluation load those back first" in line for line in warned()] == [
+        True
+    ]
     checkpointer.close()
 
 
@@ -734,6 +759,18 @@ def test_each_rank_loads_its_own(kind: str, launch: Launch, tmp_path: Path) -> N
         assert all("trained on since" in said for said in job.all(guarding.origin, part))
 
 
+@pytest.mark.parametrize("kind", ["fsdp", "ddp"])
+def test_each_rank_swaps_its_own(kind: str, launch: Launch, tmp_path: Path) -> None:
+    """What is of one rank needs no other: one may swap alone, and know what it holds."""
+    job = launch(2)
+    job.all(deeds.resume, str(tmp_path / "run"), kind)
+    job.all(deeds.train, 1)
+    assert all("begun here" in said for said in job.all(guarding.swap))
+    job.all(deeds.train, 2)
+    assert job.all(guarding.swap, back=False) == ["None", "None"]
+    job.all(deeds.close)
+
+
 def test_a_shard_of_another_job_is_refused(launch: Launch, tmp_path: Path) -> None:
     """Two ranks' run, in a job of three, and in one process: refused, with the way to do it."""
     path = str(tmp_path / "run")
@@ -766,8 +803,6 @@ def test_ranks_that_name_different_lineages_are_refused(launch: Launch, tmp_path
         error = raised_by(trainer)
         assert isinstance(error, Refused)
         assert "rank 0: sft, rank 1: none" in str(error)
-    for error in job.each_raises(deeds.restore, lineage="main"):
-        assert isinstance(error, ValueError | Refused)
     assert job.all(deeds.digest) == before
     assert job.all(deeds.restore, lineage="sft") == [1, 1]
     job.all(deeds.train, 2)
@@ -882,3 +917,358 @@ def test_weights_that_are_loaded_after_a_first_start_bring_their_lineage(
         checkpointer.save(2).converged(60)
     assert {stamp.lineage for stamp in stamps(run)} == {"sft"}
     assert warned() == []
+
+
+# --- what an error of a load says can be done ---------------------------------------------------
+
+OPTIONS = {"step", "lineage", "correction", "onto", "pickle", "keep_live"}
+
+
+def two(path: Path, **state: Any) -> str:
+    """A run of one epoch, of whatever is given."""
+    with Checkpointer(str(path), state) as checkpointer:
+        checkpointer.restore()
+        checkpointer.save(1).converged(60)
+    return str(path)
+
+
+def others(saved: Saved, path: Path) -> dict[str, Callable[[], object]]:
+    """Loads that are refused, each for its own reason."""
+    model, optimizer = build()
+    wide = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 1))
+    sgd = SGD(model.parameters(), lr=0.1)
+    apart = two(path / "apart", w=torch.rand(2))
+    tied = torch.rand(4)
+    halves = two(path / "halves", one=torch.rand(2), two=torch.rand(2))
+    bare = two(path / "bare", model=model, optimizer=AdamW(model.parameters()))
+    plain, moments = build()
+    guard.load(saved.path, model=plain, step=2)
+    borne, fresh = build()[0], build()
+    guard.load(saved.path, model=borne, lineage="sft")
+    return {
+        "component": lambda: guard.load(saved.path, nothing=model),
+        "no part": lambda: guard.load(saved.path, model=model, strict=False),
+        "a pattern": lambda: guard.load(saved.path, model=model, only=("model/**",)),
+        "state dict": lambda: guard.load(saved.path, optimizer=optimizer.state_dict()),
+        "weights": lambda: guard.load(saved.path, model=model.state_dict()),
+        "shape": lambda: guard.load(saved.path, model=wide),
+        "kind": lambda: guard.load(saved.path, model=model, optimizer=sgd),
+        "dtype": lambda: guard.load(apart, w=torch.zeros(2, dtype=torch.float64)),
+        "memory": lambda: guard.load(halves, one=tied[:2], two=tied[1:3]),
+        "step": lambda: guard.load(saved.path, model=model, step=9),
+        "mixture": lambda: guard.load(saved.path, optimizer=moments, step=3),
+        "borne": lambda: guard.load(two(path / "x", model=borne), model=model, lineage="main"),
+        "run": lambda: guard.load(str(path / "none"), model=model),
+        "momentless": lambda: guard.load(
+            saved.path, model=fresh[0], lineage="x", correction=Rescale(3), onto=[fresh[1]]
+        ),
+        "saved without moments": lambda: guard.load(
+            bare, model=fresh[0], optimizer=fresh[1], lineage="x", correction=Rescale(3)
+        ),
+        "optimizer": lambda: guard.load(
+            saved.path, model=model, lineage="x", correction=Damp(2), onto=[RMSprop([tied])]
+        ),
+    }
+
+
+REFUSED = [
+    "component", "no part", "a pattern", "state dict", "weights", "shape", "kind", "dtype",
+    "memory", "step", "mixture", "borne", "run", "momentless", "saved without moments", "optimizer",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_a_load_names_only_what_a_load_can_do(why: str, saved: Saved, tmp_path: Path) -> None:
+    """Its options are not those of a restore: no remedy sends anybody to one that is not there."""
+    deeds = others(saved, tmp_path)
+    assert list(deeds) == REFUSED
+    with pytest.raises((HandfastError, ValueError, TypeError)) as caught:
+        deeds[why]()
+    said = str(caught.value)
+    assert not isinstance(caught.value, Poisoned)
+    assert set(re.findall(r"\b([a-z_]+)=", said)) <= OPTIONS | set(GIVEN.get(why, ())), said
+    assert "restore(" not in said
+    assert "extra=" not in said
+
+
+GIVEN = {
+    "component": ["nothing"],
+    "no part": ["strict"],
+    "a pattern": ["only"],
+    "state dict": ["optimizer"],
+}
+"""Names that the caller gave: said back, and no option."""
+
+
+def test_moments_that_are_missing_are_said_before_anything_is_changed(
+    saved: Saved, tmp_path: Path
+) -> None:
+    """Of an optimizer that is there, and of one that was saved without."""
+    model, optimizer = build()
+    bare = two(tmp_path / "bare", model=model, optimizer=optimizer)
+    options: dict[str, Any] = {"model": model, "lineage": "x", "correction": Rescale(3)}
+    before = whole(model, optimizer)
+    for deed in (
+        lambda: guard.load(saved.path, onto=[optimizer], **options),
+        lambda: guard.load(bare, optimizer=optimizer, **options),
+    ):
+        with pytest.raises(ValueError, match="no moments to rescale"):
+            deed()
+    assert whole(model, optimizer) == before
+    assert guard.origin(model) is guard.origin(optimizer) is None or "begun here" in str(
+        guard.origin(model)
+    )
+
+
+def test_hyperparameters_may_stay_as_they_are(
+    saved: Saved, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning of those that do not names an option, which a load has, too."""
+    for kept, rate in (((), 1e-2), (("lr",), 0.5)):
+        model, optimizer = build()
+        optimizer.param_groups[0]["lr"] = 0.5
+        guard.load(saved.path, model=model, optimizer=optimizer, keep_live=kept)
+        assert optimizer.param_groups[0]["lr"] == rate
+    assert ["keep_live=" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_component_is_loaded_by_any_name_that_it_has(tmp_path: Path) -> None:
+    """A slash in a name is none of a path."""
+    path = two(tmp_path / "run", **{"a/b": torch.ones(3)})
+    there = torch.zeros(3)
+    guard.load(path, **{"a/b": there})
+    assert torch.equal(there, torch.ones(3))
+
+
+# --- a script that is started again, as it is ---------------------------------------------------
+
+
+def script(
+    run: str, steps: int, *, before: Callable[..., Any] = lambda *_: None, **options: Any
+) -> tuple[int, str]:
+    """Train from wherever it is until a step, saving each; gives where it began, and a digest."""
+    model, optimizer = build()
+    applied = Applied(optimizer)
+    state = {"model": model, "optimizer": optimizer, "applied": applied}
+    with Checkpointer(run, state, keep=Keep(newest=9), rng=False) as checkpointer:
+        first = checkpointer.restore(**options)
+        before(state)
+        for number in range(first + 1, steps + 1):
+            train(model, optimizer)
+            checkpointer.save(number).converged(60)
+    return first, whole(model, optimizer) + str(state["applied"].state_dict())
+
+
+RESTORES: list[dict[str, Any]] = [
+    {"lineage": "tune"},
+    {"lineage": "tune", "only": ("model/**",)},
+    {"lineage": "tune", "only": ("model/**",), "in_place": True},
+    {"lineage": "tune", "only": ("model/**",), "keep_live": ("lr",), "strict": False},
+]
+
+
+@pytest.mark.parametrize("options", RESTORES, ids=str)
+def test_a_restore_that_names_its_lineage_again_goes_on(
+    options: dict[str, Any], tmp_path: Path, warned: Callable[[], list[str]]
+) -> None:
+    """To the bit as if it had not ended; what the lineage began with is no part of a resume."""
+    straight, broken = str(tmp_path / "straight"), str(tmp_path / "broken")
+    for run in (straight, broken):
+        script(run, 3)
+    _, expected = script(straight, 7, **options)
+    assert script(broken, 5, **options)[0] == 3
+    assert [line for line in warned() if "lineage" in line] == []
+    assert script(broken, 7, **options) == (5, expected)
+    said = [line for line in warned() if "lineage" in line]
+    assert len(said) == ("only" in options)
+    assert all("is of lineage tune already, which goes on whole: only=('model/**',)" in line
+               for line in said)  # fmt: skip
+    (stamp,) = stamps(broken)
+    assert [fork.lineage for fork in stamp.forks] == ["tune"]
+
+
+def test_weights_from_another_run_are_not_loaded_again(
+    saved: Saved, run: str, tmp_path: Path, warned: Callable[[], list[str]]
+) -> None:
+    """``restore()``, then ``guard.load`` of what is fine-tuned: at a second start that is behind
+    it."""
+
+    def load(state: dict[str, Any]) -> None:
+        loaded.append(guard.load(saved.path, model=state["model"], lineage="sft").index)
+
+    loaded: list[Index] = []
+    _, expected = script(str(tmp_path / "straight"), 4, before=load)
+    assert script(run, 2, before=load)[0] == 0
+    assert script(run, 4, before=load) == (2, expected)
+    assert [fork.lineage for fork in stamps(run)[0].forks] == ["sft"]
+    assert [(index.lineage, index.step) for index in loaded] == [
+        ("main", 3),
+        ("main", 3),
+        ("sft", 2),
+    ]
+    assert warned() == []
+
+
+@pytest.mark.parametrize("correction", [Reset(warmup=4), Damp(skew=4), Rescale(count=1)], ids=str)
+def test_a_correction_is_not_applied_a_second_time(correction: Correction, tmp_path: Path) -> None:
+    """Moments of step 1 for weights of step 3, once: what is left of the warm-up goes on."""
+    straight, broken = str(tmp_path / "straight"), str(tmp_path / "broken")
+
+    def mend(run: str, state: dict[str, Any]) -> None:
+        optimizer = state["optimizer"]
+        loaded = guard.load(
+            run, optimizer=optimizer, step=1, lineage="mended", correction=correction
+        )
+        (state["applied"],) = loaded.applied
+
+    for run in (straight, broken):
+        script(run, 3)
+    _, expected = script(straight, 7, before=partial(mend, straight))
+    assert script(broken, 5, before=partial(mend, broken))[0] == 3
+    assert script(broken, 7, before=partial(mend, broken)) == (5, expected)
+    assert [fork.why for fork in stamps(broken)[0].forks] == [correction.describe()]
+
+
+def test_what_a_lineage_began_with_must_be_the_same(saved: Saved, run: str, tmp_path: Path) -> None:
+    """Another base, another step, another correction, or a part that is not of it: a new name."""
+    other = Saved(str(tmp_path / "other")).path
+    state: dict[str, Any] = {}
+
+    def load(held: dict[str, Any]) -> None:
+        guard.load(saved.path, model=held["model"], lineage="sft", step=3)
+        state.update(held)
+
+    script(run, 1, before=load)
+    script(run, 1, before=load)
+    parts: dict[str, Any] = {"model": state["model"], "lineage": "sft"}
+    for deed in (
+        lambda: guard.load(other, **parts),
+        lambda: guard.load(saved.path, **parts, step=2),
+        lambda: guard.load(saved.path, **parts, correction=Damp(1)),
+    ):
+        with pytest.raises(ValueError, match=r"began at main 1/3 of run .*guard\.load of model"):
+            deed()
+
+
+def test_a_part_that_is_not_saved_can_not_go_on(saved: Saved, run: str) -> None:
+    """Moments that are loaded at each start, beside weights that are saved and restored."""
+
+    def start() -> None:
+        model, optimizer = build()
+        with Checkpointer(run, {"model": model}, rng=False) as checkpointer:
+            step = checkpointer.restore()
+            guard.load(saved.path, model=model, optimizer=optimizer, lineage="sft")
+            train(model, optimizer)
+            checkpointer.save(step + 1).converged(60)
+
+    start()
+    with pytest.raises(ValueError, match="would begin it once more: load these parts from that"):
+        start()
+
+
+# --- what is stepped by nobody's optimizer ------------------------------------------------------
+
+
+def halves() -> dict[str, nn.Module]:
+    """Two components of one model."""
+    torch.manual_seed(7)
+    return {"body": nn.Linear(4, 4), "head": nn.Linear(4, 1)}
+
+
+def by_hand(parts: dict[str, nn.Module]) -> None:
+    """One update, by a loop of one's own."""
+    loss = parts["head"](parts["body"](torch.ones(2, 4))).square().mean()
+    weights = [p for part in parts.values() for p in part.parameters()]
+    with torch.no_grad():
+        for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            weight.sub_(slope, alpha=0.1)
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A run of two steps of a model in two components."""
+    path = str(tmp_path_factory.mktemp("halved") / "run")
+    parts = halves()
+    with Checkpointer(path, parts, keep=Keep(newest=9)) as checkpointer:
+        checkpointer.restore()
+        for number in (1, 2):
+            by_hand(parts)
+            checkpointer.save(number).converged(60)
+    yield path
+    end_agents()
+
+
+def test_weights_of_two_epochs_that_a_loop_steps_are_refused_at_the_save(
+    halved: str, run: str
+) -> None:
+    """No step tells of it; what is saved would be a mixture, and is not, however often it is tried.
+
+    Before anything is trained they may still be anything.
+    """
+    parts = halves()
+    guard.load(halved, body=parts["body"], step=1)
+    guard.load(halved, head=parts["head"], step=2)
+    with Checkpointer(run, parts) as checkpointer:
+        assert checkpointer.restore() == 0
+        checkpointer.save(1).converged(60)
+        by_hand(parts)
+        for _ in range(2):
+            error = refused(lambda: checkpointer.save(2), *parts.values())
+            assert "this epoch would be a mixture" in str(error)
+            assert [shard.split(" (")[0] for shard in error.shards] == [
+                "body of main 1/1",
+                "head of main 1/2",
+            ]
+        guard.load(halved, head=parts["head"], step=1)
+        by_hand(parts)
+        checkpointer.save(2).converged(60)
+    assert [shard.stamp.step for shard in handfast.open(run).inspect().shards] == [2]
+
+
+def test_parts_that_only_stand_beside_are_of_any_epoch(saved: Saved, halved: str, run: str) -> None:
+    """A teacher of an earlier epoch, part of another run, or one that a lineage has named."""
+    parts = halves()
+    guard.load(halved, body=parts["body"], step=1)
+    guard.load(halved, head=parts["head"], step=1)
+    teacher, named = halves()["body"], halves()["head"]
+    other, _ = build()
+    guard.load(halved, body=teacher, step=2)
+    guard.load(halved, head=named, step=2, lineage="average")
+    guard.load(saved.path, model=other, step=2)
+    state = {**parts, "teacher": teacher, "named": named, "other": other}
+    with Checkpointer(run, state) as checkpointer:
+        checkpointer.restore()
+        by_hand(parts)
+        with torch.no_grad():
+            for part in (named, other):
+                for weight in part.parameters():
+                    weight.mul_(0.9)
+        checkpointer.save(1).converged(60)
+
+
+def test_two_networks_of_two_epochs_are_refused_at_the_save(run: str) -> None:
+    """A generator that goes back without what it was trained against, each with its optimizer."""
+
+    def pairs() -> dict[str, Any]:
+        g, d = build(), build()
+        return {"g": g[0], "of_g": g[1], "d": d[0], "of_d": d[1]}
+
+    def both(state: dict[str, Any]) -> None:
+        train(state["g"], state["of_g"])
+        train(state["d"], state["of_d"])
+
+    with Checkpointer(run, state := pairs(), rng=False, keep=Keep(newest=9)) as checkpointer:
+        checkpointer.restore()
+        for number in (1, 2):
+            both(state)
+            checkpointer.save(number).converged(60)
+    with Checkpointer(run, state := pairs(), rng=False, keep=Keep(newest=9)) as checkpointer:
+        checkpointer.restore()
+        guard.load(run, g=state["g"], of_g=state["of_g"], step=1)
+        both(state)
+        with pytest.raises(Refused, match="this epoch would be a mixture"):
+            checkpointer.save(3)
+        checkpointer.restore()
+        guard.load(run, g=state["g"], of_g=state["of_g"], step=1, lineage="behind")
+        both(state)
+        checkpointer.save(3).converged(60)

@@ -27,11 +27,11 @@ from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import drop_gradients, restore_gradients
 from handfast.torch.indices import is_own
 from handfast.torch.memory import UNNAMED, Memory, Remade, bytes_of
-from handfast.torch.names import matches
+from handfast.torch.names import is_torchs, matches
 from handfast.torch.rng import write_generator, write_streams
 from handfast.torch.saved import EXTRA, RNG, UNSYNCED, Saved, Source, Values
 from handfast.torch.tensors import HOST, dims_of, is_dtensor, local, place_of
-from handfast.torch.tree import Kind, Node, above, entries, in_place, is_torchs, kind_of, refers
+from handfast.torch.tree import Kind, Node, above, entries, in_place, kind_of, refers
 
 __all__ = ["apply", "live_tensors", "look", "placed"]
 
@@ -106,7 +106,7 @@ def apply(
     except Exception as error:
         raise Poisoned(
             f"the restore stopped at {where}: {error!r}. The live state is of no epoch now. What "
-            "to do: mend the cause and restore again, or start the process anew"
+            "to do: mend the cause and do it again, or start the process anew"
         ) from error
 
 
@@ -328,7 +328,8 @@ class _Restore(NamedTuple):
         if loaders.iterated(node.value):
             _LOG.warning(
                 "handfast: restore: %s has an iterator that was made before: it goes on where it "
-                "is, and repeats or skips data. What to do: call iter(loader) after restore()",
+                "is, and repeats or skips data. What to do: call iter(loader) after restore() or "
+                "guard.load()",
                 node.path,
             )
         loaders.load(node.value, tree)
@@ -363,7 +364,10 @@ def _told_of_loads(module: nn.Module) -> bool:
     return any(
         not all(map(is_own, getattr(part, "_load_state_dict_post_hooks", {}).values()))
         or not is_torchs(type(part)._load_from_state_dict)
-        or not all(map(is_torchs, getattr(part, "_load_state_dict_pre_hooks", {}).values()))
+        or not all(
+            is_torchs(hook) or is_own(hook)
+            for hook in getattr(part, "_load_state_dict_pre_hooks", {}).values()
+        )
         for part in module.modules()
     )
 

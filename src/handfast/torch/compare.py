@@ -22,7 +22,10 @@ from handfast.torch.tensors import local
 from handfast.torch.tree import Kind, above, entries, holder, in_place, refers
 
 __all__ = [
+    "RESTORE",
     "Difference",
+    "Ways",
+    "check_components",
     "check_patterns",
     "differences",
     "homeless",
@@ -46,6 +49,14 @@ class Difference(NamedTuple):
         return f"{self.path}: {self.what}: saved {self.saved}, live {self.live}"
 
 
+class Ways(NamedTuple):
+    """What else the caller may ask for, as remedies say it: a restore, if nothing else is said."""
+
+    part: str = "restore a part of them with only= or strict=False"
+    rest: str = "restore the rest with only="
+
+
+RESTORE: Final = Ways()
 ABSENT = "nothing"
 NONE: Final[AbstractSet[str]] = frozenset()
 _OURS = (KINDS, EXTRA, RNG, GRADS)
@@ -95,7 +106,7 @@ def torn(
     ]
 
 
-def refuse(found: Sequence[Difference], shard: str) -> None:
+def refuse(found: Sequence[Difference], shard: str, ways: Ways = RESTORE) -> None:
     """Raise Refused if there are differences: counts of each kind, and the first ten."""
     if not found:
         return
@@ -109,8 +120,7 @@ def refuse(found: Sequence[Difference], shard: str) -> None:
         f"({kinds}):{shown}{more}\n",
         verdict=Verdict.FOREIGN,
         shards=(shard,),
-        remedy="build the model and optimizers as they were at the save, or restore a part of "
-        "them with only= or strict=False",
+        remedy=f"build the model and optimizers as they were at the save, or {ways.part}",
     )
 
 
@@ -134,7 +144,7 @@ def homeless(live: Captured, source: Source, *, only: Sequence[str] = ("**",)) -
     return sorted({ref.path for ref in refs if source.place(ref) is None})
 
 
-def refuse_homeless(paths: Sequence[str], shard: str) -> None:
+def refuse_homeless(paths: Sequence[str], shard: str, ways: Ways = RESTORE) -> None:
     """Raise Refused if DTensors would have no mesh, naming the first ten."""
     if not paths:
         return
@@ -143,12 +153,12 @@ def refuse_homeless(paths: Sequence[str], shard: str) -> None:
         f"live state they belong: {some(paths, 10)}",
         verdict=Verdict.FOREIGN,
         shards=(shard,),
-        remedy="let the live state have them before restore(), as DTensors of that shape on the "
-        "mesh that they were on; or restore the rest with only=",
+        remedy="let the live state have them first, as DTensors of that shape on the mesh that "
+        f"they were on; or {ways.rest}",
     )
 
 
-def refuse_lacking(paths: Sequence[str], shards: Sequence[str]) -> None:
+def refuse_lacking(paths: Sequence[str], shards: Sequence[str], ways: Ways = RESTORE) -> None:
     """Raise Refused if a restore would ask for what is not there, naming the first ten."""
     if not paths:
         return
@@ -157,7 +167,7 @@ def refuse_lacking(paths: Sequence[str], shards: Sequence[str]) -> None:
         f"rank's state: {some(paths, 10)}",
         verdict=Verdict.MISSING,
         shards=shards,
-        remedy="restore the rest with only=, or another epoch with step=",
+        remedy=f"{ways.rest}, or choose another epoch with step=",
     )
 
 
@@ -174,7 +184,7 @@ def refuse_unlike(own: Manifest, first: Manifest, only: Sequence[str]) -> None:
         f"{first.stamp.shard}, whose copy is not what it was",
         verdict=Verdict.MIXED,
         shards=(first.stamp.domain,),
-        remedy="put the directories back that were written together, or restore another epoch with "
+        remedy="put the directories back that were written together, or choose another epoch with "
         "step=",
     )
 
@@ -248,6 +258,17 @@ def check_patterns(saved: Saved, only: Sequence[str]) -> None:
                 f"only={pattern!r} names nothing that was saved and can be restored by itself "
                 f"(optimizers, schedulers and their like come whole). There are {some(paths, 10)}. "
                 "What to do: name one of these; with strict=False a pattern may name nothing"
+            )
+
+
+def check_components(saved: Saved, names: Iterable[str]) -> None:
+    """Raise ValueError for a name that is no component of what was saved."""
+    there = [name for name in saved.objects if name not in _OURS]
+    for name in names:
+        if name not in there:
+            raise ValueError(
+                f"{name}=: nothing was saved by that name. What to do: name one of these, "
+                f"{some(there, 10)}"
             )
 
 

@@ -19,7 +19,7 @@ import msgspec
 import torch
 from torch.optim import SGD, Adafactor, Adam, AdamW, NAdam, Optimizer, RAdam
 
-__all__ = ["Applied", "Correction", "Damp", "Rescale", "Reset", "check"]
+__all__ = ["Applied", "Correction", "Damp", "Rescale", "Reset", "check", "standing"]
 
 _COUNTING: Final = (Adam, AdamW, NAdam, RAdam, Adafactor)
 """Whose update depends on how many steps the moments have seen."""
@@ -283,6 +283,14 @@ def check(correction: Correction, optimizer: Optimizer) -> None:
     known = _COUNTING if isinstance(correction, Rescale) else _KNOWN
     if type(optimizer) not in known:
         raise TypeError(f"{_refusal(optimizer, known)}: for others go back to a whole epoch")
+
+
+def standing(optimizer: Optimizer) -> Applied:
+    """What is left of the correction of an optimizer: its :class:`Applied`, or one that waits for
+    its ``load_state_dict``. Raises TypeError where that does.
+    """
+    found = _at_work.get(optimizer, lambda: None)()
+    return Applied(optimizer) if found is None else found
 
 
 def _refusal(optimizer: object, kinds: tuple[type, ...]) -> str:

@@ -18,29 +18,37 @@ A lineage can be declared as a type, so that mypy keeps apart what came from two
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from handfast.checkpoint.arguments import line
+from handfast.checkpoint.arguments import line, patterns
 from handfast.checkpoint.reader import open_run
+from handfast.checkpoint.validated import Validated
 from handfast.checkpoint.weights import holding
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Refused
 from handfast.model.optimizer import Index
-from handfast.torch.corrections import Applied, Correction, check
+from handfast.store.manifest import Stamp
+from handfast.store.objects import child
+from handfast.torch.compare import Ways, check_components
+from handfast.torch.corrections import Applied, Correction, Rescale, check, standing
 from handfast.torch.indices import Origin, beside, mark, origin, refuse_apart
 from handfast.torch.lineage import History, index_of
+from handfast.torch.saved import Saved
 from handfast.torch.state import TorchState
-from handfast.torch.tree import nodes
+from handfast.torch.tree import Node, nodes
 
 __all__ = ["Lineage", "Loaded", "Of", "load", "of", "origin"]
+
+logger = logging.getLogger("handfast")
 
 T = TypeVar("T")
 
@@ -78,7 +86,10 @@ def of(lineage: type[L], live: T) -> Of[L, T]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was loaded: of which epoch and index; what of a correction is still to come."""
+    """What was loaded: of which epoch and index; what of a correction is still to come.
+
+    Where nothing was, as the parts had gone on already, it is what they are of.
+    """
 
     epoch: Epoch
     index: Index
@@ -93,6 +104,7 @@ def load(
     correction: Correction | None = None,
     onto: Sequence[Optimizer] = (),
     pickle: Sequence[str] = (),
+    keep_live: Sequence[str] = (),
     **parts: Any,
 ) -> Loaded:
     """Load components of one epoch into live parts, in place: ``load("runs/a", model=model)``.
@@ -101,6 +113,7 @@ def load(
     several ranks could each find elsewhere, so these have to name it. Each of
     ``parts`` is a component of that run by its name, and is loaded whole, this rank's shard of it;
     every byte is verified before anything is changed. No agent and no process group is needed.
+    ``keep_live`` names hyperparameters that keep their live values.
 
     What would make a mixture is refused: parts that share parameters with live ones of another
     epoch, or with some that were trained on since. ``lineage`` names the training history that
@@ -108,49 +121,75 @@ def load(
     with a ``correction``, too, parts of two epochs may be put together, which is a heuristic. The
     correction is applied to the optimizers that are loaded, and to those in ``onto``.
 
+    A script that is started again says all this again. So an epoch that is of ``lineage`` already
+    goes on as that, and no correction is applied. Parts that were restored from such an epoch have
+    what began it behind them: they are left as they are.
+
     Raises Refused: MIXED for a mixture, MISSING or FOREIGN where the epoch or this rank's shard is
     not there, with differences of structure named; Damaged where a byte is wrong; ValueError for
-    arguments that make no sense, TypeError for an optimizer that the correction does not know;
-    Poisoned where it failed half-way.
+    arguments that make no sense, TypeError for an optimizer that the correction does not know, and
+    for what nothing can be loaded into; Poisoned where it failed half-way.
     """
-    lineage = lineage and line(lineage)
-    _check_wish(parts, lineage, correction, onto)
-    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    lineage, keep_live = lineage and line(lineage), patterns("keep_live", keep_live)
+    _check_options(parts, lineage, correction, onto)
+    held = _held(parts)
+    wish = _Wish(held, lineage, correction, tuple(onto), _why(parts, correction))
+    wish.check()
     rank, ranks = _place()
     if ranks > 1 and step is None:
         raise ValueError("on several ranks give step=: each would choose the newest by itself")
-    only = tuple(f"{name}/**" for name in parts)
-    held = {n.path: n.value for n in nodes(parts) if isinstance(n.value, nn.Module | Optimizer)}
-    optimizers = [part for part in (*held.values(), *onto) if isinstance(part, Optimizer)]
-    if correction is not None:
-        for optimizer in optimizers:
-            check(correction, optimizer)
     others = beside(held.values())
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    location = open_run(*paths).location
+    if (known := wish.behind(others.values(), step, location.survey().run)) is not None:
+        logger.info("%s goes on: what began it is not done again", known)
+        epoch = Epoch(known.index.generation, known.index.step)
+        return Loaded(epoch, known.index, wish.standing())
+    with holding(location, step, shard=rank, purpose="guard.load") as copies:
+        return _load(copies, parts, wish, others, tuple(pickle), keep_live)
+
+
+WHAT: Final = "what this load would leave"
+WAYS: Final = Ways(
+    part="leave out of guard.load what is not (a new head, say, is added after it)",
+    rest="leave those components out",
+)
+
+
+def _load(
+    copies: Sequence[Validated],
+    parts: Mapping[str, Any],
+    wish: _Wish,
+    others: Mapping[Any, Origin],
+    pickle: Sequence[str],
+    keep_live: Sequence[str],
+) -> Loaded:
+    """Load what is held; ``others`` share parameters with it, and stay."""
     # an optimizer's state goes by the names that its module gives to parameters
     named = {came.path: part for part, came in others.items() if came.path not in parts}
-    state = TorchState(named | parts, rng=False, replicated=(), pickle=pickle, verify="fsync")
-    with holding(open_run(*paths).location, step, shard=rank, purpose="guard.load") as copies:
-        stamp = copies[0].manifest.stamp
-        came = Origin(stamp.run, index_of(stamp), "", History.of(stamp))
-        if lineage:
-            why = correction.describe() if correction else f"guard.load of {', '.join(parts)}"
-            came = replace(came, history=came.history.fork(lineage, came.run, came.index, why))
-        if correction is None:
-            refuse_apart([*(replace(came, path=path) for path in held), *others.values()], WHAT)
-        state.compare(copies, only, strict=True)
-        for copy in copies:
-            copy.verify()
-        state.apply(copies, only, ())
-    applied = [correction.apply(one) for one in optimizers] if correction is not None else []
-    mixed = others if correction is not None else {}
-    _remember(came, held, mixed, {} if lineage else state.alone(copies, only))
-    return Loaded(stamp.epoch, came.index, applied)
+    state = TorchState(
+        {**named, **parts}, rng=False, replicated=(), pickle=pickle, verify="fsync", ways=WAYS
+    )
+    only = tuple(f"{child('', name)}/**" for name in parts)
+    came, begins = wish.begin(copies[0].manifest.stamp)
+    mixes = begins and wish.correction is not None
+    saved = state.read(copies)
+    check_components(saved, parts)
+    if mixes:
+        wish.check_moments(saved)
+    else:
+        refuse_apart([*(replace(came, path=p) for p in wish.held), *others.values()], WHAT)
+    state.compare(copies, only, strict=True)
+    for copy in copies:
+        copy.verify()
+    state.apply(copies, only, keep_live)
+    applied = wish.apply() if mixes else wish.standing()
+    mixed, alone = others if mixes else {}, {} if begins else state.alone(copies, only)
+    _remember(came, wish.held, mixed, alone)
+    return Loaded(copies[0].manifest.stamp.epoch, came.index, applied)
 
 
-WHAT = "what this load would leave"
-
-
-def _check_wish(
+def _check_options(
     parts: Mapping[str, Any], lineage: str, correction: object, onto: Sequence[Optimizer]
 ) -> None:
     if not parts:
@@ -161,11 +200,111 @@ def _check_wish(
         raise ValueError("onto=: name what is to be done with these optimizers, correction=...")
 
 
+def _held(parts: Mapping[str, Any]) -> dict[str, nn.Module | Optimizer]:
+    """The modules and optimizers among some parts, by path.
+
+    Raises TypeError for what nothing can be loaded into.
+    """
+    found: list[Node] = []
+    for name, part in parts.items():
+        try:
+            found += nodes({name: part})
+        except TypeError as error:
+            raise TypeError(
+                f"{name}= is no option of guard.load, and a {type(part).__name__} is no part that "
+                "can be loaded into. What to do: leave it out, or give a live module, optimizer, "
+                "tensor or object with load_state_dict(), or a box of these, and no state_dict()"
+            ) from error
+    return {n.path: n.value for n in found if isinstance(n.value, nn.Module | Optimizer)}
+
+
+def _why(parts: Mapping[str, Any], correction: Correction | None) -> str:
+    """How a stamp says why the lineage began."""
+    return correction.describe() if correction else f"guard.load of {', '.join(parts)}"
+
+
 def _place() -> tuple[int, int]:
     """This rank, and how many there are."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What is asked for: parts by path, and the lineage that begins, if any does, and why.
+
+    A ``correction`` is for the optimizers among the parts, and for those in ``onto``.
+    """
+
+    held: Mapping[str, nn.Module | Optimizer]
+    lineage: str
+    correction: Correction | None
+    onto: tuple[Optimizer, ...]
+    why: str
+
+    @property
+    def _optimizers(self) -> list[Optimizer]:
+        return [part for part in (*self.held.values(), *self.onto) if isinstance(part, Optimizer)]
+
+    def check(self) -> None:
+        """Raise TypeError for an optimizer that the correction does not know."""
+        if self.correction is not None:
+            for optimizer in self._optimizers:
+                check(self.correction, optimizer)
+
+    def check_moments(self, saved: Saved) -> None:
+        """Raise ValueError where the correction is of moments, and there will be none."""
+        if not isinstance(self.correction, Rescale):
+            return
+        opts = [f"{path}/state/" for path, part in self.held.items() if isinstance(part, Optimizer)]
+        loaded = [any(path.startswith(where) for path in saved.paths()) for where in opts]
+        if not all([*loaded, *(optimizer.state for optimizer in self.onto)]):
+            raise ValueError(
+                "correction=: an optimizer of these would have no moments to rescale: load some "
+                "into it, or begin them anew with Reset"
+            )
+
+    def behind(self, others: Iterable[Origin], step: int | Epoch | None, run: str) -> Origin | None:
+        """Where the parts are from, if that is an epoch of the lineage: it began before.
+
+        Raises ValueError where it began otherwise, or only some are from such an epoch.
+        """
+        parts = [origin(part) for part in (*self.held.values(), *self.onto)]
+        known = [came for came in (*parts, *others) if came is not None and self._is_of(came)]
+        if not known:
+            return None
+        fork = known[0].history.forks[-1]
+        at = Epoch(fork.generation, fork.step)
+        if (fork.run, fork.why) != (run, self.why) or step not in (None, at, at.step):
+            raise ValueError(
+                f"lineage={self.lineage!r}: {known[0]} is of it, and it began at {fork.of} {at} of "
+                f"run {fork.run} ({fork.why}): give what begins here a new name"
+            )
+        if not all(came is not None and self._is_of(came) for came in parts):
+            raise ValueError(
+                f"lineage={self.lineage!r}: {known[0]} is of it, and what is to be loaded would "
+                "begin it once more: load these parts from that epoch, too, or give a new name"
+            )
+        return known[0]
+
+    def _is_of(self, came: Origin) -> bool:
+        began = came.history.forks[-1:]
+        return bool(began) and began[0].lineage == came.index.lineage == self.lineage
+
+    def begin(self, stamp: Stamp) -> tuple[Origin, bool]:
+        """Where what is loaded comes from, and whether the lineage begins with it."""
+        was, index = History.of(stamp), index_of(stamp)
+        history = was.onward(self.lineage, stamp.run, index, self.why)
+        return Origin(stamp.run, index, "", history), history != was
+
+    def apply(self) -> list[Applied]:
+        """Apply the correction."""
+        return [self.correction.apply(one) for one in self._optimizers] if self.correction else []
+
+    def standing(self) -> list[Applied]:
+        """What is left of a correction that was applied before."""
+        return [standing(one) for one in self._optimizers] if self.correction else []
 
 
 def _remember(
@@ -178,9 +317,6 @@ def _remember(
     if others:
         weights = [c for part, c in others.items() if isinstance(part, nn.Module)]
         index = weights[0].index if weights else came.index
-        came = replace(
-            came,
-            index=Index(came.history.lineage, index.generation, index.step, index.configuration),
-        )
+        came = replace(came, index=index)
         mark((part, replace(came, path=was.path)) for part, was in others.items())
     mark((part, came.loaded(path, alone.get(path))) for path, part in parts.items())

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
-from weakref import WeakSet
+from typing import Any, NamedTuple
+from weakref import WeakSet, ref
 
 from torch import nn
 from torch.optim import Optimizer
@@ -24,7 +24,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from handfast.core.verdict import Verdict
 from handfast.errors import Refused
 from handfast.model.optimizer import Index
+from handfast.torch.contents import contents
 from handfast.torch.lineage import History
+from handfast.torch.marks import version_of
 from handfast.torch.names import unwrapped
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "mark",
     "origin",
     "refuse_apart",
+    "refuse_trained_apart",
 ]
 
 logger = logging.getLogger("handfast")
@@ -71,6 +74,11 @@ class Origin:
         """Whether it began here, and has not moved: it may still be anything."""
         return self.run == HERE and not self.moved
 
+    @property
+    def plain(self) -> bool:
+        """Whether it goes on as what it was in a run: it did not begin here, nor did a lineage."""
+        return self.run != HERE and self.history.lineage == self.index.lineage
+
     def __str__(self) -> str:
         onward = self.history.lineage
         gone = f", going on as {onward}" if onward != self.index.lineage else ""
@@ -82,6 +90,7 @@ _origins: Any = WeakIdKeyDictionary()
 _forgotten: Any = WeakIdKeyDictionary()
 _roots: Any = WeakIdKeyDictionary()  # a module's own modules, to what was marked, weakly
 _watched: Any = WeakIdKeyDictionary()
+_versions: Any = WeakIdKeyDictionary()  # of the parameters of modules, when they were marked
 _asked: Any = WeakIdKeyDictionary()  # optimizers, to the change that they were asked after
 
 
@@ -89,10 +98,22 @@ class _Now:
     """How many times an origin has changed, so that a step asks once after each, and then no more.
 
     ``hook`` is on all of torch's optimizers, since weights don't say which of them will be stepped.
+    ``loading`` refers to the module whose ``load_state_dict`` was called last.
     """
 
     change = 0
     hook: Any = None
+    loading: ref[nn.Module] | None = None
+
+
+class _Lost(NamedTuple):
+    """An origin that a load has ended, and a digest of what the part held before; None where that
+    is not known, or comes to nothing any more.
+    """
+
+    came: Origin
+    held: bytes | None
+    left: int = 4  # so many loads may take it back: one that is loaded all the time is never
 
 
 def origin(part: object) -> Origin | None:
@@ -114,13 +135,14 @@ def mark(parts: Iterable[tuple[object, Origin]]) -> None:
     for whole, came in parts:
         part = _core(whole)
         if isinstance(part, nn.Module):
-            _origins[part] = came
+            _origins[part], _versions[part] = came, _versions_of(part)
             for module in part.modules():
                 _roots.setdefault(module, WeakSet()).add(part)
-                _watch(module, module.register_load_state_dict_post_hook)
+                _watch(module, module.register_load_state_dict_post_hook, _LOADED)
+                _watch(module, module.register_load_state_dict_pre_hook, _LOADS)
         elif isinstance(part, Optimizer):
             _origins[part] = came
-            _watch(part, part.register_load_state_dict_post_hook)
+            _watch(part, part.register_load_state_dict_post_hook, _LOADED)
         else:
             continue
         _forgotten.pop(part, None)
@@ -144,11 +166,26 @@ def clear(parts: Iterable[object]) -> None:
         _loaded_around(_core(part))
 
 
-def _loaded_around(part: object) -> None:
+def _loaded_around(part: object, held: bytes | None = None) -> None:
     came = _origins.pop(part, None)
     if came is not None and not came.fresh:  # else it begins elsewhere
-        _forgotten[part] = came
+        _forgotten[part] = _Lost(came, held)
         _changed()
+
+
+def _taken_back(part: nn.Module) -> None:
+    """Give a module its origin back where it holds again what it held before it was loaded: its
+    weights were swapped for an evaluation, say.
+    """
+    lost: _Lost | None = _forgotten.get(part)
+    if lost is None or lost.held is None or not lost.left:
+        return
+    if contents(part) == lost.held:
+        del _forgotten[part]
+        _origins[part] = lost.came
+        _changed()
+    else:
+        _forgotten[part] = lost._replace(left=lost.left - 1)
 
 
 def _changed() -> None:
@@ -165,8 +202,8 @@ def changes() -> int:
 def forgotten(parts: Iterable[object]) -> Iterator[Origin]:
     """Give, once each, the origins that parts have lost since they were asked for last."""
     for part in parts:
-        if _can(part) and (came := _forgotten.pop(_core(part), None)) is not None:
-            yield came
+        if _can(part) and (lost := _forgotten.pop(_core(part), None)) is not None:
+            yield lost.came
 
 
 def _can(part: object) -> bool:
@@ -176,10 +213,6 @@ def _can(part: object) -> bool:
 class _Hook:
     """Sees that a part is loaded. Pickled with its module, it is nothing, and needs no handfast."""
 
-    def __call__(self, part: Any, *_: object) -> None:
-        for root in list(_roots.get(part, (part,))):
-            _loaded_around(root)
-
     def __deepcopy__(self, _: object) -> _Hook:
         return self  # what it watches it knows by identity
 
@@ -187,21 +220,45 @@ class _Hook:
         return getattr, (nullcontext(), "__exit__")  # takes anything, and returns None
 
 
-_HOOK = _Hook()
+class _Loads(_Hook):
+    """Is called before a module and each one in it are loaded, the outer ones first."""
+
+    def __call__(self, part: nn.Module, _state: object, prefix: str, *_: object) -> None:
+        if not prefix:
+            _Now.loading = ref(part)
+        for root in list(_roots.get(part, ())):
+            came = _origins.get(root)
+            if came is not None:
+                _loaded_around(root, None if came.fresh else contents(root))
+
+
+class _Loaded(_Hook):
+    """Is called afterwards, the inner ones first. (Before optimizers are loaded nothing is.)"""
+
+    def __call__(self, part: Any, *_: object) -> None:
+        for root in list(_roots.get(part, (part,))):
+            _loaded_around(root)
+            if root is part or (_Now.loading and _Now.loading() is part):  # all of it has come
+                _taken_back(root)
+
+
+_LOADS, _LOADED = _Loads(), _Loaded()
 
 
 def is_own(hook: object) -> bool:
-    """Whether a hook on loads is the one that is set here, or what was pickled for it: it makes
+    """Whether a hook on loads is one that is set here, or what was pickled for it: it makes
     nothing of what is loaded.
     """
+    hook = getattr(hook, "hook", hook)  # torch wraps those that come before
     return isinstance(hook, _Hook) or getattr(hook, "__func__", None) is nullcontext.__exit__
 
 
-def _watch(part: object, register: Any) -> None:
-    if part not in _watched:
-        _watched[part] = True
+def _watch(part: object, register: Any, hook: _Hook) -> None:
+    seen = _watched.setdefault(part, set())
+    if hook not in seen:
+        seen.add(hook)
         with suppress(AttributeError):  # a wrapper that is an Optimizer by name alone
-            register(_HOOK)
+            register(hook)
 
 
 def refuse_apart(parts: Sequence[Origin], what: str) -> None:
@@ -218,6 +275,28 @@ def refuse_apart(parts: Sequence[Origin], what: str) -> None:
         )
 
 
+def refuse_trained_apart(parts: Iterable[object], what: str) -> None:
+    """Raise Refused, MIXED, where modules of two epochs of one run were trained since, by whatever.
+
+    Optimizers are asked when they step; a loop of one's own is not, so this goes by the versions of
+    parameters, which in-place operations raise. What stands still beside what is trained is a
+    teacher, say; what has begun a lineage is of another epoch on purpose.
+    """
+    found: dict[str, list[tuple[nn.Module, Origin]]] = {}
+    for core in map(_core, parts):
+        if isinstance(core, nn.Module) and (came := _origins.get(core)) and came.plain:
+            found.setdefault(came.run, []).append((core, came))
+    for pairs in found.values():
+        if len({came.index for _, came in pairs}) > 1:
+            moved = [o for m, o in pairs if o.moved or _versions.get(m) != _versions_of(m)]
+            refuse_apart([replace(came, moved=True) for came in moved], what)
+
+
+def _versions_of(module: Any) -> list[tuple[int, int]]:
+    """What every change in place of its parameters raises."""
+    return [version_of(p) for p in module.parameters() if not p.is_inference()]
+
+
 def _hold(optimizer: Optimizer, weights: Iterable[nn.Module], what: str) -> list[Origin]:
     """Hold an optimizer's origin against those of the weights that it steps, and give these.
 
@@ -228,8 +307,7 @@ def _hold(optimizer: Optimizer, weights: Iterable[nn.Module], what: str) -> list
     if own is not None and not (own.fresh and any(came.run != HERE for came in origins)):
         refuse_apart([own, *(replace(o, moved=o.moved and own.moved) for o in origins)], what)
     else:
-        plain = [o for o in origins if o.history.lineage == o.index.lineage and o.run != HERE]
-        refuse_apart([replace(o, moved=False) for o in plain], what)
+        refuse_apart([replace(o, moved=False) for o in origins if o.plain], what)
     return origins
 
 
@@ -249,6 +327,8 @@ def _before_step(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     for part in (marked, *weights):
         if part in _origins:
             _origins[part] = replace(_origins[part], moved=True)
+        if part in _forgotten:  # trained on as it is, it is not taken back any more
+            _forgotten[part] = _forgotten[part]._replace(held=None)
 
 
 def _outermost(optimizer: Optimizer) -> Optimizer:

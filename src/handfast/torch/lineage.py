@@ -21,12 +21,15 @@ class History(NamedTuple):
         """The history that an epoch was saved in."""
         return cls(stamp.lineage, stamp.forks)
 
-    def fork(self, lineage: str, run: str, at: Index, why: str) -> History:
-        """Open another lineage at an epoch of this one.
+    def onward(self, lineage: str, run: str, at: Index, why: str) -> History:
+        """What an epoch of this history goes on as: itself, or a ``lineage`` that begins there.
 
-        Raises ValueError for a name that was borne before: what goes by it would be two histories.
+        One that is named again goes on: a script says at each start what it said at the first.
+        Raises ValueError for the name of one that came before: two histories would go by it.
         """
-        if lineage in {self.lineage, *(name for f in self.forks for name in (f.lineage, f.of))}:
+        if lineage in ("", self.lineage):
+            return self
+        if lineage in {name for f in self.forks for name in (f.lineage, f.of)}:
             raise ValueError(
                 f"lineage={lineage!r}: epoch {at.generation}/{at.step} came from a lineage of that "
                 "name: give what begins here a new one"

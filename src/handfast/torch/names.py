@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["clean", "cleaned", "loaded", "matches", "unwrapped"]
+__all__ = ["clean", "cleaned", "is_torchs", "loaded", "matches", "unwrapped"]
 
 
 class _NoSuchClass:
@@ -28,6 +28,11 @@ def loaded(module: str, name: str) -> Any:
     only to ask would cost a second.
     """
     return getattr(sys.modules.get(module), name, _NoSuchClass)
+
+
+def is_torchs(call: Any) -> bool:
+    """Whether a method or a hook is torch's own: those only serve what torch itself loads."""
+    return str(getattr(getattr(call, "hook", call), "__module__", "")).startswith("torch.")
 
 
 _WRAPPERS = (

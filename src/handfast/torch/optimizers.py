@@ -27,7 +27,7 @@ from handfast.store.objects import TensorRef, child
 from handfast.torch.alike import STATE_KEYS
 from handfast.torch.marks import MARK
 from handfast.torch.memory import Remade
-from handfast.torch.names import matches
+from handfast.torch.names import is_torchs, matches
 from handfast.torch.saved import Source
 from handfast.torch.tensors import (
     HOST,
@@ -39,7 +39,7 @@ from handfast.torch.tensors import (
     local,
     placements,
 )
-from handfast.torch.tree import is_torchs, split
+from handfast.torch.tree import split
 
 __all__ = [
     "Given",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import compress, islice
+from itertools import compress
 from operator import not_
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
@@ -28,16 +28,23 @@ from handfast.checkpoint.spelling import some
 from handfast.checkpoint.validated import Validated
 from handfast.errors import Unstorable
 from handfast.store import objects
-from handfast.store.image import Layout, Slot, TensorSpec, plan
+from handfast.store.image import Layout, TensorSpec, plan
 from handfast.store.kept import Kept
-from handfast.store.manifest import HASH_BYTES, Manifest, chunk_hash
 from handfast.store.port import Verify
 from handfast.torch import apply as restore
 from handfast.torch import boxes, compare, optimizers
 from handfast.torch.capture import Captured, Names, capture, walk
 from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
-from handfast.torch.indices import HERE, begin, changes, common, forgotten
+from handfast.torch.hints import own_digests
+from handfast.torch.indices import (
+    HERE,
+    begin,
+    changes,
+    common,
+    forgotten,
+    refuse_trained_apart,
+)
 from handfast.torch.lineage import History, index_of
 from handfast.torch.names import matches
 from handfast.torch.pieces import Pieces
@@ -54,9 +61,7 @@ __all__ = ["TorchState", "environment"]
 
 logger = logging.getLogger("handfast")
 
-HINTS: Final = 100
-READ: Final = 8 << 20
-"""Bytes of tensors without a whole chunk that are read once more for a hint."""
+WHOLE: Final = ("**",)
 LOOKS: Final = 8
 """So many saves look for gradients that no optimizer has."""
 
@@ -100,8 +105,10 @@ class TorchState:
         window: int = 0,
         validators: Sequence[str] = (),
         compared: bool = False,
+        ways: compare.Ways = compare.RESTORE,
     ) -> None:
         self._state = state
+        self._ways = ways
         self._window = window
         self._rng = rng
         self._declared = tuple(replicated)
@@ -124,6 +131,7 @@ class TorchState:
         self._looks = LOOKS
         self._given: WeakKeyDictionary[Optimizer, optimizers.Given] | None = None
         self._compared: _Compared | None = None
+        self._whole = False
 
     def watch(self) -> Callable[[], None]:
         """Watch what steps consume from now on, for :meth:`pending`; gives what ends it."""
@@ -285,11 +293,13 @@ class TorchState:
         if self._watch is not None:
             self._watch.look(things)
         self._follow()
+        refuse_trained_apart([node.value for node in things], "this epoch")
         for came in forgotten([node.value for node in things]):
             logger.warning(
                 "%s was loaded around the guard since: what is saved from here on bears the name "
                 "of lineage %s, and holds values that are not of it. What to do: load by restore() "
-                "or guard.load(), and give what begins so a lineage of its own",
+                "or guard.load(), and give what begins so a lineage of its own; where weights were "
+                "swapped for an evaluation load those back first, bit for bit",
                 came,
                 self._history.lineage,
             )
@@ -312,7 +322,7 @@ class TorchState:
         With ``strict``, raises ValueError for a pattern that names nothing of this rank.
         """
         self._compared = None
-        saved, stored = self._read(copies), Stored(copies)
+        saved, stored = self.read(copies), Stored(copies)
         shards = [f"shard {copy.manifest.stamp.shard}" for copy in copies]
         if strict:
             compare.check_patterns(saved, only)
@@ -332,17 +342,18 @@ class TorchState:
                 source = restore.placed(walked, saved, stored)
         for copy in copies[1:]:
             compare.refuse_unlike(copies[0].manifest, copy.manifest, only)
-        compare.refuse_lacking(compare.lacking(live, saved, only=only), shards)
-        compare.refuse_homeless(compare.homeless(live, source, only=only), shards[0])
+        compare.refuse_lacking(compare.lacking(live, saved, only=only), shards, self._ways)
+        compare.refuse_homeless(compare.homeless(live, source, only=only), shards[0], self._ways)
         found = compare.differences(live, saved, only=only, strict=strict)
         gone = boxes.changes(live, saved, only).gone
         tensors = restore.live_tensors(walked)
-        compare.refuse(found or compare.torn(tensors, source, only, gone), shards[0])
+        found = found or compare.torn(tensors, source, only, gone)
+        compare.refuse(found, shards[0], self._ways)
         was, now = copies[0].manifest.environment, environment()
         changed = [f"{k}: was {was[k]}, is {now.get(k)}" for k in was if was[k] != now.get(k)]
         if changed:
             logger.warning("the resume may differ in the last bits: %s", "; ".join(changed))
-        self._compared = _Compared(tuple(copies), saved, stored, walked.names)
+        self._compared = _Compared(tuple(copies), saved, stored, walked.names, strict)
 
     @uncollected()
     def preload(self, copies: Sequence[Validated], only: Sequence[str]) -> None:
@@ -365,8 +376,9 @@ class TorchState:
     ) -> object:
         """See the port."""
         known, self._compared = self._compared, None  # what is applied may be changed by it
+        only = self._asked(only)
         if known is None or known.copies != tuple(copies):
-            known = _Compared(tuple(copies), self._read(copies), Stored(copies), None)
+            known = _Compared(tuple(copies), self.read(copies), Stored(copies), None, True)
         if not self._rng:
             known.saved.objects.pop(RNG, None)
         unmark(self._parts(), known.saved, only)
@@ -380,37 +392,54 @@ class TorchState:
             names=known.names,
         )
 
-    def begins(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> History:
-        """See the port. Raises ValueError for the name of a lineage that this came from."""
+    def begins(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> None:
+        """See the port. Raises ValueError for the name of a lineage that this came from.
+
+        A lineage that the copies are of goes on, and whole: ``only`` said what it began with.
+        """
+        history = self._onward(copies, only, lineage)
+        self._whole = bool(copies) and lineage == copies[0].manifest.stamp.lineage
+        if self._whole and "**" not in only and self._compared is not None:
+            logger.warning(
+                "epoch %s is of lineage %s already, which goes on whole: only=%s said what it "
+                "began with",
+                copies[0].manifest.stamp.epoch,
+                history.lineage,
+                tuple(only),
+            )
+            self.compare(copies, WHOLE, self._compared.strict)
+
+    def _onward(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> History:
         if copies:
             stamp = copies[0].manifest.stamp
-            history = History.of(stamp)
             why = f"restore(only={only})"
-            return history.fork(lineage, stamp.run, index_of(stamp), why) if lineage else history
+            return History.of(stamp).onward(lineage, stamp.run, index_of(stamp), why)
         came = common([node.value for node in self._parts()], "the first epoch of this run")
         if came is None:
             return History(lineage or "main")
-        if lineage in ("", came.history.lineage):
-            return came.history
-        return came.history.fork(lineage, came.run, came.index, "restore() of a first start")
+        return came.history.onward(lineage, came.run, came.index, "restore() of a first start")
 
     def began(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> None:
         """See the port."""
-        former, self._history = self._history, self.begins(copies, only, lineage)
+        former, self._history = self._history, self._onward(copies, only, lineage)
         if copies:
-            stamp, saved = copies[0].manifest.stamp, self._read(copies)
-            remember(self._parts(), saved, stamp, only, self._history, lone=not lineage)
+            stamp, saved, only = copies[0].manifest.stamp, self.read(copies), self._asked(only)
+            lone = self._history == History.of(stamp)
+            remember(self._parts(), saved, stamp, only, self._history, lone=lone)
         else:
             begin([(node.value, node.path) for node in self._parts()], self._history)
         self._seen = changes()
         if self._history != former:
             self._forget()
 
+    def _asked(self, only: Sequence[str]) -> Sequence[str]:
+        return WHOLE if self._whole else only
+
     def alone(
         self, copies: Sequence[Validated], only: Sequence[str]
     ) -> dict[str, frozenset[int] | None]:
         """Say, by path, which parts come without what was saved with them."""
-        parts, saved = self._parts(), self._read(copies)
+        parts, saved = self._parts(), self.read(copies)
         return {node.path: alone(parts, saved, only, node) for node in parts}
 
     def _follow(self) -> None:
@@ -427,35 +456,14 @@ class TorchState:
         """The modules and optimizers of the state."""
         return [n for n in nodes(self._state) if isinstance(n.value, nn.Module | Optimizer)]
 
-    def _read(self, copies: Sequence[Validated]) -> Saved:
+    def read(self, copies: Sequence[Validated]) -> Saved:
+        """What was saved of this rank's shard. Raises FormatError for what can't be read."""
         manifests = [copy.manifest for copy in copies]
         return read_manifests(manifests[0], *manifests[1:], pickle=self._pickle)
 
     def replicas(self, copies: Sequence[Validated]) -> dict[str, bytes]:
-        """See the port: whole tensors, neither sharded nor declared, empty nor tiny.
-
-        The first of them only: every rank is told those of all, for a hint.
-        """
-        if self._window:  # what comes piece by piece is nobody else's
-            return {}
-        manifest = copies[0].manifest
-        known = {path for copy in copies for path in copy.manifest.replicated}
-        own = (
-            slot
-            for slot in manifest.slots
-            if slot.spec.path not in known
-            and not slot.spec.path.startswith(f"{GRADS}/")
-            and slot.spec.shape == slot.spec.global_shape
-            and slot.nbytes >= 4096
-        )
-        marks: dict[str, bytes] = {}
-        left = READ
-        for slot in islice(own, HINTS):
-            chunks = _chunks(manifest, slot)
-            left -= 0 if chunks else slot.nbytes
-            if left >= 0:
-                marks[slot.spec.path] = chunks or chunk_hash(copies[0].read(_range(slot)))
-        return marks
+        """See the port; of what comes piece by piece nothing is anybody else's."""
+        return {} if self._window else own_digests(copies)
 
 
 class _Compared(NamedTuple):
@@ -465,20 +473,7 @@ class _Compared(NamedTuple):
     saved: Saved
     stored: Stored
     names: Names | None
-
-
-def _range(slot: Slot) -> range:
-    return range(slot.start, slot.start + slot.nbytes)
-
-
-def _chunks(manifest: Manifest, slot: Slot) -> bytes:
-    """Tell a tensor's bytes from others by the hashes of the chunks in it; b"" if it has none."""
-    unit = manifest.chunk_bytes
-    first, behind = -(-slot.start // unit), (slot.start + slot.nbytes) // unit
-    if first >= behind:
-        return b""
-    hashes = manifest.hashes[first * HASH_BYTES : behind * HASH_BYTES]
-    return chunk_hash(hashes + (slot.start % unit).to_bytes(8, "little"))
+    strict: bool
 
 
 def structure(specs: Sequence[TensorSpec]) -> str:

@@ -28,7 +28,6 @@ __all__ = [
     "above",
     "alike",
     "assemble",
-    "is_torchs",
     "join",
     "kind_of",
     "nodes",
@@ -130,11 +129,6 @@ def _is_plain(optimizer: Optimizer) -> bool:
         for hooks in _OPTIMIZER_HOOKS
         for hook in getattr(optimizer, hooks, {}).values()
     )
-
-
-def is_torchs(call: Any) -> bool:
-    """Whether a method or a hook is torch's own: those only serve what torch itself loads."""
-    return str(getattr(getattr(call, "hook", call), "__module__", "")).startswith("torch.")
 
 
 def entries(box: Any) -> Iterable[tuple[object, Any]]:

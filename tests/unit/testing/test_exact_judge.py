@@ -180,3 +180,28 @@ def test_the_step_that_is_told_is_the_first_that_differs(
     assert found is not None
     assert (found.step, [d.path for d in found.first]) == (at, ["a"])
     assert split(moments(run), moments(run)) is None
+
+
+def test_what_is_trained_counts_wherever_it_is() -> None:
+    """A model that nobody saves begins anew, and nothing that is saved ever tells."""
+
+    def run(steps: Sequence[int], off: int = 0, kind: str = "parameter") -> list[Moment]:
+        first, *rest = steps
+        made = [restored(first, model=leaf(first - off, kind, stored=False))]
+        return made + [saved(s, model=leaf(s - off, kind, stored=False)) for s in rest]
+
+    truth = run([0, 1, 2, 3, 4])
+    found = split(truth, run([2, 3, 4], off=2))
+    assert found is not None
+    assert (found.step, found.then) == (3, ())
+    (first,) = found.first
+    assert (first.path, first.step, first.restored, first.stored) == ("model", 2, True, False)
+    assert split(run([0, 1, 2, 3], kind="value"), run([2, 3], off=2, kind="value")) is None
+    assert split(truth, [run([2], off=2)[0], *run([2, 3, 4])[1:]]) is None, "it came back later"
+
+
+def test_a_frozen_model_beside_the_state_is_no_state_that_was_lost() -> None:
+    """What never moves is data, whatever it begins as after a resume."""
+    here = {"teacher": leaf(1, "parameter", stored=False)}
+    there = {"teacher": leaf(2, "parameter", stored=False)}
+    assert split(counts([0, 1, 2, 3], **here), counts([2, 3], **there)) is None

@@ -275,3 +275,25 @@ def test_the_path_of_the_run_is_not_a_difference() -> None:
     """It is another one in each run."""
     found = beside({"t": torch.zeros(1)}, where="/runs/one/logs")
     assert found["where"].text == "'RUN/logs'"
+
+
+def test_what_an_optimizer_trains_is_seen_wherever_it_is() -> None:
+    """In the state, beside it, or nowhere within reach: then by what steps it, in its order."""
+    model, near, far = nn.Linear(2, 1), nn.Linear(2, 1), nn.Linear(2, 1)
+    leaf = torch.zeros(2, requires_grad=True)
+    parts = [torch.optim.SGD(m.parameters(), 0.1) for m in (model, near, far)]
+    leaves = [torch.optim.SGD([leaf], 0.1), torch.optim.SGD([far.weight], 0.1)]
+    hidden = {"optimizers": [*parts, *leaves], "far": far}
+    frame = SimpleNamespace(
+        f_locals={"near": near, "leaf": leaf},
+        f_globals={"__name__": "train"},
+        f_back=None,
+    )
+    held: Any = Look({"model": model}, rng=False, run="", stepped=hidden["optimizers"])
+    found = held.prints(None, frame)
+    trained = {path for path, made in found.items() if made.kind == "parameter"}
+    assert trained == {
+        "model/weight", "model/bias", "near/weight", "near/bias", "leaf",
+        "SGD 3/params[0]", "SGD 3/params[1]", "SGD 5/params[0]",
+    }  # fmt: skip
+    assert {path for path in trained if found[path].stored} == {"model/weight", "model/bias"}

@@ -27,6 +27,7 @@ from handfast.model.optimizer import Index
 from handfast.store.manifest import Fork, Stamp
 from handfast.torch import indices
 from handfast.torch.apply import _told_of_loads
+from handfast.torch.contents import contents
 from handfast.torch.indices import Origin, beside, clear, common, forgotten, mark, origin
 from handfast.torch.lineage import History, index_of
 from handfast.torch.tree import Kind, kind_of
@@ -45,6 +46,16 @@ def net() -> nn.Sequential:
 def pair(kind: type[Optimizer] = AdamW, **options: Any) -> tuple[nn.Sequential, Optimizer]:
     model = net()
     return model, kind(model.parameters(), **{"lr": 1e-2, **options})
+
+
+def other(module: nn.Module, by: float = 1.0) -> dict[str, Tensor]:
+    """What a module of that kind might hold, and this one does not."""
+    return {name: tensor + by for name, tensor in module.state_dict().items()}
+
+
+def copied(module: nn.Module) -> dict[str, Tensor]:
+    """What it holds, kept apart."""
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 def step(model: nn.Module, *optimizers: Optimizer) -> None:
@@ -136,7 +147,7 @@ def test_a_wrapper_is_what_it_wraps(how: str, outside: bool, warned: list[str]) 
     for part in (model, wrapper):
         mark([(part, at(2)), (optimizer, at(2, "optimizer"))])
         step(wrapper, optimizer)
-        part.load_state_dict(part.state_dict())
+        part.load_state_dict(other(part))
         assert origin(model) is origin(wrapper) is None
         assert [str(came) for came in forgotten([wrapper, model])] == [f"{at(2)}, trained on since"]
     assert warned == []
@@ -149,9 +160,9 @@ def test_whatever_is_loaded_otherwise_is_of_no_known_epoch(warned: list[str]) ->
     """A model, an optimizer, and a part of a model; said once, at the next look."""
     model, optimizer = pair()
     for load in (
-        lambda: model.load_state_dict(model.state_dict()),
-        lambda: model[0].load_state_dict(model[0].state_dict()),
-        lambda: model.load_state_dict({}, strict=False),
+        lambda: model.load_state_dict(other(model)),
+        lambda: model[0].load_state_dict(other(model[0])),
+        lambda: model.load_state_dict({"1.running_mean": torch.full((3,), 7.0)}, strict=False),
     ):
         mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
         load()
@@ -171,10 +182,10 @@ def test_a_part_of_two_components_ends_what_is_known_of_both() -> None:
     whole = nn.ModuleDict({"g": net(), "d": net()})
     for parts in ([whole, whole["g"]], [whole["g"], whole]):
         mark((part, at(3)) for part in parts)
-        whole["g"].load_state_dict(whole["g"].state_dict())
+        whole["g"].load_state_dict(other(whole["g"]))
         assert origin(whole) is origin(whole["g"]) is None
         mark((part, at(3)) for part in parts)
-        whole["d"].load_state_dict(whole["d"].state_dict())
+        whole["d"].load_state_dict(other(whole["d"]))
         assert origin(whole) is None
         assert origin(whole["g"]) == at(3)
 
@@ -202,19 +213,19 @@ def test_a_copy_has_no_origin_and_its_loads_are_its_own() -> None:
     """An EMA is a deep copy that is loaded again and again."""
     model, optimizer = pair()
     mark([(model, at(3)), (optimizer, at(3))])
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert origin(other) is None
-        other.load_state_dict(model.state_dict())
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert origin(twin) is None
+        twin.load_state_dict(model.state_dict())
         assert origin(model) == at(3)
-        assert not _told_of_loads(other), "it would be restored by another way"
-        mark([(other, at(2))])
-        other.load_state_dict(model.state_dict())
-        assert origin(other) is None
-    twin = copy.deepcopy(optimizer)
-    assert origin(twin) is None
-    twin.load_state_dict(optimizer.state_dict())
+        assert not _told_of_loads(twin), "it would be restored by another way"
+        mark([(twin, at(2))])
+        twin.load_state_dict(other(model))
+        assert origin(twin) is None
+    double = copy.deepcopy(optimizer)
+    assert origin(double) is None
+    double.load_state_dict(optimizer.state_dict())
     assert origin(optimizer) == at(3)
-    assert kind_of(twin) is kind_of(optimizer) is Kind.OPTIMIZER
+    assert kind_of(double) is kind_of(optimizer) is Kind.OPTIMIZER
     assert not _told_of_loads(model)
 
 
@@ -244,6 +255,122 @@ def test_the_state_dict_is_as_it_was() -> None:
     assert before == after
     assert len(model._load_state_dict_post_hooks) == 1
     assert len(optimizer._optimizer_load_state_dict_post_hooks) == 1
+
+
+# --- weights that are swapped, and swapped back -------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["itself", "compiled", "parallel", "a layer", "assigned"])
+def test_a_load_that_is_taken_back_is_none(how: str, warned: list[str]) -> None:
+    """An average takes the weights' place for an evaluation; then the training goes on."""
+    model, optimizer = pair()
+    mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
+    step(model, optimizer)
+    part: Any = model
+    if how in ("compiled", "parallel"):
+        part = wrapped(model, how)
+    elif how == "a layer":
+        part = model[2]
+    for _ in range(2):
+        kept = part.state_dict() if how == "assigned" else copied(part)
+        part.load_state_dict(other(part), assign=how == "assigned")
+        assert origin(model) is None
+        part.load_state_dict(kept, assign=how == "assigned")
+        assert str(origin(model)) == f"{at(3)}, trained on since"
+        step(model, optimizer)
+    assert list(forgotten([model, optimizer])) == []
+    assert warned == []
+
+
+def test_what_is_not_taken_back_whole_is_of_no_known_epoch(warned: list[str]) -> None:
+    """One bit of a buffer, the sign of a zero, or a step in between, and it is another state."""
+    model, optimizer = pair()
+    nn.init.zeros_(model[0].bias)
+    kept = copied(model)
+    for name, changed in (
+        ("1.running_var", torch.nextafter(kept["1.running_var"], torch.tensor(9.0))),
+        ("1.num_batches_tracked", kept["1.num_batches_tracked"] + 1),
+        ("0.bias", -kept["0.bias"]),
+    ):
+        mark([(model, at(3))])
+        model.load_state_dict(other(model))
+        model.load_state_dict(kept | {name: changed})
+        assert origin(model) is None
+        assert list(forgotten([model])) == [at(3)]
+        model.load_state_dict(kept)
+        assert origin(model) is None, "that it was lost is told already"
+    mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
+    model.load_state_dict(other(model))
+    step(model, optimizer)
+    model.load_state_dict(kept)
+    assert origin(model) is None, "the moments have moved"
+    assert [str(came) for came in forgotten([model])] == [str(at(3))]
+    moments = f"an optimizer with the moments of {at(3, 'optimizer')} is stepped on weights that "
+    assert warned == [
+        f"{moments}were loaded around the guard since: of which epoch they are is not known"
+    ]
+
+
+def test_what_is_loaded_all_the_time_is_not_looked_at_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A target network, or an average that is kept by loads: reading it again each time costs."""
+    model, _ = pair()
+    looks: list[nn.Module] = []
+
+    def look(module: nn.Module) -> bytes | None:
+        looks.append(module)
+        return contents(module)
+
+    monkeypatch.setattr(indices, "contents", look)
+    mark([(model, at(3))])
+    for _ in range(20):
+        model.load_state_dict(other(model))
+    assert len(looks) == 5
+    assert list(forgotten([model])) == [at(3)]
+
+
+def test_a_part_of_two_components_is_taken_back_as_both() -> None:
+    """The generator by itself, and the whole of which it is a part."""
+    whole = nn.ModuleDict({"g": net(), "d": net()})
+    for part in (whole, whole["g"]):
+        mark((one, at(3)) for one in (whole, whole["g"]))
+        kept = copied(part)
+        part.load_state_dict(other(part))
+        assert origin(whole) is origin(whole["g"]) is None
+        part.load_state_dict(kept)
+        assert origin(whole) == origin(whole["g"]) == at(3)
+
+
+class Scaled(nn.Linear):
+    """One that keeps something beside its tensors."""
+
+    scale = 1.0
+
+    def get_extra_state(self) -> float:
+        return self.scale
+
+    def set_extra_state(self, state: float) -> None:
+        self.scale = state
+
+
+class Eager(nn.Linear):
+    """One that loads by a method of its own."""
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.loads = True
+
+
+@pytest.mark.parametrize("kind", [Scaled, Eager, "meta"])
+def test_what_can_not_be_seen_whole_is_not_taken_back(kind: Any) -> None:
+    """Whatever else such a load may have changed, nobody knows."""
+    model = nn.Linear(2, 2, device="meta") if kind == "meta" else kind(2, 2)
+    mark([(model, at(3))])
+    kept = copied(model) if kind != Scaled else model.state_dict()
+    model.load_state_dict(kept)
+    assert origin(model) is None
+    assert list(forgotten([model])) == [at(3)]
 
 
 # --- the first step -----------------------------------------------------------------------------
@@ -303,7 +430,7 @@ def test_what_was_loaded_around_is_warned_of_once(warned: list[str]) -> None:
     model, optimizer = pair()
     step(model, optimizer)
     mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
-    model.load_state_dict(model.state_dict())
+    model.load_state_dict(other(model))
     step(model, optimizer)
     step(model, optimizer)
     moments = f"an optimizer with the moments of {at(3, 'optimizer')} is stepped on weights that "
@@ -524,14 +651,19 @@ def test_a_fork_names_where_it_began() -> None:
     """And all that came before it, oldest first."""
     history = History.of(STAMP)
     assert history == History("sft", STAMP.forks)
-    after = history.fork("dpo", "run-1", index_of(STAMP), "preferences")
+    after = history.onward("dpo", "run-1", index_of(STAMP), "preferences")
     assert after.lineage == "dpo"
     assert after.forks == (*STAMP.forks, Fork("dpo", "run-1", "sft", 3, 1200, "preferences"))
     assert index_of(STAMP) == Index("sft", 3, 1200, "c")
 
 
-@pytest.mark.parametrize("name", ["sft", "main"])
-def test_a_name_that_was_borne_before_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["", "sft"])
+def test_a_lineage_that_is_named_again_goes_on(name: str) -> None:
+    """A script says at each start what it said at the first; it begins nothing anew."""
+    assert History.of(STAMP).onward(name, "run-1", index_of(STAMP), "") == History.of(STAMP)
+
+
+def test_a_name_that_was_borne_before_is_refused() -> None:
     """Two histories under one name could not be told apart; "main" is where "sft" began."""
-    with pytest.raises(ValueError, match=f"lineage={name!r}: epoch 3/1200 came from"):
-        History.of(STAMP).fork(name, "run-1", index_of(STAMP), "")
+    with pytest.raises(ValueError, match="lineage='main': epoch 3/1200 came from"):
+        History.of(STAMP).onward("main", "run-1", index_of(STAMP), "")

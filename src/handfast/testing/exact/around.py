@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import sys
 import types
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from types import FrameType
 from typing import Any, Final
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from handfast.torch.rng import is_generator
 from handfast.torch.tensors import local
@@ -43,6 +46,7 @@ class Held:
         self.ids = {id(state), *(id(node.value) for node in found)}
         self.ids |= {box for value in state.values() for box in _boxes(value)}
         self._memory = {_memory(tensor) for tensor in tensors}
+        self._known: set[int] = set()
         self._modules = [(n.path, n.value) for n in found if n.kind is Kind.MODULE]
         for _, module in self._modules:
             self.ids |= {id(part) for part in module.modules()}
@@ -55,6 +59,22 @@ class Held:
             parts = [*value.parameters(), *value.buffers()]
             return all(_memory(tensor) in self._memory for tensor in parts)
         return False
+
+    def reached(self, tensors: Iterable[Tensor]) -> None:
+        """Take note of what was found beside it, and needs no other name."""
+        self._known |= set(map(_memory, tensors))
+
+    def unreached(self, stepped: Iterable[Optimizer]) -> Iterator[tuple[str, Tensor]]:
+        """What these optimizers train, and neither it has nor anything beside it."""
+        named: Counter[str] = Counter()
+        for optimizer in stepped:
+            name = type(optimizer).__name__
+            named[name] += 1
+            again = f" {named[name]}" if named[name] > 1 else ""
+            every = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+            for number, parameter in enumerate(every):
+                if _memory(parameter) not in self._memory | self._known:
+                    yield f"{name}{again}/params[{number}]", local(parameter)
 
     def unkept(self) -> Iterator[tuple[str, Tensor]]:
         """The buffers of its modules that no ``state_dict()`` shows, by path."""

@@ -34,7 +34,9 @@ CAUSES: Final = (
     "parameter",
 )
 """Which of two that differ at once is told first: the one that others rather follow from."""
+TRAINED: Final = "parameter"
 NOTHING: Final = "nothing"
+NONE: Final = Print("", b"", NOTHING)
 
 
 class Split(NamedTuple):
@@ -65,9 +67,9 @@ def split_of(
 ) -> Split | None:
     """Find where the starts of a run leave the way of another one; None where they never do.
 
-    They do at a save whose stored state differs, ``without`` some of it. What differed before then,
-    and all the time until then, is told first: of what is not stored only what moves with the
-    training, for all else is no state that could be lost.
+    They do at a save whose stored state differs, ``without`` some of it, or what is trained and is
+    not stored. What differed before then, and all the time until then, is told first: of what is
+    not stored only what moves with the training, for all else is no state that could be lost.
     """
     for number, start in enumerate(starts):
         ranks = [
@@ -111,11 +113,15 @@ class _Rank:
         ]
 
     def departs(self) -> int | None:
-        """The first save at which something stored differs."""
+        """The first save at which something differs that is stored, or trained."""
         for moment, paths in zip(self._moments, self._unlike, strict=True):
-            if moment.what == "saved" and any(self._stored(path, moment) for path in paths):
+            if moment.what == "saved" and any(self._counts(path, moment) for path in paths):
                 return moment.step
         return None
+
+    def _counts(self, path: str, moment: Moment) -> bool:
+        trained = moment.prints.get(path, NONE).kind == TRAINED and path in self._moving
+        return trained or self._stored(path, moment)
 
     def lasting(self, step: int) -> Iterator[tuple[int, Difference]]:
         """What differs at a save, from when on it did so without a break, and as it was then."""

@@ -19,9 +19,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 from unittest import mock
+from weakref import WeakKeyDictionary
 
 import msgspec
 import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from handfast.errors import HandfastError
 from handfast.testing.exact.look import Look
@@ -66,6 +69,7 @@ class _Watch:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._looks: dict[Checkpointer, Look] = {}
+        self._stepped: WeakKeyDictionary[Optimizer, None] = WeakKeyDictionary()  # in their order
         self._path = ""
         self._told = 0
 
@@ -94,12 +98,16 @@ class _Watch:
             watch.tell(self, "saved", step, extra, sys._getframe(1), taken=bool(found))
             return found
 
+        stepped = register_optimizer_step_post_hook(lambda o, *_: self._stepped.setdefault(o))
         with (
             mock.patch.object(Checkpointer, "__init__", begun),
             mock.patch.object(Checkpointer, "restore", restored),
             mock.patch.object(Checkpointer, "save", saved),
         ):
-            yield
+            try:
+                yield
+            finally:
+                stepped.remove()
 
     def begun(
         self, checkpointer: Checkpointer, path: str, state: Mapping[str, object], *, rng: bool
@@ -111,7 +119,7 @@ class _Watch:
                 f"at {path}. What to do: give the job a part of them, or put both into one state"
             )
         self._path = path
-        self._looks[checkpointer] = Look(state, rng=rng, run=self._task.run)
+        self._looks[checkpointer] = Look(state, rng=rng, run=self._task.run, stepped=self._stepped)
 
     def tell(
         self,

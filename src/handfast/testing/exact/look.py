@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from types import FrameType
 from typing import Any, Final
@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from handfast.errors import HandfastError
 from handfast.store import objects
@@ -50,13 +51,22 @@ class Look:
     """Prints of a state, and of what lives beside it within reach of the training loop.
 
     ``state`` and ``rng`` are the Checkpointer's; ``run`` is the path of the run, which differs from
-    one run to the next, and is therefore not looked at.
+    one run to the next, and is therefore not looked at. ``stepped`` are the optimizers that were
+    stepped so far, in their order: what they train is looked at wherever it is.
     """
 
-    def __init__(self, state: Mapping[str, object], *, rng: bool, run: str) -> None:
+    def __init__(
+        self,
+        state: Mapping[str, object],
+        *,
+        rng: bool,
+        run: str,
+        stepped: Collection[Optimizer] = (),
+    ) -> None:
         self._state = state
         self._rng = rng
         self._run = run
+        self._stepped = stepped
 
     @torch.no_grad()
     def prints(self, extra: object, frame: FrameType | None) -> dict[str, Print]:
@@ -74,12 +84,16 @@ class Look:
             for path, buffer in held.unkept():
                 made[path] = _print_tensor(spec_of(path, buffer), buffer, "buffer", stored=False)
             for name, value in Around(held).reach(frame):
-                for path, leaf in self._beside(name, value):
+                for path, leaf in self._beside(name, value, held):
                     made.setdefault(path, leaf)
+            for path, parameter in held.unreached(self._stepped):
+                made[path] = _print_tensor(
+                    spec_of(path, parameter), parameter, "parameter", stored=False
+                )
         made |= self._leaves(RNG, streams, {RNG: Kind.GENERATOR}, stored=self._rng)
         return made
 
-    def _beside(self, name: str, value: object) -> Iterator[tuple[str, Print]]:
+    def _beside(self, name: str, value: object, held: Held) -> Iterator[tuple[str, Print]]:
         """Print something that is not in the state; what can't be read is left out."""
         if type(value) in SCALARS:
             yield from self._leaves(name, value, {}, stored=False)
@@ -88,9 +102,12 @@ class Look:
             if getattr(value, "nbytes", 0) > LARGE:
                 return
             found = capture({name: [value]}, rng=False)
+            held.reached(found.tensors)
             trained: set[str] = set()
             if isinstance(value, nn.Module):
                 trained = {f"{child('', name)}[0]/{key}" for key, _ in value.named_parameters()}
+            elif isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
+                trained = {f"{child('', name)}[0]"}
             for path, made in self._captured(found, trained, stored=False):
                 yield name + path.removeprefix(child("", name)).removeprefix("[0]"), made
 
@@ -153,9 +170,11 @@ def _word(path: str, kind: str | None) -> str:
 
 
 def _word_of_tensor(path: str, trained: bool, kinds: Mapping[str, str]) -> str:
+    if trained:
+        return "parameter"
     kind = _kind(path, kinds)
     if kind == Kind.MODULE:
-        return "parameter" if trained else "buffer"
+        return "buffer"
     if kind == Kind.OPTIMIZER:
         return "step counter" if path.endswith("/step") else "moment"
     return _word(path, kind) if kind not in (None, Kind.TENSOR) else "tensor"

@@ -62,8 +62,8 @@ class ExactResume(msgspec.Struct, frozen=True):
     start after a kill went on. ``leaves`` is how many leaves of the state, and of what lives beside
     it, were compared in all. ``noise`` is what differs first between two runs that nobody
     interrupted. ``differences`` are those that came first after a resume, beyond the noise: at
-    ``step``, the first save whose stored state differs, or before it; ``then`` is what else differs
-    there. ``folder`` is where all that was run is kept, if it is.
+    ``step``, the first save where what is stored or trained differs, or before it; ``then`` is what
+    else differs there. ``folder`` is where all that was run is kept, if it is.
     """
 
     steps: int
@@ -157,6 +157,8 @@ def _remedy(first: Difference) -> str:
 
 def _remedy_beside(first: Difference) -> str:
     name = first.path.partition("/")[0]
+    if first.kind == "parameter" and first.path.startswith(f"{name}/params["):
+        return f"put the module whose parameters {name} steps into the state, whatever holds it"
     if first.path.startswith("rng/"):
         return "leave rng=True: the random streams of the process are part of the state"
     if first.kind == "loader position":

@@ -80,8 +80,8 @@ def exact_resume(
     ``victim``, get SIGKILL, or with ``how="terminate"`` SIGTERM; ranks that have lost another one
     are killed a second later. Then the job is started again.
 
-    Compared is all that is in the state, and ``extra=``, at each ``save``, by digest. What lives
-    beside it, within reach of the loop, only serves to say what was forgotten.
+    Compared is all that is in the state, and ``extra=``, at each ``save``, by digest; and what is
+    trained, wherever it lives. All else beside the state only says what was forgotten.
     ``ignore`` are ``fnmatch`` patterns of paths that may differ. ``timeout_s`` is how long one
     start may take. With ``warm`` all are forked from one process that has torch loaded, seconds
     sooner each; strings hash alike in all of them, so what hangs on the order of a set passes. With
@@ -220,13 +220,19 @@ def _check_starts(starts: Sequence[Ranks], steps: int, kills: Sequence[Kill]) ->
     taken: list[int] = []
     for kill, before, ranks in zip(kills, starts, starts[1:], strict=False):
         taken += [moment.step for moment in chain(*before) if moment.taken]
+        if not taken:
+            raise JobFailed(
+                f"nothing was saved before the kill at step {kill.step}, so the start after it had "
+                "nothing to resume. What to do: kill later (kill_at=), or let the job save earlier "
+                "(every=)"
+            )
         told = f"the start after the kill at step {kill.step}"
         for moments in ranks:
             if not moments:
                 raise JobFailed(
                     f"{told} never called restore(). What to do: call it on every start"
                 )
-            if taken and moments[0].step == 0:
+            if moments[0].step == 0:
                 raise JobFailed(
                     f"{told} began at step 0, though step {taken[-1]} had been saved. What to do: "
                     "let the job save at the path that it is called with, the same at each start"

@@ -1,0 +1,122 @@
+"""Shows that the guide's recipes run as they stand there, and do what it says of them."""
+
+from __future__ import annotations
+
+import logging
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from trainers import end_agents
+
+import handfast
+from handfast.torch import Checkpointer, guard, load
+from handfast.torch.adopt import adopt
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
+BLOCKS = re.compile(r"<!-- recipe: (\w+) -->\n```python\n(.*?)```\n", re.DOTALL)
+RECIPES: dict[str, str] = dict(BLOCKS.findall(GUIDE.read_text(encoding="utf-8")))
+
+
+class Net(nn.Module):
+    """A body and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.body = nn.Linear(8, 16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape (batch, 8) to (batch, what the head gives)."""
+        found: torch.Tensor = self.head(torch.tanh(self.body(x)))
+        return found
+
+
+def train_step(model: nn.Module, optimizer: Optimizer, step: int) -> None:
+    """One update, by data that the step decides."""
+    data = torch.randn(4, 8, generator=torch.Generator().manual_seed(step))
+    optimizer.zero_grad()
+    model(data).square().mean().backward()
+    optimizer.step()
+
+
+def run(name: str, steps: int) -> dict[str, Any]:
+    """Run a recipe in a namespace like that of a script; gives what it has left there."""
+    scope: dict[str, Any] = {
+        "AdamW": AdamW, "Checkpointer": Checkpointer, "build": Net, "guard": guard, "load": load,
+        "nn": nn, "steps": steps, "torch": torch, "train_step": train_step,
+    }  # fmt: skip
+    script = Path(f"{name}.py")
+    script.write_text(RECIPES[name], encoding="utf-8")
+    return runpy.run_path(str(script), init_globals=scope)
+
+
+def weights(scope: dict[str, Any]) -> list[torch.Tensor]:
+    """What a model holds."""
+    return [parameter.detach().clone() for parameter in scope["model"].parameters()]
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[torch.Tensor]]]:
+    """A plain checkpoint of step 3, adopted, and what its training went on to, step by step."""
+    monkeypatch.chdir(tmp_path)
+    model = Net()
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    held = []
+    for step in range(8):
+        if step:
+            train_step(model, optimizer, step)
+        if step == 3:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 3}
+            (tmp_path / "checkpoints").mkdir()
+            torch.save(state, tmp_path / "checkpoints" / "ckpt_step_3.pt")
+        held.append(weights({"model": model}))
+    adopt("checkpoints", "runs/adopted")
+    yield held
+    end_agents()
+
+
+def alike(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    """Whether all is so to the bit."""
+    return all(map(torch.equal, found, expected))
+
+
+def test_all_recipes_are_tried() -> None:
+    """Shows that none of the guide's is left out here."""
+    assert set(RECIPES) == {"tune", "continue"}
+
+
+def test_an_adopted_training_is_gone_on_with(
+    trained: list[list[torch.Tensor]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Shows that it goes the other library's way to the bit, ended and started again, too."""
+    caplog.set_level(logging.WARNING, "handfast")
+    assert alike(weights(run("continue", 5)), trained[5])
+    said = [record.getMessage() for record in caplog.records]
+    assert ["moments of no known epoch" in line for line in said] == [True]
+    caplog.clear()
+    assert alike(weights(run("continue", 7)), trained[7])
+    assert [record.getMessage() for record in caplog.records if "epoch" in record.msg] == []
+    (shard,) = handfast.open("runs/gpt").inspect().shards
+    assert [fork.lineage for fork in shard.stamp.forks] == ["adopted", "continued"]
+
+
+def test_adopted_weights_are_fine_tuned(trained: list[list[torch.Tensor]]) -> None:
+    """Shows that it begins at the weights of the checkpoint, and resumes where it was."""
+    begun = weights(run("tune", 0))
+    assert alike(begun[:2], trained[3][:2])
+    assert begun[2].shape == (2, 16)
+    straight = weights(run("tune", 2))
+    assert not alike(straight[:2], begun[:2])
+    resumed = run("tune", 2)
+    assert alike(weights(resumed), straight)
+    assert resumed["ckpt"].restored.step == 2
+    (shard,) = handfast.open("runs/sft").inspect().shards
+    assert [fork.lineage for fork in shard.stamp.forks] == ["adopted", "sft"]
