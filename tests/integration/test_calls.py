@@ -22,13 +22,14 @@ from training import Training, digest
 
 import handfast
 from handfast import Epoch, Keep, Lattice
+from handfast.agent.domain import OUTCOMES
 from handfast.agent.snapshot import Proposal
 from handfast.checkpoint import images as images_module
 from handfast.checkpoint import staging
 from handfast.checkpoint.connection import Connection
 from handfast.checkpoint.session import Session
 from handfast.core.lattice import GENESIS
-from handfast.errors import Blocked, HandfastError, Poisoned, Refused, Unstorable
+from handfast.errors import Blocked, HandfastError, Poisoned, Refused, SaveFailed, Unstorable
 from handfast.torch import Checkpointer, load
 
 PATIENT: dict[str, Any] = {"patience_s": 30.0}
@@ -385,6 +386,51 @@ def test_a_closed_checkpointer_says_so(run: str) -> None:
         with pytest.raises(RuntimeError, match="closed"):
             call()
     eventually(lambda: not agents())
+
+
+def test_a_refused_save_stays_refused(run: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Also when later ones have converged, and more than an agent remembers of; whoever closes
+    without having asked is warned."""
+    model, told = nn.Linear(2, 2), []
+    options: dict[str, Any] = {"validators": ("finite",), "every": 1}
+    options |= {"on_event": lambda name, fields: told.append((name, fields.get("problem", "")))}
+    with begun_with(run, {"model": model}, **options) as ckpt:
+        nn.init.constant_(model.weight, torch.nan)
+        bad = ckpt.save(1)
+        nn.init.ones_(model.weight)
+        for step in range(2, OUTCOMES + 4):
+            ckpt.save(step).converged(60)
+        assert bad.phase == "failed"
+        for wait in (bad.persisted, bad.converged):
+            with pytest.raises(SaveFailed, match=r"epoch 1/1.*finite: model/weight: 4 NaN"):
+                wait(60)
+    (problem,) = [problem for name, problem in told if name == "refused"]
+    assert problem.startswith("epoch 1/1: a validator refused it: finite: model/weight: 4 NaN")
+    told.clear()
+    with begun_with(run, {"model": model}, **options) as ckpt:
+        nn.init.constant_(model.weight, torch.nan)
+        ckpt.save(100)
+        nn.init.ones_(model.weight)
+        ckpt.save(101)
+    assert [name for name, _ in told].count("refused") == 1, "of the last but one, too"
+    assert "epoch 2/100: a validator refused it" in caplog.text
+
+
+def test_a_failed_save_that_nobody_asked_for_is_warned_of_at_the_end(
+    tmp_path: Path, run: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It fails behind the call of the last save, which converges."""
+    monkeypatch.setenv("HANDFAST_NODE", "node0")
+    held = HeldAgent(tmp_path, run)
+    with begun(run, images=2) as ckpt:
+        held.hold("fsync", "chunks/")
+        lost, last = ckpt.save(1), ckpt.save(2)
+        held.reached()
+        (home,) = Path(run).glob("domains/*/1/manifests")
+        (home / "1-1.manifest").mkdir()
+        held.free()
+    assert (lost.phase, last.phase) == ("failed", "converged")
+    assert "a save failed, and a later one has converged: epoch 1/1: " in caplog.text
 
 
 def test_a_close_that_runs_out_of_time_can_be_repeated(

@@ -446,15 +446,19 @@ class Checkpointer:
     def close(self, timeout: float | None = None) -> None:
         """Wait for the last save to converge, and leave the agent to end by itself.
 
-        Raises what ``Save.converged`` raises, but for a failed save under ``on_error="warn"``; it
-        is closed all the same, and the agent goes on with what it was given. Once closed, this does
-        nothing. Without a ``timeout`` it waits for ``patience_s``.
+        Of earlier saves that failed or were refused it warns. Raises what ``Save.converged``
+        raises, but for a failed save under ``on_error="warn"``, and what a validator or differing
+        ranks raise at a save; it is closed all the same, and the agent goes on with what it was
+        given. Once closed, this does nothing. Without a ``timeout`` it waits for ``patience_s``.
         """
         if self._closed or os.getpid() != self._owner:
             return
         try:
             if self._last is not None:
                 self._last.converged(self._patience_s if timeout is None else timeout)
+            for problem in self._session.new_problems():
+                logger.warning("a save failed, and a later one has converged: %s", problem)
+            self._heard.listen(self.latest_step())
         except SaveFailed as error:
             if self._on_error != "warn":
                 raise

@@ -6,25 +6,41 @@ from handfast.agent.snapshot import FORGONE, INVALID, UNLIKE, Snapshot
 from handfast.core.lattice import Epoch
 from handfast.core.recover import eligible
 
-__all__ = ["converged", "failures", "persisted", "phase", "problems", "refusals", "settled"]
+__all__ = [
+    "attested", "converged", "failures", "persisted", "phase", "problems", "refusals", "settled",
+    "unwritten",
+]  # fmt: skip
 
 
 def converged(now: Snapshot, epoch: Epoch) -> bool:
     """Say whether an epoch, or a later one of the same timeline, is known converged.
 
-    That a later epoch has converged says nothing of one that its timeline has left behind.
+    That a later epoch has converged says nothing of one that its timeline has left behind, nor of
+    one that failed here or was skipped.
     """
     if now.line is None or now.line.epoch < epoch:
+        return False
+    if now.line.epoch == epoch:
+        return True
+    if any(epoch == lost for lost, _, _ in unwritten(now)):
         return False
     if now.line.epoch.generation == epoch.generation:
         return True
     return now.resumed is not None and eligible(epoch, now.resumed.timeline)
 
 
+def attested(now: Snapshot, epoch: Epoch) -> bool:
+    """Say whether this domain is known to have attested an epoch, of which it may be the only one.
+
+    Of what was released long ago no snapshot says so any more.
+    """
+    kept = any(outcome.epoch == epoch and not outcome.problem for outcome in now.outcomes)
+    return kept or epoch in now.retained
+
+
 def persisted(now: Snapshot, epoch: Epoch) -> bool:
     """Say whether this domain has attested an epoch, released since or not."""
-    kept = any(outcome.epoch == epoch and not outcome.problem for outcome in now.outcomes)
-    return kept or epoch in now.retained or converged(now, epoch)
+    return attested(now, epoch) or converged(now, epoch)
 
 
 def problems(now: Snapshot, epoch: Epoch) -> list[str]:
@@ -71,15 +87,15 @@ def failures(now: Snapshot) -> list[tuple[Epoch, str]]:
     itself, nor what validators refused.
     """
     mild = (FORGONE, UNLIKE, INVALID)
-    return [(epoch, why) for epoch, reason, why in _unwritten(now) if not reason.startswith(mild)]
+    return [(epoch, why) for epoch, reason, why in unwritten(now) if not reason.startswith(mild)]
 
 
 def refusals(now: Snapshot) -> list[tuple[Epoch, str]]:
     """List the epochs that a validator refused, here or at another rank."""
-    return [(epoch, why) for epoch, reason, why in _unwritten(now) if reason.startswith(INVALID)]
+    return [(epoch, why) for epoch, reason, why in unwritten(now) if reason.startswith(INVALID)]
 
 
-def _unwritten(now: Snapshot) -> list[tuple[Epoch, str, str]]:
+def unwritten(now: Snapshot) -> list[tuple[Epoch, str, str]]:
     """List saves that came to nothing: the reason, and the same with who says so."""
     own = [(o.epoch, o.problem, o.problem) for o in now.outcomes if o.problem]
     said = {epoch for epoch, _, _ in own}

@@ -61,6 +61,7 @@ class Session:
         self._refused: set[Epoch] = set()
         self._divergent: set[Epoch] = set()
         self._raised: set[Epoch] = set()
+        self._void: dict[Epoch, str] = {}  # what never converges, when no snapshot says so any more
         self._accepted: tuple[Epoch, int] | None = None
         self._found: dict[Epoch, str | None] = {}
 
@@ -87,7 +88,9 @@ class Session:
 
     def phase_of(self, epoch: Epoch) -> str:
         """Say how far an epoch has come, also one of an earlier generation."""
-        return fate.phase(self.snapshot, epoch)
+        now = self.snapshot
+        exactly = now.line is not None and now.line.epoch == epoch
+        return "failed" if epoch in self._void and not exactly else fate.phase(now, epoch)
 
     # --- the round -----------------------------------------------------------------------------
 
@@ -340,6 +343,8 @@ class Session:
 
         Those that a handle has raised are left out, but if ``told``.
         """
+        for epoch, _, why in fate.unwritten(self.snapshot):
+            self._void.setdefault(epoch, why)
         found = fate.failures(self.snapshot)
         fresh = [
             f"epoch {epoch}: {problem}"
@@ -374,19 +379,22 @@ class Session:
     def wait_persisted(self, epoch: Epoch, timeout: float | None) -> None:
         """See :meth:`handfast.checkpoint.save.Save.persisted`."""
         self._line.wait(lambda now: fate.settled(now, epoch), timeout, f"epoch {epoch}")
-        if not fate.persisted(self.snapshot, epoch):
+        now = self.snapshot
+        forgotten = epoch in self._void and not fate.attested(now, epoch)
+        if forgotten or not fate.persisted(now, epoch):
             self._raised.add(epoch)
-            raise SaveFailed(f"epoch {epoch}: {fate.problems(self.snapshot, epoch)[0]}")
+            why = fate.problems(now, epoch) or [self._void[epoch]]
+            raise SaveFailed(f"epoch {epoch}: {why[0]}")
 
     def wait_converged(self, epoch: Epoch, timeout: float | None) -> Certificate:
         """See :meth:`handfast.checkpoint.save.Save.converged`."""
         ends = ("converged", "failed")
         self._line.wait(lambda _: self.phase_of(epoch) in ends, timeout, f"epoch {epoch}")
         now = self.snapshot
-        if now.line is not None and fate.converged(now, epoch):
+        if now.line is not None and self.phase_of(epoch) == "converged":
             return now.line
         self._raised.add(epoch)
-        why = "; ".join(fate.problems(now, epoch))
+        why = "; ".join(fate.problems(now, epoch)) or self._void[epoch]
         raise SaveFailed(f"epoch {epoch} will not converge: {why}")
 
     def _latest(self) -> int:

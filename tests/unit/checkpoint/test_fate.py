@@ -46,6 +46,21 @@ def test_an_epoch_goes_from_staged_to_converged() -> None:
         assert fate.settled(now, epoch) == (phase != "staged")
 
 
+def test_a_later_epoch_says_nothing_of_one_that_was_skipped() -> None:
+    """Whoever asks for a refused save once training went on is told that it was refused; with a
+    spare copy an epoch that one domain skipped may be the very one that has converged."""
+    epoch, later = Epoch(1, 5), line(Epoch(1, 6))
+    for lost in (
+        {"outcomes": (Outcome(epoch, f"{INVALID}: NaN"),)},
+        {"skipped": (Skip(epoch, "d1", f"{INVALID}: NaN"),), "retained": (epoch,)},
+    ):
+        now = snapshot(resumed=FIRST, line=later, **lost)
+        assert fate.phase(now, epoch) == "failed"
+        assert fate.persisted(now, epoch) == ("retained" in lost)
+        assert fate.settled(now, epoch)
+        assert fate.phase(snapshot(resumed=FIRST, line=line(epoch), **lost), epoch) == "converged"
+
+
 def test_a_failure_is_named_where_it_happened() -> None:
     epoch = Epoch(1, 5)
     own = snapshot(resumed=FIRST, outcomes=(Outcome(epoch, "no space"),))
