@@ -3,7 +3,9 @@
 Each fault is made in a copy. Threads that a test rebuilds are named in its docstring.
 """
 
+import io
 import shutil
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -565,3 +567,108 @@ def test_universal_files_that_are_none(tmp_path: Path) -> None:
     assert part(one, "zero/outer.bias").problem
     assert codes(find, path) & {Code.UNREADABLE, Code.TRUNCATED}
     assert not mark.exists()
+
+
+# Files of other ranks, with ZeRO 3
+
+
+def anew(path: Path) -> None:
+    """Save a file again as somebody does who writes to a stream: under no name."""
+    change(path, lambda _: None)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(buffer, "w") as made:
+        for info in whole.infolist():
+            made.writestr("archive/" + info.filename.partition("/")[2], whole.read(info))
+    path.write_bytes(buffer.getvalue())
+
+
+def swapped(one: Path, other: Path) -> None:
+    """Let two files change places."""
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+
+
+THREE = [("zero3-bf16-dp2", "global_step3", "bf16_"), ("zero3-fp32-dp3", "global_step4", "")]
+
+
+@pytest.mark.parametrize(("variant", "folder", "prefix"), THREE)
+@pytest.mark.parametrize("kind", ["optim", "model"])
+def test_a_file_of_another_rank_is_known_by_its_archives_name(
+    variant: str, folder: str, prefix: str, kind: str, tmp_path: Path
+) -> None:
+    """Copied over another's, or two that changed places: rows of ZeRO 3 are all of one length, and
+    a stage's model files are but for buffers empty.
+    """
+    for turn, spoil in enumerate((shutil.copyfile, swapped)):
+        path = copied(f"{HERE}/{variant}", tmp_path / str(turn))
+        names = [
+            optim(rank, prefix=prefix)
+            if kind == "optim"
+            else f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt"
+            for rank in (0, 1)
+        ]
+        spoil(path / folder / names[1], path / folder / names[0])
+        bad = [finding for finding in wrong(find, path) if finding.code is Code.EXTRA]
+        assert {(finding.step, finding.strength) for finding in bad} == {(folder, Strength.STRONG)}
+        assert any(f"was written as {names[1]}" in finding.says for finding in bad)
+
+
+@pytest.mark.parametrize(("variant", "folder", "prefix"), THREE)
+def test_a_partition_of_another_rank_is_known_by_what_it_holds(
+    variant: str, folder: str, prefix: str, tmp_path: Path
+) -> None:
+    """Where the archives have no names: a copy by the checksums of its rows, and the last rank's
+    place by moments where it has padding.
+    """
+    path = copied(f"{HERE}/{variant}", tmp_path)
+    files = sorted((path / folder).glob("*optim_states.pt"))
+    for file in files:
+        anew(file)
+    assert wrong(find, path) == []
+    first, last = files[0], files[-1]
+    shutil.copyfile(last, first)
+    (finding,) = wrong(find, path)
+    assert (finding.code, finding.strength) == (Code.IDENTICAL, Strength.STRONG)
+    path = copied(f"{HERE}/{variant}", tmp_path / "again")
+    files = sorted((path / folder).glob("*optim_states.pt"))
+    for file in files:
+        anew(file)
+    swapped(files[0], files[-1])
+    (finding,) = wrong(find, path)
+    assert (finding.code, finding.strength) == (Code.EXTRA, Strength.STRONG)
+    assert finding.parts == (str(files[-1].relative_to(path)),)
+    assert "is padding" in finding.says
+
+
+def test_rows_that_are_alike_before_the_first_update_say_nothing(tmp_path: Path) -> None:
+    """Nor do those of nothing but zeros."""
+    path = copied(f"{HERE}/zero3-bf16-dp2", tmp_path)
+    folder = path / "global_step3"
+    for rank in (0, 1):
+
+        def still(saved: Any) -> None:
+            for own in saved["optimizer_state_dict"]["optimizer_state_dict"]["state"].values():
+                own["step"].zero_()
+                own["exp_avg"].zero_()
+                own["exp_avg_sq"].zero_()
+
+        change(folder / optim(rank), still)
+    shutil.copyfile(folder / optim(0), folder / optim(1))
+    assert Code.IDENTICAL not in codes(find, path)
+
+
+def test_padding_says_nothing_where_a_decay_comes_into_the_moments(tmp_path: Path) -> None:
+    """Adam's, unlike AdamW's, is a gradient, and the masters there are memory as it was found."""
+
+    def as_adam(saved: Any) -> None:
+        for group in saved["optimizer_state_dict"]["optimizer_state_dict"]["param_groups"]:
+            group.update(decoupled_weight_decay=False, weight_decay=0.1)
+
+    path = copied(f"{HERE}/zero3-bf16-dp2", tmp_path)
+    files = sorted((path / "global_step3").glob("*optim_states.pt"))
+    for file in files:
+        change(file, as_adam)
+        anew(file)
+    swapped(*files)
+    assert wrong(find, path) == []

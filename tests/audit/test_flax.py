@@ -152,6 +152,20 @@ def packed(tmp_path: Path, value: object, reader: Reader) -> Part:
     return newest(tmp_path, reader)
 
 
+def test_what_is_passed_over_is_named(tmp_path: Path, reader: Reader) -> None:
+    """Texts, bytes, complex numbers, extensions of others; what has no value is nobody's loss."""
+    value = {
+        "w": array("float32", (1,), bytes(4)),
+        "name": "a",
+        "raw": b"b",
+        "complex": msgspec.msgpack.Ext(2, bytes(16)),
+        "theirs": msgspec.msgpack.Ext(77, b""),
+        "nothing": None,
+        "empty": "",
+    }
+    assert packed(tmp_path, value, reader).valueless == ["name", "raw", "complex", "theirs"]
+
+
 def test_a_large_array_is_put_together(tmp_path: Path, reader: Reader) -> None:
     """flax cuts what has more than a gigabyte into flat chunks, and says its shape apart."""
     chunks = {"0": array("int16", (3,), bytes(range(6))), "1": array("int16", (1,), b"\x06\x07")}

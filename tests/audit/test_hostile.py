@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import struct
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tests.audit.matrix import GOLDEN, VARIANTS, files
 
 from handfast.audit.finding import Code, Strength
@@ -108,3 +113,101 @@ def test_odd_files_and_directories_are_no_trouble(tmp_path: Path) -> None:
     (tmp_path / "latest").write_text("../../../../etc/passwd")
     told = audit(tmp_path)
     assert told.sound is False
+
+
+# What would take all memory
+
+
+def bomb(unit: bytes, nbytes: int) -> bytes:
+    """A pickle of a list of what some opcodes make, again and again."""
+    row = b"(" + unit * (1 << 12) + b"e"
+    return b"\x80\x04cposix\nsystem\n\x940]" + row * (nbytes // len(row)) + b"."
+
+
+UNITS = {
+    "dicts": b"}",
+    "lists": b"]",
+    "sets": b"\x8f",
+    "dicts of one": b"}K\x00Ns",
+    "tuples": b"N\x85",
+    "puts": b"N\x94",
+    "calls": b"h\x00)R",
+    "calls with pairs": b"h\x00)RNNs",
+    "persistent ids": b"NQ",
+    "numbers": b"J\xff\xff\xff\x7f",
+    "floats": b"G" + bytes(8),
+    "texts": b"\x8c\x02\xc3\xa9",
+    "sets of numbers": b"\x8f(" + b"".join(b"J" + struct.pack("<i", n << 9) for n in range(8))
+    + b"\x90",
+    "buffers": b"\x97",
+}  # fmt: skip
+
+LOOK = """
+import sys
+from handfast.audit.run import audit
+told = audit(sys.argv[1], deep=True, memory=int(sys.argv[2]))
+(peak,) = [int(row.split()[1]) for row in open("/proc/self/status") if row.startswith("VmHWM")]
+print(peak, [finding.says for finding in told.findings], sep="\\n")
+"""
+
+
+def peak(path: Path, memory: int) -> tuple[int, str]:
+    """The most memory that an audit in a process of its own took, in bytes, and what it said."""
+    looked = subprocess.run(
+        [sys.executable, "-c", LOOK, str(path), str(memory)],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    most, says = looked.stdout.split("\n", 1)
+    return int(most) << 10, says
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells no peak of memory")
+@pytest.mark.parametrize("kind", UNITS)
+def test_a_pickle_takes_no_more_memory_than_it_may(kind: str, tmp_path: Path) -> None:
+    """Millions of small things in some megabytes: as many as fit are read, and more are refused; of
+    neither the audit takes more than it was given, beside what it takes for an empty file.
+    """
+    memory, file = 64 << 20, tmp_path / "model_step_3.pt"
+
+    def written(unit: bytes, nbytes: int) -> None:
+        with zipfile.ZipFile(file, "w") as made:
+            made.writestr("archive/data.pkl", bomb(unit, nbytes))
+            made.writestr("archive/version", "3\n")
+
+    written(b"N", 1)
+    least, _ = peak(tmp_path, memory)
+    written(UNITS[kind], 1 << 14)
+    size = 1 << 14
+    while "not read" not in (told := peak(tmp_path, memory))[1] and size < 24 << 20:
+        assert told[0] - least < memory + 3 * size, (kind, size)
+        size = size * 3 // 2 if size > 1 << 20 else size * 8
+        written(UNITS[kind], size)
+    assert told[0] - least < memory + 3 * size, (kind, size)
+    if size < 24 << 20:
+        assert "too many objects: more than 67,108,864 bytes of memory for them" in told[1]
+        assert "--memory" in told[1]
+
+
+def test_what_is_too_much_is_no_damage(tmp_path: Path) -> None:
+    """It may be sound, so that it is not certain; with more memory it is read."""
+    state = {f"layer.{at}": torch.ones(2) for at in range(2000)}
+    torch.save(state, tmp_path / "model_step_3.pt")
+    (finding,) = audit(tmp_path, memory=1 << 20).findings
+    assert (finding.code, finding.strength) == (Code.UNREADABLE, Strength.STRONG)
+    assert audit(tmp_path).sound
+
+
+def test_a_state_of_ten_thousand_parameters_is_read(tmp_path: Path) -> None:
+    """With moments and counts of each, in a time that goes with their number."""
+    count = 10_000
+    optimizer = {
+        "state": {
+            at: {"step": 3, "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}
+            for at in range(count)
+        },
+        "param_groups": [{"params": [*range(count)], "betas": (0.9, 0.99), "amsgrad": False}],
+    }
+    torch.save({"optimizer": optimizer}, tmp_path / "all_step_3.pt")
+    told = audit(tmp_path)
+    assert told.sound
+    assert sum(step.tensors for listed in told.found for step in listed.steps) == 2 * count

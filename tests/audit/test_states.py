@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from handfast.audit.extent import Extent, Held, Reader, dense
+from handfast.audit.formats import states
 from handfast.audit.formats.names import numbered, ranked, runs, unranked
 from handfast.audit.formats.states import Piece, Said, Split, number, pieces, read_state
 from handfast.audit.found import Clock, Role
 from handfast.audit.torch_file import read_torch
 from handfast.audit.tree import Object
+from handfast.errors import FormatError
 
 
 def said(tmp_path: Path, state: object, **given: str) -> Said:
@@ -154,12 +156,63 @@ def test_trees_that_contain_themselves_are_read_once() -> None:
     assert read_state(module).tensors == []
 
 
-def test_wide_and_deep_trees_are_read() -> None:
-    """Without a recursion that they could exhaust."""
+def nested(levels: int) -> Any:
+    """A list in a list, and so on, with a count on each level."""
     tree: Any = {"step": 1}
-    for _ in range(10_000):
+    for _ in range(levels):
         tree = [tree, {"epoch": 2}]
-    assert len(read_state(tree).counters) == 10_001
+    return tree
+
+
+def test_wide_and_deep_trees_are_read() -> None:
+    """As deep as pickle can write, without a recursion that they could exhaust; deeper ones can't
+    be anybody's, and their paths would take the square of their depth.
+    """
+    assert len(read_state(nested(900)).counters) == 901
+    assert len(read_state([{"step": at} for at in range(30_000)]).counters) == 30_000
+    with pytest.raises(FormatError, match="too many objects: more than 1,000 levels"):
+        read_state(nested(10_000))
+
+
+def test_what_a_tree_says_takes_no_more_than_its_room() -> None:
+    """One tensor under many names, counts without end, names that grow with each level."""
+    memory = 2 * 100 * states.EACH
+    one = Extent(Held(b"\0\0\0\0", "x"), "float32", (1,), (1,))
+    for tree in (
+        {f"w{at}": one for at in range(200)},
+        [Extent(Held(b"\0\0\0\0", "x"), "float32", (1,), (1,)) for _ in range(200)],
+        [{"step": at} for at in range(200)],
+        {"state": {at: {"step": at} for at in range(200)}, "param_groups": []},
+        Object("theirs", ([one] * 200,)),
+    ):
+        with pytest.raises(FormatError, match="100 tensors and counts"):
+            read_state(tree, memory=memory)
+    long: Any = {"step": 1}
+    for _ in range(5):
+        long = {"x" * 1000: long}
+    with pytest.raises(FormatError, match="names of 4,096 characters"):
+        read_state(long)
+
+
+def test_tensors_in_lists_and_in_objects_of_anybody_are_told() -> None:
+    """Nothing says what they are to a training. An object that is in two places is told once."""
+    one, other = (Extent(Held(b"\0\0\0\0", "x"), "float32", (1,), (1,)) for _ in range(2))
+    config = Object("argparse.Namespace", (), {"table": {"deep": (one,)}, "n": 3})
+    found = read_state({"averages": [one, other], "config": config, "again": config})
+    assert {tensor.path: tensor.role for tensor in found.tensors} == {
+        "averages[0]": Role.OTHER,
+        "averages[1]": Role.OTHER,
+        "config/table/deep[0]": Role.OTHER,
+    }
+
+
+def test_a_training_that_has_a_last_epoch_is_no_scheduler() -> None:
+    """Its model and its optimizer are read all the same; a scheduler's own dicts go by numbers."""
+    one = Extent(Held(b"\0\0\0\0", "x"), "float32", (1,), (1,))
+    found = read_state({"model": {"w": one}, "last_epoch": 3})
+    assert [(tensor.path, tensor.role) for tensor in found.tensors] == [("model/w", Role.PARAMETER)]
+    found = read_state({"milestones": {30: 1}, "last_epoch": 3, "_step_count": 4})
+    assert [counter.clock for _, counter in found.counters] == [Clock.SCHEDULER]
 
 
 @pytest.mark.parametrize(

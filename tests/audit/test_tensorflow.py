@@ -387,6 +387,16 @@ def twice(body: bytes) -> bytes:
     return data + block(index) + handles.ljust(40, b"\0") + MAGIC
 
 
+def test_a_tensor_of_texts_is_named(tmp_path: Path, reader: Reader) -> None:
+    """A vocabulary, say: no check looks at it, and nothing can carry it."""
+    pairs = [(b"", b"\x08\x01"), (b"vocab", b"\x08\x07\x28\x05"), (b"w", b"\x08\x01\x28\x04")]
+    (tmp_path / "ckpt-2.index").write_bytes(table(entries(pairs)))
+    (tmp_path / "ckpt-2.data-00000-of-00001").write_bytes(bytes(9))
+    (one,) = next(find(look(tmp_path, reader))).steps
+    assert [list(part.valueless) for part in one.parts] == [[], ["vocab"]]
+    assert [tensor.path for part in one.parts for tensor in part.tensors] == ["w"]
+
+
 def test_a_snappy_block_is_unpacked() -> None:
     """Plain stretches, and copies of what is behind, also of what is just being written."""
     body = entries([(b"k", b"abcabcabcabc")])

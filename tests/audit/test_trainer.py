@@ -29,6 +29,7 @@ from audit.goldens import (
 from handfast.audit.finding import Code, Strength
 from handfast.audit.formats.trainer import find
 from handfast.audit.found import Role
+from handfast.audit.run import audit
 
 SOUND = ("alone", "two", "adafactor", "weights")
 
@@ -241,7 +242,36 @@ def test_shards_of_fsdp_are_parts_of_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_directories_of_others_are_left_alone(tmp_path: Path) -> None:
-    """checkpoint-N without any file of a Trainer's."""
-    (tmp_path / "checkpoint-3").mkdir()
-    torch.save({"w": torch.rand(300)}, tmp_path / "checkpoint-3/model.pt")
+    """checkpoint-N without any file of a Trainer's; and with an optimizer.pt, which is anybody's
+    name for one.
+    """
+    here = tmp_path / "checkpoint-3"
+    here.mkdir()
+    torch.save({"w": torch.rand(300)}, here / "model.pt")
     assert seen(find, tmp_path) == []
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"step": 3}, here / name)
+    assert seen(find, tmp_path) == []
+    told = audit(tmp_path)
+    assert [(one.format, one.findings) for one in told.found] == [("torch.save", ())]
+    shutil.copy(GOLDEN / "trainer/alone/out/checkpoint-4/model.safetensors", here)
+    assert [found.format for found in seen(find, tmp_path)] == ["Hugging Face Trainer"]
+
+
+def test_a_save_that_was_killed_early_is_still_a_trainers(tmp_path: Path) -> None:
+    """When its own files are not there yet: by its weights and what it calls its states."""
+    path = copied("trainer/alone", tmp_path)
+    shutil.rmtree(path / "out/checkpoint-2")
+    for name in ("trainer_state.json", "training_args.bin", "rng_state.pth"):
+        os.remove(path / "out/checkpoint-4" / name)
+    assert Code.UNCOMMITTED in codes(find, path)
+
+
+def test_a_checkpoint_by_itself_is_known_by_its_directory(tmp_path: Path) -> None:
+    """Where its path is given, and not that of the output directory around it."""
+    path = copied("trainer/alone", tmp_path) / "out/checkpoint-4"
+    found = only(find, path)
+    assert [(each.path, each.number) for each in found.steps] == [("", 4)]
+    assert wrong(find, path) == []
+    os.remove(path / "scheduler.pt")
+    assert codes(find, path) == {Code.MISSING}

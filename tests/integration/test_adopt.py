@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import shutil
+import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
+from tests.audit.altered import change
 from torch import nn
+from torch.distributed.checkpoint import save
 
 import handfast
+from handfast.checkpoint.location import Location
+from handfast.cli.main import app
 from handfast.errors import Refused
+from handfast.store.files import Posix
+from handfast.store.objects import decode
 from handfast.torch import guard, load
 from handfast.torch.adopt import adopt
+from handfast.torch.capture import EXTRA
 
 GOLDEN = Path(__file__).parents[1] / "audit" / "golden"
 
@@ -119,6 +132,154 @@ def test_a_weight_without_plain_values_is_refused(
         adopt(tmp_path, run)
 
 
+def sparse() -> torch.Tensor:
+    """A tensor whose values do not just lie there."""
+    return torch.eye(30).to_sparse()
+
+
+def in_trainer(home: Path) -> str:
+    """A moment of Hugging Face Trainer's optimizer."""
+    shutil.copytree(GOLDEN / "trainer" / "alone" / "out", home / "out")
+    path = home / "out" / "checkpoint-4" / "optimizer.pt"
+    saved = torch.load(path, weights_only=True)
+    saved["state"][0]["exp_avg"] = sparse()
+    torch.save(saved, path)
+    return "state[0]/exp_avg"
+
+
+def in_lightning(home: Path) -> str:
+    """A weight of Lightning's."""
+    shutil.copytree(GOLDEN / "lightning" / "one", home / "one")
+    for path in (home / "one").rglob("*.ckpt"):
+        change(path, lambda saved: saved["state_dict"].update(odd=sparse()))
+    return "state_dict/odd"
+
+
+def in_deepspeed(home: Path) -> str:
+    """A weight of DeepSpeed's."""
+    shutil.copytree(GOLDEN / "deepspeed" / "zero0-fp32-dp2", home / "run")
+    path = next((home / "run").rglob("mp_rank_00_model_states.pt"))
+    change(path, lambda saved: saved["module"].update(odd=sparse()))
+    return "module/odd"
+
+
+def in_megatron(home: Path) -> str:
+    """A weight of Megatron-LM's."""
+    shutil.copytree(GOLDEN / "megatron" / "legacy-tp2-dp2", home / "run")
+    for path in (home / "run").rglob("model_optim_rng.pt"):
+        if path.parent.name == "mp_rank_00":
+            change(path, lambda saved: saved["model"].update(odd=sparse()))
+    return "model/odd"
+
+
+def in_dcp(home: Path) -> str:
+    """What torch's distributed checkpoint pickles whole."""
+    state = {"model": {"w": torch.rand(300)}, "aux": (1, sparse())}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there is one process
+        save(state, checkpoint_id=home / "step_3", no_dist=True)
+    return "aux[1]"
+
+
+def in_safetensors(home: Path) -> str:
+    """Numbers of four bits, of which torch has none by themselves."""
+    header = {
+        "w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]},
+        "odd": {"dtype": "F4", "shape": [4], "data_offsets": [16, 18]},
+    }
+    text = json.dumps(header).encode()
+    (home / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(18))
+    return "odd"
+
+
+def in_orbax(home: Path) -> str:
+    """An item of a handler that is somebody's own."""
+    shutil.copytree(GOLDEN / "orbax" / "weights" / "200", home / "200")
+    about = home / "200" / "_CHECKPOINT_METADATA"
+    text = about.read_text()
+    where = text.index("orbax.checkpoint._src.handlers.json_checkpoint_handler.JsonCheckpoint")
+    about.write_text(text[:where] + text[where:].replace("JsonCheckpointHandler", "OurOwn", 1))
+    return "200/loader"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [in_trainer, in_lightning, in_deepspeed, in_megatron, in_dcp, in_safetensors, in_orbax],
+)
+def test_what_cant_be_carried_is_refused_by_name_in_every_format(
+    spoil: Callable[[Path], str], run: str, tmp_path: Path
+) -> None:
+    """And left out where that is asked for; its name then stands in the epoch."""
+    home = tmp_path / "source"
+    home.mkdir()
+    name = spoil(home)
+    with pytest.raises(Refused, match=r"would be lost") as refused:
+        adopt(home, run)
+    assert refused.value.shards == (name,)
+    assert "--without" in refused.value.remedy
+    assert not Path(run).exists()
+    adopted = adopt(home, run, without=[name])
+    assert adopted.without == (name,)
+    assert told(run)["without"] == [name]
+
+
+def told(run: str) -> dict[str, Any]:
+    """What an epoch says of how it was adopted."""
+    (domain,) = Location([run], Posix()).survey().places
+    assert domain is not None
+    (entry,) = domain.entries.values()
+    assert entry.manifest is not None
+    tree: Any = decode(entry.manifest.objects)
+    found: dict[str, Any] = tree[EXTRA]["adopted"]
+    return found
+
+
+def test_what_is_left_out_is_chosen_by_patterns(run: str, tmp_path: Path) -> None:
+    """Readable tensors, too; a pattern that fits nothing is a mistake."""
+    there = GOLDEN / "trainer" / "alone"
+    with pytest.raises(Refused, match="nothing in it is called stat/"):
+        adopt(there, run, without=["stat/*"])
+    adopted = adopt(there, run, without=["state*"])
+    assert adopted.tensors.keys() == {"model"}
+    assert all("exp_avg" in name for name in adopted.without)
+    assert told(run)["without"] == list(adopted.without)
+
+
+def test_what_is_neither_weight_nor_moment_stays_behind_and_is_told(run: str) -> None:
+    """Random states, which are the other library's own."""
+    adopted = adopt(GOLDEN / "trainer" / "alone", run)
+    assert adopted.left
+    assert told(run)["left"] == list(adopted.left)
+
+
+def test_what_else_an_optimizer_has_comes_along(run: str, tmp_path: Path) -> None:
+    """AMSGrad's maxima, which are no moments and no bound is known of."""
+    model = nn.Linear(20, 20)
+    optimizer = torch.optim.AdamW(model.named_parameters(), amsgrad=True)
+    model(torch.rand(3, 20)).sum().backward()
+    optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state, tmp_path / "all_step_1.pt")
+    adopted = adopt(tmp_path, run)
+    assert adopted.left == ()
+    found = load(run, "max_exp_avg_sq")
+    saved = optimizer.state_dict()["state"]
+    assert torch.equal(found["weight"], saved[0]["max_exp_avg_sq"])
+
+
+def test_tensors_that_nothing_names_are_not_lost_in_silence(run: str, tmp_path: Path) -> None:
+    """In a list, in an object of a class of one's own, beside a count of epochs."""
+    state = {
+        "model": {"w": torch.rand(300)},
+        "averages": [torch.rand(300), torch.rand(300)],
+        "config": argparse.Namespace(table=torch.rand(300)),
+        "last_epoch": 7,
+    }
+    torch.save(state, tmp_path / "all_step_1.pt")
+    adopted = adopt(tmp_path, run)
+    assert set(adopted.left) == {"averages[0]", "averages[1]", "config/table"}
+
+
 @pytest.mark.parametrize(
     "names", [("attn.to.weight",), ("forward",), ("a", "a.b"), ("a.b", "a"), ("a..b",), ("",)]
 )
@@ -141,6 +302,50 @@ def test_of_several_runs_none_is_chosen(run: str, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"first_step_3\.pt.*second_step_8\.pt"):
         adopt(tmp_path, run)
     assert adopt(tmp_path / "first_step_3.pt", run).epoch.step == 3
+
+
+def test_files_without_a_step_are_not_guessed_at(run: str, tmp_path: Path) -> None:
+    """best.pt beside last.pt: none is taken before one is named; then it is said that its step is
+    not known.
+    """
+    for name in ("best", "last"):
+        torch.save({"w": torch.rand(300)}, tmp_path / f"{name}.pt")
+    with pytest.raises(Refused, match=r"best\.pt.*last\.pt.*the path of one of them"):
+        adopt(tmp_path, run)
+    adopted = adopt(tmp_path / "last.pt", run)
+    assert adopted.why == "the only one; nothing says its step, so that it is 1 here"
+    assert told(run)["why"] == adopted.why
+
+
+def test_one_without_a_number_among_numbered_ones_is_not_guessed_at(
+    run: str, tmp_path: Path
+) -> None:
+    """Lightning's file that says nothing of its step may be the newest, or not."""
+    shutil.copytree(GOLDEN / "lightning" / "one", tmp_path / "one")
+    files = sorted((tmp_path / "one").rglob("*.ckpt"))
+    shutil.copyfile(files[0], files[0].with_name("best.ckpt"))
+    change(files[0].with_name("best.ckpt"), lambda saved: saved.pop("global_step"))
+    with pytest.raises(Refused, match=r"which of these is the newest.*best\.ckpt"):
+        adopt(tmp_path, run)
+
+
+def test_it_is_said_which_is_taken_and_why(run: str, tmp_path: Path) -> None:
+    """The newest; the one that was asked for; of two of one step the one that a resume takes."""
+    assert adopt(GOLDEN / "trainer" / "alone", run).why == "the newest of 2, 4"
+    there = GOLDEN / "deepspeed" / "zero1-bf16-dp2"
+    adopted = adopt(there, tmp_path / "second", step=2)
+    assert (adopted.step, adopted.why) == ("global_step2", "the one of step 2")
+    adopted = adopt(there, tmp_path / "third")
+    assert adopted.step == "global_step4"
+    assert adopted.why == "of those of step 4 the one that a resume would take"
+
+
+def test_of_two_of_one_step_none_is_guessed(run: str, tmp_path: Path) -> None:
+    """Where no resume would take either, they are listed."""
+    for name in ("step_4", "step_04"):
+        shutil.copytree(GOLDEN / "torch" / "ranks" / "step_4", tmp_path / name)
+    with pytest.raises(Refused, match=r"several are of step 4.*step_04.*step_4"):
+        adopt(tmp_path, run)
 
 
 def test_a_tensor_that_repeats_its_storage_without_end_is_refused(run: str, tmp_path: Path) -> None:
@@ -188,3 +393,18 @@ def test_a_run_that_is_there_is_left_alone(run: str) -> None:
     with pytest.raises(Refused, match="is a run already"):
         adopt(there, run, step=2)
     assert [str(row.epoch) for row in handfast.open(run).epochs()] == ["1/4"]
+
+
+def test_the_command_says_what_was_taken_and_what_was_not(run: str, tmp_path: Path) -> None:
+    """Which step and why, what stays behind, what was left out; as JSON as well."""
+    there = str(GOLDEN / "trainer" / "alone")
+    told = CliRunner().invoke(app, ["adopt", there, run, "--without", "state*exp_avg_sq"])
+    assert told.exit_code == 0, told.output
+    words = " ".join(told.output.split())
+    assert "checkpoint-4 (Hugging Face Trainer), the newest of 2, 4, as epoch 1/4" in words
+    assert "not taken over: " in words
+    assert "left out: " in words
+    again = CliRunner().invoke(app, ["adopt", there, str(tmp_path / "other"), "--json"])
+    answer = json.loads(again.output)
+    assert (answer["why"], answer["without"]) == ("the newest of 2, 4", [])
+    assert answer["left"]

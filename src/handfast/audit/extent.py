@@ -18,6 +18,7 @@ from typing import Final, Literal, NamedTuple, Protocol, Self
 
 import msgspec
 
+from handfast.audit.room import MEMORY
 from handfast.errors import Damaged, FormatError, HandfastError
 from handfast.store.files import GONE_BAD, Posix, describe, read_into
 from handfast.store.image import DTYPES
@@ -107,11 +108,13 @@ class _Open:
 class Reader:
     """Opens files when they are asked for, and keeps the few open that were used last.
 
-    Several threads may use one. All errors name the file.
+    Several threads may use one. All errors name the file. ``room`` is how many bytes of memory the
+    objects of a pickle may take that is read with it.
     """
 
-    def __init__(self, most: int = 32) -> None:
+    def __init__(self, most: int = 32, *, room: int = MEMORY) -> None:
         self._most = most
+        self.room = room
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._marks: dict[str, _Mark] = {}
         self._lock = threading.Lock()

@@ -116,8 +116,10 @@ class Part(msgspec.Struct):
     {"dp": 3}. ``problem`` says why it could not be read; all else is what could be by then.
     ``betas`` are of each optimizer group, by its name, where constant; ``run`` is what names the
     run that wrote this, if anything does; ``facts`` are what all parts must say alike, such as the
-    world's size. ``valueless`` are the paths of tensors that hold no plain values (sparse ones,
-    conjugated ones, those of the meta device): no check looks at them.
+    world's size. ``valueless`` are the paths of what holds values that can't be read here, or not
+    as plain ones (sparse tensors, conjugated ones, those of the meta device, texts, items of a
+    handler that is not known); ``untold`` those of tensors of which the format makes nothing. No
+    check looks at either.
     """
 
     path: str
@@ -131,6 +133,7 @@ class Part(msgspec.Struct):
     facts: Mapping[str, Any] = {}
     problem: str = ""
     valueless: Sequence[str] = ()
+    untold: Sequence[str] = ()
 
 
 class Step(msgspec.Struct):

@@ -13,14 +13,19 @@ from typing import Any, Final
 import msgspec
 
 from handfast.audit.inert import KEY_TEXT, SIMPLE, Call, Global, Key, weighed
+from handfast.audit.room import MEMORY, SET_ITEM
 
-__all__ = ["CutError", "Limits", "Machine", "Stop", "WrongError"]
+__all__ = [
+    "CutError",
+    "LimitError",
+    "Limits",
+    "Machine",
+    "Stop",
+    "WrongError",
+]
 
 ALIKE = 64
 """Keys of one hash that are no accident."""
-
-SET_COST = 4
-"""Opcodes that a set is counted as: an empty one takes that much more memory than a dict."""
 
 MODULUS: Final = (1 << 61) - 1  # Python's hash of an int is its remainder: smaller ones never clash
 
@@ -30,12 +35,15 @@ OLD_MODULES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 class Limits(msgspec.Struct, frozen=True):
     """How much one pickle may ask for.
 
-    ``nbytes`` of the pickle; ``opcodes`` of it; entries of its ``memo``; values on its ``stack``
-    and open marks (``nesting``); bytes of any one string or number (``text``). A state dict of a
-    million tensors takes 45 million opcodes and 8 million entries.
+    ``nbytes`` of the pickle; bytes of memory for what is made of it, and for the tree of that
+    (``room``: :mod:`handfast.audit.room` has each opcode's share, the most that it may
+    take); ``opcodes`` of it; entries of its ``memo``; values on its ``stack`` and open marks
+    (``nesting``); bytes of any one string or number (``text``). A state dict of 100,000 tensors
+    takes 4.5 million opcodes, 800,000 entries and a room of 400 MiB.
     """
 
-    nbytes: int = 1 << 30
+    nbytes: int = 1 << 29
+    room: int = MEMORY
     opcodes: int = 1 << 26
     memo: int = 1 << 24
     stack: int = 1 << 24
@@ -45,6 +53,10 @@ class Limits(msgspec.Struct, frozen=True):
 
 class WrongError(Exception):
     """What is wrong with the opcode that is being done."""
+
+
+class LimitError(WrongError):
+    """There may be nothing wrong, but it is more than is read."""
 
 
 class CutError(Exception):
@@ -59,7 +71,7 @@ class Machine:
     """The stack, its marks and the memo; :func:`read` drives it."""
 
     __slots__ = ("alike", "buffers", "data", "extra", "globals", "limits", "made", "memo", "outer",
-                 "stack")  # fmt: skip
+                 "room", "stack")  # fmt: skip
 
     def __init__(self, data: bytes, limits: Limits) -> None:
         self.data = data
@@ -72,20 +84,22 @@ class Machine:
         self.buffers = 0
         self.extra = 0  # what was done beyond the count of opcodes
         self.made = 0  # parts that were copied from one value to another
+        self.room = 0  # bytes of memory, of what takes more than its opcode's share
 
-    def check(self, done: int, opcodes: int) -> None:
-        """Hold what is in use against the limits: bytes done, and opcodes."""
+    def check(self, done: int, opcodes: int, room: int) -> None:
+        """Hold what is in use against the limits: bytes done, opcodes, and the room they take."""
         limits = self.limits
         height = len(self.stack) + sum(map(len, self.outer))
         for what, used, most in (
             ("bytes", done, limits.nbytes),
             ("opcodes", opcodes + self.extra, limits.opcodes),
+            ("bytes of memory for them", room + self.room, limits.room),
             ("entries in its memo", len(self.memo), limits.memo),
             ("values on its stack", height, limits.stack),
             ("marks within marks", len(self.outer), limits.nesting),
         ):
             if used > most:
-                raise WrongError(f"more than {most:,} {what}, which is more than is read")
+                raise LimitError(f"not read: too many objects: more than {most:,} {what}")
 
     def items(self) -> list[Any]:
         """All down to the last mark, which is gone then."""
@@ -121,7 +135,7 @@ class Machine:
 
     def keys(self, items: Sequence[Any]) -> set[Any]:
         """A set."""
-        self.extra += SET_COST
+        self.room += SET_ITEM * len(items)
         return set(map(self.key, items))
 
     def named(self, module: str, name: str) -> Global:

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from handfast.audit.inert import NOTHING, Buffer, Call, Global, Persistent
 from handfast.audit.machine import CutError, Machine, Stop, WrongError
+from handfast.audit.room import SET_ITEM, WIDEST
 
 __all__ = ["ARGUED", "NAMES", "STEPS"]
 
@@ -104,6 +105,7 @@ def _sized(name: str, form: str, make: Callable[[bytes], object]) -> None:
         if start + size > len(m.data):
             raise CutError
         m.stack.append(make(m.data[start : start + size]))
+        m.room += WIDEST * size
         return int(start + size)
 
 
@@ -124,6 +126,7 @@ def _line(m: Machine, at: int, most: int | None = None) -> tuple[bytes, int]:
         if at + most >= len(m.data):
             raise CutError
         raise WrongError(f"a line of more than {most:,} bytes")
+    m.room += WIDEST * (end - at)
     return m.data[at:end], end + 1
 
 
@@ -333,6 +336,7 @@ def _additems(m: Machine, at: int) -> int:
     items = m.items()
     target = m.stack[-1]
     if type(target) is set:
+        m.room += SET_ITEM * len(items)
         target.update(map(m.key, items))
     else:
         _appendable(target).extend(items)

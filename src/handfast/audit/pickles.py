@@ -10,8 +10,9 @@ from __future__ import annotations
 import struct
 from typing import Any, Final, NamedTuple
 
-from handfast.audit.machine import CutError, Limits, Machine, Stop, WrongError
+from handfast.audit.machine import CutError, LimitError, Limits, Machine, Stop, WrongError
 from handfast.audit.opcodes import ARGUED, NAMES, STEPS
+from handfast.audit.room import ROOM
 from handfast.errors import Damaged, FormatError
 
 __all__ = ["LIMITS", "Cut", "Limits", "Pickle", "read"]
@@ -42,22 +43,24 @@ def read(
     in a file, say. Raises :class:`Cut` where the bytes end too early, FormatError for all else.
     """
     machine = Machine(data, limits)
-    at, left, done = start, limits.opcodes, 0
+    at, left, done, room = start, limits.opcodes, 0, 0
     value = None
     try:
         while True:
             for done in range(min(CHUNK, left)):  # noqa: B007 - it is wanted behind the loop
-                at = STEPS[data[at]](machine, at + 1)
+                code = data[at]
+                room += ROOM[code]
+                at = STEPS[code](machine, at + 1)
             left -= CHUNK
-            machine.check(at - start, limits.opcodes - left)
+            machine.check(at - start, limits.opcodes - left, room)
     except Stop as stop:
         (value,) = stop.args
     except _WRONG as error:
-        raise _error(_problem(error, data, at), data, at, name, base) from None
+        raise _error(error, data, at, name, base) from None
     try:
-        machine.check(at + 1 - start, limits.opcodes - left + done)
+        machine.check(at + 1 - start, limits.opcodes - left + done, room)
     except WrongError as error:
-        raise _error(str(error), data, at, name, base) from None
+        raise _error(error, data, at, name, base) from None
     return Pickle(value, at + 1)
 
 
@@ -82,16 +85,17 @@ def _problem(error: Exception, data: bytes, at: int) -> str:
     return f"its argument can't be read: {error}"
 
 
-def _error(problem: str, data: bytes, at: int, name: str, base: int) -> FormatError:
+def _error(error: Exception, data: bytes, at: int, name: str, base: int) -> FormatError:
     """The error of an opcode; of one whose bytes end if there is no other problem."""
     where = f"{name}: byte {base + at:,}"
+    problem = _problem(error, data, at)
     if not problem:
         return Cut(
             f"{where}: the pickle goes on there, but its bytes end at {base + len(data):,}. "
             "What to do: the file was cut, or never written whole; take it from a copy"
         )
     opcode = NAMES.get(data[at], f"{data[at]:#04x}") if at < len(data) else "its end"
-    return FormatError(
-        f"{where} ({opcode}): {problem}. What to do: if this was a pickle once, it was damaged; "
-        "take it from a copy"
-    )
+    to_do = "if this was a pickle once, it was damaged; take it from a copy"
+    if type(error) is LimitError:
+        to_do = "if you trust its writer, allow more (--memory), or split what it saves"
+    return FormatError(f"{where} ({opcode}): {problem}. What to do: {to_do}")

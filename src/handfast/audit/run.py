@@ -13,6 +13,7 @@ from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats import FORMATS
 from handfast.audit.found import Found, Resume
 from handfast.audit.place import Place, look
+from handfast.audit.room import MEMORY
 
 __all__ = ["Audit", "Listed", "StepRow", "audit", "founds"]
 
@@ -79,15 +80,17 @@ def audit(
     path: str | os.PathLike[str],
     *,
     deep: bool = False,
+    memory: int = MEMORY,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Audit:
     """Look at what lies at a path: nothing is changed, no pickle is executed.
 
-    Of each tensor the beginning is read; with ``deep``, all of it. ``progress`` is told the bytes
-    of values that were read, as they are. Raises HandfastError where the path can't be looked at;
+    Of each tensor the beginning is read; with ``deep``, all of it. The objects of one pickle may
+    take ``memory`` bytes. ``progress`` is told the bytes of values that were read, as they are.
+    Raises HandfastError where the path can't be looked at;
     what is wrong with a checkpoint is never raised.
     """
-    with Reader() as reader:
+    with Reader(room=memory) as reader:
         place = look(path, reader)
         looking = Look(deep=deep, progress=progress)
         every = list(founds(place))

@@ -18,7 +18,7 @@ import msgspec
 from handfast.audit import pickles
 from handfast.audit.archive import MAGIC, PACKED, Archive, Record, read_archive
 from handfast.audit.extent import SIZES, Lost, Range, Reader, Source
-from handfast.audit.pickles import LIMITS, Limits
+from handfast.audit.pickles import Limits
 from handfast.audit.torch_tree import tree
 from handfast.errors import Damaged, FormatError
 from handfast.store.image import HEADER_LIMIT
@@ -71,7 +71,8 @@ class TorchFile(msgspec.Struct, frozen=True, eq=False):
     """A file of torch.save: ``root`` is what was saved, as :mod:`handfast.audit.tree` has it.
 
     ``damage`` is what is wrong with its storages and tensors, as far as that can be known without
-    reading them; each says so again when it is read. ``facts`` are what the file says of itself.
+    reading them; each says so again when it is read. ``facts`` are what the file says of itself:
+    of an archive "name" is the file's when it was written, without its ending.
     """
 
     path: str
@@ -98,12 +99,14 @@ def recognise(reader: Reader, path: str) -> Kind:
     return _look(reader, path)[0]
 
 
-def read_torch(reader: Reader, path: str, limits: Limits = LIMITS) -> TorchFile:
+def read_torch(reader: Reader, path: str, limits: Limits | None = None) -> TorchFile:
     """Read what a file says, and where its storages lie; none of them is read.
 
+    Without ``limits`` they are the usual ones, with the reader's room.
     Raises FormatError, saying what it is, for a file that is none of torch.save's; Damaged where
     too little is left of it; HandfastError if it can't be read.
     """
+    limits = Limits(room=reader.room) if limits is None else limits
     kind, archive = _look(reader, path)
     if kind is Kind.ZIP and archive is not None:
         return _read_zip(archive, limits)
@@ -191,6 +194,8 @@ def _read_zip(archive: Archive, limits: Limits) -> TorchFile:
     path, names = archive.path, _names(archive)
     words = ("version", "byteorder", ".format_version", ".data/serialization_id")
     facts = {
+        "name": next(iter(archive.records), "").partition("/")[0],
+    } | {
         word.rpartition("/")[2].lstrip("."): names[word].bytes(SMALL).decode("ascii", "replace")
         for word in words
         if word in names

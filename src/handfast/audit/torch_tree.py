@@ -27,6 +27,8 @@ __all__ = ["Storages", "Tree", "tree"]
 NESTED: Final = 200
 """Tuples in tuples, or calls as arguments of calls, that are followed."""
 
+DAMAGE: Final = 1000
+
 STORAGES: Final = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -68,7 +70,9 @@ class Storages(Protocol):
 
 
 class Tree(NamedTuple):
-    """A tree, and what is wrong with tensors in it: each says so again when it is read."""
+    """A tree, and what is wrong with the first ``DAMAGE`` tensors in it that something is wrong
+    with: each says so again when it is read.
+    """
 
     root: Any
     damage: tuple[FormatError, ...]
@@ -103,8 +107,9 @@ class _Maker:
         self.storages = storages
         self.name = name
         self.damage: list[FormatError] = []
-        self._made: dict[int, tuple[Any, Any]] = {}  # the node too, so that no other gets its id
-        self._ahead: list[Any] = []
+        self._made: dict[int, Any] = {}  # by the ids of nodes, which stay, so that no other has one
+        self._kept: list[Any] = []
+        self._boxes: list[Any] = []
         self._depth = 0
 
     def make(self, value: Any) -> Any:
@@ -112,19 +117,18 @@ class _Maker:
         kind = type(value)
         if kind in _ATOMS:
             return value
-        known = self._made.get(id(value))
-        if known is not None:
-            return known[1]
+        if id(value) in self._made:
+            return self._made[id(value)]
         if kind in (list, dict):
-            self._made[id(value)] = value, value
-            self._ahead.append(value)
+            self._made[id(value)] = value
+            self._boxes.append(value)
             return value
         self._depth += 1
         if self._depth > NESTED:
             raise self.wrong(f"more than {NESTED} values within each other")
-        made = self._node(kind, value)
+        self._kept.append(value)
+        made = self._made[id(value)] = self._node(kind, value)
         self._depth -= 1
-        self._made[id(value)] = value, made
         return made
 
     def _node(self, kind: type, value: Any) -> Any:
@@ -142,8 +146,7 @@ class _Maker:
 
     def fill(self) -> None:
         """Make what is inside of all that was made, until nothing is ahead."""
-        while self._ahead:
-            box = self._ahead.pop()
+        for box in self._boxes:  # grows while it is gone through
             if type(box) is list:
                 box[:] = map(self.make, box)
             elif all(type(key) in _ATOMS for key in box):
@@ -189,7 +192,7 @@ class _Maker:
             function, args = args[0], args[2:] if args[2] is not None else ()
         named = self.make(function)
         made = Object(str(named) if type(named) is Global else "the result of a call")
-        self._made[id(call)] = call, made  # before its state, which may lead back here
+        self._made[id(call)] = made  # before its state, which may lead back here
         made.args = tuple(map(self.make, args))
         if call.kwargs:
             made.fields = self.make(dict(call.kwargs))
@@ -262,14 +265,16 @@ class _Maker:
         try:
             made.check()
         except FormatError as error:
-            self.damage.append(error)
+            if len(self.damage) < DAMAGE:
+                self.damage.append(error.with_traceback(None))
         return made
 
     def numbers(self, value: Any) -> tuple[int, ...]:
         """A shape or the like: a tuple of integers, or a torch.Size."""
         if type(value) is Call and value.function == _SIZE and len(value.args) == 1:
             value = value.args[0]
-        if type(value) not in (tuple, list) or not all(type(n) is int for n in value):
+        fits = type(value) in (tuple, list) and all(type(n) is int for n in value)
+        if not fits or any(n.bit_length() > 63 for n in value):
             raise self.wrong("a shape, a stride or an offset that is no row of integers")
         return tuple(value)
 

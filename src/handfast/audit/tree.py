@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from handfast.audit.inert import NOTHING
 from handfast.errors import FormatError
 from handfast.store.objects import child
 
-__all__ = ["Object", "leaves", "values"]
+__all__ = ["DEEP", "Object", "inside", "leaves", "values"]
 
 DEEP: Final = 1000
 """Containers in containers that are followed to a leaf."""
@@ -34,8 +34,8 @@ class Object(msgspec.Struct, eq=False):
     args: tuple[Any, ...] = ()
     fields: Mapping[Any, Any] = NOTHING
     state: Any = None
-    items: list[Any] = []
-    pairs: dict[Any, Any] = {}
+    items: Sequence[Any] = ()
+    pairs: Mapping[Any, Any] = NOTHING
 
     def __repr__(self) -> str:
         """Without its parts, which may be of any size."""
@@ -80,16 +80,16 @@ def leaves(root: Any) -> Iterator[tuple[str, Any]]:
                 f"{path:.200}: a tree of more than {PLACES:,} places or {DEEP:,} levels. What to "
                 "do: if you trust its writer, save less structure"
             )
-        inside = _inside(path, node)
-        if inside is None or type(node) is Object:
+        parts = inside(path, node)
+        if parts is None or type(node) is Object:
             yield path, node
-        if inside is not None and id(node) not in open_now:
-            ahead.append(inside)
+        if parts is not None and id(node) not in open_now:
+            ahead.append(parts)
             trail.append(id(node))
             open_now.add(id(node))
 
 
-def _inside(path: str, node: Any) -> Iterator[tuple[str, Any]] | None:
+def inside(path: str, node: Any) -> Iterator[tuple[str, Any]] | None:
     """The parts of a container with their paths; None for what is none."""
     kind = type(node)
     named: Iterable[tuple[Any, Any]] = ()

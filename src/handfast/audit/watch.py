@@ -10,6 +10,7 @@ from typing import Final
 from handfast.audit.extent import Reader
 from handfast.audit.finding import Finding, Strength
 from handfast.audit.place import look
+from handfast.audit.room import MEMORY
 from handfast.audit.run import audit
 
 __all__ = ["watch"]
@@ -23,6 +24,7 @@ def watch(
     path: str | os.PathLike[str],
     *,
     deep: bool = False,
+    memory: int = MEMORY,
     pause_s: float = PAUSE_S,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Finding]:
@@ -42,7 +44,7 @@ def watch(
         before = now
         if still >= STILL and not told:
             told = True
-            for finding in audit(path, deep=deep).findings:
+            for finding in audit(path, deep=deep, memory=memory).findings:
                 key = (finding.code, finding.step, finding.says)
                 if finding.strength is not Strength.HINT and key not in known:
                     known.add(key)

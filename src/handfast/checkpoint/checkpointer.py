@@ -148,8 +148,7 @@ class Checkpointer:
         worth nothing yet: all bytes are read once, to where they belong, and judged there, before
         it is decided whether they are loaded; where nothing can be restored it is poisoned then.
         Where the newest that converged can't be had, ``policy="rollback"`` takes an older one and
-        warns, "refuse" does not. ``lineage`` names a training history that begins here, with what
-        ``only`` takes; once an epoch is of it, that is resumed whole.
+        warns, "refuse" does not. ``lineage`` names a history that begins here and goes on whole.
 
         Raises Refused where nothing can be restored rightly (nothing was changed), Blocked where
         ranks are missing for ``patience_s`` seconds, Poisoned where a ``load_state_dict`` failed

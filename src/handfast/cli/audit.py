@@ -12,6 +12,7 @@ import click
 from rich.markup import escape
 
 from handfast.audit.finding import Finding, Strength
+from handfast.audit.room import MEMORY as DEFAULT
 from handfast.audit.run import Audit, Listed
 from handfast.audit.run import audit as look
 from handfast.audit.sarif import sarif as as_sarif
@@ -20,6 +21,7 @@ from handfast.checkpoint.spelling import size
 from handfast.cli.console import (
     DAMAGED,
     NO_LOOK,
+    Whole,
     answer,
     answering,
     as_json,
@@ -29,7 +31,18 @@ from handfast.cli.console import (
     telling_how_far,
 )
 
-__all__ = ["audit"]
+__all__ = ["GIB", "MEMORY", "audit"]
+
+GIB: Final = 1 << 30
+
+MEMORY: Final = click.option(
+    "--memory",
+    type=Whole(min=1, max=1 << 20),
+    default=DEFAULT // GIB,
+    show_default=True,
+    metavar="GIB",
+    help="GiB of memory that the objects of one pickle may take.",
+)
 
 COLOURS: Final = {Strength.CERTAIN: "red", Strength.STRONG: "yellow", Strength.HINT: "dim"}
 
@@ -42,8 +55,11 @@ is certain or strong; 2 wrong usage; 3 it could not look, or there is no checkpo
 @click.option("--deep", is_flag=True, help="Read all values, not the beginning of each tensor.")
 @click.option("--sarif", metavar="FILE", help="Write the findings to a file as SARIF, too.")
 @click.option("--watch", is_flag=True, help="Look again whenever something was written, for ever.")
+@MEMORY
 @as_json
-def audit(path: str, deep: bool, sarif: str | None, watch: bool, as_json: bool) -> None:
+def audit(
+    path: str, deep: bool, sarif: str | None, watch: bool, memory: int, as_json: bool
+) -> None:
     """Say what is torn, mixed, stale or missing in checkpoints of any library.
 
     PATH is a file, a checkpoint, or a directory of them. Each finding has its evidence, and says
@@ -54,9 +70,9 @@ def audit(path: str, deep: bool, sarif: str | None, watch: bool, as_json: bool) 
     place_for("--sarif", sarif)
     with answering(as_json):
         if watch:
-            _watch(path, deep, as_json)
+            _watch(path, deep, memory * GIB, as_json)
         with telling_how_far() as tell:
-            found = look(path, deep=deep, progress=_Meter(tell))
+            found = look(path, deep=deep, memory=memory * GIB, progress=_Meter(tell))
         if sarif is not None:
             Path(sarif).write_text(json.dumps(as_sarif(found), indent=2) + "\n", encoding="utf-8")
         if as_json:
@@ -82,9 +98,9 @@ class _Meter:
             self._tell(f"audit: {size(self._nbytes)} read")
 
 
-def _watch(path: str, deep: bool, as_json: bool) -> None:
+def _watch(path: str, deep: bool, memory: int, as_json: bool) -> None:
     """Tell what is new, a line each, until somebody ends it."""
-    for finding in watching(path, deep=deep):
+    for finding in watching(path, deep=deep, memory=memory):
         if as_json:
             answer(finding)
         else:

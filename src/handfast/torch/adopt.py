@@ -2,17 +2,22 @@
 
 What it holds is read as the audit reads it, without executing anything, and put together from its
 shards. Weights become a module of their names, so that ``guard.load(run, model=model)`` loads them,
-or a box of tensors where no module can have such names; masters and moments become boxes beside it.
-Hyperparameters are not taken over: formats have no common word for them.
+or a box of tensors where no module can have such names; masters, moments and whatever else an
+optimizer has of each parameter become boxes beside it. Hyperparameters are not taken over: formats
+have no common word for them. Tensors that are neither (random states, positions of a loader) stay
+where they are, and their names are told; what can't be read as plain values is refused, unless it
+is left out by name.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from math import prod
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +30,7 @@ from handfast.audit.extent import SIZES, Reader, repeats
 from handfast.audit.finding import Finding, Strength
 from handfast.audit.found import Found, Role, Step
 from handfast.audit.place import look
+from handfast.audit.room import MEMORY
 from handfast.audit.run import founds
 from handfast.checkpoint.reader import open_run
 from handfast.core.lattice import Epoch
@@ -53,35 +59,65 @@ BOXES: Final = {
 }
 """What is no weight, by the name that torch's optimizers give it."""
 
+_KEY: Final = re.compile(r"(?!model$|master$)[A-Za-z_][A-Za-z0-9_]*")
+"""Names of an optimizer's other tensors that are names of boxes, too."""
+
+RECORD: Final = "record "
+"""How what DeepSpeed cut in pieces is called where it stands once more, whole."""
+
 
 @dataclass(frozen=True)
 class Adopted:
-    """What was taken over: which step of which format, as which epoch; tensors by component."""
+    """What was taken over: which step of which format, as which epoch; tensors by component.
+
+    ``why`` says why that step; ``left`` names what stays behind as it is neither weights nor an
+    optimizer's, and ``without`` what was left out because it was asked for.
+    """
 
     format: str
     step: str
+    why: str
     epoch: Epoch
     tensors: Mapping[str, int]
+    left: tuple[str, ...]
+    without: tuple[str, ...]
 
 
 def adopt(
-    path: str | os.PathLike[str], run: str | os.PathLike[str], *, step: int | None = None
+    path: str | os.PathLike[str],
+    run: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    without: Sequence[str] = (),
+    memory: int = MEMORY,
 ) -> Adopted:
     """Take one checkpoint at ``path`` into a new run at ``run``; without ``step`` the newest.
 
-    All of its values are read and checked first. Raises Refused where there is none, or one of
-    several runs would have to be chosen; where anything certain or strong speaks against it, its
-    shards don't make whole tensors, copies of one differ, or ``run`` has epochs already;
-    FormatError for a dtype that this torch doesn't have; what a save raises.
+    All of its values are read and checked first. ``without`` are names of what to leave out, or
+    patterns of them ("optimizer/*"); ``memory`` is as for an audit. What was left out, and what
+    stays behind, stands in the epoch's ``extra``. Raises Refused where there is none, or one of
+    several would have to be chosen; where anything certain or strong speaks against it, or it has
+    something that can't be carried over; where its shards don't make whole tensors, copies of one
+    differ, or ``run`` has epochs already. FormatError for a dtype that this torch doesn't have;
+    what a save raises.
     """
     _refuse_run(os.fspath(run))
-    with Reader() as reader:
+    with Reader(room=memory) as reader:
         looking = Look(deep=True)
         every = list(founds(look(path, reader)))
-        chosen, of = _choose(every, step, os.fspath(path))
-        _refuse_unsound(of, chosen, looking)
-        state = _state(chosen)
-    return _save(os.fspath(path), os.fspath(run), of, chosen, state)
+        chosen = _choose(every, step, os.fspath(path))
+        _refuse_unsound(chosen, looking)
+        sorted_out = _sort(chosen.step, without)
+        state = _state(sorted_out)
+    return _save(os.fspath(path), os.fspath(run), chosen, state, sorted_out)
+
+
+class _Chosen(NamedTuple):
+    """The step that is taken, of which format's, and why that one."""
+
+    step: Step
+    found: Found
+    why: str
 
 
 def _refuse_run(run: str) -> None:
@@ -94,28 +130,50 @@ def _refuse_run(run: str) -> None:
         )
 
 
-def _choose(every: list[Found], step: int | None, path: str) -> tuple[Step, Found]:
+def _choose(every: Sequence[Found], number: int | None, path: str) -> _Chosen:
+    """The step that was asked for, or the newest. Where that is not clear nothing is guessed."""
     there = [(one, found) for found in every for one in found.steps]
-    numbered = [(one, found) for one, found in there if step in (None, one.number)]
-    if not numbered:
-        known = ", ".join(str(one.number) for one, _ in there) or "none"
+    fit = [(one, found) for one, found in there if number in (None, one.number)]
+    known = ", ".join(_called(one, found) for one, found in there) or "nothing"
+    if not fit:
         raise Refused(
-            f"{path} holds no checkpoint" + ("" if step is None else f" of step {step}"),
+            f"{path} holds no checkpoint" + ("" if number is None else f" of step {number}"),
             verdict=Verdict.MISSING,
             remedy=f"`handfast audit` shows what is there: {known}",
         )
-    runs = {id(found): (found, one) for one, found in numbered}
-    if len(runs) > 1:
-        raise Refused(
-            f"{path} holds checkpoints of {len(runs)} runs",
-            verdict=Verdict.FOREIGN,
-            shards=[f"{found.format}: {one.path or found.root}" for found, one in runs.values()],
-            remedy="give the path of one of them",
-        )
-    return max(numbered, key=lambda pair: pair[0].number or 0)
+    if len({id(found) for _, found in fit}) > 1:
+        raise _unclear(f"{path} holds checkpoints of several runs", fit)
+    if len(fit) == 1:
+        return _Chosen(*fit[0], "the only one" if len(there) == 1 else f"the one of step {number}")
+    if any(one.number is None for one, _ in fit):
+        raise _unclear("nothing says which of these is the newest", fit)
+    most = max(one.number or 0 for one, _ in fit)
+    newest = [(one, found) for one, found in fit if one.number == most]
+    taken = [resume.step for resume in newest[0][1].resume][:1]
+    if len(newest) > 1:
+        newest = [pair for pair in newest if pair[0].path in taken] or newest
+        if len(newest) > 1:
+            raise _unclear(f"several are of step {most}", newest)
+        return _Chosen(*newest[0], f"of those of step {most} the one that a resume would take")
+    return _Chosen(*newest[0], f"the newest of {known}")
 
 
-def _refuse_unsound(found: Found, step: Step, looking: Look) -> None:
+def _called(step: Step, found: Found) -> str:
+    return str(step.number) if step.number is not None else step.path or found.root or "it"
+
+
+def _unclear(what: str, fit: Sequence[tuple[Step, Found]]) -> Refused:
+    """The error where one of several would have to be chosen."""
+    return Refused(
+        what,
+        verdict=Verdict.FOREIGN,
+        shards=[f"{found.format}: {one.path or found.root or '.'}" for one, found in fit],
+        remedy="give the path of one of them, or --step where its name says a step",
+    )
+
+
+def _refuse_unsound(chosen: _Chosen, looking: Look) -> None:
+    step, found, _ = chosen
     alone = Found(found.format, found.root, (step,), found.resume, found.files)
     bad: list[Finding] = [f for f in check(alone, looking) if f.strength is not Strength.HINT]
     if bad:
@@ -134,35 +192,84 @@ class _Piece(NamedTuple):
     tensor: audited.Tensor
 
 
-def _state(step: Step) -> dict[str, Any]:
-    """The state to be saved: a module of the weights, and boxes of what goes with them."""
-    weights: dict[str, list[_Piece]] = defaultdict(list)
-    boxes: dict[str, dict[str, list[_Piece]]] = defaultdict(lambda: defaultdict(list))
-    buffers: set[str] = set()
+class _Sorted(NamedTuple):
+    """What a checkpoint has, by what becomes of it.
+
+    The pieces of each weight, which of these are buffers, the pieces of each box; and the names of
+    what stays behind, and of what was left out.
+    """
+
+    weights: dict[str, list[_Piece]]
+    buffers: set[str]
+    boxes: dict[str, dict[str, list[_Piece]]]
+    left: list[str]
+    without: list[str]
+
+
+def _sort(step: Step, patterns: Sequence[str]) -> _Sorted:
+    """Sort what a checkpoint has. Raises Refused for what can't be carried, unless it is named."""
+    found = _Sorted(defaultdict(list), set(), defaultdict(lambda: defaultdict(list)), [], [])
     for part in step.parts:
-        if part.valueless:
+        lost = {path for path in part.valueless if not _named(path, patterns)}
+        found.without.extend(path for path in part.valueless if path not in lost)
+        if lost:
             raise Refused(
-                f"{part.path} has tensors without plain values",
+                f"{part.path} has what can't be read as plain values, and would be lost",
                 verdict=Verdict.MISSING,
-                shards=list(part.valueless),
-                remedy="save them dense, resolved and on a device, or without them",
+                shards=sorted(lost),
+                remedy="save it dense, resolved and on a device; or leave it out by name "
+                "(--without NAME), and it is told in the run what was left out",
             )
+        found.left.extend(path for path in part.untold if not _named(path, patterns))
         for tensor in part.tensors:
             name = tensor.of or tensor.path
-            if tensor.role in (Role.PARAMETER, Role.BUFFER):
-                weights[name].append(_Piece(part.path, tensor))
-                buffers |= {name} if tensor.role is Role.BUFFER else set()
-            elif tensor.role in BOXES:
-                boxes[BOXES[tensor.role]][name].append(_Piece(part.path, tensor))
-    if not weights:
+            if tensor.path in part.valueless:
+                continue
+            if _named(tensor.path, patterns) or _named(name, patterns):
+                found.without.append(tensor.path)
+            elif tensor.role in (Role.PARAMETER, Role.BUFFER):
+                found.weights[name].append(_Piece(part.path, tensor))
+                found.buffers.update({name} if tensor.role is Role.BUFFER else ())
+            elif (box := _box(tensor)) is not None:
+                found.boxes[box][name].append(_Piece(part.path, tensor))
+            elif not tensor.path.startswith(RECORD):
+                found.left.append(tensor.path)
+    idle = [one for one in patterns if not any(_named(path, [one]) for path in found.without)]
+    if idle:
+        raise Refused(
+            f"nothing in it is called {', '.join(idle)}",
+            verdict=Verdict.MISSING,
+            remedy="names are as an audit and a refusal write them",
+        )
+    return found
+
+
+def _named(path: str, patterns: Sequence[str]) -> bool:
+    return any(path == one or fnmatchcase(path, one) for one in patterns)
+
+
+def _box(tensor: audited.Tensor) -> str | None:
+    """The box for a tensor of an optimizer; None for what is not known to be a parameter's."""
+    if tensor.role in BOXES:
+        return BOXES[tensor.role]
+    if not tensor.of:
+        return None
+    key = tensor.path.removesuffix(tensor.of).rstrip("/.").rpartition("/")[2].rpartition(".")[2]
+    return key if _KEY.fullmatch(key) else None
+
+
+def _state(found: _Sorted) -> dict[str, Any]:
+    """The state to be saved: a module of the weights, and boxes of what goes with them."""
+    if not found.weights:
         raise Refused(
             "no weights are known in it",
             verdict=Verdict.MISSING,
             remedy="its format says of none of its tensors that it is a weight",
         )
-    whole = {name: _whole(name, pieces) for name, pieces in weights.items()}
-    state: dict[str, Any] = {"model": _module(whole, buffers) if _bearable(whole) else whole}
-    for slot, tensors in boxes.items():
+    whole = {name: _whole(name, pieces) for name, pieces in found.weights.items()}
+    module = _module(whole, found.buffers) if _bearable(whole) else whole
+    state: dict[str, Any] = {"model": module}
+    for slot, tensors in found.boxes.items():
         state[slot] = {name: _whole(name, pieces) for name, pieces in tensors.items()}
     return state
 
@@ -276,22 +383,27 @@ def _module(tensors: Mapping[str, Tensor], buffers: set[str]) -> nn.Module:
     return root
 
 
-def _save(path: str, run: str, found: Found, step: Step, state: dict[str, Any]) -> Adopted:
+def _save(path: str, run: str, chosen: _Chosen, state: dict[str, Any], found: _Sorted) -> Adopted:
+    step, of, why = chosen
     number = step.number or 0
-    why = f"adopted from {found.format}, {step.path or path}: an audit found nothing against it"
-    began = Fork(LINEAGE, found.format, path, 0, number, why)
+    told = f"adopted from {of.format}, {step.path or path}: an audit found nothing against it"
+    began = Fork(LINEAGE, of.format, path, 0, number, told)
     index = Index(LINEAGE, 0, number, "")
-    mark([(state["model"], Origin(found.format, index, "model", History(LINEAGE, (began,))))])
+    mark([(state["model"], Origin(of.format, index, "model", History(LINEAGE, (began,))))])
+    left, without = tuple(dict.fromkeys(found.left)), tuple(dict.fromkeys(found.without))
+    if step.number is None:
+        why += f"; nothing says its step, so that it is {max(number, 1)} here"
+    extra = {"format": of.format, "path": path, "step": step.path, "why": why, "left": list(left),
+             "without": list(without)}  # fmt: skip
     with Checkpointer(run, state, rng=False) as checkpointer:
         checkpointer.restore()
-        told = {"format": found.format, "path": path, "step": step.path}
-        saved = checkpointer.save(max(number, 1), force=True, extra={"adopted": told})
+        saved = checkpointer.save(max(number, 1), force=True, extra={"adopted": extra})
         saved.converged()
         epoch = saved.epoch
     if epoch is None:
         raise Refused(f"nothing was saved: {saved.reason}", verdict=Verdict.MISSING)
     sizes = {name: sum(1 for _ in _tensors(part)) for name, part in state.items()}
-    return Adopted(found.format, step.path, epoch, sizes)
+    return Adopted(of.format, step.path, why, epoch, sizes, left, without)
 
 
 def _tensors(part: Any) -> Iterator[object]:

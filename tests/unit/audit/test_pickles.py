@@ -439,11 +439,14 @@ def test_lengths_that_lie_are_seen_before_anything_is_allocated() -> None:
         read(b"\x8e" + struct.pack("<Q", 1 << 62) + b"x.")
 
 
-SMALL = Limits(nbytes=10_000, opcodes=5000, memo=100, stack=200, nesting=20, text=300)
+SMALL = Limits(nbytes=10_000, room=400_000, opcodes=5000, memo=100, stack=200, nesting=20, text=300)
 BEYOND: dict[str, tuple[bytes, str]] = {
     "bytes": (b"C\xff" + bytes(255) + (b"0C\xff" + bytes(255)) * 40 + b".", "10,000 bytes"),
     "opcodes": (b"N0" * 3000 + b"N.", "5,000 opcodes"),
-    "sets": (b"\x8f0" * 900 + b"N.", "5,000 opcodes"),
+    "sets": (b"\x8f0" * 900 + b"N.", "400,000 bytes of memory"),
+    "dicts": (b"}0" * 1800 + b"N.", "400,000 bytes of memory"),
+    "items of sets": (b"\x8f" + (b"(" + b"K\1" * 100 + b"\x90") * 20 + b".", "400,000 bytes"),
+    "wide letters": ((b"X\x2c\1\0\0" + b"x" * 300 + b"0") * 300 + b"N.", "10,000 bytes|400,000"),
     "memo": (b"N" + b"\x94" * 101 + b".", "100 entries in its memo"),
     "stack": (b"N" * 201 + b".", "200 values on its stack"),
     "stack under marks": (b"N(" * 15 + b"N" * 190 + b".", "200 values on its stack"),

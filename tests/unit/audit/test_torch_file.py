@@ -63,7 +63,9 @@ def test_what_torch_saved_is_what_it_loads(
 def test_a_file_says_who_wrote_it(tmp_path: Path, reader: Reader) -> None:
     """Shows the facts of both formats."""
     facts = taken(reader, save(tmp_path / "new.pt", state())).facts
-    assert facts.keys() == {"version", "byteorder", "format_version", "serialization_id"}
+    about = {"version", "byteorder", "format_version", "serialization_id"}
+    assert facts.keys() == about | {"name"}
+    assert facts["name"] == "new"
     assert facts["byteorder"] == sys.byteorder
     assert taken(reader, save(tmp_path / "old.pt", state(), **OLD)).facts == {"byteorder": "little"}
 

@@ -105,3 +105,10 @@ def test_watching_tells_a_tear_once_it_is_still_there(tmp_path: Path) -> None:
         told.extend((looks, finding.code) for finding in watch(run, sleep=sleep))
     assert {code for _, code in told} == {Code.COUNTERS, Code.MASTER}
     assert {at for at, _ in told} == {10 + STILL}
+
+
+def test_more_memory_is_allowed_by_name() -> None:
+    """Whole GiB; nothing else is."""
+    assert command(GOLDEN / "torch/bare", "--memory", 3).exit_code == 0
+    for odd in ("0", "1.5", "-1", "x"):
+        assert command(GOLDEN / "torch/bare", "--memory", odd).exit_code == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from handfast.audit.finding import Code, Finding, Strength
@@ -50,14 +51,15 @@ def _twice(step: Step, read: Sequence[_Read]) -> Iterator[Finding]:
     for (clock, _), groups in told.items():
         group, more = groups[0], len(groups) - 1
         values = sorted({one.counter.value for one in group})
+        said = ", ".join(map(str, values[:SHOWN])) + (" ..." if len(values) > SHOWN else "")
         also = f" (and {more} other counters of these parts)" if more else ""
         yield Finding(
             Code.COUNTERS,
             step.strength(Strength.CERTAIN if group[0].counter.updates else Strength.STRONG),
             step.path,
-            f"one counter of the {clock} has the values {', '.join(map(str, values))}{also}: its "
-            "parts are of different steps",
-            tuple(one.part for one in group),
+            f"one counter of the {clock} has the values {said}{also}: its parts are of different "
+            "steps",
+            tuple(dict.fromkeys(one.part for one in group)),
             _shown(group),
         )
 
@@ -94,5 +96,6 @@ def _disagree(step: Step, heads: Sequence[_Read], what: str) -> Finding:
 def _shown(read: Sequence[_Read]) -> tuple[str, ...]:
     """One line a value, and then more of them, up to a few."""
     first = {one.counter.value: one for one in reversed(read)}
-    rest = [one for one in read if one not in first.values()]
-    return tuple(map(str, [*first.values(), *rest][:SHOWN]))
+    shown = list(islice(first.values(), SHOWN))
+    rest = (one for one in read if one not in shown)
+    return tuple(map(str, [*shown, *islice(rest, SHOWN - len(shown))]))

@@ -22,6 +22,9 @@ LEAST: Final = 64
 CHECKED: Final = ("CRC-32", "checksum", "hash")
 """How a problem says that bytes were held against what was written down of them."""
 
+BEYOND: Final = "not read: too many objects"
+"""How a problem says that there may be nothing wrong, but more than an audit reads."""
+
 TRAINED: Final = frozenset({Role.PARAMETER, Role.MASTER, Role.FIRST, Role.SECOND, Role.MOMENTUM})
 
 
@@ -40,20 +43,23 @@ def structure(step: Step, look: Look) -> Iterator[Finding]:
     for part in step.parts:
         if part.problem:
             code = Code.TRUNCATED if "ends there" in part.problem else Code.UNREADABLE
+            strength = Strength.STRONG if BEYOND in part.problem else Strength.CERTAIN
             says = f"{part.path} can't be read: {part.problem}"
-            yield Finding(code, Strength.CERTAIN, step.path, says, (part.path,))
-        bad: dict[Code, list[str]] = defaultdict(list)
+            yield Finding(code, strength, step.path, says, (part.path,))
+        bad: dict[Code, int] = defaultdict(int)
+        first: dict[Code, list[str]] = defaultdict(list)
         for tensor in part.tensors:
             if problem := look.at(tensor).problem:
                 code = Code.CORRUPT if any(w in problem for w in CHECKED) else Code.TRUNCATED
-                bad[code].append(f"{tensor.path}: {problem}")
-        for code, told in bad.items():
-            says = f"{len(told)} tensors of {part.path} can't be read"
+                bad[code] += 1
+                if len(first[code]) < SHOWN:
+                    first[code].append(f"{tensor.path}: {problem}")
+        for code, count in bad.items():
+            says = f"{count} tensors of {part.path} can't be read"
             if code is Code.CORRUPT:
-                says = f"{len(told)} tensors of {part.path} are not the bytes that were written"
-            yield Finding(
-                code, Strength.CERTAIN, step.path, says, (part.path,), tuple(told[:SHOWN])
-            )
+                says = f"{count} tensors of {part.path} are not the bytes that were written"
+            told = tuple(first[code])
+            yield Finding(code, Strength.CERTAIN, step.path, says, (part.path,), told)
 
 
 def step_of(found: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from types import ModuleType
@@ -86,6 +87,7 @@ def moments(step: Step, look: Look) -> Iterator[Finding]:
     if arithmetic is None:
         return
     told: dict[tuple[str, Strength], list[str]] = defaultdict(list)
+    counts = _counts(step)
     for part, first, second in _pairs(step, Role.FIRST, Role.SECOND):
         betas = part.betas.get(second.group)
         dtypes = {first.values.dtype, second.values.dtype}
@@ -94,7 +96,7 @@ def moments(step: Step, look: Look) -> Iterator[Finding]:
             continue
         if not all(0 <= beta < 1 for beta in betas):
             continue
-        steps = _count(part, second)
+        steps = counts.get((part.path, second.of), math.inf)
         bound = invariants.moments(*betas, steps, rounding)
         usual = invariants.moments(*USUAL, steps, rounding)
         far = FAR * max(bound.most, usual.most)
@@ -117,10 +119,14 @@ def moments(step: Step, look: Look) -> Iterator[Finding]:
         )
 
 
-def _count(part: Part, tensor: Tensor) -> float:
-    """How many updates a parameter's moments have seen, if the part says so."""
-    own = [c.value for c in part.counters if c.clock is Clock.PARAMETER and c.path == tensor.of]
-    return float(own[0]) if own and own[0] > 0 else float("inf")
+def _counts(step: Step) -> dict[tuple[str, str], float]:
+    """How many updates the moments of each parameter of each part have seen, where that is said."""
+    return {
+        (part.path, counter.path): counter.value
+        for part in step.parts
+        for counter in reversed(part.counters)
+        if counter.clock is Clock.PARAMETER and counter.value > 0
+    }
 
 
 def _over(

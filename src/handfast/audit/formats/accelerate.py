@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from handfast.audit.formats.fsdp import files_of_shards, read_shards, shards
-from handfast.audit.formats.names import joined, numbered, parent, runs
+from handfast.audit.formats.names import gaps, joined, numbered, parent, runs
 from handfast.audit.formats.parts import torch_part
 from handfast.audit.formats.weights import read_weights
 from handfast.audit.found import Counter, Found, Resume, Step
@@ -109,7 +109,7 @@ def _of(counter: Counter, name: str) -> Counter:
 def _absent(folder: str, here: Mapping[str, str], *, sharded: bool) -> Iterator[tuple[str, str]]:
     """What leaves a gap: in the numbers of ranks, or of models and what trains them."""
     ranks = {int(m[1]) for name in here if (m := _RANDOM.fullmatch(name))}
-    for rank in sorted(set(range(max(ranks, default=0))) - ranks):
+    for rank in gaps(ranks):
         yield joined(folder, f"random_states_{rank}.pkl"), f"rank {max(ranks)} has one"
     for kind in ("optimizer", "scheduler"):
         yield from _gaps(folder, kind, [m for n in here if (m := _STATE.fullmatch(n))])
@@ -119,6 +119,6 @@ def _absent(folder: str, here: Mapping[str, str], *, sharded: bool) -> Iterator[
 
 def _gaps(folder: str, kind: str, found: Sequence[re.Match[str]]) -> Iterator[tuple[str, str]]:
     numbers = {int(match[2] or 0) for match in found if match[1] == kind}
-    for number in sorted(set(range(max(numbers, default=0))) - numbers):
+    for number in gaps(numbers):
         name = f"{kind}_{number}.bin" if number else f"{kind}.bin"
         yield joined(folder, name), f"{kind}_{max(numbers)}.bin is there"

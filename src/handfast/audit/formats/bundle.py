@@ -35,6 +35,8 @@ DTYPES: Final[Mapping[int, str]] = {
 }  # fmt: skip
 """core/framework/types.proto, by torch's names."""
 
+SHARDS_MOST: Final = 99_999
+
 TEXT_MOST: Final = 1 << 26
 """Bytes of a text that are read at most: an object graph has some hundreds a variable."""
 
@@ -95,10 +97,10 @@ def read_bundle(place: Place, prefix: str) -> Bundle:
             shards = message.number(1)
         if not key and message.number(2):
             raise FormatError(f"{name}: numbers in big-endian order, which are not read here")
-    if not shards:
+    if not 0 < shards <= SHARDS_MOST:
         raise Damaged(
-            f"{name}: no header, so that nobody can say how many files of values there are. What "
-            "to do: take it from a copy"
+            f"{name}: no header, or one of {shards:,} files of values, which no name can number. "
+            "What to do: take it from a copy"
         )
     return Bundle(entries, slices, shards)
 

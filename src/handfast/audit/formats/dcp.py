@@ -29,7 +29,7 @@ from handfast.audit.formats.distcp import (
     read_index,
     read_value,
 )
-from handfast.audit.formats.names import joined, numbered, parent, runs
+from handfast.audit.formats.names import gaps, joined, numbered, parent, runs
 from handfast.audit.formats.states import Piece, Said, Split, read_state
 from handfast.audit.found import Clock, Counter, Found, Part, Resume, Step, Tensor
 from handfast.audit.place import Place
@@ -144,9 +144,9 @@ def _indices(here: Mapping[str, str]) -> tuple[list[str], list[tuple[str, str]]]
     each = sorted((int(m[1]), n) for n in here if (m := _RANKED.fullmatch(n)) and not m[2])
     if not each:
         return [name for name in (TEMPORARY,) if name in here], []
-    gaps = sorted(set(range(each[-1][0])) - {rank for rank, _ in each})
+    lost = gaps({rank for rank, _ in each})
     folder = parent(here[each[0][1]])
-    missing = [(joined(folder, f"__{n}.metadata"), "ranks behind it have an index") for n in gaps]
+    missing = [(joined(folder, f"__{n}.metadata"), "ranks behind it have an index") for n in lost]
     return [name for _, name in each], missing
 
 
@@ -199,21 +199,29 @@ def _read(
             except HandfastError as error:
                 problems.setdefault(path, str(error))
     leaves |= {name: Split(tuple(found)) for name, found in split.items()}
-    root: dict[Any, Any] = {}
+    root = _Branch()
     places: dict[str, str] = {}
     for name, leaf in leaves.items():
         at = index.paths.get(name, (name,))
         _put(root, at, leaf)
         places[reduce(child, at, "")] = where[name]
-    return read_state(_listed(root)), places
+    try:
+        return read_state(_listed(root), memory=place.reader.room), places
+    except HandfastError as error:
+        problems |= {path: problems.get(path, str(error)) for path in where.values()}
+        return Said(), places
 
 
-def _put(root: dict[Any, Any], at: Sequence[str | int], leaf: Any) -> None:
+class _Branch(dict[Any, Any]):
+    """A dict that was flattened; others are in values that were pickled whole."""
+
+
+def _put(root: _Branch, at: Sequence[str | int], leaf: Any) -> None:
     """Put a leaf where its path leads; what is there already stays, as no save has two."""
     node = root
     for key in at[:-1]:
-        inner = node.setdefault(key, {})
-        if type(inner) is not dict:
+        inner = node.setdefault(key, _Branch())
+        if type(inner) is not _Branch:
             root.setdefault(".".join(map(str, at)), leaf)
             return
         node = inner
@@ -222,7 +230,7 @@ def _put(root: dict[Any, Any], at: Sequence[str | int], leaf: Any) -> None:
 
 def _listed(node: Any) -> Any:
     """Dicts whose keys are numbers were lists."""
-    if type(node) is not dict:
+    if type(node) is not _Branch:
         return node
     made = {key: _listed(part) for key, part in node.items()}
     if made and all(type(key) is int for key in made):
@@ -234,18 +242,25 @@ def _deal(parts: Sequence[Part], said: Said, where: Mapping[str, str]) -> None:
     """Give each part the tensors and the counters that lie in its file."""
     tensors: dict[str, list[Tensor]] = defaultdict(list)
     counters: dict[str, list[Counter]] = defaultdict(list)
+    valueless: dict[str, list[str]] = defaultdict(list)
     for tensor in said.tensors:
-        if type(tensor.values) is Stored:
-            tensors[tensor.values.path].append(tensor)
+        own = tensor.values.path if type(tensor.values) is Stored else _home(tensor.path, where)
+        tensors[own].append(tensor)
     for path, counter in said.counters:
-        at = path
-        while at and at not in where:  # it stands in a value that was pickled whole
-            at = parent(at)
-        if at:
-            counters[where[at]].append(counter)
+        counters[_home(path, where)].append(counter)
+    for path in said.valueless:
+        valueless[_home(path, where)].append(path)
     for part in parts:
         part.tensors, part.counters = tensors[part.path], counters[part.path]
-        part.betas = said.betas
+        part.betas, part.valueless = said.betas, valueless[part.path]
+
+
+def _home(path: str, where: Mapping[str, str]) -> str:
+    """The file that a path's value lies in, which may have been pickled whole."""
+    at = path
+    while at and at not in where:
+        at = at[: max(at.rfind("/"), at.rfind("["), 0)]
+    return where.get(at, "")
 
 
 def _part(

@@ -28,8 +28,10 @@ from handfast.audit.formats.deepspeed_parts import (
     read_partition,
     stage_of,
 )
+from handfast.audit.formats.deepspeed_ranks import alike, padded, written
 from handfast.audit.formats.names import parent
-from handfast.audit.formats.parts import torch_part
+from handfast.audit.formats.parts import Read, torch_part, untold
+from handfast.audit.formats.zero import RANKS
 from handfast.audit.found import Clock, Counter, Found, Part, Resume, Step
 from handfast.audit.place import Place
 from handfast.errors import HandfastError
@@ -50,9 +52,6 @@ LATEST: Final = "latest"
 LATEST_UNIVERSAL: Final = "latest_universal"
 WORD: Final = 4096
 """Bytes of a tag's name at most."""
-RANKS: Final = 1 << 17
-"""Files that a step may lack: a size of the job that asks for more is none."""
-
 _LOADS: Final = (
     "load_checkpoint without a tag takes the one that `latest` names, on each rank by itself "
     "(DeepSpeed 0.19.8, runtime/engine.py, load_checkpoint)"
@@ -136,7 +135,7 @@ class _Job(NamedTuple):
 def _read_step(place: Place, folder: str) -> Step:
     """Read one tag's directory."""
     here = [path for path in place.within(folder) if path in place.files]
-    models, partitions, parts = _opened(place, here)
+    models, partitions, parts, reads = _opened(place, here)
     stage = stage_of(models, partitions)
     job = _job(models, partitions, stage)
     known = [model.part.path for model in models] + [one.part.path for one in partitions]
@@ -149,7 +148,13 @@ def _read_step(place: Place, folder: str) -> Step:
         fits = partition.part.path not in extra and partition.dp < max(job.dp, 1)
         share = shares.get(partition.mp) if fits else None
         findings += read_partition(partition, share, job.scaled)
+        findings += padded(partition, share)
+    findings += alike(partitions) if stage == 3 else ()
+    for path, file in reads.items():
+        findings += written(path, file.name, (_MODEL, _OPTIM))
     findings += _skipped(models, partitions, job)
+    for part in parts:
+        part.untold = untold(reads[part.path].said, part.tensors)
     if universal.inside(place, folder):
         read = universal.read(place, folder, models, job.scaled)
         parts += read.parts
@@ -172,9 +177,12 @@ def _read_step(place: Place, folder: str) -> Step:
     )
 
 
-def _opened(place: Place, here: Sequence[str]) -> tuple[list[Model], list[Partition], list[Part]]:
-    """The files of a tag: those that could be read, and all as parts."""
+def _opened(
+    place: Place, here: Sequence[str]
+) -> tuple[list[Model], list[Partition], list[Part], dict[str, Read]]:
+    """The files of a tag: those that could be read, all as parts, and each as it was read."""
     models, partitions, parts = [], [], []
+    reads: dict[str, Read] = {}
     for path in here:
         name = path.rpartition("/")[2]
         model, optim = _MODEL.fullmatch(name), _OPTIM.fullmatch(name)
@@ -183,6 +191,7 @@ def _opened(place: Place, here: Sequence[str]) -> tuple[list[Model], list[Partit
         read = torch_part(place, path, within=name)
         part, root = read.part, read.root
         parts.append(part)
+        reads[path] = read
         wanted = "module" if model else "optimizer_state_dict" if optim else None
         if wanted is None or root is None:
             continue
@@ -200,7 +209,7 @@ def _opened(place: Place, here: Sequence[str]) -> tuple[list[Model], list[Partit
             dp, mp = int(optim[2]), int(optim[3])
             part.rank = {"dp": dp, "mp": mp}
             partitions.append(Partition(part, root, dp, mp, bool(optim[1])))
-    return models, partitions, parts
+    return models, partitions, parts, reads
 
 
 def _job(models: Sequence[Model], partitions: Sequence[Partition], stage: int) -> _Job:

@@ -20,7 +20,7 @@ from handfast.audit.archive import Record
 from handfast.audit.extent import Extent
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats.parts import by_record, with_checksums
-from handfast.audit.formats.states import number, read_state
+from handfast.audit.formats.states import Said, number, read_state
 from handfast.audit.formats.zero import (
     ROLES,
     Shapes,
@@ -37,6 +37,7 @@ from handfast.audit.formats.zero import (
 )
 from handfast.audit.found import Clock, Counter, Part, Role, Tensor
 from handfast.audit.tree import Object, values
+from handfast.errors import HandfastError
 from handfast.store.objects import child
 
 __all__ = [
@@ -245,7 +246,7 @@ def read_model(model: Model, share: Share | None, scaled: bool) -> None:
     part.counters = list(_engine(model))
     tensors = list(_weights(model, share))
     if type(root.get("optimizer")) is dict:  # no ZeRO: the optimizer's state is here
-        said = read_state({"optimizer": root["optimizer"]}, within=f"mp rank {model.mp}")
+        said = _whole(model)
         tensors += with_checksums(said.tensors)
         part.betas = said.betas
         plain = "state" in root["optimizer"]  # one that is wrapped stepped once before it began
@@ -256,6 +257,15 @@ def read_model(model: Model, share: Share | None, scaled: bool) -> None:
             for _, counter in said.counters
         ]
     part.tensors = [*tensors, *_records(tensors)]
+
+
+def _whole(model: Model) -> Said:
+    """The state of an optimizer without ZeRO."""
+    try:
+        return read_state({"optimizer": model.root["optimizer"]}, within=f"mp rank {model.mp}")
+    except HandfastError as error:
+        model.part.problem = model.part.problem or f"{model.part.path}: {error}"
+        return Said()
 
 
 def _engine(model: Model) -> Iterator[Counter]:
@@ -372,11 +382,11 @@ def _misfit(partition: Partition, share: Share | None) -> Finding | None:
     expected = share.row(partition.dp)
     said = mapped(partition.state.get("param_slice_mappings"))
     if said is not None and share.stage < 3:
-        places = [
-            {p.name: (p.at, p.length) for p in expected if p.group == group}
-            for group in range(len(said))
-        ]
-        for group, (theirs, ours) in enumerate(zip(said, places, strict=True)):
+        places: dict[int, dict[str, tuple[int, int]]] = defaultdict(dict)
+        for place in expected:
+            places[place.group][place.name] = place.at, place.length
+        for group, theirs in enumerate(said):
+            ours = places.get(group, {})
             if theirs != ours:
                 what = sorted(theirs.keys() ^ ours.keys()) or [
                     name for name in theirs if theirs[name] != ours[name]

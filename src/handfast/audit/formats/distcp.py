@@ -19,6 +19,7 @@ from handfast.audit import pickles
 from handfast.audit.archive import MAGIC
 from handfast.audit.extent import Extent, Reader
 from handfast.audit.formats.parts import checked
+from handfast.audit.formats.states import sizes
 from handfast.audit.place import SMALL, Place
 from handfast.audit.torch_file import read_torch
 from handfast.audit.torch_tree import tree
@@ -36,8 +37,8 @@ __all__ = [
     "read_value",
 ]
 
-INDEX_MOST: Final = 1 << 30
-"""Bytes of an index that are read at most: some ten million items."""
+INDEX_MOST: Final = 1 << 29
+"""Bytes of an index that are read at most: some four million items."""
 
 NESTED: Final = 64
 """Keys of a path in the state at most."""
@@ -91,7 +92,8 @@ def read_index(place: Place, path: str) -> Index:
     """Read an index. Raises FormatError where it is none, Damaged where it was cut."""
     name = place.absolute(path)
     data = place.bytes(path, INDEX_MOST)
-    root = tree(pickles.read(data, name=name).value, name=name).root
+    limits = pickles.Limits(room=place.reader.room)
+    root = tree(pickles.read(data, limits=limits, name=name).value, name=name).root
     if type(root) is not Object or root.type != f"{_PLACE}metadata.Metadata":
         raise FormatError(f"{name}: a pickle, but not of DCP's Metadata. {_TO_DO}")
     fields = root.fields
@@ -120,9 +122,10 @@ def _is(about: Any, kind: str) -> bool:
 
 
 def _numbers(node: Any) -> tuple[int, ...]:
-    if type(node) in (tuple, list) and all(type(n) is int and n >= 0 for n in node):
-        return tuple(node)
-    raise _WrongError("a shape or an offset that is no row of numbers")
+    found = sizes(node)
+    if found is None:
+        raise _WrongError("a shape or an offset that is no row of numbers")
+    return found
 
 
 def _whole(about: Object) -> Whole:
@@ -175,7 +178,7 @@ class _Stretch(Reader):
     """Reads a stretch of one file as if it were a file of its own, whatever it is called."""
 
     def __init__(self, reader: Reader, path: str, start: int, nbytes: int) -> None:
-        super().__init__()
+        super().__init__(room=reader.room)
         self._under, self._path, self._start, self._nbytes = reader, path, start, nbytes
 
     def size(self, path: str) -> int:  # noqa: ARG002 - a reader is asked by paths; here is one

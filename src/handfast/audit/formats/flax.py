@@ -109,6 +109,7 @@ def _step(place: Place, path: str) -> Step:
         Tensor(".".join(at), sense.leaves[at].role, values, sense.leaves[at].of)
         for at, values in scan.arrays.items()
     ]
+    part.valueless = scan.passed
     counters = list(_counters(scan, sense))
     if step.number is not None:
         label = os.path.basename(path)
@@ -133,7 +134,8 @@ def _counters(scan: _Scan, sense: Meaning) -> Iterator[Counter]:
 class _Scan:
     """A file of msgpack that is gone through: ``arrays`` by their paths, and ``empty`` leaves.
 
-    Numbers by themselves are arrays without dimensions, where they lie. Values are passed over.
+    Numbers by themselves are arrays without dimensions, where they lie. Values are passed over; of
+    texts and of what is neither array nor number, no more is known than the paths: ``passed``.
     """
 
     def __init__(self, reader: Reader, path: str) -> None:
@@ -145,6 +147,7 @@ class _Scan:
         self._chunked: list[Path] = []
         self.arrays: dict[Path, Extent] = {}
         self.empty: list[Path] = []
+        self.passed: list[str] = []
 
     def root(self) -> None:
         """Go through it. Raises Damaged where it is cut, or is not what flax writes."""
@@ -176,9 +179,13 @@ class _Scan:
             kind, end = self._take(1)[0], self._at + size
             if kind in (ARRAY, SCALAR):
                 self._array(path)
+            else:
+                self.passed.append(".".join(path))
             self._go(end)
         else:
             size = self._length(tag)
+            if size:
+                self.passed.append(".".join(path))
             self._go(self._at + size)
 
     def _map(self, path: Path, depth: int, count: int) -> None:

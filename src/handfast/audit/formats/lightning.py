@@ -23,6 +23,7 @@ from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats import dcp
 from handfast.audit.formats.names import joined, parent
 from handfast.audit.formats.parts import Read, counting, torch_part
+from handfast.audit.formats.states import number
 from handfast.audit.found import Clock, Counter, Found, Part, Resume, Step
 from handfast.audit.place import Place
 
@@ -108,7 +109,7 @@ def _count(read: Read, path: str, parts: Sequence[Part], scaled: bool) -> int | 
         told = Counter(Clock.DIRECTORY, named, "step=N")
         read.part.counters = [*read.part.counters, told]
     root = read.root if type(read.root) is dict else {}
-    step = root.get("global_step")
+    step = number(root.get("global_step"))
     optimizers = [c for part in parts for c in part.counters if c.clock is Clock.OPTIMIZER]
     alone = len(optimizers) == 1 and _automatic(root) == step
     for part in parts:
@@ -120,7 +121,7 @@ def _count(read: Read, path: str, parts: Sequence[Part], scaled: bool) -> int | 
         ]
         if alone:
             counting(part, Clock.OPTIMIZER, skips=scaled)
-    return step if named is None and type(step) is int else named
+    return step if named is None else named
 
 
 def _automatic(root: Any) -> Any:

@@ -22,7 +22,7 @@ from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats import dcp
 from handfast.audit.formats.distcp import Index, read_index, read_value
 from handfast.audit.formats.megatron_ranks import arguments, counters, whole
-from handfast.audit.formats.parts import torch_part
+from handfast.audit.formats.parts import torch_part, untold
 from handfast.audit.formats.zero import ROLES, betas_of
 from handfast.audit.found import Clock, Counter, Part, Role, Step, Tensor
 from handfast.audit.place import Place
@@ -80,6 +80,7 @@ def read_step(place: Place, folder: str) -> tuple[Step, set[str]]:
     if f"{top}{COMMON}" in files:
         read = torch_part(place, f"{top}{COMMON}")
         read.part.tensors, read.part.counters, read.part.betas = (), (), {}
+        read.part.untold = untold(read.said, ())
         if type(read.root) is dict:
             common = read.root
             _fill(read.part, common)

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from handfast.audit.extent import Extent
-from handfast.audit.formats.parts import checked, torch_part
+from handfast.audit.formats.parts import checked, torch_part, untold
 from handfast.audit.formats.states import number
 from handfast.audit.formats.zero import ROLES, betas_of, dotted, flat
 from handfast.audit.found import Clock, Counter, Part, Role, Step, Tensor
@@ -93,6 +93,7 @@ def read_step(place: Place, folder: str) -> tuple[Step, set[str]]:
             if type(root) is dict and ("args" in root or "iteration" in root):
                 roots[_rank(match, root)] = root
                 _fill(part, root, _rank(match, root))
+                part.untold = untold(read.said, part.tensors)
             elif root is not None:
                 part.problem = part.problem or _foreign(place, part)
         if ROWS in there[name]:
@@ -205,7 +206,7 @@ def counters(root: Mapping[Any, Any]) -> Iterator[Counter]:
 def whole(node: Any) -> int | None:
     """A whole number: an integer, a float that is one, or a tensor that holds one."""
     if type(node) is float:
-        return int(node) if node.is_integer() else None
+        return number(int(node)) if node.is_integer() else None
     return number(node)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 from typing import Final
 
-__all__ = ["blank", "joined", "numbered", "parent", "ranked", "runs", "unranked"]
+__all__ = ["blank", "gaps", "joined", "numbered", "parent", "ranked", "runs", "stepped", "unranked"]
+
+GAPS: Final = 1 << 16
 
 _NUMBER: Final = re.compile(r"\d+")
 
@@ -39,6 +42,18 @@ def numbered(path: str) -> int | None:
     name = unranked(path)
     found = _STEP.findall(name) or _ALONE.findall(name)
     return int(found[-1]) if found and len(found[-1]) < 19 else None
+
+
+def stepped(path: str) -> bool:
+    """Whether a name says a step by a word for one."""
+    return _STEP.search(unranked(path)) is not None
+
+
+def gaps(there: Collection[int]) -> list[int]:
+    """The numbers below the greatest that are not there: the first ``GAPS`` of them."""
+    known = {*there}
+    lost = (number for number in range(max(known, default=0)) if number not in known)
+    return list(islice(lost, GAPS))
 
 
 def unranked(path: str) -> str:

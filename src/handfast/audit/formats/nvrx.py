@@ -22,12 +22,12 @@ from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats.megatron_dist import all_betas, counted, named
 from handfast.audit.formats.megatron_ranks import arguments, counters
 from handfast.audit.formats.names import parent
-from handfast.audit.formats.parts import checked, torch_part
-from handfast.audit.formats.states import read_state
+from handfast.audit.formats.parts import checked, torch_part, untold
+from handfast.audit.formats.states import LONGEST, beyond, read_state, sizes
 from handfast.audit.found import Clock, Counter, Found, Part, Resume, Role, Step, Tensor
 from handfast.audit.place import Place
-from handfast.audit.tree import Object, values
-from handfast.store.objects import child
+from handfast.audit.tree import DEEP, Object, inside, values
+from handfast.errors import HandfastError
 
 __all__ = ["find"]
 
@@ -159,16 +159,25 @@ def _part(place: Place, file: _File) -> Part:
             )
         return part
     part.counters = [Counter(Clock.DIRECTORY, file.iteration, "iter_N")]
+    try:
+        _state(part, root, f"rank {file.rank}")
+    except HandfastError as error:
+        part.problem = part.problem or f"{place.absolute(file.path)}: {error}"
+    part.untold = untold(read.said, part.tensors)
+    return part
+
+
+def _state(part: Part, root: Object, within: str) -> None:
+    """What a rank saved: a plain state, or Megatron's. Raises FormatError beyond what is read."""
     plain = root.fields.get("state_dict")
     if plain is not None:
-        said = read_state(plain, within=f"rank {file.rank}")
-        part.tensors, part.betas = said.tensors, said.betas
-        part.counters += [counter for _, counter in said.counters]
-        return part
+        said = read_state(plain, within=within)
+        part.tensors, part.betas, part.valueless = said.tensors, said.betas, said.valueless
+        part.counters = [*part.counters, *(counter for _, counter in said.counters)]
+        return
     common = root.fields.get("common")
     _common(part, common if type(common) is dict else {})
     _sharded(part, root.fields.get("sharded_state_dict"))
-    return part
 
 
 def _common(part: Part, common: Mapping[Any, Any]) -> None:
@@ -207,6 +216,8 @@ def _sharded(part: Part, root: Any) -> None:
             found = values(node.fields.get("data"))
             if found is not None:
                 tensors.append(_tensor(path, key, found, node))
+            elif node.fields.get("data") is not None:
+                part.valueless = [*part.valueless, path]
         elif key.endswith(".optimizer"):
             _stepped(part, node.fields.get("data"))
     part.tensors = tensors
@@ -214,7 +225,7 @@ def _sharded(part: Part, root: Any) -> None:
 
 def _tensor(path: str, key: str, found: Extent, node: Object) -> Tensor:
     """A sharded tensor. Padding between parameters is nobody's copy."""
-    offset, shape = _row(node.fields.get("global_offset")), _row(node.fields.get("global_shape"))
+    offset, shape = sizes(node.fields.get("global_offset")), sizes(node.fields.get("global_shape"))
     made = named(Tensor(key, Role.PARAMETER, checked(found), key, "", shape, offset))
     replica = "" if made.role is Role.OTHER or offset is None else f"{key} at {offset}"
     return msgspec.structs.replace(
@@ -222,23 +233,19 @@ def _tensor(path: str, key: str, found: Extent, node: Object) -> Tensor:
     )
 
 
-def _row(node: Any) -> tuple[int, ...] | None:
-    fits = type(node) in (tuple, list) and all(type(n) is int for n in node)
-    return tuple(node) if fits else None
-
-
 def _leaves(root: Any) -> Iterator[tuple[str, Object]]:
-    """The objects in dicts and lists, each once, with their paths."""
-    ahead: list[tuple[str, Any]] = [("", root)]
+    """The objects in dicts and lists, each once, with their paths; not those within objects."""
+    ahead = [iter([("", root)])]
     seen: set[int] = set()
     while ahead:
-        path, node = ahead.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if type(node) is Object:
-            yield path, node
-        elif type(node) is dict:
-            ahead.extend((child(path, key), part) for key, part in node.items())
-        elif type(node) in (list, tuple):
-            ahead.extend((child(path, at), part) for at, part in enumerate(node))
+        path, node = next(ahead[-1], ("", None))
+        if node is None:
+            ahead.pop()
+        elif type(node) in (Object, dict, list, tuple) and id(node) not in seen:
+            seen.add(id(node))
+            if type(node) is Object:
+                yield path, node
+            elif (parts := inside(path, node)) is not None:
+                ahead.append((where, part) for where, part in parts if part is not None)
+            if len(ahead) > DEEP or len(path) > LONGEST:
+                raise beyond(path, f"{DEEP:,} levels")

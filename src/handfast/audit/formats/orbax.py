@@ -229,6 +229,7 @@ def _items(place: Place, path: str, said: _About) -> dict[str, str]:
 def _other(place: Place, folder: str, kind: str) -> Part:
     """An item that is no tree: of JSON it is seen whether it is that."""
     part = Part(folder, nbytes=_size(place, folder), saved=_saved(place, folder))
+    part.valueless = () if kind == JSON else (folder,)
     files = [path for path in place.below(folder) if os.path.basename(path) != DONE]
     if not files:
         part.problem = (

@@ -203,8 +203,8 @@ class _Said:
             if type(state) is dict and kind.startswith("optimizer"):
                 self._optimizer(component, state)
             elif type(state) is dict and kind.startswith("scheduler"):
-                last = state.get("last_epoch")
-                if type(last) is int and "best" not in state:  # that one counts evaluations
+                last = number(state.get("last_epoch"))
+                if last is not None and "best" not in state:  # that one counts evaluations
                     path = f"{component}/last_epoch"
                     self.schedules.append(Counter(Clock.SCHEDULER, last, path, updates=False))
 

@@ -27,6 +27,7 @@ __all__ = [
     "counting",
     "safetensors_part",
     "torch_part",
+    "untold",
     "with_checksums",
 ]
 
@@ -54,11 +55,15 @@ def checked(values: Values) -> Values:
 
 
 class Read(NamedTuple):
-    """A file as a part; what was in it, None where it can't be read; and what that says."""
+    """A file as a part; what was in it, None where it can't be read; and what that says.
+
+    ``name`` is what the file was called when it was written, without its ending, if it knows.
+    """
 
     part: Part
     root: Any
     said: Said
+    name: str = ""
 
 
 def bare(place: Place, path: str) -> Part:
@@ -72,16 +77,30 @@ def torch_part(place: Place, path: str, *, within: str = "") -> Read:
     part = bare(place, path)
     try:
         file = read_torch(place.reader, place.absolute(path))
-        said = read_state(file.root, within=within)
+        said = read_state(file.root, within=within, memory=place.reader.room)
     except HandfastError as error:
-        part.problem = str(error)
+        name = place.absolute(path)
+        part.problem = str(error) if name in str(error) else f"{name}: {error}"
         return Read(part, None, Said())
     if file.damage:
         part.problem = str(file.damage[0])
     part.tensors = with_checksums(said.tensors)
     part.counters = [counter for _, counter in said.counters]
-    part.betas = said.betas
-    return Read(part, file.root, said)
+    part.betas, part.valueless = said.betas, said.valueless
+    return Read(part, file.root, said, file.facts.get("name", ""))
+
+
+def untold(said: Said, tensors: Iterable[Tensor]) -> list[str]:
+    """The paths of what a file has, by its bytes, and a format's own reading of it has not."""
+    told = {_source(tensor) for tensor in tensors}
+    some = (tensor for tensor in said.tensors if 0 not in tensor.values.shape)
+    return [tensor.path for tensor in some if _source(tensor) not in told]
+
+
+def _source(tensor: Tensor) -> int:
+    """Where a tensor's bytes lie, as a number: tied ones and pieces of one share it."""
+    values = tensor.values.extent if type(tensor.values) is Checked else tensor.values
+    return id(values.source) if type(values) is Extent else 0
 
 
 def with_checksums(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -97,7 +116,7 @@ def safetensors_part(place: Place, path: str) -> Part:
     except HandfastError as error:
         part.problem = str(error)
         return part
-    part.problem = file.problem
+    part.problem, part.valueless = file.problem, file.packed
     part.tensors = [
         Tensor(name, buffer_or_parameter(name, values.dtype), values, name)
         for name, values in file.tensors.items()

@@ -64,12 +64,13 @@ class Safetensors(msgspec.Struct, frozen=True):
     """What a header says: tensors by their names, and what was added in ``__metadata__``.
 
     ``problem`` is what is wrong between header and bytes: each tensor that it concerns says so
-    again when it is read.
+    again when it is read. ``packed`` are those whose elements share bytes, which stand as bytes.
     """
 
     tensors: Mapping[str, Extent]
     metadata: Mapping[str, str]
     problem: str
+    packed: tuple[str, ...] = ()
 
 
 def read_safetensors(place: Place, path: str) -> Safetensors:
@@ -119,7 +120,8 @@ def read_safetensors(place: Place, path: str) -> Safetensors:
             f"{name}: byte {start + end:,}: {size - start - end:,} bytes follow that no tensor of "
             f"the header has, which safetensors refuses. {_COPY}"
         )
-    return Safetensors({key: tensors[key] for key in entries}, metadata, problem)
+    packed = tuple(key for key, entry in entries.items() if entry.dtype in _PACKED)
+    return Safetensors({key: tensors[key] for key in entries}, metadata, problem, packed)
 
 
 def _extent(source: Range, entry: _Entry, wrong: list[str], key: str) -> Extent:

@@ -15,20 +15,25 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from handfast.audit.extent import DIMENSIONS, Extent
 from handfast.audit.found import Clock, Counter, Role, Tensor, Values
-from handfast.audit.tree import Object, values
-from handfast.errors import HandfastError
+from handfast.audit.room import MEMORY
+from handfast.audit.tree import DEEP, Object, inside, values
+from handfast.errors import FormatError, HandfastError
 from handfast.store.objects import child
 
 __all__ = [
     "COUNTS",
+    "LONGEST",
     "Piece",
     "Said",
     "Split",
+    "beyond",
     "buffer_or_parameter",
     "number",
     "pieces",
     "read_state",
+    "sizes",
 ]
 
 COUNTS: Final = (
@@ -64,6 +69,12 @@ _ASIDE: Final = frozenset({"callbacks", "metrics", "rng", "rng_state", "dataload
 _VALUELESS: Final = frozenset({"torch.Tensor", "torch.nested"})
 """What a tensor is read as whose values are not just stored (:mod:`handfast.audit.torch_tree`)."""
 
+LONGEST: Final = 4096
+"""Characters of a path at most."""
+
+EACH: Final = 1024
+"""Bytes of memory that a tensor or a count takes, beside its names, and what is seen of it."""
+
 _SCALER: Final = {"scale", "growth_factor", "backoff_factor", "growth_interval"}
 _CYCLED: Final = {"base_momentum", "max_momentum"}  # by OneCycleLR and CyclicLR, which move betas
 _FLAT: Final = re.compile(r"(state|param_groups)\.(.+)\.([^.]+)")
@@ -89,7 +100,7 @@ class Said(msgspec.Struct):
 
     ``world`` is the size of the job, where a sharded tensor says it (else 0). ``scaled``: a loss
     scaler's state is there; ``named``: an optimizer's state goes by the names of its parameters.
-    ``valueless`` are the paths of tensors without plain values, outside of an optimizer's state.
+    ``valueless`` are the paths of tensors without plain values.
     """
 
     tensors: list[Tensor] = []
@@ -101,20 +112,34 @@ class Said(msgspec.Struct):
     valueless: list[str] = []
 
 
-def read_state(root: Any, *, within: str = "") -> Said:
+def read_state(root: Any, *, within: str = "", memory: int = MEMORY) -> Said:
     """Read a tree. ``within`` names what the counts of unnamed parameters are of, such as a rank.
 
-    Nothing that it counts is marked as a count of updates: whether it is one, a format knows.
+    Nothing that it counts is marked as a count of updates: whether it is one, a format knows. Of
+    the ``memory`` that a tree may take half goes for what is said of it.
+    Raises FormatError for a tree that is too deep, or says more than is read.
     """
-    reading = _Reading(within)
-    ahead: list[tuple[str, Any]] = [("", root)]
+    reading = _Reading(within, memory // 2)
+    ahead: list[Iterator[tuple[str, Any]]] = [iter([("", root)])]
     seen: set[int] = set()
     while ahead:
-        path, node = ahead.pop()
-        if id(node) not in seen:
-            seen.add(id(node))
-            ahead.extend(reversed(list(reading.enter(path, node))))
+        found = next(ahead[-1], None)
+        if found is None:
+            ahead.pop()
+        elif id(found[1]) not in seen:
+            if len(ahead) > DEEP or len(found[0]) > LONGEST:
+                raise beyond(found[0], f"{DEEP:,} levels, or names of {LONGEST:,} characters")
+            seen.add(id(found[1]))
+            ahead.append(reading.enter(*found))
     return reading.done()
+
+
+def beyond(path: str, what: str) -> FormatError:
+    """The error of a tree that has more than is read."""
+    return FormatError(
+        f"{path:.200}: not read: too many objects: more than {what}. What to do: if you trust its "
+        "writer, allow more (--memory), or save less structure"
+    )
 
 
 def pieces(node: Any) -> tuple[Piece, ...]:
@@ -129,8 +154,7 @@ def pieces(node: Any) -> tuple[Piece, ...]:
         if node.type.endswith("sharded_tensor.api.ShardedTensor"):
             return tuple(_shards(node))
         local = values(node)
-        shape = node.fields.get("shape")
-        whole = shape if type(shape) is tuple and "_local_tensor" in node.fields else None
+        whole = sizes(node.fields.get("shape")) if "_local_tensor" in node.fields else None
         return () if local is None else (Piece(local, whole),)
     found = values(node)
     return () if found is None else (Piece(found),)
@@ -156,32 +180,43 @@ def number(node: Any) -> int | None:
     return number(int(value)) if value is not None and value == value // 1 else None
 
 
+def sizes(node: Any) -> tuple[int, ...] | None:
+    """A shape or an offset: a tuple or a list of whole numbers of 63 bits; None for all else."""
+    fits = type(node) in (tuple, list) and len(node) <= DIMENSIONS
+    fits = fits and all(type(size) is int and 0 <= size < 1 << 63 for size in node)
+    return tuple(node) if fits else None
+
+
 def _shards(sharded: Object) -> Iterator[Piece]:
     """The pieces of a ShardedTensor that its rank has, each at its place."""
-    whole, shards = sharded.fields.get("shape"), sharded.fields.get("_local_shards")
+    whole, shards = sizes(sharded.fields.get("shape")), sharded.fields.get("_local_shards")
     for shard in shards if type(shards) is list else ():
         fields = shard.fields if type(shard) is Object else {}
         local, about = values(fields.get("tensor")), fields.get("metadata")
         at = about.fields.get("shard_offsets") if type(about) is Object else None
         if local is not None:
-            offset = tuple(at) if isinstance(at, list | tuple) else None
-            yield Piece(local, whole if type(whole) is tuple else None, offset)
+            yield Piece(local, whole, sizes(at))
 
 
 class _Reading:
     """A tree that is being read: modules' states wait for its end, when it is known how many."""
 
-    def __init__(self, within: str) -> None:
+    def __init__(self, within: str, room: int) -> None:
         self.said = Said()
         self._within = within
+        self._room = self._most = room
+        self._unknowns: set[int] = set()
         self._modules: list[tuple[str, list[tuple[str, Role, Any]]]] = []
 
     def enter(self, path: str, node: Any) -> Iterator[tuple[str, Any]]:
         """Read what a node is, and give the nodes in it that are still to be read."""
-        if type(node) is Object:
+        if pieces(node):  # it stands in no dict, so that nothing says whose it is
+            self._add(path, Role.OTHER, node)
+        elif type(node) is Object:
             yield from self._object(path, node)
         elif type(node) in (list, tuple):
-            yield from ((child(path, at), part) for at, part in enumerate(node))
+            parts = ((at, part) for at, part in enumerate(node) if type(part) in _TOLD and part)
+            yield from ((child(path, at), part) for at, part in parts)
         elif type(node) is dict:
             yield from self._dict(path, node)
 
@@ -204,7 +239,7 @@ class _Reading:
         if node.keys() >= _SCALER:
             self.said.scaled = True
             return
-        if "last_epoch" in node:
+        if "last_epoch" in node and not any(map(_by_names, node.values())):
             self._scheduler(path, node)
             return
         inner = {key: part for key, part in node.items() if type(part) in _BOXES and part}
@@ -217,8 +252,7 @@ class _Reading:
         for key, part in node.items():
             if key in COUNTS and (value := number(part)) is not None:
                 at = child(path, key)
-                counter = Counter(Clock.TRAINER, value, at, updates=False)
-                self.said.counters.append((at, counter))
+                self._count(at, Counter(Clock.TRAINER, value, at, updates=False))
         objects = {k: part for k, part in node.items() if type(part) is Object and not pieces(part)}
         yield from ((child(path, key), part) for key, part in (inner | objects).items())
 
@@ -240,15 +274,32 @@ class _Reading:
     def _object(self, path: str, node: Object) -> Iterator[tuple[str, Any]]:
         fields = node.fields
         if "_parameters" in fields and "_modules" in fields:
-            self._modules.append((path, list(_whole_module(node))))
+            self._modules.append((path, list(self._whole_module(path, node))))
         elif node.type.endswith("sharded_tensor.api.ShardedTensor"):
             self._world(node)
-        elif node.type in _VALUELESS or node.type.startswith("torch.sparse_"):
-            self.said.valueless.append(path)
+        elif _is_valueless(node):
+            self._add(path, Role.OTHER, node)
         else:
             parts = dict(fields) if not node.pairs else {**fields, **node.pairs}
             if _optimizer(parts) is not None or "last_epoch" in parts:
                 yield from self._dict(path, parts)
+            else:
+                self._unknown(path, node)
+
+    def _unknown(self, path: str, node: Any) -> None:
+        """The tensors in an object whose class has a meaning for them that is not known."""
+        ahead = [iter([(path, node)])]
+        while ahead:
+            at, part = next(ahead[-1], (path, None))
+            if part is None:
+                ahead.pop()
+            elif type(part) is Extent or _is_valueless(part):
+                self._add(at, Role.OTHER, part)
+            elif id(part) not in self._unknowns and (parts := inside(at, part)) is not None:
+                self._unknowns.add(id(part))
+                ahead.append(((where, one) for where, one in parts if type(one) in _TOLD))
+            if len(ahead) > DEEP:
+                raise beyond(at, f"{DEEP:,} levels")
 
     def _world(self, sharded: Object) -> None:
         """The job's size, as a ShardedTensor has it (api.py, ``ProcessGroupState``)."""
@@ -262,7 +313,7 @@ class _Reading:
         last = number(node["last_epoch"])
         if last is not None and "best" not in node:
             at = child(path, "last_epoch")
-            self.said.counters.append((at, Counter(Clock.SCHEDULER, last, at, updates=False)))
+            self._count(at, Counter(Clock.SCHEDULER, last, at, updates=False))
 
     def _read_optimizer(
         self, path: str, state: Mapping[Any, Any], groups: Sequence[Any], flat: bool
@@ -290,23 +341,57 @@ class _Reading:
                     self._add(where, _moment(field, part), node, of, label)
                 elif (step := number(node)) is not None:
                     steps.append((step, where))
-                    counter = Counter(Clock.PARAMETER, step, of, updates=False)
-                    self.said.counters.append((where, counter))
+                    self._count(where, Counter(Clock.PARAMETER, step, of, updates=False))
         if steps:
             step, where = max(steps)
             what = f"{path}: the greatest step" if path else "the greatest step"
-            self.said.counters.append((where, Counter(Clock.OPTIMIZER, step, what, updates=False)))
+            self._count(where, Counter(Clock.OPTIMIZER, step, what, updates=False))
+
+    def _whole_module(self, path: str, module: Object) -> Iterator[tuple[str, Role, Any]]:
+        """The parameters and buffers of a pickled module, by their names; a tied one once."""
+        ahead: list[tuple[str, Any]] = [("", module)]
+        seen: set[int] = set()
+        while ahead:
+            name, node = ahead.pop()
+            if id(node) in seen or type(node) is not Object:
+                continue
+            seen.add(id(node))
+            self._take(path, name)
+            for box, role in (("_parameters", Role.PARAMETER), ("_buffers", Role.BUFFER)):
+                for key, part in _plain(node.fields.get(box)):
+                    if pieces(part) or _is_valueless(part):
+                        yield f"{name}{key}", role, part
+            inner = [(f"{name}{key}.", part) for key, part in _plain(node.fields.get("_modules"))]
+            ahead.extend(reversed(inner))
 
     def _add(self, path: str, role: Role, node: Any, of: str = "", group: str = "") -> None:
         if type(node) is Object and node.type.endswith("sharded_tensor.api.ShardedTensor"):
             self._world(node)
+        if _is_valueless(node):
+            self._take(path)
+            self.said.valueless.append(path)
         for piece in pieces(node):
+            self._take(path, of)
             self.said.tensors.append(
                 Tensor(path, role, piece.values, of, group, piece.whole, piece.offset)
             )
 
+    def _count(self, path: str, counter: Counter) -> None:
+        self._take(path, counter.path)
+        self.said.counters.append((path, counter))
+
+    def _take(self, *texts: str) -> None:
+        """Take the room of one thing more that is said, with the texts in it."""
+        self._room -= EACH + sum(map(len, texts))
+        if self._room < 0 or max(map(len, texts)) > LONGEST:
+            most = self._most // EACH
+            what = f"{most:,} tensors and counts, or names of {LONGEST:,} characters"
+            raise beyond(texts[0], what)
+
 
 _BOXES: Final = frozenset({dict, list, tuple})
+_ENTERED: Final = _BOXES | {Object}
+_TOLD: Final = _ENTERED | {Extent, Split}
 
 
 def _optimizer(node: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], Sequence[Any], bool] | None:
@@ -367,21 +452,17 @@ def buffer_or_parameter(name: str, dtype: str) -> Role:
     return Role.BUFFER if whole or _BUFFERS.fullmatch(last) else Role.PARAMETER
 
 
-def _whole_module(module: Object) -> Iterator[tuple[str, Role, Any]]:
-    """The parameters and buffers of a pickled module, by their names; a tied one once."""
-    ahead: list[tuple[str, Any]] = [("", module)]
-    seen: set[int] = set()
-    while ahead:
-        name, node = ahead.pop()
-        if id(node) in seen or type(node) is not Object:
-            continue
-        seen.add(id(node))
-        for box, role in (("_parameters", Role.PARAMETER), ("_buffers", Role.BUFFER)):
-            for key, part in _plain(node.fields.get(box)):
-                if pieces(part):
-                    yield f"{name}{key}", role, part
-        inner = [(f"{name}{key}.", part) for key, part in _plain(node.fields.get("_modules"))]
-        ahead.extend(reversed(inner))
+def _is_valueless(node: Any) -> bool:
+    """Whether a node is a tensor whose values are not just stored."""
+    known = type(node) is Object and (
+        node.type in _VALUELESS or node.type.startswith("torch.sparse_")
+    )
+    return known and not pieces(node)
+
+
+def _by_names(node: Any) -> bool:
+    """Whether a node is a dict by names: a scheduler's own state has none, a training's has."""
+    return type(node) is dict and any(type(key) is str for key in node)
 
 
 def _plain(box: Any) -> list[tuple[str, Any]]:

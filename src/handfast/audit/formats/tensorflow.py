@@ -232,8 +232,10 @@ def _parts(place: Place, prefix: str, bundle: Bundle, graph: Graph) -> Iterator[
     tensors: Mapping[int, list[Tensor]] = defaultdict(list)
     counters: Mapping[int, list[Counter]] = defaultdict(list)
     problem = ""
+    texts: Mapping[int, list[str]] = defaultdict(list)
     for name, entry in bundle.entries.items():
         if entry.dtype == TEXT:
+            texts[entry.shard] += [name.removesuffix(VALUE)] * (name != GRAPH)
             continue
         leaf = graph.leaves.get(name, Leaf(Role.OTHER, ""))
         label = name.removesuffix(VALUE)
@@ -256,6 +258,8 @@ def _parts(place: Place, prefix: str, bundle: Bundle, graph: Graph) -> Iterator[
         if path in place.files:
             size, saved = place.files[path]
             rank = {"file": shard} if bundle.shards > 1 else {}
-            yield Part(path, rank, size, saved, tensors[shard], counters[shard])
+            made = Part(path, rank, size, saved, tensors[shard], counters[shard])
+            made.valueless = texts[shard]
+            yield made
     if problem:
         yield Part(prefix + INDEX, problem=problem)

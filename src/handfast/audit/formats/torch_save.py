@@ -1,6 +1,7 @@
 """Files of ``torch.save`` that no other format knows, one or one a rank; and full state dicts.
 
-What is in them is for whoever wrote them to say: names give ranks and steps, keys the rest. So no
+What is in them is for whoever wrote them to say: names give ranks and steps, and which files are of
+one step (:mod:`handfast.audit.formats.series`), keys the rest. So no
 count of theirs is one of updates for certain, no resume is known, and what names and keys are
 taken to mean makes hints: "rank16" may be LoRA's. A file whose optimizer's
 state goes by parameters' names is a *full state dict*, as FSDP gathers it for one rank to write
@@ -18,8 +19,9 @@ from typing import Final
 
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats import states
-from handfast.audit.formats.names import blank, numbered, parent, ranked, unranked
+from handfast.audit.formats.names import numbered, parent, ranked, unranked
 from handfast.audit.formats.parts import Read, torch_part
+from handfast.audit.formats.series import Files, apart, lacking, own_counts, series
 from handfast.audit.found import Clock, Found, Part, Step
 from handfast.audit.place import Place
 from handfast.audit.torch_file import Kind, recognise
@@ -52,8 +54,8 @@ def find(place: Place) -> Iterator[Found]:
     for path in place.files:
         if path not in left and _is_ours(place, path):
             units[parent(path), unranked(path)].append(path)
-    for root, steps in _runs(units).items():
-        files = [path for paths in steps for path in paths]
+    for root, steps in series(units).items():
+        files = [path for step in steps for paths in step.values() for path in paths]
         if all(_is_foreign(place, path) for path in files):
             told = [_foreign(path) for path in files]
             yield Found("torch.save", root[0], files=frozenset(files), findings=told)
@@ -84,28 +86,18 @@ def _foreign(path: str) -> Finding:
     return Finding(Code.UNREADABLE, Strength.HINT, path, says, (path,))
 
 
-def _runs(units: dict[tuple[str, str], list[str]]) -> dict[tuple[str, str, str], list[list[str]]]:
-    """Steps that differ by numbers only, in their files' names or else in their directories'."""
-    found: dict[tuple[str, str, str], list[list[str]]] = defaultdict(list)
-    for (folder, name), paths in units.items():
-        if numbered(name) is not None:
-            found[folder, "", blank(name)].append(paths)
-        elif folder and numbered(folder) is not None:
-            found[parent(folder), blank(folder), name].append(paths)
-        else:
-            found[folder, folder, name].append(paths)
-    return found
-
-
-def _found(place: Place, root: str, steps: Sequence[Sequence[str]], left: Sequence[str]) -> Found:
-    made = [_step(place, paths) for paths in steps]
-    made.sort(key=lambda pair: (pair[0].number or 0, pair[0].path))
-    full = all(named and len(step.parts) == 1 for step, named in made)
-    files = frozenset(path for paths in steps for path in paths)
-    mine = [path for path in left if any(path.startswith(file) for file in files)]
-    findings = [_left_over(path) for path in mine]
+def _found(place: Place, root: str, steps: Sequence[Files], left: Sequence[str]) -> Found:
+    made = [(*_step(place, files), files) for files in steps]
+    made.sort(key=lambda one: (one[0].number or 0, one[0].path))
+    full = all(named and len(step.parts) == 1 for step, named, _ in made)
+    mine = [step for step, _, _ in made]
+    for step, finding in (*lacking([(step, own) for step, _, own in made]), *apart(mine)):
+        step.findings = [*step.findings, finding]
+    files = frozenset(path for step in steps for paths in step.values() for path in paths)
+    after = [path for path in left if any(path.startswith(file) for file in files)]
+    findings = [_left_over(path) for path in after]
     name = "FSDP full state dict" if full else "torch.save"
-    return Found(name, root, [step for step, _ in made], (), files | {*mine}, findings)
+    return Found(name, root, mine, (), files | {*after}, findings)
 
 
 def _left_over(path: str) -> Finding:
@@ -113,29 +105,42 @@ def _left_over(path: str) -> Finding:
     return Finding(Code.LEFTOVER, Strength.HINT, path, says, (path,))
 
 
-def _step(place: Place, paths: Sequence[str]) -> tuple[Step, bool]:
+def _step(place: Place, files: Files) -> tuple[Step, bool]:
     """The files of one step, a rank each; and whether its optimizer goes by names."""
-    reads: list[Read] = []
-    several = len(paths) > 1
-    worlds: set[int] = set()
-    for path in paths:
-        rank = ranked(path)
-        read = torch_part(place, path, within=f"rank {rank[0]}" if rank and several else "")
-        _facts(read, rank)
-        read.part.valueless = read.said.valueless
-        worlds |= {rank[1]} if rank and rank[1] else set()
-        worlds |= {size for size in read.part.facts.values() if type(size) is int}
-        reads.append(read)
-    folder = parent(paths[0])
+    paths = [path for own in files.values() for path in own]
+    path = paths[0] if len(paths) == 1 else parent(paths[0]) or paths[0]
     number = numbered(paths[0])
-    path = paths[0] if not several else folder or paths[0]
-    if number is None and folder:
-        number = numbered(folder)
-    parts = [read.part for read in reads]
-    step = Step(path, number, parts, guessed=True)
-    step.scaled = any(read.said.scaled for read in reads)
-    step.findings = [*_missing(path, paths, worlds), *_name_against(step, reads)]
-    return step, any(read.said.named and read.said.counters for read in reads)
+    if number is None and parent(paths[0]):
+        number = numbered(parent(paths[0]))
+    step = Step(path, number, guessed=True)
+    parts, findings, full = [], [], False
+    for name, own in files.items():
+        member = name if len(files) > 1 else ""
+        reads = [_read(place, one, member, several=len(own) > 1) for one in own]
+        worlds = {size for size in map(_world, own, reads) if size}
+        parts += [read.part for read in reads]
+        step.scaled = step.scaled or any(read.said.scaled for read in reads)
+        full = full or any(read.said.named and read.said.counters for read in reads)
+        findings += [*_missing(path, own, worlds), *_name_against(step, reads)]
+    step.parts, step.findings = parts, findings
+    return step, full
+
+
+def _read(place: Place, path: str, member: str, *, several: bool) -> Read:
+    """One file; what it counts is its member's own, and its rank's."""
+    rank = ranked(path)
+    within = " ".join(filter(None, (member, f"rank {rank[0]}" if rank and several else "")))
+    read = torch_part(place, path, within=within)
+    _facts(read, rank)
+    if member:
+        read.part.counters = own_counts(member, read.part.counters)
+    return read._replace(root=None)  # of all files of a run it would be too much
+
+
+def _world(path: str, read: Read) -> int:
+    """How many ranks there are, by a file's name or what is in it."""
+    rank = ranked(path)
+    return rank[1] if rank and rank[1] else int(read.part.facts.get("the world's size", 0))
 
 
 def _facts(read: Read, rank: tuple[int, int] | None) -> None:

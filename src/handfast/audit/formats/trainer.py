@@ -16,8 +16,9 @@ import msgspec
 
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats.fsdp import files_of_shards, read_shards, shards
-from handfast.audit.formats.names import joined, parent
+from handfast.audit.formats.names import gaps, joined, parent
 from handfast.audit.formats.parts import bare, counting, torch_part
+from handfast.audit.formats.states import number as whole
 from handfast.audit.formats.weights import read_weights
 from handfast.audit.found import Clock, Counter, Found, Part, Resume, Step
 from handfast.audit.place import Place
@@ -33,7 +34,8 @@ _WEIGHTS: Final = re.compile(
 STATE: Final = "trainer_state.json"
 ARGUMENTS: Final = "training_args.bin"
 _STATES: Final = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt")
-_MARKS: Final = frozenset({STATE, ARGUMENTS, "optimizer.pt", "scheduler.pt"})
+_MARKS: Final = frozenset({STATE, ARGUMENTS})
+"""Files of nothing but a Trainer: an ``optimizer.pt`` in a ``checkpoint-N`` is anybody's."""
 
 _COMMIT: Final = "trainer_state.json, which is written last"
 _RULE: Final = (
@@ -43,19 +45,37 @@ _RULE: Final = (
 
 
 def find(place: Place) -> Iterator[Found]:
-    """Yield each output directory that has checkpoint-N directories of a Trainer's files."""
+    """Yield each output directory that has checkpoint-N directories of a Trainer's files.
+
+    One that is looked at by itself is its own.
+    """
     outputs: dict[str, list[str]] = defaultdict(list)
     for folder in place.folders:
-        if _FOLDER.fullmatch(folder.rpartition("/")[2]):
+        if _named(place, folder):
             outputs[parent(folder)].append(folder)
     for root, folders in outputs.items():
-        names = {path.rpartition("/")[2] for folder in folders for path in place.within(folder)}
-        if names & _MARKS or any(map(_RNG.fullmatch, names)):
+        inside = [{path.rpartition("/")[2] for path in place.within(folder)} for folder in folders]
+        if any(map(_is_trainers, inside)):
             yield _found(place, root, folders)
 
 
+def _named(place: Place, folder: str) -> re.Match[str] | None:
+    """What a directory's name says; of the place itself, if it is looked at alone."""
+    return _FOLDER.fullmatch((folder or place.root).rpartition("/")[2])
+
+
+def _is_trainers(names: set[str]) -> bool:
+    """Whether a Trainer wrote a directory, by the names in it.
+
+    Of a save that was killed there may be no more than what it writes first: weights by Hugging
+    Face's names, and states by the Trainer's.
+    """
+    states = {"optimizer.pt", "scheduler.pt"} <= names or any(map(_RNG.fullmatch, names))
+    return bool(names & _MARKS) or (states and any(map(_WEIGHTS.fullmatch, names)))
+
+
 def _found(place: Place, root: str, folders: Sequence[str]) -> Found:
-    numbers = {folder: _FOLDER.fullmatch(folder.rpartition("/")[2]) for folder in folders}
+    numbers = {folder: _named(place, folder) for folder in folders}
     named = sorted((int(m[2]), folder) for folder, m in numbers.items() if m and not m[1])
     steps = [_step(place, folder, number) for number, folder in named]
     left = [folder for folder, match in numbers.items() if match and match[1]]
@@ -63,8 +83,9 @@ def _found(place: Place, root: str, folders: Sequence[str]) -> Found:
     files = {path for _, folder in named for path in place.within(folder) if _ours(place, path)}
     files |= {path for folder in left for path in place.below(folder)}
     files |= {path for _, folder in named for path in files_of_shards(place, folder)}
-    findings += _best(place, root, named)
-    resume = [Resume("all ranks", steps[-1].path, _RULE)] if steps else []
+    alone = folders == [""]
+    findings += () if alone else _best(place, root, named)
+    resume = [Resume("all ranks", steps[-1].path, _RULE)] if steps and not alone else []
     return Found("Hugging Face Trainer", root, steps, resume, frozenset(files), findings)
 
 
@@ -124,8 +145,8 @@ def _state(place: Place, number: int, here: Mapping[str, str]) -> Iterator[Part]
     except (HandfastError, *UNREADABLE) as error:
         part.problem = f"{place.absolute(here[STATE])}: no state of a trainer: {error}"
     else:
-        steps = state.get("global_step")
-        if type(steps) is int:
+        steps = whole(state.get("global_step"))
+        if steps is not None:
             part.counters = [*part.counters, Counter(Clock.TRAINER, steps, "global_step")]
     yield part
 
@@ -147,7 +168,7 @@ def _absent(folder: str, here: Mapping[str, str], *, sharded: bool) -> Iterator[
             yield joined(folder, "scheduler.pt"), f"{why}; a resume goes on with a fresh optimizer"
     if states and not random:
         yield joined(folder, "rng_state.pth"), why
-    for rank in sorted(set(range(max(ranks, default=0))) - ranks):
+    for rank in gaps(ranks):
         yield joined(folder, f"rng_state_{rank}.pth"), f"rank {max(ranks)} has one"
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats.deepspeed_parts import Model
-from handfast.audit.formats.parts import checked, torch_part
+from handfast.audit.formats.parts import checked, torch_part, untold
 from handfast.audit.formats.states import number
 from handfast.audit.formats.zero import ROLES, Shapes, betas_of, settled
 from handfast.audit.found import Clock, Counter, Part, Role, Tensor
@@ -67,6 +67,7 @@ def read(place: Place, folder: str, models: Sequence[Model], scaled: bool) -> Un
     if (path := f"{top}/{COMMON}") in place.files:
         common = torch_part(place, path)
         common.part.tensors, common.part.counters, common.part.betas = (), (), {}
+        common.part.untold = untold(common.said, ())
         parts.append(common.part)
         betas = _betas(common.root)
     states: dict[str, set[str]] = {}

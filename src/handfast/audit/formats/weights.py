@@ -20,6 +20,7 @@ from handfast.audit.extent import SIZES
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats.names import joined, numbered, parent, runs
 from handfast.audit.formats.parts import bare, safetensors_part, torch_part
+from handfast.audit.formats.states import number
 from handfast.audit.found import Found, Part, Step, Tensor
 from handfast.audit.place import Place
 from handfast.errors import UNREADABLE, HandfastError
@@ -91,8 +92,8 @@ def read_weights(place: Place, paths: Iterable[str]) -> Weights:
             shards[match[1], int(match[3]), match[4]].append(int(match[2]))
     for (stem, total, kind), there in shards.items():
         folder = parent(next(iter(names.values())))
-        for number in sorted(set(range(1, total + 1)) - set(there)):
-            name = f"{stem}-{number:05}-of-{total:05}.{kind}"
+        for at in sorted(set(range(1, total + 1)) - set(there)):
+            name = f"{stem}-{at:05}-of-{total:05}.{kind}"
             found.missing.append((joined(folder, name), f"there should be {total} by their names"))
     return found
 
@@ -128,9 +129,9 @@ def _hold(
     if (single := parts.get(f"{stem}.{kind}")) is not None and f"{stem}.{kind}" not in named:
         why = f"transformers loads it, and not the shards of {match[0]} beside it"
         found.extra.append((single.path, why))
-    told = index.metadata.get("total_size")
+    told = number(index.metadata.get("total_size"))
     whole = not found.missing and not any(part.problem for part in parts.values())
-    if type(told) is int and kind == "safetensors" and whole and told != total:
+    if told is not None and kind == "safetensors" and whole and told != total:
         says = f"{match[0]} speaks of {told:,} bytes of tensors, and the files have {total:,}"
         found.findings.append(Finding(Code.INDEX, Strength.HINT, "", says, (path,)))
 

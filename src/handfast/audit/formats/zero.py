@@ -17,10 +17,12 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from handfast.audit.extent import Extent, dense
+from handfast.audit.formats.states import sizes
 from handfast.audit.found import Role
 from handfast.audit.tree import Object
 
 __all__ = [
+    "RANKS",
     "ROLES",
     "Shapes",
     "Stretch",
@@ -41,6 +43,9 @@ ROLES: Final[Mapping[str, Role]] = {
     "momentum_buffer": Role.MOMENTUM,
 }
 """What the states of an optimizer that ZeRO wraps are."""
+
+RANKS: Final = 1 << 17
+"""Ranks that share a row at most: a length that asks for more is none."""
 
 SETTLED: Final = (0, 15)
 _VERSION: Final = re.compile(r"(\d{1,4})\.(\d{1,4})")
@@ -72,9 +77,7 @@ def named_shapes(node: Any) -> Shapes | None:
         return None
     for group in groups:
         for name, shape in group.items():
-            if type(name) is not str or type(shape) not in (tuple, list):
-                return None
-            if not all(type(size) is int and size >= 0 for size in shape):
+            if type(name) is not str or sizes(shape) is None:
                 return None
     return [{name: tuple(shape) for name, shape in group.items()} for group in groups]
 
@@ -107,7 +110,7 @@ def cut_everywhere(
         for place, (name, shape) in enumerate(named.items()):
             end = at + math.prod(shape)
             begin = at
-            while size > 0 and begin < end:
+            while size > 0 and begin < end and begin < size * RANKS:
                 upto = min(end, (begin // size + 1) * size)
                 yield Stretch(group, name, begin % size, begin - at, upto - begin)
                 begin = upto

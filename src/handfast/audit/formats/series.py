@@ -1,0 +1,144 @@
+"""Steps of somebody's own making whose state lies in several files: which are of one step.
+
+``step_100/model.pt`` beside ``step_100/optimizer.pt``, or ``model_100.pt`` beside
+``optimizer_100.pt``: the members of a step. Each may be of several ranks, a file each. Names are
+anybody's to choose, so files are put together only where a directory says that it is a step's, or
+where names are one but for a word of which one never stands alone: an optimizer's, a scheduler's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from handfast.audit.finding import Code, Finding, Strength
+from handfast.audit.formats.names import blank, joined, numbered, parent, stepped
+from handfast.audit.found import Clock, Step
+from handfast.audit.found import Counter as Count
+
+__all__ = ["Files", "apart", "lacking", "own_counts", "series"]
+
+_AIDE: Final = r"optim(?:izer)?s?|opt|(?:lr_?)?sched(?:uler)?s?|(?:grad_?)?scaler|rng(?:_states?)?"
+_ROLE: Final = re.compile(
+    rf"(?<![a-z])(?:(?P<aide>{_AIDE})|model|net(?:work)?|weights?|params?|state(?:_dict)?|ema)"
+    r"(?![a-z])",
+    re.IGNORECASE,
+)
+_EXTRA: Final = re.compile(r"best|last|final|ema", re.IGNORECASE)
+"""Words for what a step need not have."""
+
+_NUMBER: Final = re.compile(r"\d+")
+
+Files = Mapping[str, Sequence[str]]
+"""The members of a step by their names without numbers, each with its files, one a rank."""
+
+_Key = tuple[str, str, str]
+
+
+def series(units: Mapping[tuple[str, str], Sequence[str]]) -> dict[_Key, list[Files]]:
+    """Put files together to steps, and steps to runs; the first word of a run's key is its place.
+
+    ``units`` are files of one directory and of one name but for ranks. Steps differ by numbers
+    only, in their files' names or else in their directories'.
+    """
+    flat: dict[tuple[str, str], dict[str, dict[str, Sequence[str]]]] = defaultdict(dict)
+    found: dict[_Key, list[Files]] = defaultdict(list)
+    folders: dict[str, dict[str, Sequence[str]]] = defaultdict(dict)
+    for (folder, name), paths in units.items():
+        if numbered(name) is not None:
+            core = _ROLE.sub("*", blank(name))
+            flat[folder, core].setdefault(blank(name), {})["/".join(_NUMBER.findall(name))] = paths
+        elif folder and stepped(folder):
+            folders[folder][name] = paths
+        elif folder and numbered(folder) is not None:
+            found[parent(folder), blank(folder), name].append({name: paths})
+        else:
+            found[folder, folder, name].append({name: paths})
+    for folder, members in folders.items():
+        found[parent(folder), blank(folder), ""].append(members)
+    for (folder, core), names in flat.items():
+        roles = [_ROLE.search(name) for name in names]
+        if len(names) > 1 and any(role is not None and role["aide"] for role in roles):
+            numbers = dict.fromkeys(number for there in names.values() for number in there)
+            found[folder, "", core] += [
+                {name: there[number] for name, there in names.items() if number in there}
+                for number in numbers
+            ]
+        else:
+            for name, there in names.items():
+                found[folder, "", name] += [{name: paths} for paths in there.values()]
+    return found
+
+
+def own_counts(name: str, counters: Sequence[Count]) -> list[Count]:
+    """A member's counters: each optimizer and each scheduler counts for itself."""
+    return [
+        counter
+        if counter.clock is Clock.TRAINER
+        else msgspec.structs.replace(counter, path=f"{name}: {counter.path}")
+        for counter in counters
+    ]
+
+
+def lacking(steps: Sequence[tuple[Step, Files]]) -> Iterator[tuple[Step, Finding]]:
+    """Find members that most steps have, and one has not.
+
+    Strong where all others have it, two at least, and its name says that it is no extra: a best one
+    is written only when there is one. Else older ones may have been thinned out.
+    """
+    have = Counter(name for _, files in steps for name in files)
+    for name, count in have.items():
+        without = [(step, files) for step, files in steps if name not in files]
+        if count * 2 < len(steps):
+            continue
+        for step, files in without:
+            usual = _ROLE.search(name) is not None and _EXTRA.search(name) is None
+            strong = usual and len(without) == 1 and count > 1
+            strength = Strength.STRONG if strong else Strength.HINT
+            path = _path(name, next(iter(next(iter(files.values())))))
+            says = f"{path} is missing: {count} other steps of this run have one"
+            yield step, Finding(Code.MISSING, strength, step.path, says, (path,))
+
+
+def _path(name: str, beside: str) -> str:
+    """The path that a member would have beside another one's file."""
+    numbers = iter(_NUMBER.findall(beside.rpartition("/")[2]))
+    return joined(parent(beside), re.sub("#", lambda _: next(numbers, "#"), name))
+
+
+def apart(steps: Sequence[Step]) -> Iterator[tuple[Step, Finding]]:
+    """Find steps whose optimizer has counted what another step's has, while others went on.
+
+    Its file is then that of another step. In all others, two at least, the count goes with the
+    number in the name: at one distance, or in one proportion.
+    """
+    counts: dict[str, list[tuple[Step, str, int]]] = defaultdict(list)
+    for step in steps:
+        for part in step.parts if step.number and len(step.parts) > 1 else ():
+            for counter in part.counters:
+                if counter.clock is Clock.OPTIMIZER:
+                    counts[counter.path].append((step, part.path, counter.value))
+    for path, read in counts.items():
+        for step, file, value in read:
+            others = [(one.number or 0, other) for one, _, other in read if one is not step]
+            twin = next((one for one, _, v in read if one is not step and v == value), None)
+            if twin is None or len(others) < 2 or not _goes_with(others):
+                continue
+            if not _goes_with([*others, (step.number or 0, value)]):
+                says = (
+                    f"{file} has made {value} updates ({path}), as that of {twin.path} has, and in "
+                    f"the {len(others)} other steps the count goes with the number"
+                )
+                yield step, Finding(Code.COUNTERS, Strength.STRONG, step.path, says, (file,))
+
+
+def _goes_with(pairs: Sequence[tuple[int, int]]) -> bool:
+    """Whether counts have one distance to numbers, or are in one proportion to them."""
+    first, counted = pairs[0]
+    return len({count - number for number, count in pairs}) == 1 or (
+        counted > 0 and all(count * first == counted * number for number, count in pairs)
+    )
