@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -102,6 +104,8 @@ def of_plain_sgd(path: str, steps: int, fault: str = "", every: int = 1) -> None
     state: dict[str, object] = {"model": model, "optimizer": optimizer}
     if fault in ("nothing of it", "by hand"):
         state = {"counts": {"steps": 0}}
+    elif fault == "a copy":
+        state = {"model": copy.deepcopy(model), "counts": {"steps": 0}}
     elif fault:
         del state["model"]
     losses: Iterator[Tensor] = _losses(model)
@@ -117,6 +121,34 @@ def of_plain_sgd(path: str, steps: int, fault: str = "", every: int = 1) -> None
                         weight.sub_(weight.grad, alpha=0.1)
             else:
                 optimizer.step()
+            ckpt.save(step)
+
+
+@dataclass(slots=True)
+class Held:
+    """What a training keeps, on an object that has no dict."""
+
+    weight: Tensor
+
+
+def by_gradients_of_its_own(path: str, steps: int, fault: str = "") -> None:
+    """Weights that require no gradients: it gives them, and plain SGD or itself steps."""
+    held = Held(torch.zeros(3))
+    optimizer = torch.optim.SGD([held.weight], lr=0.1)
+    state: dict[str, object] = {"steps": torch.zeros(())}
+    if fault == "slots":
+        held.weight.requires_grad_()
+    elif not fault:
+        state["weight"] = held.weight
+    with Checkpointer(path, state, rng=False) as ckpt:
+        for step in range(ckpt.restore() + 1, steps + 1):
+            with torch.no_grad():
+                if fault == "slots":
+                    held.weight += 1
+                else:
+                    held.weight.grad = torch.ones(3)
+                    optimizer.step()
+                    held.weight.grad = None
             ckpt.save(step)
 
 

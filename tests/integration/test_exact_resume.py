@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -70,6 +71,7 @@ UNSAVED = {
     "nothing of it": ("model/bias", "'model': model"),
     "by hand": ("model/bias", "'model': model"),
     "hidden": ("SGD/params[0]", "put the module whose parameters SGD steps into the state"),
+    "a copy": ("model (2)/bias", "several things are called 'model': put the one that is trained"),
 }
 
 
@@ -82,7 +84,26 @@ def test_what_is_trained_and_not_saved_at_all_is_named(fault: str) -> None:
         asserted(job, steps=4, kill_at=2)
     assert f"\n  {path} (parameter, not in the state" in str(found.value)
     assert remedy in str(found.value)
-    asserted(job, steps=4, kill_at=2, ignore=["model", "SGD", "weight"])
+    asserted(job, steps=4, kill_at=2, ignore=["model", "model (2)", "SGD", "weight"])
+
+
+@pytest.mark.parametrize("fault", ["stepped", "slots"])
+def test_weights_that_do_not_look_like_weights_are_seen(fault: str) -> None:
+    """What a torch optimizer steps is trained, whether it requires gradients or not; and an object
+    without a dict is looked into."""
+    asserted(exact_jobs.by_gradients_of_its_own, steps=4, kill_at=2)
+    job = partial(exact_jobs.by_gradients_of_its_own, fault=fault)
+    with pytest.raises(AssertionError, match="not exact") as found:
+        asserted(job, steps=4, kill_at=2)
+    assert "\n  held.weight (" in str(found.value)
+
+
+@pytest.mark.parametrize("ignore", [["*"], ["weight", "rng"], {"weight", "rng/*"}])
+def test_who_ignores_all_of_the_state_is_told(ignore: Any) -> None:
+    """Nothing would be compared that is saved; what is beside it is no more than a hint."""
+    job = partial(exact_jobs.of_some_steps, of=[2, 4])
+    with pytest.raises(ValueError, match="leaves nothing of the state to compare"):
+        asserted(job, steps=4, kill_at=2, ignore=ignore)
 
 
 def test_plain_sgd_with_its_model_passes() -> None:
@@ -252,6 +273,32 @@ def test_a_script_can_try_itself_out(tmp_path: Path) -> None:
     assert done.stdout.startswith("exact: 4 steps, killed after step 2, resumed at step 2; ")
 
 
+UNGUARDED = """
+import exact_jobs
+from handfast.testing import assert_exact_resume
+
+def job(path, steps):
+    exact_jobs.of_some_steps(path, steps, [2, 4])
+
+print(assert_exact_resume(job, steps=4, kill_at=2, warm={warm}, timeout_s=60))
+"""
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_script_whose_call_is_not_guarded_is_told(warm: bool, tmp_path: Path) -> None:
+    """It would be called again by each process that it starts, and by theirs."""
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED.format(warm=warm))
+    argv = [sys.executable, str(script)]
+    here = str(Path(exact_jobs.__file__).parent)
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])}
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=variables)
+    assert done.returncode == 1
+    last = done.stderr.rpartition("JobFailed: ")[2]
+    assert 'if __name__ == "__main__":' in last
+    assert "the first uninterrupted run" in done.stderr
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"kill_at": 4}, "after step 3 at the latest"),
     ({"kill_at": 0}, "after step 1 at the earliest"),
@@ -265,6 +312,18 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"ignore": "extra"}, "a tuple of patterns"),
     ({"timeout_s": 0}, "more than 0"),
     ({"timeout_s": float("nan")}, "more than 0"),
+    ({"timeout_s": "x"}, "timeout_s='x': give seconds, more than 0"),
+    ({"timeout_s": None}, "timeout_s=None: give seconds, more than 0"),
+    ({"timeout_s": True}, "timeout_s=True: give seconds, more than 0"),
+    ({"ignore": None}, "ignore=None: give a tuple of patterns"),
+    ({"ignore": (1,)}, r"ignore=\(1,\): give a tuple of patterns"),
+    ({"ignore": b"*"}, r"ignore=b'\*': give a tuple of patterns"),
+    ({"warm": "no"}, "warm='no': True or False"),
+    ({"keep_in": 5}, "keep_in=5: give the path of a directory"),
+    ({"keep_in": ""}, "keep_in='': give the path of a directory"),
+    ({"keep_in": b"out"}, "keep_in=b'out': give the path of a directory"),
+    ({"keep_in": "/proc/x"}, "keep_in='/proc/x': .*No such file.* directory that can be written"),
+    ({"keep_in": __file__}, "File exists.* give the path of a directory that can be written"),
 ]
 
 
@@ -277,8 +336,8 @@ def test_arguments_that_make_no_sense_are_refused(given: dict[str, Any], said: s
 
 
 def test_a_function_that_no_other_process_can_find_is_refused() -> None:
-    """A lambda has no name, and a thing that is no function can't be called."""
-    for job in (lambda path, steps: None, 3):
+    """A lambda has no name, a thing that is no function can't be called, and a class makes one."""
+    for job in (lambda path, steps: None, 3, exact_jobs.Trainer, partial(exact_jobs.Trainer, "x")):
         with pytest.raises(TypeError, match="function of a module's top level"):
             tried(job, steps=4, kill_at=2)
 

@@ -90,7 +90,7 @@ def alike(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
 
 def test_all_recipes_are_tried() -> None:
     """Shows that none of the guide's is left out here."""
-    assert set(RECIPES) == {"tune", "continue"}
+    assert set(RECIPES) == {"tune", "continue", "sampler"}
 
 
 def test_an_adopted_training_is_gone_on_with(
@@ -120,3 +120,48 @@ def test_adopted_weights_are_fine_tuned(trained: list[list[torch.Tensor]]) -> No
     assert resumed["ckpt"].restored.step == 2
     (shard,) = handfast.open("runs/sft").inspect().shards
     assert [fork.lineage for fork in shard.stamp.forks] == ["adopted", "sft"]
+
+
+def batches(path: str, sampler: Any, upto: int) -> list[list[float]]:
+    """The guide's loop over a loader, resumed at a path and ended at a step: what it was given."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    loader = StatefulDataLoader([float(n) for n in range(12)], batch_size=2, sampler=sampler)
+    seen = []
+    with Checkpointer(path, {"loader": loader}, rng=False) as ckpt:
+        ahead = len(loader)
+        step = ckpt.restore()
+        while step < upto:
+            sampler.generator.manual_seed(5 + step // ahead)
+            for batch in loader:
+                seen.append(batch.tolist())
+                step += 1
+                ckpt.save(step).converged(60)
+                if step == upto:
+                    break
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata 0.11
+@pytest.mark.parametrize("at", [4, 6, 9])
+def test_a_sampler_of_ones_own_goes_on_where_it_was(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that the guide's gives the rest of its order, in a pass and between two, each of which
+    has another; and that one which draws at once does not, as the guide says."""
+    monkeypatch.chdir(tmp_path)
+    lazy = run("sampler", 0)["Shuffled"]
+
+    class Eager(lazy):  # type: ignore[misc] # it stands in the guide
+        def __iter__(self) -> Iterator[int]:
+            return iter(list(super().__iter__()))
+
+    data = range(12)
+    straight = batches("straight", lazy(data), 12)
+    assert sorted(straight[:6]) != straight[:6] != straight[6:]
+    for kind, exact in ((lazy, True), (Eager, at == 6)):
+        path = f"{kind.__name__}-{at}"
+        begun = batches(path, kind(data), at)
+        assert begun == straight[:at]
+        assert (batches(path, kind(data), 12) == straight[at:]) is exact
+    end_agents()

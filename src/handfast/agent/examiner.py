@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 import itertools
 import os
+import select
 import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterable
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -132,7 +133,8 @@ class Examiner:
         """Raises OSError or ValueError where it can't be started, OSError where it ends,
         TimeoutError, FormatError.
         """
-        sock, what = self._started(asked.what.argv, asked.epoch.generation), asked.what
+        what = asked.what
+        sock, child = self._started(what.argv, asked.epoch.generation)
         sock.settimeout(what.patience_s)
         fields = {
             "path": what.path,
@@ -151,30 +153,39 @@ class Examiner:
             sock.sendall(frame[sent:], socket.MSG_NOSIGNAL)
         finally:
             os.close(seen)
-        match _answer(sock):
-            case Reply(fields={"problem": str(problem)}):
+        match _answer(sock, child.pid, what.patience_s):
+            case Reply(id=call.id, fields={"problem": str(problem)}):
                 return problem
-            case Failure(message=message):
+            case Failure(id=call.id, message=message):
                 return message
             case other:
                 raise FormatError(f"an examiner that says {other}")
 
-    def _started(self, argv: tuple[str, ...], generation: int) -> socket.socket:
-        if self._sock is None or self._for != (argv, generation):
+    def _started(
+        self, argv: tuple[str, ...], generation: int
+    ) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        sock, child = self._sock, self._child
+        if (
+            sock is None
+            or child is None
+            or child.poll() is not None  # whom nobody had asked anything
+            or self._for != (argv, generation)
+        ):
             self._end()
-            sock = self._start(argv)
+            sock, child = self._start(argv)
+            self._child = child
             with self._lock:
                 self._sock, self._for = sock, (argv, generation)
         with self._lock:
             if generation < self._since:  # before there was a socket that could be shut
                 raise InterruptedError("the job has started again")
-        return self._sock
+        return sock, child
 
-    def _start(self, argv: tuple[str, ...]) -> socket.socket:
+    def _start(self, argv: tuple[str, ...]) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                self._child = subprocess.Popen(
+                child = subprocess.Popen(
                     [*argv, str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
@@ -184,7 +195,7 @@ class Examiner:
             except BaseException:
                 ours.close()
                 raise
-        return ours
+        return ours, child
 
     def _end(self) -> None:
         """End the process, if there is one, and those that validators have started."""
@@ -206,15 +217,27 @@ class Examiner:
         return ""
 
 
-def _answer(sock: socket.socket) -> object:
-    """Wait for one message; raises TimeoutError, FormatError, and OSError at the end."""
-    incoming = Incoming()
-    while True:
-        arrived: Iterable[tuple[object, list[int]]] | None = incoming.receive(sock)
-        if arrived is None:
-            raise ConnectionResetError("the examiner's process has ended")
-        for message, _ in arrived:
-            return message
+def _answer(sock: socket.socket, pid: int, patience_s: float) -> object:
+    """Wait for one message; raises TimeoutError, FormatError, and OSError at the end.
+
+    The process is watched beside its socket, whose other end may be held open by what it started.
+    """
+    incoming, deadline = Incoming(), time.monotonic() + patience_s
+    process = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        poll.register(process, select.POLLIN)
+        while ready := poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            heard = any(fd == sock.fileno() for fd, _ in ready)
+            arrived = incoming.receive(sock) if heard else None
+            if arrived is None:
+                raise ConnectionResetError("the examiner's process has ended")
+            for message, _ in arrived:
+                return message
+        raise TimeoutError
+    finally:
+        os.close(process)
 
 
 def _how(status: int) -> str:

@@ -1,7 +1,8 @@
 """The process of :mod:`handfast.agent.examiner`: ``python -m handfast.torch.examine FD``.
 
 One socket, one question at a time: an image, and which validators are to see it. What they raise is
-what they found. It is the first to be ended where memory runs out, and ends with its agent.
+what they found. It is the first to be ended where memory runs out, and ends with its agent. What
+validators fork answers for nobody: a child has no socket, and ends where it would answer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from handfast.core.lattice import Epoch
 from handfast.errors import HandfastError
 from handfast.store.image import Slot
 from handfast.torch.stage import map_image
-from handfast.torch.validators import Staged, find
+from handfast.torch.validators import SHORT, Staged, find
 
 __all__ = ["main"]
 
@@ -42,7 +43,9 @@ PR_SET_PDEATHSIG: Final = 1
 def main() -> int:
     """Answer until the agent is gone."""
     _humble()
-    sock, incoming = socket.socket(fileno=int(sys.argv[1])), Incoming()
+    sock, incoming, own = socket.socket(fileno=int(sys.argv[1])), Incoming(), os.getpid()
+    sock.set_inheritable(False)
+    os.register_at_fork(after_in_child=sock.close)
     if peer(sock)[0] != os.getppid():  # it has gone before that could be heard of
         return 0
     rates: dict[str, tuple[float, float]] = {}
@@ -52,6 +55,8 @@ def main() -> int:
                 problem = (
                     _examine(message.fields, fds, rates)[:400].encode(errors="replace").decode()
                 )
+                if os.getpid() != own:
+                    os._exit(0)
                 sock.sendall(encode(Reply(message.id, 0, {"problem": problem})))
     return 0
 
@@ -81,10 +86,14 @@ def _examine(
     finally:
         close_all(fds)
     sys.path = list(fields["path"])
-    tensors = map_image(slots, image)
-    apart = frozenset(fields["apart"])
-    staged = Staged(Epoch(*fields["epoch"]), tensors, fields["objects"], apart, rates)
-    return next(filter(None, (_ask(name, staged) for name in fields["validators"])), "")
+    epoch, apart = Epoch(*fields["epoch"]), frozenset(fields["apart"])
+
+    def staged() -> Staged:
+        return Staged(epoch, map_image(slots, image), fields["objects"], apart, rates)
+
+    ours = staged()  # what a user's own makes of its tensors and objects is nobody else's
+    answers = (_ask(n, ours if n in SHORT else staged()) for n in fields["validators"])
+    return next(filter(None, answers), "")
 
 
 def _ask(name: str, staged: Staged) -> str:

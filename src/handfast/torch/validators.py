@@ -13,26 +13,23 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from handfast.audit import invariants
-from handfast.core.lattice import Epoch
-from handfast.store import objects
-from handfast.store.objects import TensorRef, child
+from handfast.store.objects import child
 from handfast.torch import optimizers
 from handfast.torch.capture import Captured
-from handfast.torch.kinds import is_optimizer
 from handfast.torch.names import cleaned
-from handfast.torch.saved import EXTRA, KINDS
+from handfast.torch.saved import EXTRA
+from handfast.torch.staged import BLOCK, Staged, blocks, ends_of, leaves, parts
 from handfast.torch.tensors import local
-from handfast.torch.tree import Kind, Node, join
+from handfast.torch.tree import Kind, Node, holder
 
 __all__ = [
     "Staged",
@@ -46,138 +43,62 @@ __all__ = [
     "nonnegative",
 ]
 
-BLOCK: Final = 1 << 22
-"""Elements that are looked at together, so that what is computed of them stays small."""
-
 Validator = Callable[["Staged"], str | None]
 
 
-class Moments(NamedTuple):
-    """The state of Adam for one parameter, with its group's decay rates and its step."""
-
-    path: str
-    first: Tensor
-    second: Tensor
-    betas: tuple[float, float]
-    step: float
-
-
-class Staged:
-    """What one rank has staged of an epoch, before anybody may rely on it.
-
-    ``tensors`` are this rank's own, by path, in their dtypes and shapes: views of the image, which
-    can't be written; what they show after the validator has returned is undefined, so what is to
-    be kept is copied. ``apart`` are the paths of those that may hold anything: see :func:`free`.
-    What this rank leaves to the first of its node is examined there. ``rates`` is what is
-    remembered of decay rates from epoch to epoch.
-    """
-
-    def __init__(
-        self,
-        epoch: Epoch,
-        tensors: Mapping[str, Tensor],
-        encoded: bytes,
-        apart: frozenset[str],
-        rates: dict[str, tuple[float, float]] | None = None,
-    ) -> None:
-        self.generation, self.step = epoch.generation, epoch.step
-        self.tensors = tensors
-        self.apart = apart
-        self._encoded = encoded
-        self._rates = {} if rates is None else rates
-        self._ends: dict[str, tuple[float, float]] = {}
-
-    @cached_property
-    def objects(self) -> dict[str, Any]:
-        """All that is no tensor, by component; a string where only the trainer could read it.
-
-        That is what was pickled, or is of a type that the trainer has registered.
-        """
-        plain = msgspec.msgpack.encode(_inert(msgspec.msgpack.decode(self._encoded)))
-        found: Any = objects.decode(plain, where="staged objects")
-        return dict(found)
-
-    @property
-    def extra(self) -> Any:
-        """What the training gave to ``save(extra=...)``, with its tensors."""
-        return join(self.objects.get(EXTRA), self._tensor)
-
-    def _tensor(self, ref: TensorRef) -> Any:
-        return self.tensors.get(ref.path, ref)  # what is tied to another is not here twice
-
-    def ends(self, path: str) -> tuple[float, float]:
-        """The least and the greatest value of a tensor of real numbers; NaN if it holds one.
-
-        (0, 0) of an empty one. Read once, whoever asks.
-        """
-        if path not in self._ends:
-            self._ends[path] = _ends(self.tensors[path])
-        return self._ends[path]
-
-    def values(self) -> Iterator[str]:
-        """The paths of parameters, moments and all else that has to be a number."""
-        for path, tensor in self.tensors.items():
-            if path not in self.apart and (tensor.is_floating_point() or tensor.is_complex()):
-                yield path
-
-    def moments(self) -> Iterator[Moments]:
-        """The pairs of moments that Adam and its kin keep, where the decay rates do not cycle."""
-        for component, kind in self.objects.get(KINDS, {}).items():
-            if kind.partition(":")[0] == Kind.OPTIMIZER.value and component in self.objects:
-                yield from self._moments(component, self.objects[component])
-
-    def optimizers(self) -> list[str]:
-        """The paths of optimizers, whether they keep their state by name or by order."""
-        return [path for path, kind in self.objects.get(KINDS, {}).items() if is_optimizer(kind)]
-
-    def _moments(self, component: str, saved: Any) -> Iterator[Moments]:
-        groups = saved["param_groups"] if isinstance(saved, Mapping) else ()
-        for number, group in enumerate(groups):
-            betas = group.get("betas")
-            if betas is None or "max_momentum" in group or not all(map(_is_number, betas)):
-                continue  # OneCycleLR and CyclicLR change them at every step
-            if self._rates.setdefault(f"{component}/{number}", tuple(betas)) != tuple(betas):
-                continue  # no bound is known of what they were meanwhile
-            for name in group["params"]:
-                at = f"{component}/state/{name}/"
-                first, second = (self.tensors.get(at + each) for each in ("exp_avg", "exp_avg_sq"))
-                step = self.tensors.get(at + "step")
-                if first is not None and second is not None and first.shape == second.shape:
-                    count = float(step) if step is not None else math.inf
-                    yield Moments(at, first, second, (float(betas[0]), float(betas[1])), count)
-
-
 def finite(staged: Staged) -> str | None:
-    """Refuse parameters, moments and gradients that are NaN or infinite."""
+    """Refuse parameters, moments and gradients that are NaN or infinite.
+
+    And what boxes of the state have, NumPy's arrays, too; of hyperparameters only NaN.
+    """
     for path in staged.values():
-        low, high = staged.ends(path)
-        if not (math.isfinite(low) and math.isfinite(high)):
+        if not _all_finite(staged.ends(path)):
             return f"{path}: {_count(staged.tensors[path])}"
+    for path, values in staged.arrays():
+        if not _all_finite(ends_of(values)):
+            return f"{path}: {_count(values)}"
+    for group in staged.groups():
+        for path, value in leaves(group.path, group.values):
+            if isinstance(value, Real) and math.isnan(value):
+                return f"{path}: it is nan"
     return None
+
+
+def _all_finite(ends: tuple[float, float]) -> bool:
+    return all(map(math.isfinite, ends))
 
 
 def nonnegative(staged: Staged) -> str | None:
     """Refuse second moments below zero: a mean or a sum of squares never is.
 
     By the keys under which torch's optimizers (2.13, ``torch/optim``) and their kin keep them, by
-    name or by order; Adagrad's ``sum`` and Adafactor's ``variance`` in an optimizer's state alone.
+    name or by order. A key that says no more than ``sum`` counts where its group is Adagrad's.
     """
-    own = tuple(f"{path}/state{mark}" for path in staged.optimizers() for mark in "/[")
+    own = {
+        f"{place}/{key}"
+        for group in staged.groups()
+        for key, told_by in SUMS.items()
+        if told_by <= group.values.keys()
+        for place in group.places
+    }
     for path in staged.values():
-        key = path.rpartition("/")[2]
-        if (key in SQUARES and ("/state/" in path or "/state[" in path)) or (
-            key in ("sum", "variance") and path.startswith(own)
-        ):
+        named = path.rpartition("/")[2] in SQUARES and ("/state/" in path or "/state[" in path)
+        if named or path in own:
             low, _ = staged.ends(path)
             if low < 0:
                 return f"{path}: its least value is {low:g}, and it is made of squares"
     return None
 
 
-SQUARES: Final = frozenset({
-    "exp_avg_sq", "max_exp_avg_sq", "v_buffer", "square_avg", "row_var", "col_var",
-})  # fmt: skip
-"""Keys of means of squares: Adam and its kin, RMSprop and Adadelta, Adafactor's factors."""
+SQUARES: Final = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg"})
+"""Keys that say themselves that they are of squares: Adam and its kin, RMSprop and Adadelta."""
+
+ADAFACTOR: Final = frozenset({"beta2_decay", "d"})
+SUMS: Final = {
+    "sum": frozenset({"lr_decay", "initial_accumulator_value"}),  # Adagrad
+    **dict.fromkeys(("row_var", "col_var", "variance"), ADAFACTOR),
+}
+"""Keys that may mean anything, with the hyperparameters of the optimizer whose squares they are."""
 
 
 def moments(staged: Staged) -> str | None:
@@ -202,7 +123,7 @@ def moments(staged: Staged) -> str | None:
         bounds = [invariants.moments(*betas, steps, FLOAT32) for betas in (each.betas, DEFAULT)]
         most, least = max(b.most for b in bounds), max(b.least for b in bounds)
         flat, square = each.first.reshape(-1), each.second.reshape(-1)
-        for m, v in zip(_parts(flat), _parts(square), strict=True):
+        for m, v in zip(parts(flat), parts(square), strict=True):
             over = m.abs() > (v.clamp(min=0) + least).sqrt() * (most * SLACK)
             if over.any():
                 at = int(over.nonzero()[0])
@@ -234,7 +155,7 @@ def masters(staged: Staged) -> str | None:
         for master in _masters_of(path, staged.tensors):
             if master.shape != low.shape:
                 continue
-            pairs = zip(_parts(low.reshape(-1)), _parts(master.reshape(-1)), strict=True)
+            pairs = zip(parts(low.reshape(-1)), parts(master.reshape(-1)), strict=True)
             apart = sum(int((a != b.to(a.dtype)).sum()) for a, b in pairs)
             if apart:
                 return f"{path}: {apart} of {low.numel()} values are not their master's rounding"
@@ -248,27 +169,62 @@ def free(things: Sequence[Node], now: Captured) -> tuple[str, ...]:
     Of a module that is what certainly is a buffer (a mask's ``-inf``), by its name or by where it
     lies, and extra state; all else that a ``state_dict()`` gives may be made of parameters,
     whatever it is called. Then ``extra``, and what things say by a ``state_dict()`` of their own
-    (a ``best`` that begins at ``inf``). And never what lies where a parameter does.
+    (a ``best`` that begins at ``inf``). What is tied only where it is so under each of its paths:
+    a buffer may be somebody else's moment. And never what lies where a parameter does.
     """
     weights = {_start(parameter) for parameter in _parameters(things, now)} - {0}
-    names, buffers, heads = {EXTRA}, set(), [EXTRA]
+    own = {EXTRA: ANYTHING}
     for path, kind, value in things:
+        own[path] = NOTHING
         if kind is Kind.MODULE:
-            own = [(n, b) for n, b in _buffers(value) if _start(b) not in weights]
-            names |= {child(path, name) for name in cleaned(value, [name for name, _ in own])}
-            buffers |= {_seat(buffer) for _, buffer in own}
-            extras = {child(path, name) for name in cleaned(value, _extra_states(value))}
-            names |= extras
-            heads += extras
+            own[path] = _of_module(path, value, weights)
         elif kind in FREE and not isinstance(value, Optimizer):
-            heads.append(path)
-    under = tuple(f"{head}{mark}" for head in heads for mark in "/[")
+            own[path] = ANYTHING
+    paths = {spec.path: [spec.path] for spec in now.specs}
+    for path, kept in now.aliases.items():
+        paths[kept].append(path)
     return tuple(
         spec.path
         for spec, tensor in zip(now.specs, now.tensors, strict=True)
-        if (spec.path in names or _seat(tensor) in buffers or spec.path.startswith(under))
-        and _start(tensor) not in weights
+        if _start(tensor) not in weights
+        and all(_freedom(path, own).covers(path, _seat(tensor)) for path in paths[spec.path])
     )
+
+
+class _Freedom(NamedTuple):
+    """What of a thing may hold anything: all, or some names, what is under them, some places."""
+
+    whole: bool
+    names: frozenset[str] = frozenset()
+    heads: tuple[str, ...] = ()
+    seats: frozenset[object] = frozenset()
+
+    def covers(self, path: str, seat: object) -> bool:
+        named = path in self.names or path.startswith(self.heads)
+        return self.whole or named or seat in self.seats
+
+
+ANYTHING, NOTHING = _Freedom(True), _Freedom(False)
+
+
+def _of_module(path: str, module: nn.Module, weights: Collection[int]) -> _Freedom:
+    buffers = [(n, b) for n, b in _buffers(module) if _start(b) not in weights]
+    extras = [child(path, name) for name in cleaned(module, _extra_states(module))]
+    names = [child(path, name) for name in cleaned(module, [name for name, _ in buffers])]
+    return _Freedom(
+        False,
+        frozenset(names + extras),
+        tuple(f"{extra}{mark}" for extra in extras for mark in "/["),
+        frozenset(_seat(buffer) for _, buffer in buffers),
+    )
+
+
+def _freedom(path: str, own: Mapping[str, _Freedom]) -> _Freedom:
+    """That of the thing which a path belongs to: of the innermost one that holds it."""
+    at: str | None = path
+    while at is not None and at not in own:
+        at = holder(at)
+    return NOTHING if at is None else own[at]
 
 
 def _parameters(things: Sequence[Node], now: Captured) -> Iterator[Tensor]:
@@ -309,22 +265,6 @@ def _start(tensor: Tensor) -> int:
 
 
 FREE: Final = (Kind.SCHEDULER, Kind.SCALER, Kind.LOADER, Kind.OBJECT)
-
-
-REGISTERED, PICKLE = 30, 31  # tags of docs/format.md, Objects
-
-
-def _inert(node: Any) -> Any:
-    """Encoded objects with a string in the place of each that only the trainer can make."""
-    if type(node) is not list:
-        return node
-    if node[:1] in ([REGISTERED], [PICKLE]):
-        return f"<{node[1]} {id(node)}>"  # no two alike: they may be elements of a set
-    return list(map(_inert, node))
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
 
 
 def _masters_of(path: str, tensors: Mapping[str, Tensor]) -> Iterator[Tensor]:
@@ -383,30 +323,6 @@ def find(name: str) -> Validator:
     return found
 
 
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor).reshape(-1) if tensor.is_complex() else tensor.reshape(-1)
-
-
-def _blocks(tensor: Tensor) -> Iterator[Tensor]:
-    """Its real numbers, some millions at a time, in a dtype that torch can compute with."""
-    for part in _parts(_real(tensor)):
-        yield part.float() if part.element_size() == 1 else part
-
-
-def _parts(flat: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(flat, BLOCK)
-
-
-def _ends(tensor: Tensor) -> tuple[float, float]:
-    flat = _real(tensor)
-    if not flat.numel():
-        return 0.0, 0.0
-    if flat.element_size() == 1:  # torch has no minimum of the 8-bit floats
-        flat = torch.tensor([end for part in _blocks(flat) for end in _ends(part)])
-    low, high = torch.aminmax(flat)
-    return float(low), float(high)
-
-
 def _count(tensor: Tensor) -> str:
     """How many values are NaN and infinite, and where the first one is.
 
@@ -415,7 +331,7 @@ def _count(tensor: Tensor) -> str:
     nans = infinite = 0
     first = -1
     parts = 2 if tensor.is_complex() else 1  # a block has whole values: its size is even
-    for number, part in enumerate(_blocks(tensor)):
+    for number, part in enumerate(blocks(tensor)):
         nan, endless = (f(part).view(-1, parts).any(1) for f in (torch.isnan, torch.isinf))
         bad = nan | endless
         if first < 0 and bad.any():

@@ -33,6 +33,7 @@ ARGV = (sys.executable, "-m", "handfast.torch.examine")
 VALIDATORS = '''
 """What users may come up with."""
 
+import ctypes
 import os
 import resource
 import signal
@@ -121,6 +122,40 @@ def pathless(staged):
     sys.path = None
 
 
+def clears(staged):
+    for tensor in staged.tensors.values():
+        tensor.set_(torch.zeros(2))
+        staged.ends("model/w")
+    staged.tensors.clear()
+    staged.objects.clear()
+
+
+def twofold(staged):
+    if os.fork() == 0:
+        return None  # it comes back where its parent does
+    os.wait()
+    return "said by the parent"
+
+
+def twofold_in_c(staged):
+    if ctypes.CDLL(None).fork() == 0:
+        return None
+    os.wait()
+    return "said by the parent"
+
+
+def orphans(staged):
+    if os.fork() == 0:
+        time.sleep(3600)
+    os._exit(3)
+
+
+def orphans_in_c(staged):
+    if ctypes.CDLL(None).fork() == 0:
+        time.sleep(3600)  # and holds the examiner's socket
+    os._exit(3)
+
+
 def greedy(staged):
     torch.empty(1 << 33, dtype=torch.uint8)
 
@@ -181,6 +216,8 @@ while (arrived := incoming.receive(sock)) is not None:
             os.kill(os.getpid(), signal.SIGRTMIN + 3)
         sock.sendall({
             "other fields": encode(Reply(message.id, 0, {"verdict": "fine"})),
+            "another id": encode(Reply(message.id + 1, 0, {"problem": ""})),
+            "another's failure": encode(Failure(message.id - 1, "", "it is not known", {})),
             "no text": encode(Reply(message.id, 0, {"problem": None})),
             "failure": encode(Failure(message.id, "", "it is not known here", {})),
             "push": encode(Push("topic", {})),
@@ -324,6 +361,46 @@ def test_validators_that_end_their_process(desk: Desk, examiner: Examiner) -> No
     assert desk.image() == before
 
 
+@pytest.mark.parametrize("how", ["twofold", "twofold_in_c"])
+def test_a_child_of_a_validator_answers_for_nobody(
+    how: str, desk: Desk, examiner: Examiner
+) -> None:
+    """It comes back from the validator sooner than its parent does, and has nothing to say."""
+    first = pid_of(examiner, desk)
+    for step in (1, 2):
+        said = ask(examiner, desk.asked(how, step=step))
+        assert said == f"violations:{how}: said by the parent"
+    assert ask(examiner, desk.asked("content")) == ""
+    assert pid_of(examiner, desk) == first
+
+
+@pytest.mark.parametrize("how", ["orphans", "orphans_in_c"])
+def test_a_validator_that_dies_is_missed_at_once_whoever_holds_its_socket(
+    how: str, desk: Desk, examiner: Examiner
+) -> None:
+    """A child that it leaves behind keeps nobody waiting for the end of an hour's patience."""
+    for _ in range(2):
+        said = ask(examiner, desk.asked(how, patience_s=3600.0))
+        assert said == "the validators ended half-way: their process ended with status 3"
+
+
+def test_a_process_that_ended_between_two_questions_costs_no_epoch(
+    desk: Desk, examiner: Examiner
+) -> None:
+    """Nobody was being looked at: another one takes its place."""
+    first = pid_of(examiner, desk)
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: not alive(first), "its end")
+    assert pid_of(examiner, desk) != first
+
+
+def test_what_a_validator_does_to_its_tensors_blinds_nobody(desk: Desk, examiner: Examiner) -> None:
+    """Each of the users' has its own, and those that are built in see none of theirs."""
+    os.pwrite(desk.fd, NAN, desk.at["model/w"])
+    assert ask(examiner, desk.asked("clears", "finite")).startswith("finite: model/w: 1 NaN")
+    assert ask(examiner, desk.asked("clears", "told")).startswith("violations:told: 1/1 [nan, 0.0]")
+
+
 def test_another_process_takes_over(desk: Desk, examiner: Examiner) -> None:
     """After one that has died and one that hung, with what its validators had started; and for
     another argv."""
@@ -462,6 +539,8 @@ def test_an_argv_that_cant_be_started(
         ("call", "an examiner that says Call"),
         ("other fields", "an examiner that says Reply"),
         ("no text", "an examiner that says Reply"),
+        ("another id", "an examiner that says Reply"),
+        ("another's failure", "an examiner that says Failure"),
         ("noise", "a frame that can't be read"),
         ("length", "a frame of 4294967295 bytes"),
     ],

@@ -227,6 +227,51 @@ def test_things_that_are_not_in_the_state_are_found_wherever_they_hang() -> None
     assert {path: found[path].kind for path in kinds if path in found} == kinds
 
 
+class Slots:
+    """A user's object without a dict."""
+
+    __slots__ = ("model", "unset")
+
+
+class More(Slots):
+    """One that has both, and a slot of a name of its own."""
+
+    __slots__ = ("__dict__", "__own")
+
+    def __init__(self) -> None:
+        self.model, self.seen, self.__own = nn.Linear(1, 1), 3, 5
+
+
+def test_slots_are_looked_into() -> None:
+    """Those of the class and of what it inherits from; what nothing was put into is not there."""
+    found = beside({"t": torch.zeros(1)}, held=More())
+    assert set(found) == {
+        "held.model", "held.model/weight", "held.model/bias", "held.seen", "held._More__own",
+    }  # fmt: skip
+
+
+def test_what_is_trained_has_a_name_of_its_own() -> None:
+    """Under that of another thing in the state, or of another one beside it."""
+    state = {"model": nn.Linear(1, 1), "SGD": {"params": [torch.zeros(1)]}}
+    other, hidden = nn.Linear(1, 1), torch.zeros(1)
+    frame = SimpleNamespace(
+        f_locals={"model": other, "SGD": 3},
+        f_globals={"__name__": "train", "model": nn.Linear(1, 1), "SGD": 4},
+        f_back=None,
+    )
+    optimizer = torch.optim.SGD([hidden], 0.1)
+    held: Any = Look(state, rng=False, run="", stepped=[optimizer])
+    found = held.prints(None, frame)
+    trained = {path for path, leaf in found.items() if leaf.kind == "parameter"}
+    assert trained == {
+        *("model/weight", "model (2)/weight", "model (3)/weight"),
+        *("model/bias", "model (2)/bias", "model (3)/bias"),
+        "SGD (2)/params[0]",
+    }
+    assert found["SGD/params[0]"].stored
+    assert found["SGD"].text == "3", "of other things the nearest counts"
+
+
 def test_what_is_in_the_state_is_not_beside_it_by_another_name() -> None:
     """The state itself, its boxes, parts of its modules, wrappers of these, views of its memory."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -258,6 +303,10 @@ def test_what_can_not_be_read_and_what_is_a_librarys_is_left_out() -> None:
     class Slotted:
         __slots__ = ("x",)
 
+        @property
+        def y(self) -> object:
+            raise RuntimeError("nobody asks a property")
+
     found = beside(
         {"t": torch.zeros(1)},
         broken=Broken(),
@@ -282,10 +331,11 @@ def test_what_an_optimizer_trains_is_seen_wherever_it_is() -> None:
     model, near, far = nn.Linear(2, 1), nn.Linear(2, 1), nn.Linear(2, 1)
     leaf = torch.zeros(2, requires_grad=True)
     parts = [torch.optim.SGD(m.parameters(), 0.1) for m in (model, near, far)]
-    leaves = [torch.optim.SGD([leaf], 0.1), torch.optim.SGD([far.weight], 0.1)]
+    plain = torch.zeros(2)
+    leaves = [torch.optim.SGD([leaf, plain], 0.1), torch.optim.SGD([far.weight], 0.1)]
     hidden = {"optimizers": [*parts, *leaves], "far": far}
     frame = SimpleNamespace(
-        f_locals={"near": near, "leaf": leaf},
+        f_locals={"near": near, "leaf": leaf, "plain": plain},
         f_globals={"__name__": "train"},
         f_back=None,
     )
@@ -293,7 +343,7 @@ def test_what_an_optimizer_trains_is_seen_wherever_it_is() -> None:
     found = held.prints(None, frame)
     trained = {path for path, made in found.items() if made.kind == "parameter"}
     assert trained == {
-        "model/weight", "model/bias", "near/weight", "near/bias", "leaf",
+        "model/weight", "model/bias", "near/weight", "near/bias", "leaf", "plain",
         "SGD 3/params[0]", "SGD 3/params[1]", "SGD 5/params[0]",
     }  # fmt: skip
     assert {path for path in trained if found[path].stored} == {"model/weight", "model/bias"}

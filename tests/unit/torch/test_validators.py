@@ -330,6 +330,37 @@ def test_weights_are_looked_at_where_an_object_gives_them_first() -> None:
     assert str(finite(staged(state))).startswith("watcher/weight: 1 NaN")
 
 
+def test_a_buffer_excuses_nobody_elses_tensor() -> None:
+    """A moment and an average in a box that are buffers, too, stored under any of their names; and
+    a mask that several modules have stays what it is."""
+    state = trained()
+    average = {"w": torch.ones(3)}
+    state |= {"box": average, "others": [nn.Module(), nn.Module()]}
+    state["model"].register_buffer("seen", moment(state, "exp_avg"))
+    for other in state["others"]:
+        other.register_buffer("average", average["w"])
+        other.register_buffer("mask", torch.full((2,), -INF))
+    state["others"][1].mask = state["others"][0].mask
+    assert silent(state)
+    average["w"][0] = math.nan
+    assert str(finite(staged(state))).startswith("others[0]/average: 1 NaN")
+    average["w"][0] = 1.0
+    moment(state, "exp_avg")[0, 0] = math.nan
+    assert str(finite(staged(state))).startswith("model/seen: 1 NaN")
+
+
+@pytest.mark.parametrize("held", ["tensor", "box", "module"])
+def test_a_component_that_is_called_like_an_entry_of_another_is_looked_at(held: str) -> None:
+    """``best[0]`` is no part of ``best``, which may hold anything."""
+    weight = nn.Parameter(torch.ones(3))
+    values = {"tensor": weight, "box": {"a": weight}, "module": nn.ParameterList([weight])}
+    state = {"best": Watcher(), "best[0]": values[held]}
+    assert silent(state)
+    with torch.no_grad():
+        weight.fill_(math.nan)
+    assert str(finite(staged(state))).startswith("best[0]")
+
+
 def test_what_only_looks_like_extra_state_is_looked_at() -> None:
     """A module that has none, and calls something so."""
 
@@ -362,6 +393,38 @@ def test_boxes_of_tensors_are_looked_at() -> None:
     assert "box/w: 1 NaN" in str(finite(staged({"box": {"w": torch.tensor(math.nan)}})))
     parameter = nn.Parameter(torch.tensor([INF]))
     assert str(finite(staged({"free": [parameter]}))).startswith("free[0]: 0 NaN and 1")
+
+
+FLAT = [np.float16, np.float32, ">f4", np.float64, np.complex64]
+
+
+@pytest.mark.parametrize("dtype", FLAT, ids=str)
+def test_numpy_arrays_in_boxes_are_looked_at(dtype: Any) -> None:
+    """As tensors are, in every order of bytes and of elements; what can be no NaN is passed over,
+    and so is a number, such as the best as yet."""
+    whole = np.ones((3, 2), dtype=dtype)
+    box = {"w": [whole.T, np.zeros((0, 2), dtype), np.ones((), dtype)], "best": np.float64(INF)}
+    box |= {"n": np.arange(3), "s": np.array(["x"]), "t": np.array("NaT", "M8[s]")}
+    state: dict[str, Any] = {"box": box, "watcher": Watcher()}
+    assert silent(state, extra={"at": np.array([math.nan])})
+    whole[1, 1] = math.nan
+    assert finite(staged(state)) == ("box/w[0]: 1 NaN and 0 infinite of 6 values, the first at 4")
+    state["watcher"].state["seen"] = np.array([math.nan])
+    whole[1, 1] = 1
+    assert silent(state)
+
+
+@pytest.mark.parametrize("kind", [AdamW, lambda p, lr: Ordered(p, lr=lr)], ids=["named", "ordered"])
+def test_a_hyperparameter_that_is_nan_is_refused(kind: Any) -> None:
+    """It makes all of the weights NaN at the next step; one that is infinite is a bound."""
+    state = trained(kind)
+    group = state["optimizer"].param_groups[0]
+    group["bound"], group["scale"] = INF, np.float32(-INF)
+    assert silent(state)
+    group["scale"] = np.float32(math.nan)
+    assert finite(staged(state)) == "optimizer/param_groups[0]/scale: it is nan"
+    group["scale"], group["betas"] = 1.0, (0.9, math.nan)
+    assert finite(staged(state)) == "optimizer/param_groups[0]/betas[1]: it is nan"
 
 
 def test_zeros_are_sound() -> None:
@@ -435,6 +498,38 @@ def test_adafactors_variance_is_not_below_zero() -> None:
     bias = state["model"][0].bias
     state["optimizer"].state[bias]["variance"][0] = -1.0
     assert "0.bias/variance" in str(nonnegative(staged(state)))
+
+
+class Dual(Optimizer):
+    """Dual averaging, and what else may bear such names: signed sums and a velocity."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            for key in ("sum", "variance", "row_var", "col_var", "v_buffer"):
+                self.state[parameter][key] = -torch.ones_like(parameter)
+
+
+def test_a_sum_that_is_not_adagrads_may_be_below_zero() -> None:
+    """What a key means its optimizer says: that is known by the hyperparameters of its group."""
+    assert silent(trained(Dual))
+
+
+def test_squares_are_found_where_they_go_by_order() -> None:
+    """Adagrad with a state_dict of its own, in its second group, too."""
+
+    class Own(torch.optim.Adagrad):
+        def state_dict(self) -> dict[str, Any]:
+            return super().state_dict()
+
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = Own([{"params": [weight]} for weight in weights])
+    state = {"w": weights, "optimizer": optimizer}
+    assert silent(state)
+    optimizer.state[weights[1]]["sum"][0] = -1.0
+    assert str(nonnegative(staged(state))).startswith("optimizer/state[1]/sum: its least")
 
 
 def test_a_sum_that_is_no_optimizers_may_be_below_zero() -> None:

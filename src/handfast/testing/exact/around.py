@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import types
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from types import FrameType
@@ -37,16 +37,23 @@ HOLDERS: Final = ("types.SimpleNamespace", "argparse.Namespace")
 class Held:
     """What a state holds: its things with their parts, its boxes, the memory of its tensors.
 
-    ``found`` are its live things, ``tensors`` what was captured of them.
+    ``found`` are its live things, ``tensors`` what was captured of them; ``stepped`` are the
+    optimizers that were stepped so far, in their order.
     """
 
     def __init__(
-        self, state: Mapping[str, object], found: Sequence[Node], tensors: Iterable[Tensor]
+        self,
+        state: Mapping[str, object],
+        found: Sequence[Node],
+        tensors: Iterable[Tensor],
+        stepped: Collection[Optimizer] = (),
     ) -> None:
         self.ids = {id(state), *(id(node.value) for node in found)}
         self.ids |= {box for value in state.values() for box in _boxes(value)}
         self._memory = {_memory(tensor) for tensor in tensors}
         self._known: set[int] = set()
+        self._optimizers = stepped
+        self._stepped = {_memory(p) for optimizer in stepped for p in _trained(optimizer)}
         self._modules = [(n.path, n.value) for n in found if n.kind is Kind.MODULE]
         for _, module in self._modules:
             self.ids |= {id(part) for part in module.modules()}
@@ -64,17 +71,23 @@ class Held:
         """Take note of what was found beside it, and needs no other name."""
         self._known |= set(map(_memory, tensors))
 
-    def unreached(self, stepped: Iterable[Optimizer]) -> Iterator[tuple[str, Tensor]]:
-        """What these optimizers train, and neither it has nor anything beside it."""
+    def is_stepped(self, tensor: Tensor) -> bool:
+        """Whether one of the optimizers trains what lies there, whatever it looks like."""
+        return _memory(tensor) in self._stepped
+
+    def unreached(self) -> Iterator[tuple[str, str, Tensor]]:
+        """What the optimizers train, and neither it has nor anything beside it.
+
+        By the optimizer's name, and the place there.
+        """
         named: Counter[str] = Counter()
-        for optimizer in stepped:
+        for optimizer in self._optimizers:
             name = type(optimizer).__name__
             named[name] += 1
             again = f" {named[name]}" if named[name] > 1 else ""
-            every = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-            for number, parameter in enumerate(every):
+            for number, parameter in enumerate(_trained(optimizer)):
                 if _memory(parameter) not in self._memory | self._known:
-                    yield f"{name}{again}/params[{number}]", local(parameter)
+                    yield f"{name}{again}", f"/params[{number}]", local(parameter)
 
     def unkept(self) -> Iterator[tuple[str, Tensor]]:
         """The buffers of its modules that no ``state_dict()`` shows, by path."""
@@ -90,6 +103,10 @@ def _boxes(box: object) -> Iterator[int]:
         yield id(box)
     for _, item in inside:
         yield from _boxes(item)
+
+
+def _trained(optimizer: Optimizer) -> Iterator[Tensor]:
+    return chain.from_iterable(group["params"] for group in optimizer.param_groups)
 
 
 def _memory(tensor: Any) -> int:
@@ -168,10 +185,18 @@ def _inside(value: Any) -> Iterable[tuple[str, object]]:
     known = f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(value, type) or (_foreign(kind.__module__) and known not in HOLDERS):
         return ()
+    own: dict[str, object] = {}
     with suppress(AttributeError):  # it has slots alone
-        own: dict[str, object] = object.__getattribute__(value, "__dict__")
-        return [(f".{key}", item) for key, item in own.items()]
-    return ()
+        own |= object.__getattribute__(value, "__dict__")
+    return [(f".{key}", item) for key, item in chain(own.items(), _slots(value))]
+
+
+def _slots(value: object) -> Iterator[tuple[str, object]]:
+    for kind in type(value).__mro__:
+        for name, slot in vars(kind).items():
+            if isinstance(slot, types.MemberDescriptorType):
+                with suppress(AttributeError):  # nothing is in it yet
+                    yield name, slot.__get__(value)
 
 
 def _closure(function: types.FunctionType) -> Iterator[tuple[str, object]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain, count
 from types import FrameType
 from typing import Any, Final
 
@@ -80,36 +81,40 @@ class Look:
             trained = {path for path, _ in parameters_of(walked)}
             found = capture(self._state, rng=False, extra=extra, walked=walked)
             made = dict(self._captured(found, trained, stored=True))
-            held = Held(self._state, walked.nodes, found.tensors)
+            held = Held(self._state, walked.nodes, found.tensors, self._stepped)
             for path, buffer in held.unkept():
                 made[path] = _print_tensor(spec_of(path, buffer), buffer, "buffer", stored=False)
             for name, value in Around(held).reach(frame):
-                for path, leaf in self._beside(name, value, held):
-                    made.setdefault(path, leaf)
-            for path, parameter in held.unreached(self._stepped):
-                made[path] = _print_tensor(
-                    spec_of(path, parameter), parameter, "parameter", stored=False
-                )
+                _add(made, name, dict(self._beside(name, value, held)))
+            for name, at, parameter in held.unreached():
+                spec = spec_of(name + at, parameter)
+                _add(made, name, {at: _print_tensor(spec, parameter, "parameter", stored=False)})
         made |= self._leaves(RNG, streams, {RNG: Kind.GENERATOR}, stored=self._rng)
         return made
 
     def _beside(self, name: str, value: object, held: Held) -> Iterator[tuple[str, Print]]:
-        """Print something that is not in the state; what can't be read is left out."""
+        """Print something that is not in the state, by what follows its name in a path.
+
+        What can't be read is left out.
+        """
         if type(value) in SCALARS:
-            yield from self._leaves(name, value, {}, stored=False)
+            for path, made in self._leaves(name, value, {}, stored=False):
+                yield path.removeprefix(name), made
             return
         with suppress(Exception):
             if getattr(value, "nbytes", 0) > LARGE:
                 return
             found = capture({name: [value]}, rng=False)
             held.reached(found.tensors)
-            trained: set[str] = set()
+            own = f"{child('', name)}[0]"
+            pairs = zip(found.specs, found.tensors, strict=True)
+            trained = {spec.path for spec, tensor in pairs if held.is_stepped(tensor)}
             if isinstance(value, nn.Module):
-                trained = {f"{child('', name)}[0]/{key}" for key, _ in value.named_parameters()}
+                trained |= {f"{own}/{key}" for key, _ in value.named_parameters()}
             elif isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
-                trained = {f"{child('', name)}[0]"}
+                trained.add(own)
             for path, made in self._captured(found, trained, stored=False):
-                yield name + path.removeprefix(child("", name)).removeprefix("[0]"), made
+                yield path.removeprefix(own), made
 
     def _captured(
         self, found: Captured, trained: set[str], *, stored: bool
@@ -149,6 +154,18 @@ class Look:
         elif len(text) > WIDTH:
             text = f"{type(value).__name__} {digest.hex()[:8]}, {text[:WIDTH]}..."
         return Print(word, digest, text, stored)
+
+
+def _add(made: dict[str, Print], name: str, leaves: Mapping[str, Print]) -> None:
+    """Add what is called ``name`` beside the state: of two things the one that is there already.
+
+    But what is trained counts, whatever else is called so: it has that name with a number.
+    """
+    trained = {at for at, leaf in leaves.items() if leaf.kind == "parameter"}
+    names = chain([name], (f"{name} ({number})" for number in count(2)))
+    own = next(each for each in names if not any(each + at in made for at in trained))
+    for at, leaf in leaves.items():
+        made.setdefault(own + at, leaf)
 
 
 def _is_flat(value: object) -> bool:

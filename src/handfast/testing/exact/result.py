@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,6 +11,8 @@ import msgspec
 __all__ = ["Difference", "ExactResume"]
 
 SHOWN: Final = 6
+NUMBERED: Final = re.compile(r"(.*) \(\d+\)")
+"""The name of what is trained, and is called as another thing is."""
 DETERMINISTIC: Final = (
     "seed what draws, ask for deterministic kernels (torch.use_deterministic_algorithms), fix the "
     "number of threads; or name in ignore= what may differ, such as a time"
@@ -157,6 +160,11 @@ def _remedy(first: Difference) -> str:
 
 def _remedy_beside(first: Difference) -> str:
     name = first.path.partition("/")[0]
+    if numbered := NUMBERED.fullmatch(name):
+        return (
+            f"several things are called {numbered[1]!r}: put the one that is trained into the "
+            "state, in the place of what is not"
+        )
     if first.kind == "parameter" and first.path.startswith(f"{name}/params["):
         return f"put the module whose parameters {name} steps into the state, whatever holds it"
     if first.path.startswith("rng/"):

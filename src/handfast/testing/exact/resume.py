@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
+from types import FrameType
 
 import msgspec
 
@@ -17,7 +19,7 @@ from handfast.testing.exact.judge import Ranks, noise_of, split_of
 from handfast.testing.exact.moments import Moment
 from handfast.testing.exact.result import ExactResume
 from handfast.testing.exact.start import How, JobFailed, Kill, Launch, Start, own_agents
-from handfast.testing.exact.task import Job, pack
+from handfast.testing.exact.task import UNGUARDED, Job, pack
 
 __all__ = ["Nondeterministic", "assert_exact_resume", "exact_resume"]
 
@@ -82,7 +84,8 @@ def exact_resume(
 
     Compared is all that is in the state, and ``extra=``, at each ``save``, by digest; and what is
     trained, wherever it lives. All else beside the state only says what was forgotten.
-    ``ignore`` are ``fnmatch`` patterns of paths that may differ. ``timeout_s`` is how long one
+    ``ignore`` are ``fnmatch`` patterns of paths that may differ; something of the state has to be
+    left. ``timeout_s`` is how long one
     start may take. With ``warm`` all are forked from one process that has torch loaded, seconds
     sooner each; strings hash alike in all of them, so what hangs on the order of a set passes. With
     ``keep_in`` a new folder in that directory keeps runs and outputs.
@@ -90,25 +93,21 @@ def exact_resume(
     Raises ValueError and TypeError for arguments that make no sense, JobFailed with what the job
     said where it raises, hangs, does not save, or does not resume.
     """
-    _check_limits(ignore, timeout_s)
+    _check_caller(sys._getframe(1))
+    ignore = _checked_patterns(ignore)
+    _check_limits(timeout_s, warm)
     kills = _checked(steps, kill_at, ranks, how, victim)
     launch = Launch(pack(job), steps, ranks, timeout_s, warm)
     with _home(keep_in) as home, own_agents() as runtime:
-        launch = launch._replace(runtime=runtime)
-        (first,) = _run(launch, f"{home}/straight", "the first uninterrupted run")
-        _check_job(first, steps, kills)
-        (second,) = _run(launch, f"{home}/again", "the second uninterrupted run")
-        _check_job(second, steps, kills)
-        starts = _run(launch, f"{home}/killed", "the interrupted run", kills)
-    _check_starts(starts, steps, kills)
-    truth, twin, begun, *rest = (_without(start, ignore) for start in (first, second, *starts))
+        starts = _starts(launch._replace(runtime=runtime), home, kills, ignore)
+    truth, twin, begun, *rest = (_without(start, ignore) for start in starts)
     noisy = split_of(truth, [twin, begun])  # up to its kill that start was not interrupted either
     split = split_of(truth, rest, noise_of(truth, twin) | noise_of(truth, begun))
     return ExactResume(
         steps=steps,
         ranks=ranks,
         killed=tuple(kill.step for kill in kills),
-        resumed=tuple(start[0][0].step for start in starts[1:]),
+        resumed=tuple(start[0][0].step for start in starts[3:]),
         leaves=sum(len(moment.prints) for moment in chain(*begun, *chain(*rest))),
         noise=noisy.first + noisy.then if noisy else (),
         differences=split.first if split else (),
@@ -141,11 +140,55 @@ def _checked(
     return [Kill(step, how, victim) for step in asked]
 
 
-def _check_limits(ignore: Sequence[str], timeout_s: float) -> None:
-    if isinstance(ignore, str):
-        raise ValueError(f"ignore={ignore!r}: give a tuple of patterns, such as ('extra/*',)")
-    if not 0 < timeout_s <= threading.TIMEOUT_MAX:
+def _starts(launch: Launch, home: str, kills: Sequence[Kill], ignore: Sequence[str]) -> list[Ranks]:
+    """Run it twice undisturbed, and once with kills: what each start told, in this order.
+
+    Raises JobFailed, and ValueError where nothing would be compared.
+    """
+    (first,) = _run(launch, f"{home}/straight", "the first uninterrupted run")
+    _check_job(first, launch.steps, kills)
+    _check_left(_without(first, ignore), ignore)
+    (second,) = _run(launch, f"{home}/again", "the second uninterrupted run")
+    _check_job(second, launch.steps, kills)
+    starts = _run(launch, f"{home}/killed", "the interrupted run", kills)
+    _check_starts(starts, launch.steps, kills)
+    return [first, second, *starts]
+
+
+def _checked_patterns(ignore: object) -> tuple[str, ...]:
+    """Take patterns in any box. Raises ValueError."""
+    if isinstance(ignore, Iterable) and not isinstance(ignore, str):
+        found = tuple(ignore)
+        if all(isinstance(pattern, str) for pattern in found):
+            return found
+    raise ValueError(f"ignore={ignore!r}: give a tuple of patterns, such as ('extra/*',)")
+
+
+def _check_limits(timeout_s: object, warm: object) -> None:
+    number = timeout_s if isinstance(timeout_s, int | float) else 0
+    if isinstance(number, bool) or not 0 < number <= threading.TIMEOUT_MAX:
         raise ValueError(f"timeout_s={timeout_s!r}: give seconds, more than 0")
+    if not isinstance(warm, bool):
+        raise ValueError(f"warm={warm!r}: True or False")
+
+
+def _check_caller(frame: FrameType | None) -> None:
+    """Refuse to be called where a process that was started here imports its script again."""
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__mp_main__":
+            raise JobFailed(UNGUARDED)
+        frame = frame.f_back
+
+
+def _check_left(first: Ranks, ignore: Sequence[str]) -> None:
+    """Raise ValueError where none of the state would be compared but random streams."""
+    leaves = chain.from_iterable(moment.prints.items() for moment in chain(*first))
+    left = {path for path, leaf in leaves if leaf.stored} - {"extra"}  # which is None in most jobs
+    if all(path.startswith("rng/") for path in left):
+        raise ValueError(
+            f"ignore={ignore!r} leaves nothing of the state to compare. What to do: name only what "
+            "may differ, such as ('extra/seconds',), and put what is trained into the state"
+        )
 
 
 def _whole(value: object) -> bool:
@@ -153,13 +196,26 @@ def _whole(value: object) -> bool:
 
 
 @contextlib.contextmanager
-def _home(keep_in: str | os.PathLike[str] | None) -> Iterator[str]:
+def _home(keep_in: object) -> Iterator[str]:
     if keep_in is not None:
-        os.makedirs(keep_in, exist_ok=True)
-        yield tempfile.mkdtemp(prefix="exact-resume-", dir=os.path.abspath(keep_in))
+        yield _made_in(keep_in)
         return
     with tempfile.TemporaryDirectory(prefix="handfast-exact-") as home:
         yield home
+
+
+def _made_in(keep_in: object) -> str:
+    """Make a folder in a directory. Raises ValueError."""
+    path = os.fspath(keep_in) if isinstance(keep_in, str | os.PathLike) else None
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"keep_in={keep_in!r}: give the path of a directory")
+    try:
+        os.makedirs(path, exist_ok=True)
+        return tempfile.mkdtemp(prefix="exact-resume-", dir=os.path.abspath(path))
+    except (OSError, ValueError) as error:  # the latter: a null byte
+        raise ValueError(
+            f"keep_in={keep_in!r}: {error}: give the path of a directory that can be written to"
+        ) from error
 
 
 def _run(launch: Launch, folder: str, name: str, kills: Sequence[Kill] = ()) -> list[Ranks]:

@@ -20,7 +20,7 @@ from handfast.agent.frames import peer
 from handfast.errors import HandfastError
 from handfast.testing.exact.moments import Moment, read_moments
 from handfast.testing.exact.process import Fresh, Process, Warm
-from handfast.testing.exact.task import HUNG, Packed, Task, go_on, stands
+from handfast.testing.exact.task import HUNG, UNGUARDED, Packed, Task, go_on, stands
 
 __all__ = ["How", "JobFailed", "Kill", "Launch", "Start", "own_agents"]
 
@@ -188,7 +188,10 @@ class Start:
     def _failed(self, rank: int) -> str:
         code = self._ranks[rank].status() or 0
         how = f"ended with status {code}" if code >= 0 else f"was ended by signal {-code}"
-        said = _tail(os.path.join(self._folders[rank], "output")) or "nothing was written"
+        output = os.path.join(self._folders[rank], "output")
+        said = _tail(output) or "nothing was written"
+        if not os.path.exists(output):  # a fork imports the main script before it is a rank
+            said = f"it ended before it came to the job, as where {UNGUARDED}"
         return f"{self.name}: {self._who(rank)} {how} {self._when(rank)}:\n{said}"
 
     def _hung(self, rank: int) -> str:

@@ -18,6 +18,7 @@ import msgspec
 
 __all__ = [
     "HUNG",
+    "UNGUARDED",
     "Job",
     "Packed",
     "Task",
@@ -38,6 +39,11 @@ GO: Final = "go"
 HUNG: Final = "hung"
 """The file in which a rank that took too long says where it was."""
 MAIN: Final = "__main__"
+UNGUARDED: Final = (
+    "a process that was started to try out a job imports the script that started it. What to do: "
+    'call assert_exact_resume under if __name__ == "__main__":, so that an import does not call it'
+)
+"""What is wrong with a script that would start itself again and again."""
 PAUSE_S: Final = 0.005
 
 
@@ -103,6 +109,8 @@ def pack(job: Job) -> Packed:
     try:
         if not callable(given):
             raise TypeError("it is no function")
+        if isinstance(inner, type):
+            raise TypeError("it is a class, which trains nothing when it is called")
         if file is None:
             raise TypeError("it stands in no file")
         return Packed(pickle.dumps(job), module, os.path.abspath(file))
