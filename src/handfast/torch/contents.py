@@ -1,40 +1,82 @@
-"""What a module holds, as one digest: whether it holds again what it held before."""
+"""What modules hold: digests by which a load that was taken back is seen to be none."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from handfast.errors import Unstorable
 from handfast.store.manifest import chunk_hash
 from handfast.torch.names import is_torchs
 from handfast.torch.tensors import digest, local, spec_of
 
-__all__ = ["contents"]
+__all__ = ["contents", "forget", "holds_again", "note"]
+
+LOOKS = 4
+"""So many loads may take a module back: one that is loaded all the time is never, and is read no
+more."""
 
 
-def contents(module: nn.Module) -> bytes | None:
-    """Digest all that a load of a module changes, of this rank: 16 bytes.
+@dataclass
+class _Held:
+    """What a module held by itself since it was stepped last, but for what loads have brought."""
+
+    digests: set[bytes] = field(default_factory=set)
+    now: bool = True  # it holds the newest of them, or what was made of that without a load
+    left: int = LOOKS
+
+
+_held: Any = WeakIdKeyDictionary()
+
+
+def note(part: nn.Module) -> None:
+    """Remember what a module holds, before it is loaded: its own tensors, not those inside."""
+    held = _held.setdefault(part, _Held())
+    if held.now:
+        held.now = False
+        if (now := contents(part)) is not None:
+            held.digests.add(now)
+
+
+def holds_again(part: nn.Module) -> bool:
+    """Whether a module that was loaded holds what it did before this load or an earlier one."""
+    held: _Held | None = _held.get(part)
+    if held is None:
+        return False
+    if not held.now and held.digests and held.left:
+        held.now = contents(part) in held.digests
+        held.left = LOOKS if held.now else held.left - 1
+    return held.now
+
+
+def forget(module: nn.Module) -> None:
+    """Forget what was noted of a module and all in it: it was stepped since, or loaded anew."""
+    if _held:
+        for part in module.modules():
+            _held.pop(part, None)
+
+
+def contents(part: nn.Module) -> bytes | None:
+    """Digest what a load of a module changes in itself, not in those inside, of this rank: 16
+    bytes.
 
     That are its parameters and persistent buffers, bit for bit, with their shapes, dtypes and
     strides. Each is read once, and brought to the host from a device. Gives None where a load may
     change more (``set_extra_state``, a ``_load_from_state_dict`` that is not torch's), and where a
     tensor has no plain values.
     """
-    parts = list(module.modules())
-    if not all(map(_is_plain, parts)):
+    kind = type(part)
+    if not (is_torchs(kind._load_from_state_dict) and is_torchs(kind.set_extra_state)):
         return None
     try:
-        found = [digest(spec_of("", t), local(t)) for part in parts for t in _tensors(part)]
+        found = [digest(spec_of("", tensor), local(tensor)) for tensor in _tensors(part)]
     except (Unstorable, RuntimeError, NotImplementedError, TypeError, ValueError):
         return None
     return chunk_hash(b"".join(found))
-
-
-def _is_plain(part: nn.Module) -> bool:
-    kind = type(part)
-    return is_torchs(kind._load_from_state_dict) and is_torchs(kind.set_extra_state)
 
 
 def _tensors(part: nn.Module) -> Iterator[Tensor]:

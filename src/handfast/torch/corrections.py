@@ -19,6 +19,8 @@ import msgspec
 import torch
 from torch.optim import SGD, Adafactor, Adam, AdamW, NAdam, Optimizer, RAdam
 
+from handfast.torch.indices import anew
+
 __all__ = ["Applied", "Correction", "Damp", "Rescale", "Reset", "check", "standing"]
 
 _COUNTING: Final = (Adam, AdamW, NAdam, RAdam, Adafactor)
@@ -63,6 +65,7 @@ class Reset(msgspec.Struct, frozen=True, tag="reset"):
         """Do so. Raises TypeError for an optimizer that is not known; then nothing is changed."""
         applied = Applied(optimizer, self)
         optimizer.state.clear()
+        anew(optimizer)
         return applied
 
 

@@ -36,12 +36,13 @@ from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Refused
 from handfast.model.optimizer import Index
-from handfast.store.manifest import Stamp
+from handfast.store.manifest import Fork, Stamp
 from handfast.store.objects import child
 from handfast.torch.compare import Ways, check_components
 from handfast.torch.corrections import Applied, Correction, Rescale, check, standing
-from handfast.torch.indices import Origin, beside, mark, origin, refuse_apart
+from handfast.torch.indices import beside, mark, origin
 from handfast.torch.lineage import History, index_of
+from handfast.torch.origins import Origin, refuse_apart
 from handfast.torch.saved import Saved
 from handfast.torch.state import TorchState
 from handfast.torch.tree import Node, nodes
@@ -117,9 +118,10 @@ def load(
 
     What would make a mixture is refused: parts that share parameters with live ones of another
     epoch, or with some that were trained on since. ``lineage`` names the training history that
-    begins here. With it, weights may go on without the optimizer they had, which is fine-tuning;
-    with a ``correction``, too, parts of two epochs may be put together, which is a heuristic. The
-    correction is applied to the optimizers that are loaded, and to those in ``onto``.
+    begins here, in one load or several, each with weights of its own. With it, weights may go on
+    without the optimizer they had, which is fine-tuning; with a ``correction``, too, parts of two
+    epochs may be put together, which is a heuristic. The correction is applied to the optimizers
+    that are loaded, and to those in ``onto``.
 
     A script that is started again says all this again. So an epoch that is of ``lineage`` already
     goes on as that, and no correction is applied. Parts that were restored from such an epoch have
@@ -184,8 +186,7 @@ def _load(
         copy.verify()
     state.apply(copies, only, keep_live)
     applied = wish.apply() if mixes else wish.standing()
-    mixed, alone = others if mixes else {}, {} if begins else state.alone(copies, only)
-    _remember(came, wish.held, mixed, alone)
+    _remember(came, wish.held, others if mixes else {}, state.known(copies))
     return Loaded(copies[0].manifest.stamp.epoch, came.index, applied)
 
 
@@ -274,12 +275,15 @@ class _Wish:
         known = [came for came in (*parts, *others) if came is not None and self._is_of(came)]
         if not known:
             return None
-        fork = known[0].history.forks[-1]
-        at = Epoch(fork.generation, fork.step)
-        if (fork.run, fork.why) != (run, self.why) or step not in (None, at, at.step):
+        began = known[0].history.began()
+        if not any(self._began_so(fork, step, run) for fork in began):
+            where = "; at ".join(
+                f"{fork.of} {Epoch(fork.generation, fork.step)} of run {fork.run} ({fork.why})"
+                for fork in began
+            )
             raise ValueError(
-                f"lineage={self.lineage!r}: {known[0]} is of it, and it began at {fork.of} {at} of "
-                f"run {fork.run} ({fork.why}): give what begins here a new name"
+                f"lineage={self.lineage!r}: {known[0]} is of it, and it began at {where}: give "
+                "what begins here a new name"
             )
         if not all(came is not None and self._is_of(came) for came in parts):
             raise ValueError(
@@ -289,8 +293,12 @@ class _Wish:
         return known[0]
 
     def _is_of(self, came: Origin) -> bool:
-        began = came.history.forks[-1:]
-        return bool(began) and began[0].lineage == came.index.lineage == self.lineage
+        lineages = {came.index.lineage, came.history.lineage}
+        return lineages == {self.lineage} and bool(came.history.began())
+
+    def _began_so(self, fork: Fork, step: int | Epoch | None, run: str) -> bool:
+        at = Epoch(fork.generation, fork.step)
+        return (fork.run, fork.why) == (run, self.why) and step in (None, at, at.step)
 
     def begin(self, stamp: Stamp) -> tuple[Origin, bool]:
         """Where what is loaded comes from, and whether the lineage begins with it."""
@@ -311,7 +319,7 @@ def _remember(
     came: Origin,
     parts: Mapping[str, Any],
     others: Mapping[Any, Origin],
-    alone: Mapping[str, frozenset[int] | None],
+    known: Mapping[str, frozenset[int]],
 ) -> None:
     """Let the parts know where they came from; mixed on purpose, they are of one index since."""
     if others:
@@ -319,4 +327,4 @@ def _remember(
         index = weights[0].index if weights else came.index
         came = replace(came, index=index)
         mark((part, replace(came, path=was.path)) for part, was in others.items())
-    mark((part, came.loaded(path, alone.get(path))) for path, part in parts.items())
+    mark((part, replace(came, path=path, known=known[path])) for path, part in parts.items())

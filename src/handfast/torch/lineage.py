@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import NamedTuple
 
 from handfast.model.optimizer import Index
@@ -11,7 +13,10 @@ __all__ = ["History", "index_of"]
 
 
 class History(NamedTuple):
-    """The lineage that is being trained, and where it began; nothing came before "main"."""
+    """The lineage that is being trained, and where it began; nothing came before "main".
+
+    One that began with weights of several epochs has a fork for each of them, by the one name.
+    """
 
     lineage: str = "main"
     forks: tuple[Fork, ...] = ()
@@ -20,6 +25,15 @@ class History(NamedTuple):
     def of(cls, stamp: Stamp) -> History:
         """The history that an epoch was saved in."""
         return cls(stamp.lineage, stamp.forks)
+
+    def joined(self, others: Iterable[History]) -> History:
+        """This history with all beginnings: also those that others of its lineage name."""
+        forks = chain(self.forks, *(each.forks for each in others if each.lineage == self.lineage))
+        return History(self.lineage, tuple(dict.fromkeys(forks)))
+
+    def began(self) -> tuple[Fork, ...]:
+        """Where the lineage itself began, at each of the epochs that it began with."""
+        return tuple(fork for fork in self.forks if fork.lineage == self.lineage)
 
     def onward(self, lineage: str, run: str, at: Index, why: str) -> History:
         """What an epoch of this history goes on as: itself, or a ``lineage`` that begins there.

@@ -1,21 +1,27 @@
-"""What of a live state has come from an epoch, and what was saved with it and has not."""
+"""What of a live state has come from an epoch, and what stays beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any, NamedTuple
 
 from torch import nn
 
+from handfast.checkpoint.spelling import some
 from handfast.store.manifest import Stamp
 from handfast.store.objects import child
-from handfast.torch.indices import Origin, clear, mark
+from handfast.torch import optimizers
+from handfast.torch.indices import beside, clear, mark, origin
 from handfast.torch.kinds import is_optimizer
 from handfast.torch.lineage import History, index_of
 from handfast.torch.names import clean, matches
+from handfast.torch.origins import Origin, numbers, refuse_apart
 from handfast.torch.saved import Saved
 from handfast.torch.tree import Kind, Node
 
-__all__ = ["alone", "remember", "unmark"]
+__all__ = ["known", "refuse_torn", "remember", "rests", "unmark"]
 
 
 def unmark(parts: Sequence[Node], saved: Saved, only: Sequence[str]) -> None:
@@ -29,53 +35,118 @@ def remember(
     stamp: Stamp,
     only: Sequence[str],
     history: History,
-    *,
-    lone: bool,
+    stays: Mapping[str, Origin],
 ) -> None:
-    """Let each module and optimizer of which anything has come know where it came from.
-
-    With ``lone``, what came without what was saved with it knows that, too.
+    """Let each module and optimizer of which anything has come know where it came from, with what
+    ``stays`` in it of the same index.
     """
-    came = Origin(stamp.run, index_of(stamp), "", history)
+    came, both = Origin(stamp.run, index_of(stamp), "", history), known(parts, saved, only)
     for node in _touched(parts, saved, only):
-        known = alone(parts, saved, only, node) if lone else None
-        mark([(node.value, came.loaded(node.path, known))])
+        rest = stays.get(node.path)
+        more = rest.known if rest and rest.index == came.index else frozenset()
+        mark([(node.value, replace(came, path=node.path, known=both[node.path] | more))])
 
 
-def alone(
-    parts: Sequence[Node], saved: Saved, only: Sequence[str], node: Node
-) -> frozenset[int] | None:
-    """Say whether a part comes without what was saved with it: weights without an optimizer that
-    had a state, an optimizer without modules. Gives the ids of the parameters that come; else None.
+class _Weight(NamedTuple):
+    """A parameter that an epoch has: its module's path, its name there, its own path."""
+
+    module: str
+    name: str
+    path: str
+    parameter: nn.Parameter
+
+
+def known(parts: Sequence[Node], saved: Saved, only: Sequence[str]) -> dict[str, frozenset[int]]:
+    """Which parameters come with each part, by its path, of those that the epoch has both weights
+    and moments of: neither what was frozen nor adapters and a new head.
     """
-    live = {each.path for each in parts}
-    others = is_optimizer if isinstance(node.value, nn.Module) else Kind.MODULE.value.__eq__
-    left = [path for path, kind in saved.kinds.items() if others(kind)]
-    missing = any(
-        not (path in live and matches(path, only)) and len(list(_within(saved, path))) > 1
-        for path in left
-    )
-    return _known(node, saved) if missing else None
+    live = {node.path: node.value for node in parts}
+    weights, paths = list(_weights(parts)), set(saved.paths())
+    weights = [weight for weight in weights if weight.path in paths]
+    found = dict.fromkeys(live, frozenset[int]())
+    both = frozenset[int]()
+    for where, kind in saved.kinds.items():
+        if is_optimizer(kind):
+            moments = _stepped(weights, saved, where, live.get(where))
+            both |= moments
+            if where in found and matches(where, only):
+                found[where] = moments
+    for one in weights:
+        if matches(one.path, only):
+            found[one.module] |= numbers([one.parameter]) & both
+    return found
+
+
+def _stepped(
+    weights: Iterable[_Weight], saved: Saved, where: str, optimizer: Any
+) -> frozenset[int]:
+    """The parameters among some weights that a saved optimizer had tensors of."""
+    had = [path.removeprefix(f"{where}/state/") for path in _within(saved, where)]
+    if saved.kinds[where] == Kind.OPTIMIZER:  # else it says by order whose they are: all its own
+        names = {path[:at] for path in had for at, letter in enumerate(path) if letter == "/"}
+        weights = [w for w in weights if not names.isdisjoint((w.name, f"{w.module}.{w.name}"))]
+    elif not had:
+        return frozenset()
+    if optimizer is not None:
+        own = set(map(id, optimizers.parameters(optimizer)))
+        weights = [weight for weight in weights if id(weight.parameter) in own]
+    return numbers(weight.parameter for weight in weights)
+
+
+def _weights(parts: Iterable[Node]) -> Iterator[_Weight]:
+    for node in parts:
+        if isinstance(node.value, nn.Module):
+            for name, parameter in node.value.named_parameters(remove_duplicate=False):
+                own = child("", clean(node.value, name))
+                yield _Weight(node.path, own, f"{node.path}/{own}", parameter)
+
+
+def rests(parts: Sequence[Node], saved: Saved, only: Sequence[str]) -> dict[str, Origin]:
+    """Give where modules came from of which only a part is to come, by path, for what stays.
+
+    What is frozen is of every epoch, and what the epoch does not have is nobody's.
+    """
+    paths = {path for path in saved.paths() if not matches(path, only)}
+    found: dict[str, Origin] = {}
+    for node in _touched(parts, saved, only):
+        came, module = origin(node.value), node.value
+        if came is None or came.fresh or not isinstance(module, nn.Module):
+            continue
+        weights = [w.parameter for w in _weights([node]) if w.path in paths]
+        stays = numbers(parameter for parameter in weights if parameter.requires_grad)
+        buffers = [child(node.path, clean(module, name)) for name, _ in module.named_buffers()]
+        if not paths.isdisjoint(buffers):  # they change with any of its weights
+            found[node.path] = replace(came, known=came.known & stays)
+        elif stays:
+            found[node.path] = replace(came, known=came.known & stays, moved=came.moved & stays)
+    return found
+
+
+def refuse_torn(
+    parts: Sequence[Node],
+    saved: Saved,
+    stamp: Stamp,
+    only: Sequence[str],
+    stays: Mapping[str, Origin],
+) -> None:
+    """Raise Refused, MIXED, where what ``stays`` of modules that come in part is not of the epoch
+    that comes, or what shares parameters with what comes.
+    """
+    if stays:
+        came = Origin(stamp.run, index_of(stamp), some(list(stays), 3), History.of(stamp))
+        others = beside(node.value for node in _touched(parts, saved, only)).values()
+        refuse_apart([came, *stays.values(), *others], "what this restore would leave")
 
 
 def _touched(parts: Sequence[Node], saved: Saved, only: Sequence[str]) -> list[Node]:
-    if "**" in only:
-        return list(parts)
-    return [n for n in parts if any(matches(p, only) for p in _within(saved, n.path))]
+    """The parts that the epoch has, and that anything is to come of."""
+    return [
+        node
+        for node in parts
+        if node.path in saved.kinds
+        and any(matches(path, only) for path in chain([node.path], _within(saved, node.path)))
+    ]
 
 
 def _within(saved: Saved, component: str) -> Iterator[str]:
-    """The paths of a component and of all its tensors."""
-    yield component
-    yield from (path for path in saved.paths() if path.startswith(f"{component}/"))
-
-
-def _known(node: Node, saved: Saved) -> frozenset[int]:
-    """The ids of a module's parameters that the epoch has: neither adapters nor a new head."""
-    if not isinstance(node.value, nn.Module):
-        return frozenset()
-    named = node.value.named_parameters(remove_duplicate=False)
-    paths = set(saved.paths())
-    return frozenset(
-        id(p) for name, p in named if child(node.path, clean(node.value, name)) in paths
-    )
+    return (path for path in saved.paths() if path.startswith(f"{component}/"))

@@ -37,18 +37,12 @@ from handfast.torch.capture import Captured, Names, capture, walk
 from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
 from handfast.torch.hints import own_digests
-from handfast.torch.indices import (
-    HERE,
-    begin,
-    changes,
-    common,
-    forgotten,
-    refuse_trained_apart,
-)
+from handfast.torch.indices import begin, changes, common, forgotten, refuse_trained_apart
 from handfast.torch.lineage import History, index_of
 from handfast.torch.names import matches
+from handfast.torch.origins import HERE, Origin
 from handfast.torch.pieces import Pieces
-from handfast.torch.remember import alone, remember, unmark
+from handfast.torch.remember import known, refuse_torn, remember, rests, unmark
 from handfast.torch.rng import unmoved_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, Saved, read_manifests
 from handfast.torch.stage import Canvas, stage
@@ -132,6 +126,7 @@ class TorchState:
         self._given: WeakKeyDictionary[Optimizer, optimizers.Given] | None = None
         self._compared: _Compared | None = None
         self._whole = False
+        self._rests: dict[str, Origin] = {}
 
     def watch(self) -> Callable[[], None]:
         """Watch what steps consume from now on, for :meth:`pending`; gives what ends it."""
@@ -353,6 +348,7 @@ class TorchState:
         changed = [f"{k}: was {was[k]}, is {now.get(k)}" for k in was if was[k] != now.get(k)]
         if changed:
             logger.warning("the resume may differ in the last bits: %s", "; ".join(changed))
+        self._rests = rests(self._parts(), saved, only)
         self._compared = _Compared(tuple(copies), saved, stored, walked.names, strict)
 
     @uncollected()
@@ -397,23 +393,28 @@ class TorchState:
 
         A lineage that the copies are of goes on, and whole: ``only`` said what it began with.
         """
-        history = self._onward(copies, only, lineage)
         self._whole = bool(copies) and lineage == copies[0].manifest.stamp.lineage
         if self._whole and "**" not in only and self._compared is not None:
             logger.warning(
                 "epoch %s is of lineage %s already, which goes on whole: only=%s said what it "
                 "began with",
                 copies[0].manifest.stamp.epoch,
-                history.lineage,
+                lineage,
                 tuple(only),
             )
             self.compare(copies, WHOLE, self._compared.strict)
+        history = self._onward(copies, only, lineage)
+        if copies and history == History.of(copies[0].manifest.stamp):
+            stamp, saved = copies[0].manifest.stamp, self.read(copies)
+            refuse_torn(self._parts(), saved, stamp, only, self._rests)
 
     def _onward(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> History:
         if copies:
             stamp = copies[0].manifest.stamp
-            why = f"restore(only={only})"
-            return History.of(stamp).onward(lineage, stamp.run, index_of(stamp), why)
+            was, why = History.of(stamp), f"restore(only={only})"
+            history = was.onward(lineage, stamp.run, index_of(stamp), why)
+            stays = [rest for rest in self._rests.values() if rest.run != HERE and history != was]
+            return history.joined(r.history.onward(lineage, r.run, r.index, why) for r in stays)
         came = common([node.value for node in self._parts()], "the first epoch of this run")
         if came is None:
             return History(lineage or "main")
@@ -424,30 +425,25 @@ class TorchState:
         former, self._history = self._history, self._onward(copies, only, lineage)
         if copies:
             stamp, saved, only = copies[0].manifest.stamp, self.read(copies), self._asked(only)
-            lone = self._history == History.of(stamp)
-            remember(self._parts(), saved, stamp, only, self._history, lone=lone)
+            remember(self._parts(), saved, stamp, only, self._history, self._rests)
         else:
             begin([(node.value, node.path) for node in self._parts()], self._history)
-        self._seen = changes()
         if self._history != former:
             self._forget()
 
     def _asked(self, only: Sequence[str]) -> Sequence[str]:
         return WHOLE if self._whole else only
 
-    def alone(
-        self, copies: Sequence[Validated], only: Sequence[str]
-    ) -> dict[str, frozenset[int] | None]:
-        """Say, by path, which parts come without what was saved with them."""
-        parts, saved = self._parts(), self.read(copies)
-        return {node.path: alone(parts, saved, only, node) for node in parts}
+    def known(self, copies: Sequence[Validated]) -> dict[str, frozenset[int]]:
+        """Give what comes with each part by path, of what the epoch has weights and moments of."""
+        return known(self._parts(), self.read(copies), WHOLE)
 
     def _follow(self) -> None:
         """Go on as the lineage of what was loaded since. Raises Refused for a mixture."""
         if self._seen == changes():
             return
-        self._seen = changes()
         came = common([node.value for node in self._parts()], "this epoch")
+        self._seen = changes()
         if came is not None and came.run != HERE and came.history != self._history:
             self._history = came.history
             self._forget()

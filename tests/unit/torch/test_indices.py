@@ -19,17 +19,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import LBFGS, SGD, AdamW, Optimizer
 
 from handfast.core.verdict import Verdict
 from handfast.errors import Refused
 from handfast.model.optimizer import Index
 from handfast.store.manifest import Fork, Stamp
-from handfast.torch import indices
+from handfast.torch import contents, indices
 from handfast.torch.apply import _told_of_loads
-from handfast.torch.contents import contents
-from handfast.torch.indices import Origin, beside, clear, common, forgotten, mark, origin
+from handfast.torch.indices import anew, beside, clear, common, forgotten, mark, origin
 from handfast.torch.lineage import History, index_of
+from handfast.torch.origins import Origin, number, numbers
 from handfast.torch.tree import Kind, kind_of
 
 
@@ -249,8 +250,8 @@ def test_the_state_dict_is_as_it_was() -> None:
     """Nothing of ours is in what anybody saves, and nothing is added twice."""
     model, optimizer = pair()
     before = model.state_dict().keys(), optimizer.state_dict()["param_groups"][0].keys()
-    for number in range(5):
-        mark([(model, at(number)), (optimizer, at(number))])
+    for count in range(5):
+        mark([(model, at(count)), (optimizer, at(count))])
     after = model.state_dict().keys(), optimizer.state_dict()["param_groups"][0].keys()
     assert before == after
     assert len(model._load_state_dict_post_hooks) == 1
@@ -282,6 +283,31 @@ def test_a_load_that_is_taken_back_is_none(how: str, warned: list[str]) -> None:
     assert warned == []
 
 
+@pytest.mark.parametrize("how", ["each layer", "a container", "an average that is equal yet"])
+def test_each_load_is_taken_back_by_itself(how: str, warned: list[str]) -> None:
+    """Layer by layer, through another module that has them, and where a load changes nothing and
+    what comes after it does: the statistics of an average, made anew."""
+    model, optimizer = pair()
+    both = [(model, at(3)), (optimizer, at(3, "optimizer"))]
+    mark(both)
+    for _ in range(2):
+        step(model, optimizer)
+        boxes = {"each layer": [*model], "a container": [nn.ModuleList([model[0], model[2]])]}
+        parts: list[nn.Module] = boxes.get(how, [model])
+        kept = [copied(part) for part in parts]
+        by = 0.0 if how not in boxes else 1.0
+        for part in parts:
+            part.load_state_dict(other(part, by))
+            assert (origin(model) is None) is bool(by)
+        torch.optim.swa_utils.update_bn([torch.randn(4, 3)], model)
+        for part, held in zip(parts, kept, strict=True):
+            part.load_state_dict(held)
+    assert str(origin(model)) == f"{at(3)}, trained on since"
+    step(model, optimizer)
+    assert list(forgotten([model])) == []
+    assert warned == []
+
+
 def test_what_is_not_taken_back_whole_is_of_no_known_epoch(warned: list[str]) -> None:
     """One bit of a buffer, the sign of a zero, or a step in between, and it is another state."""
     model, optimizer = pair()
@@ -305,10 +331,15 @@ def test_what_is_not_taken_back_whole_is_of_no_known_epoch(warned: list[str]) ->
     model.load_state_dict(kept)
     assert origin(model) is None, "the moments have moved"
     assert [str(came) for came in forgotten([model])] == [str(at(3))]
-    moments = f"an optimizer with the moments of {at(3, 'optimizer')} is stepped on weights that "
-    assert warned == [
-        f"{moments}were loaded around the guard since: of which epoch they are is not known"
-    ]
+    assert warned == [said(at(3))]
+
+
+def said(*lost: Origin) -> str:
+    """What a step says of parts that were loaded around the guard."""
+    return (
+        f"{'; '.join(map(str, lost))}: loaded around the guard since, and stepped now: nobody "
+        "knows of which epoch it is. What to do: load by restore() or guard.load()"
+    )
 
 
 def test_what_is_loaded_all_the_time_is_not_looked_at_each_time(
@@ -317,16 +348,17 @@ def test_what_is_loaded_all_the_time_is_not_looked_at_each_time(
     """A target network, or an average that is kept by loads: reading it again each time costs."""
     model, _ = pair()
     looks: list[nn.Module] = []
+    real = contents.contents
 
     def look(module: nn.Module) -> bytes | None:
         looks.append(module)
-        return contents(module)
+        return real(module)
 
-    monkeypatch.setattr(indices, "contents", look)
+    monkeypatch.setattr(contents, "contents", look)
     mark([(model, at(3))])
     for _ in range(20):
         model.load_state_dict(other(model))
-    assert len(looks) == 5
+    assert [looks.count(layer) for layer in model] == [5] * 3
     assert list(forgotten([model])) == [at(3)]
 
 
@@ -416,33 +448,122 @@ def test_weights_that_went_back_without_their_moments_are_refused() -> None:
 
 
 def test_weights_alone_are_refused_unless_a_lineage_says_so() -> None:
-    """Fine-tuning is said, not guessed; an optimizer that has moments is another matter."""
+    """Fine-tuning is said, not guessed, whatever is to step them."""
     model, optimizer = pair()
-    mark([(model, at(3, lone=True))])
-    assert "without the optimizer state that was saved with them" in str(refused(model, optimizer))
-    refused(model, optimizer)
-    mark([(model, at(3, history=History("sft"), lone=False))])
-    step(model, optimizer)
+    for one in (optimizer, SGD(model.parameters(), lr=0.1)):
+        mark([(model, at(3, known=numbers(model.parameters())))])
+        said = "without the optimizer state that was saved with them"
+        assert said in str(refused(model, one))
+        refused(model, one)
+        mark([(model, at(3, history=History("sft"), known=numbers(model.parameters())))])
+        step(model, one)
 
 
 def test_what_was_loaded_around_is_warned_of_once(warned: list[str]) -> None:
     """Of which epoch it is nobody knows, so nothing is refused."""
     model, optimizer = pair()
     step(model, optimizer)
-    mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
-    model.load_state_dict(other(model))
+    both = [(model, at(3)), (optimizer, at(3, "optimizer"))]
+    for parts in ([model], [optimizer], [optimizer, model]):
+        mark(both)
+        for part in parts:
+            part.load_state_dict(other(part) if part is model else part.state_dict())
+        step(model, optimizer)
+        step(model, optimizer)
+        assert warned == [said(*(came for part, came in reversed(both) if part in parts))]
+
+
+def came(step: int, model: nn.Module, *optimizers: Optimizer) -> None:
+    """Mark parts as an epoch brings them that had moments of all of these parameters."""
+    mark([(model, at(step, known=numbers(model.parameters())))])
+    for optimizer in optimizers:
+        own = numbers(p for group in optimizer.param_groups for p in group["params"])
+        mark([(optimizer, at(step, "optimizer", known=own))])
+
+
+def test_an_optimizer_that_is_made_anew_is_not_the_one_that_was_saved() -> None:
+    """Its moments are lost in silence; those that were there would be saved beside what it does.
+
+    Where the one that came has stepped, another may follow it: a second phase.
+    """
+    model, optimizer = pair()
     step(model, optimizer)
+    came(3, model, optimizer)
+    new = AdamW(model.parameters())
+    assert "without the optimizer state that was saved" in str(refused(model, new))
+    head = AdamW(model[2].parameters())
+    refused(model, head)
     step(model, optimizer)
-    moments = f"an optimizer with the moments of {at(3, 'optimizer')} is stepped on weights that "
-    assert warned == [
-        f"{moments}were loaded around the guard since: of which epoch they are is not known"
-    ]
-    mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
-    optimizer.load_state_dict(optimizer.state_dict())
+    step(model, new, head)
+    came(4, model, optimizer)
+    model[:2].requires_grad_(False)
+    mark([(model, at(4, known=numbers(model[0].parameters())))])
+    step(model, head)
+
+
+def test_moments_that_were_dropped_are_missed(warned: list[str]) -> None:
+    """Unless that was asked for, by name."""
+    model, optimizer = pair()
     step(model, optimizer)
+    came(3, model, optimizer)
+    optimizer.state.clear()
+    assert "it was dropped since" in str(refused(model, optimizer))
+    anew(optimizer)
     step(model, optimizer)
-    state = "an optimizer with moments of no known epoch is stepped on "
-    assert warned == [f"{state}{at(3)}: load it by restore() or guard.load(), or begin it anew"]
+    anew(AdamW(model.parameters()))
+    assert warned == []
+
+
+def test_moments_are_of_the_weights_that_came_with_them() -> None:
+    """A part of the weights came, and all moments: the rest of them is of any other state."""
+    model, optimizer = pair()
+    step(model, optimizer)
+    came(3, model, optimizer)
+    mark([(model, at(3, known=numbers(model[0].parameters())))])
+    assert "moments without the weights" in str(refused(model, optimizer))
+    came(3, model)
+    step(model, optimizer)
+
+
+def test_what_keeps_no_state_may_step_between(warned: list[str]) -> None:
+    """A perturbation that is taken back, by plain SGD; with momentum it is another optimizer."""
+    model, optimizer = pair()
+    step(model, optimizer)
+    came(3, model, optimizer)
+    refused(model, SGD(model.parameters(), 0.1, momentum=0.9))
+    step(model, SGD(model.parameters(), 0.1), optimizer)
+    assert str(common([model, optimizer], "it")) == f"{at(3)}, trained on since"
+    assert warned == []
+
+
+def test_moments_that_are_left_behind_are_no_state_to_save(warned: list[str]) -> None:
+    """Whoever stepped their weights since, if it is not in the state; else it is a phase of it."""
+    model, optimizer = pair()
+    step(model, optimizer)
+    came(3, model, optimizer)
+    plain, before = SGD(model.parameters(), 0.1), indices.changes()
+    step(model, plain)
+    step(model, plain)
+    assert indices.changes() == before + 1, "a save asks once more, and no more than once"
+    with pytest.raises(Refused, match="stepped, and moments that were not"):
+        common([model, optimizer], "it")
+    assert common([model, optimizer, plain], "it") == origin(model)
+    step(model, optimizer)
+    assert common([model, optimizer], "it") == origin(model)
+    assert warned == []
+
+
+def test_what_torch_steps_to_make_a_state_is_no_update(warned: list[str]) -> None:
+    """Its own way to describe an optimizer that has none yet; a warm-up from 0 is an update."""
+    model, optimizer = pair(AdamW, lr=1e-2)
+    came(3, model)
+    get_optimizer_state_dict(model, optimizer)
+    assert optimizer.state
+    came(3, model, optimizer)
+    step(model, optimizer)
+    came(3, model)
+    refused(model, AdamW(model.parameters(), lr=0.0))
+    assert warned == []
 
 
 def test_two_optimizers_may_step_one_model_in_any_order(warned: list[str]) -> None:
@@ -469,7 +590,9 @@ def test_a_teacher_of_another_run_is_nobodys_business(warned: list[str]) -> None
     model, optimizer = pair()
     teacher = net().requires_grad_(False)
     student = [(model, at(3)), (optimizer, at(3, "optimizer"))]
-    mark([*student, (teacher, at(9, "teacher", run="another", lone=True))])
+    mark(
+        [*student, (teacher, at(9, "teacher", run="another", known=numbers(teacher.parameters())))]
+    )
     step(model, optimizer)
     assert common([teacher, model, optimizer], "it") == origin(model)
     assert warned == []
@@ -572,7 +695,8 @@ def test_wrapped_optimizers_are_known_by_their_wrapper(warned: list[str]) -> Non
 def test_an_optimizer_that_nobody_knows_is_left_alone(warned: list[str]) -> None:
     """Of other modules, of bare tensors, and of a model that was never loaded."""
     model, optimizer = pair()
-    mark([(net(), at(3, lone=True))])
+    stranger = net()
+    mark([(stranger, at(3, known=numbers(stranger.parameters())))])
     step(model, optimizer)
     weight = nn.Parameter(torch.ones(2))
     bare = SGD([weight], lr=0.1)
@@ -628,6 +752,31 @@ def test_beside_is_what_shares_parameters() -> None:
     assert beside([net(), object()]) == {}
 
 
+def test_beside_is_what_shares_memory() -> None:
+    """Another module over the same memory: what is loaded into one is in both."""
+    model, optimizer = pair()
+    twin = net()
+    for mine, its in zip(model.parameters(), twin.parameters(), strict=True):
+        its.data = mine.data
+    mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
+    assert list(beside([twin]).values()) == [at(3), at(3, "optimizer")]
+    mark([(twin, at(2))])
+    refused(model, optimizer)
+    odd = nn.Linear(3, 3, device="meta")
+    mark([(odd, at(1))])
+    assert beside([odd]) == {}
+
+
+def test_a_number_is_given_once() -> None:
+    """An id, and an address, are given out again: a new head would be what an old one was."""
+    given = set()
+    for _ in range(20):
+        parameter = nn.Parameter(torch.ones(2))
+        given.add(number(parameter))
+        assert number(parameter) in given
+    assert len(given) == 20
+
+
 def test_a_run_goes_on_from_what_is_trained() -> None:
     """Its lineage leads, wherever it stands in the state; and a mixture is none to go on from."""
     model, optimizer = pair()
@@ -667,3 +816,35 @@ def test_a_name_that_was_borne_before_is_refused() -> None:
     """Two histories under one name could not be told apart; "main" is where "sft" began."""
     with pytest.raises(ValueError, match="lineage='main': epoch 3/1200 came from"):
         History.of(STAMP).onward("main", "run-1", index_of(STAMP), "")
+
+
+def test_a_lineage_may_begin_with_several_epochs() -> None:
+    """Each is one of its beginnings, once; those of another lineage are none of it."""
+    one, two = (
+        History().onward("vlm", run, Index("main", 1, step, ""), "guard.load of model")
+        for run, step in (("a", 3), ("b", 5))
+    )
+    both = one.joined([two, one, History("sft", STAMP.forks)])
+    assert both == History("vlm", (*one.forks, *two.forks))
+    assert both.joined([]) == both
+    assert both.began() == both.forks
+    assert History.of(STAMP).onward("dpo", "r", index_of(STAMP), "").began()[0].of == "sft"
+    assert History().began() == ()
+
+
+@pytest.mark.parametrize("first", ["a", "b", "new"])
+def test_what_is_trained_of_several_epochs_names_them_all(first: str) -> None:
+    """Whichever stands first, and a new part beside them, which began here."""
+    parts = {name: nn.Linear(2, 2) for name in sorted(["a", "b", "new"], key=first.__ne__)}
+    optimizer = AdamW([p for part in parts.values() for p in part.parameters()])
+    indices.begin([*((part, name) for name, part in parts.items()), (optimizer, "o")], History())
+    for count, name in enumerate(("a", "b")):
+        where = Index("main", 1, count, "")
+        history = History().onward("vlm", name, where, "guard.load of model")
+        mark([(parts[name], Origin(name, where, "model", history))])
+    optimizer.step()
+    led = common([optimizer, *parts.values()], "it")
+    assert led is not None
+    assert led.history.lineage == "vlm"
+    assert sorted(fork.run for fork in led.history.forks) == ["a", "b"]
+    assert "begun here, going on as vlm, trained on since" in str(origin(optimizer))
