@@ -11,6 +11,7 @@ from handfast.checkpoint.inspection import Inspection, ShardView
 from handfast.checkpoint.spelling import size
 from handfast.cli.console import RUNS, answer, answering, as_json, out, paths, step, tabulate
 from handfast.core.lattice import Epoch
+from handfast.store.manifest import Fork, Stamp
 
 __all__ = ["inspect"]
 
@@ -55,19 +56,14 @@ def _shard(console: Console, shard: ShardView) -> None:
         return
     files = ", ".join(f"{source.file} ({source.chunks} chunks)" for source in shard.sources)
     environment = ", ".join(f"{name} {value}" for name, value in shard.environment.items())
-    about = {
-        "manifest": f"{shard.path} ({shard.digest})",
-        "stamp": f"lineage {stamp.lineage}, incarnation {stamp.incarnation}, configuration "
-        f"{stamp.configuration[:8]}, parent {stamp.parent or 'none'}",
-        **{
-            f"since {fork.lineage}": f"{fork.of} of run {fork.run} at "
-            f"{Epoch(fork.generation, fork.step)}: {fork.why}"
-            for fork in stamp.forks
-        },
-        "image": f"{size(shard.image_bytes)} in {files}",
-        "environment": environment,
-    }
-    tabulate((), [(f"[dim]{name}[/]", escape(what)) for name, what in about.items()], words=(0, 1))
+    about = [
+        ("manifest", f"{shard.path} ({shard.digest})"),
+        ("stamp", _stamp(stamp)),
+        *((f"since {fork.lineage}", _fork(fork)) for fork in stamp.forks),
+        ("image", f"{size(shard.image_bytes)} in {files}"),
+        ("environment", environment),
+    ]
+    tabulate((), [(f"[dim]{escape(name)}[/]", escape(what)) for name, what in about], words=(0, 1))
     tensors = []
     for tensor in shard.tensors:
         part = tensor.shape != tensor.global_shape
@@ -85,6 +81,16 @@ def _shard(console: Console, shard: ShardView) -> None:
         for line in shard.objects
     ]
     tabulate(("object", "type", "value"), objects, words=(0, 1, 2))
+
+
+def _stamp(stamp: Stamp) -> str:
+    of = f"lineage {stamp.lineage}, incarnation {stamp.incarnation}"
+    return f"{of}, configuration {stamp.configuration[:8]}, parent {stamp.parent or 'none'}"
+
+
+def _fork(fork: Fork) -> str:
+    at = Epoch(fork.generation, fork.step)
+    return f"{fork.of} of run {fork.run} at {at}: {fork.why}"
 
 
 def _dims(dims: tuple[int, ...]) -> str:
