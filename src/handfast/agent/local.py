@@ -282,6 +282,8 @@ class Client:
             while (arrived := incoming.receive(self._sock)) is not None:
                 for message, fds in arrived:
                     self._take(message, fds)
+        except ConnectionResetError:
+            logger.info("agent process %d ended with calls unread", self.agent_pid)
         except (OSError, FormatError) as error:
             logger.warning("the connection to agent process %d broke: %s", self.agent_pid, error)
         finally:

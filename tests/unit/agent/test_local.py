@@ -887,6 +887,24 @@ def test_an_agent_that_ends_during_a_call_is_named_with_its_log(
             client.call("echo")
 
 
+def test_an_agent_that_ends_with_calls_unread_has_ended_and_no_more(
+    directory: str, processes: list[subprocess.Popen[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The system calls that a reset; whoever closes and opens a run again meets it, unwarned."""
+    process = start_agent(processes, directory)
+    with Client(f"{directory}/agent") as client, ThreadPoolExecutor(1) as pool:
+        client.call("who")
+        process.send_signal(signal.SIGSTOP)
+        call = pool.submit(client.call, "who")
+        until(lambda: bool(client._waiting))
+        with client._sending:
+            process.kill()
+        with pytest.raises(AgentGone):
+            call.result(30)
+        until(lambda: client._ended)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
+
+
 def test_a_stopped_agent_lets_a_call_time_out_even_while_it_is_sent(
     directory: str, processes: list[subprocess.Popen[str]]
 ) -> None:
