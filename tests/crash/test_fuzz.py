@@ -71,7 +71,7 @@ BY_OUR_OWN = {
     "testing/storage.py": "the note of an earlier run, which is left alone if it can't be read",
     "testing/writer.py": "the note of an earlier run; that it can't be read is said",
     "torch/examine.py": "what the agent of this node asks its examiner",
-    "torch/validators.py": "objects that the trainer has just encoded",
+    "torch/staged.py": "objects that the trainer has just encoded",
 }
 """What else decodes, and why no stranger's bytes come there."""
 
