@@ -142,6 +142,8 @@ UNITS = {
     "buffers": b"\x97",
 }  # fmt: skip
 
+SLICE = {"dicts", "puts", "calls with pairs", "texts"}
+
 LOOK = """
 import sys
 from handfast.audit.run import audit
@@ -162,7 +164,10 @@ def peak(path: Path, memory: int) -> tuple[int, str]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells no peak of memory")
-@pytest.mark.parametrize("kind", UNITS)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in SLICE else pytest.param(kind, marks=pytest.mark.heavy) for kind in UNITS],
+)
 def test_a_pickle_takes_no_more_memory_than_it_may(kind: str, tmp_path: Path) -> None:
     """Millions of small things in some megabytes: as many as fit are read, and more are refused; of
     neither the audit takes more than it was given, beside what it takes for an empty file.

@@ -178,7 +178,7 @@ def test_any_number_in_a_file_is_read_past(variant: str, tmp_path: Path) -> None
     """In every format that has numbers in pickles or in text: the audit ends, and its answer can be
     written as JSON.
     """
-    hold_with_any_number(variant, tmp_path / "run", 25)
+    hold_with_any_number(variant, tmp_path / "run", 12)
 
 
 @pytest.mark.heavy

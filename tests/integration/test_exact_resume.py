@@ -284,7 +284,7 @@ print(assert_exact_resume(job, steps=4, kill_at=2, warm={warm}, timeout_s=60))
 """
 
 
-@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("warm", [pytest.param(True, marks=pytest.mark.heavy), False])
 def test_a_script_whose_call_is_not_guarded_is_told(warm: bool, tmp_path: Path) -> None:
     """It would be called again by each process that it starts, and by theirs."""
     script = tmp_path / "script.py"
