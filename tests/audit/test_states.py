@@ -295,6 +295,40 @@ def test_names_say_ranks(name: str, rank: tuple[int, int] | None) -> None:
     assert (unranked(name) == unranked(other)) == (rank is not None or name == other)
 
 
+def test_what_an_optimizer_has_in_lists_is_among_the_valueless(tmp_path: Path) -> None:
+    """LBFGS's history, and a preconditioner's matrices: no box has lists, so they would be lost."""
+    given = {"GG": [torch.rand(3), {"R": torch.rand(3)}], "exp_avg": torch.rand(3), "step": 1}
+    groups = [{"params": [0, 1]}]
+    state = {0: given | {"project": True, "none": []}, 1: [torch.rand(3)]}
+    found = said(tmp_path, {"state": state, "param_groups": groups})
+    assert found.valueless == ["state[0]/GG[0]", "state[0]/GG[1]/R", "state[1][0]"]
+    assert [tensor.path for tensor in found.tensors] == ["state[0]/exp_avg"]
+
+
+def test_the_history_of_lbfgs_is_among_the_valueless(tmp_path: Path) -> None:
+    """Lists of tensors, of the one entry that it has."""
+    optimizer = torch.optim.LBFGS([weight := nn.Parameter(torch.rand(4))], max_iter=3)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (weight**4).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type] - its stub wants a float
+    lost = said(tmp_path, optimizer.state_dict()).valueless
+    assert {"state[0]/old_dirs[0]", "state[0]/old_stps[0]", "state[0]/ro[0]"} <= {*lost}
+
+
+@pytest.mark.parametrize("beside", [{}, {"name.w": torch.rand(3)}])
+def test_tensors_by_keys_that_are_no_text_are_said(beside: Any, tmp_path: Path) -> None:
+    """A bank of memories by number."""
+    bank = {0: torch.rand(3), (1, 2): torch.rand(3)} | beside
+    found = said(tmp_path, {"memory_bank": bank})
+    paths = {tensor.path for tensor in found.tensors}
+    assert {"memory_bank[0]", "memory_bank[(1, 2)]"} <= paths
+
+
 def test_steps_of_a_run_are_found_by_their_names() -> None:
     """In the order of what they say; one without a number stands alone."""
     paths = ["a/step-10", "a/step-9", "b/step-1", "a/last"]

@@ -280,6 +280,23 @@ def test_tensors_that_nothing_names_are_not_lost_in_silence(run: str, tmp_path: 
     assert set(adopted.left) == {"averages[0]", "averages[1]", "config/table"}
 
 
+def test_an_optimizers_lists_are_not_lost_in_silence(run: str, tmp_path: Path) -> None:
+    """No box has lists: refused by name, or left out by name."""
+    state = {0: {"GG": [torch.rand(3), torch.rand(3)], "momentum_buffer": torch.rand(300)}}
+    optimizer = {"state": state, "param_groups": [{"params": [0], "param_names": ["w"]}]}
+    bank = {0: torch.rand(3)}
+    saved = {"model": {"w": torch.rand(300)}, "optimizer": optimizer, "memory_bank": bank}
+    torch.save(saved, tmp_path / "all_step_1.pt")
+    with pytest.raises(Refused, match="would be lost") as refused:
+        adopt(tmp_path, run)
+    assert refused.value.shards == ("optimizer/state[0]/GG[0]", "optimizer/state[0]/GG[1]")
+    adopted = adopt(tmp_path, run, without=["*GG*"])
+    assert (adopted.tensors, adopted.left) == (
+        {"model": 1, "momentum_buffer": 1},
+        ("memory_bank[0]",),
+    )
+
+
 @pytest.mark.parametrize(
     "names", [("attn.to.weight",), ("forward",), ("a", "a.b"), ("a.b", "a"), ("a..b",), ("",)]
 )
@@ -346,6 +363,98 @@ def test_of_two_of_one_step_none_is_guessed(run: str, tmp_path: Path) -> None:
         shutil.copytree(GOLDEN / "torch" / "ranks" / "step_4", tmp_path / name)
     with pytest.raises(Refused, match=r"several are of step 4.*step_04.*step_4"):
         adopt(tmp_path, run)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("2024-05-31/model", "2024-06-01/model"),
+        ("model_20240531_235900", "model_20240601_000100"),
+        ("weights.01-0.50", "weights.03-0.12"),
+        ("model_3_0.12", "model_2_0.50"),
+        ("model_0.9", "model_0.12"),
+        ("epoch1_step500", "epoch2_step100"),
+        ("run1_step_500", "run2_step_100"),
+        ("run1_step_100", "run2_step_500"),
+        ("exp_1/model", "exp_2/model"),
+        ("seed_0/model", "seed_1/model"),
+        ("layer_1", "layer_2"),
+        ("model_125m_10", "model_350m_5"),
+    ],
+)
+def test_names_that_may_mean_another_thing_are_not_guessed_at(
+    names: tuple[str, str], run: str, tmp_path: Path
+) -> None:
+    """Dates, scores, runs, parts and sizes: both are listed, and each by itself is adopted."""
+    paths = [tmp_path / f"{name}.pt" for name in names]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        torch.save({"w": torch.rand(300)}, path)
+    with pytest.raises(Refused, match="which of these is the newest is not clear") as refused:
+        adopt(tmp_path, run)
+    assert len(refused.value.shards) == 2
+    assert "path of one of them" in refused.value.remedy
+    assert adopt(paths[0], run).tensors == {"model": 1}
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        ("2024-05-30/model", "2024-05-31/model"),
+        ("model_9", "model_10"),
+        ("step_10k", "step_20k"),
+        ("run1_step_100", "run1_step_500"),
+        ("epoch_1_step_100", "epoch_2_step_200"),
+    ],
+)
+def test_names_that_say_which_is_newer_are_gone_by(
+    older: str, newer: str, run: str, tmp_path: Path
+) -> None:
+    """One number differs, or all of them count and rise."""
+    for name in (newer, older):
+        (tmp_path / f"{name}.pt").parent.mkdir(exist_ok=True)
+        torch.save({"w": torch.rand(300)}, tmp_path / f"{name}.pt")
+    assert adopt(tmp_path, run).step == f"{newer}.pt"
+
+
+def test_a_loss_in_names_is_no_doubt_where_the_files_say_the_steps(
+    run: str, tmp_path: Path
+) -> None:
+    """Each has the step of its name in it."""
+    for step, loss in ((100, 50), (200, 12)):
+        saved = {"model": {"w": torch.rand(300)}, "step": step}
+        torch.save(saved, tmp_path / f"step_{step}_loss_0.{loss}.pt")
+    assert adopt(tmp_path, run).epoch.step == 200
+
+
+def test_files_that_counted_otherwise_than_their_names_are_not_guessed_at(
+    run: str, tmp_path: Path
+) -> None:
+    """The greater number is on the file with the smaller count."""
+    for number, count in ((1, 900), (2, 100)):
+        saved = {"model": {"w": torch.rand(300)}, "step": count}
+        torch.save(saved, tmp_path / f"model_{number}.pt")
+    with pytest.raises(Refused, match=r"step in the files is 100 and 900"):
+        adopt(tmp_path, run)
+    assert adopt(tmp_path, run, step=1).epoch.step == 1
+
+
+def test_a_linked_directory_beside_the_candidates_may_be_the_newest(
+    run: str, tmp_path: Path
+) -> None:
+    """A step elsewhere is not followed: none is taken but by name. One within is no other step."""
+    home = tmp_path / "home"
+    for folder in (home / "step_1", home / "step_2", tmp_path / "far"):
+        folder.mkdir(parents=True)
+        torch.save({"w": torch.rand(300)}, folder / "model.pt")
+    (home / "latest").symlink_to("step_2")
+    assert adopt(home, run).epoch.step == 2
+    (home / "step_3").symlink_to(tmp_path / "far")
+    with pytest.raises(Refused, match=r"not followed.*step_3") as refused:
+        adopt(home, tmp_path / "second")
+    assert "--step" in refused.value.remedy
+    assert adopt(home, tmp_path / "second", step=2).epoch.step == 2
+    assert adopt(home / "step_3", tmp_path / "third").tensors == {"model": 1}
 
 
 def test_a_tensor_that_repeats_its_storage_without_end_is_refused(run: str, tmp_path: Path) -> None:

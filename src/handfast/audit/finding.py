@@ -43,6 +43,7 @@ class Code(StrEnum):
     LEFTOVER = "left-over-of-a-save"
     TRACKER = "tracker-points-elsewhere"
     TIMES = "file-times-straddle-saves"
+    UNSEEN = "directory-was-not-looked-at"
 
 
 class Finding(msgspec.Struct, frozen=True):

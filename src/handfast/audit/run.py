@@ -113,8 +113,13 @@ def audit(
 def founds(place: Place) -> Iterator[Found]:
     """What all formats find in a place, each in what the ones before it have left.
 
-    A reader that fails is told as a finding, and claims no files.
+    A reader that fails is told as a finding, and claims no files. Last comes what was not looked at
+    at all, if anything was not.
     """
+    unseen = [
+        Finding(Code.UNSEEN, Strength.HINT, path, why, (path,))
+        for path, why in place.unseen.items()
+    ]
     for find in FORMATS:
         try:
             every = list(find(place))
@@ -123,6 +128,8 @@ def founds(place: Place) -> Iterator[Found]:
         for found in every:
             yield found
             place = place.without(found.files)
+    if unseen:
+        yield Found("directories", "", findings=unseen)
 
 
 def _failed(reader: str, error: Exception) -> Found:

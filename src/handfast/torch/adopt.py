@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from handfast.audit import found as audited
 from handfast.audit.checks import Look, check
 from handfast.audit.extent import SIZES, Reader, repeats
-from handfast.audit.finding import Finding, Strength
-from handfast.audit.found import Found, Role, Step
+from handfast.audit.finding import Code, Finding, Strength
+from handfast.audit.formats.names import doubt, joined, numbered, parent, unranked
+from handfast.audit.found import Clock, Found, Role, Step
 from handfast.audit.place import look
 from handfast.audit.room import MEMORY
 from handfast.audit.run import founds
@@ -143,6 +144,8 @@ def _choose(every: Sequence[Found], number: int | None, path: str) -> _Chosen:
         )
     if len({id(found) for _, found in fit}) > 1:
         raise _unclear(f"{path} holds checkpoints of several runs", fit)
+    if number is None:
+        _refuse_unseen(every, fit)
     if len(fit) == 1:
         return _Chosen(*fit[0], "the only one" if len(there) == 1 else f"the one of step {number}")
     if any(one.number is None for one, _ in fit):
@@ -155,7 +158,60 @@ def _choose(every: Sequence[Found], number: int | None, path: str) -> _Chosen:
         if len(newest) > 1:
             raise _unclear(f"several are of step {most}", newest)
         return _Chosen(*newest[0], f"of those of step {most} the one that a resume would take")
+    _refuse_doubtful(newest[0], fit)
     return _Chosen(*newest[0], f"the newest of {known}")
+
+
+def _refuse_unseen(every: Sequence[Found], fit: Sequence[tuple[Step, Found]]) -> None:
+    """Refuse where beside a candidate something was not looked at, which may be a newer one.
+
+    Beside one that has no number, only what has one: a step by itself may have links in it.
+    """
+    beside = {place for one, found in fit if one.path for place in (parent(one.path), found.root)}
+    steps = any(one.number is not None for one, _ in fit)
+    told = [f for found in every for f in found.findings if f.code is Code.UNSEEN]
+    hidden = [
+        f for f in told if parent(f.step) in beside and (steps or numbered(f.step) is not None)
+    ]
+    if hidden:
+        raise Refused(
+            f"what lies beside these may be newer, and was {hidden[0].says}",
+            verdict=Verdict.FOREIGN,
+            shards=[finding.step for finding in hidden],
+            remedy="give the path of the one that is meant, or --step",
+        )
+
+
+def _refuse_doubtful(newest: tuple[Step, Found], fit: Sequence[tuple[Step, Found]]) -> None:
+    """Refuse a newest one whose name may mean another thing, or whose files have counted less."""
+    step = newest[0]
+    counted = _counted(step)
+    for other, _ in fit:
+        if other is step:
+            continue
+        sure = all(one.number in _counted(one).values() for one in (step, other))
+        why = doubt(_name(step), _name(other), confirmed=sure)
+        for what, value in _counted(other).items():
+            if counted.get(what, value) < value:
+                why = why or f"{what[1]} in the files is {counted[what]} and {value}"
+        if why:
+            raise _unclear(f"which of these is the newest is not clear: {why}", fit)
+
+
+def _name(step: Step) -> str:
+    """What a step's name is: of one that is several files of a directory, that of the first."""
+    path = step.parts[0].path if step.guessed and step.parts else step.path
+    return joined(parent(path), unranked(path))
+
+
+def _counted(step: Step) -> dict[tuple[Clock, str], int]:
+    """What a step's files say that they have counted: the greatest value of each."""
+    counted: dict[tuple[Clock, str], int] = {}
+    for counter in (counter for part in step.parts for counter in part.counters):
+        if counter.clock in (Clock.TRAINER, Clock.OPTIMIZER):
+            what = counter.clock, counter.path
+            counted[what] = max(counter.value, counted.get(what, counter.value))
+    return counted
 
 
 def _called(step: Step, found: Found) -> str:

@@ -8,7 +8,18 @@ from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Final
 
-__all__ = ["blank", "gaps", "joined", "numbered", "parent", "ranked", "runs", "stepped", "unranked"]
+__all__ = [
+    "blank",
+    "doubt",
+    "gaps",
+    "joined",
+    "numbered",
+    "parent",
+    "ranked",
+    "runs",
+    "stepped",
+    "unranked",
+]
 
 GAPS: Final = 1 << 16
 
@@ -25,6 +36,19 @@ _STEP: Final = re.compile(
     re.IGNORECASE,
 )
 _ALONE: Final = re.compile(r"(?:^|[._-])(\d+)(?=[._-]|$)")
+
+_SAID: Final = re.compile(r"([A-Za-z]*)[ ._=-]*(?P<number>\d+)(?P<size>[kmbKMB](?![A-Za-z]))?")
+"""A number, the word before it, and the letter for thousands or millions behind it."""
+
+_COUNT: Final = re.compile(
+    r"\w*(steps?|iters?|iterations?|checkpoint|ckpt|updates?|epochs?|ep|ba|batch)", re.IGNORECASE
+)
+_APART: Final = re.compile(
+    r"run|exp|experiment|trial|attempt|job|task|seed|fold|version|layer|block|stage|part|shard"
+    r"|expert|member|replica",
+    re.IGNORECASE,
+)
+"""Words for what is no time: a number behind one tells another run, or a part of the same step."""
 
 
 def parent(path: str) -> str:
@@ -47,6 +71,35 @@ def numbered(path: str) -> int | None:
 def stepped(path: str) -> bool:
     """Whether a name says a step by a word for one."""
     return _STEP.search(unranked(path)) is not None
+
+
+def doubt(newer: str, older: str, *, confirmed: bool) -> str:
+    """Why names do not tell that one checkpoint is newer than another; empty where they do.
+
+    ``confirmed``: what is in both says the steps as well, so that a loss in the names is no doubt.
+    """
+    mine, other = ([*_SAID.finditer(path)] for path in (newer, older))
+    if _NUMBER.sub("#", newer) != _NUMBER.sub("#", older):
+        said, known = ({one[1].lower(): int(one[2]) for one in each} for each in (mine, other))
+        words = [word for word in said.keys() & known if said[word] != known[word]]
+        apart = [word for word in words if _APART.fullmatch(word)]
+        return f"they are of two {apart[0]}s" if apart else ""
+    differ = [
+        (one, two) for one, two in zip(mine, other, strict=True) if int(one[2]) != int(two[2])
+    ]
+    counts = [_COUNT.fullmatch(one[1]) is not None for one, _ in differ]
+    for (one, _), count in zip(differ, counts, strict=True):
+        if _APART.fullmatch(one[1]) or (one["size"] and not count):
+            return f"{one[0]} may be of another run, or a part"
+        if not confirmed and re.search(r"\d\.$", newer[: one.start("number")]):
+            return "their numbers may be scores, or versions"
+    falls = any(
+        c and int(one[2]) < int(two[2]) for c, (one, two) in zip(counts, differ, strict=True)
+    )
+    several = len({(int(one[2]), int(two[2])) for one, two in differ}) > 1
+    if falls or (several and not confirmed and not all(counts)):
+        return "more than one number differs, and which of them counts is not said"
+    return ""
 
 
 def gaps(there: Collection[int]) -> list[int]:

@@ -100,7 +100,8 @@ class Said(msgspec.Struct):
 
     ``world`` is the size of the job, where a sharded tensor says it (else 0). ``scaled``: a loss
     scaler's state is there; ``named``: an optimizer's state goes by the names of its parameters.
-    ``valueless`` are the paths of tensors without plain values.
+    ``valueless`` are the paths of tensors without plain values, and of those in lists and the like
+    of an optimizer's state, which nothing says the meaning of.
     """
 
     tensors: list[Tensor] = []
@@ -260,7 +261,9 @@ class _Reading:
         """The state of a module, or a dict of some tensors that no one can tell from one."""
         found = []
         for key, node in tensors.items():
-            if type(key) is str and not (key in COUNTS and number(node) is not None):
+            if type(key) is not str:
+                self._add(child(path, key), Role.OTHER, node)
+            elif not (key in COUNTS and number(node) is not None):
                 found.append((key, buffer_or_parameter(key, pieces(node)[0].values.dtype), node))
         weights = any(
             role is Role.PARAMETER and pieces(node)[0].values.shape for _, role, node in found
@@ -286,14 +289,20 @@ class _Reading:
             else:
                 self._unknown(path, node)
 
-    def _unknown(self, path: str, node: Any) -> None:
-        """The tensors in an object whose class has a meaning for them that is not known."""
+    def _unknown(self, path: str, node: Any, *, owned: bool = False) -> None:
+        """The tensors in an object whose class has a meaning for them that is not known.
+
+        Those that an optimizer owns no copy of its state may lack: they are among the valueless.
+        """
         ahead = [iter([(path, node)])]
         while ahead:
             at, part = next(ahead[-1], (path, None))
             if part is None:
                 ahead.pop()
-            elif type(part) is Extent or _is_valueless(part):
+            elif owned and pieces(part):
+                self._take(at)
+                self.said.valueless.append(at)
+            elif type(part) in (Extent, Split) or _is_valueless(part):
                 self._add(at, Role.OTHER, part)
             elif id(part) not in self._unknowns and (parts := inside(at, part)) is not None:
                 self._unknowns.add(id(part))
@@ -328,9 +337,10 @@ class _Reading:
         only = child(child(path, "param_groups"), 0) if len(groups) == 1 else ""
         steps: list[tuple[int, str]] = []
         for nth, (key, part) in enumerate(state.items()):
-            if type(part) is not dict:
-                continue
             shown = key if isinstance(key, int | str) else nth
+            if type(part) is not dict:
+                self._unknown(child(child(path, "state"), shown), part, owned=True)
+                continue
             label, name = members.get(shown, (only, ""))
             of = name or (key if type(key) is str else child(child(self._within, path), shown))
             self.said.named = self.said.named or type(key) is str
@@ -339,6 +349,8 @@ class _Reading:
                 where = f"{stem}.{field}" if flat else child(stem, field)
                 if field != "step":
                     self._add(where, _moment(field, part), node, of, label)
+                    if not pieces(node) and not _is_valueless(node):
+                        self._unknown(where, node, owned=True)
                 elif (step := number(node)) is not None:
                     steps.append((step, where))
                     self._count(where, Counter(Clock.PARAMETER, step, of, updates=False))
