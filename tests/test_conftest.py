@@ -71,6 +71,15 @@ def test_what_could_not_be_run_is_named(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.xdist_group("jobs")
+def test_groups_are_kept_together(request: pytest.FixtureRequest) -> None:
+    """Shows that workers know of groups: what is measured once for a module is measured once, and
+    jobs of several processes don't take the processors from each other. pytest 9.2 hides them."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("there are no workers")
+    assert request.node.nodeid.endswith("@jobs")
+
+
 def suite(home: Path, text: str) -> subprocess.CompletedProcess[str]:
     """Run one file of tests under the suite's own conftest."""
     tests = home / "tests"
