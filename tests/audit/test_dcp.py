@@ -266,6 +266,17 @@ def test_an_index_that_was_cut_is_found(left: int, tmp_path: Path) -> None:
     assert {finding.parts for finding in bad} == {("checkpoint_4/.metadata",)}
 
 
+def test_an_index_of_more_than_is_read_may_be_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no damage: told, and not as certain."""
+    path = copied("dcp/fsdp2", tmp_path)
+    monkeypatch.setattr("handfast.audit.formats.distcp.INDEX_MOST", 100)
+    found = [each for each in wrong(find, path) if each.code is Code.UNREADABLE]
+    assert {each.strength for each in found} == {Strength.STRONG}
+    assert all("too many objects" in each.says for each in found)
+
+
 def test_an_index_is_never_executed(tmp_path: Path) -> None:
     """torch.load's care is not taken with it: dcp.load unpickles it."""
     path = copied("dcp/fsdp2", tmp_path)

@@ -29,6 +29,7 @@ from audit.goldens import (
 )
 from handfast.audit.finding import Code, Strength
 from handfast.audit.formats.deepspeed import find
+from handfast.audit.formats.deepspeed_parts import Model, read_model
 from handfast.audit.found import Clock, Part, Resume, Role, Step, Tensor
 
 HERE = "deepspeed"
@@ -350,6 +351,16 @@ def test_norms_of_tensor_parallel_ranks_that_differ(tmp_path: Path) -> None:
     change(path / "global_step3/mp_rank_01_model_states.pt", nudge)
     found = [each for each in wrong(find, path) if each.step == "global_step3"]
     assert {each.code for each in found} == {Code.REPLICAS, Code.MASTER}
+
+
+def test_no_more_is_said_of_an_optimizer_than_there_is_memory_for() -> None:
+    """Without ZeRO its state is as large as a training's."""
+    state = {at: {"step": at} for at in range(200)}
+    root = {"optimizer": {"state": state, "param_groups": []}}
+    for memory, problem in ((1 << 20, False), (1 << 17, True)):
+        model = Model(Part("model"), root, -1, 0)
+        read_model(model, None, False, memory)
+        assert ("too many objects" in model.part.problem) is problem
 
 
 # Counters

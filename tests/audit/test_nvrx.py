@@ -18,12 +18,15 @@ from audit.goldens import (
     copied,
     counters,
     cut,
+    findings,
+    last,
     only,
     part,
     step,
     unclaimed,
     wrong,
 )
+from handfast.audit.extent import Reader
 from handfast.audit.finding import Code, Strength
 from handfast.audit.formats.nvrx import find
 from handfast.audit.found import Clock, Role, Step
@@ -70,6 +73,20 @@ def later(path: Path, iteration: int) -> None:
 
         change(file, count)
         file.rename(file.with_name(file.name.replace("0000004", f"{iteration:07d}")))
+
+
+def test_no_more_is_said_of_a_state_than_there_is_memory_for(tmp_path: Path) -> None:
+    """What is not read for that is no damage; with more it is read."""
+    file = tmp_path / "0" / name(4, 0)
+    file.parent.mkdir()
+    state = {"state_dict": [{"step": at} for at in range(2000)]}
+    package = "nvidia_resiliency_ext.checkpointing.local.basic_state_dict"
+    save(file, package, "BasicTensorAwareStateDict", state)
+    assert len(last(find, tmp_path).parts[0].counters) == 2001
+    with Reader(room=3 << 20) as reader:
+        (finding,) = findings(find, tmp_path, reader)
+    assert (finding.code, finding.strength) == (Code.UNREADABLE, Strength.STRONG)
+    assert "--memory" in finding.says
 
 
 NEWEST = "all ranks, if those of other nodes have it as well"

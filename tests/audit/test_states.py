@@ -9,7 +9,7 @@ from torch import nn
 
 from handfast.audit.extent import Extent, Held, Reader, dense
 from handfast.audit.formats import states
-from handfast.audit.formats.names import numbered, ranked, runs, unranked
+from handfast.audit.formats.names import doubt, numbered, ranked, runs, unranked
 from handfast.audit.formats.states import Piece, Said, Split, number, pieces, read_state
 from handfast.audit.found import Clock, Role
 from handfast.audit.torch_file import read_torch
@@ -327,6 +327,13 @@ def test_tensors_by_keys_that_are_no_text_are_said(beside: Any, tmp_path: Path) 
     found = said(tmp_path, {"memory_bank": bank})
     paths = {tensor.path for tensor in found.tensors}
     assert {"memory_bank[0]", "memory_bank[(1, 2)]"} <= paths
+
+
+def test_the_first_word_that_tells_runs_apart_is_told() -> None:
+    """Of several the same one, whatever strings hash to."""
+    words = ("fold", "seed", "trial", "run", "job", "task")
+    older, newer = ("_".join(f"{word}{at}" for word in words) for at in (1, 2))
+    assert doubt(f"{newer}_new", f"{older}_old", confirmed=True) == "they are of two folds"
 
 
 def test_steps_of_a_run_are_found_by_their_names() -> None:

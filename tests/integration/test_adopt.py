@@ -7,7 +7,7 @@ import json
 import shutil
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from torch import nn
 from torch.distributed.checkpoint import save
 
 import handfast
+from handfast.audit.formats import FORMATS, dcp
+from handfast.audit.found import Found
+from handfast.audit.place import Place
 from handfast.checkpoint.location import Location
 from handfast.cli.main import app
 from handfast.errors import Refused
@@ -245,6 +248,29 @@ def test_what_is_left_out_is_chosen_by_patterns(run: str, tmp_path: Path) -> Non
     assert told(run)["without"] == list(adopted.without)
 
 
+def test_a_tensor_is_left_out_by_its_parameters_name(run: str, tmp_path: Path) -> None:
+    """And all that an optimizer has of it; what is left out is told by its path."""
+    state = {0: {"momentum_buffer": torch.rand(300)}}
+    optimizer = {"state": state, "param_groups": [{"params": [0], "param_names": ["v"]}]}
+    saved = {"model": {"v": torch.rand(300), "w": torch.rand(300)}, "optimizer": optimizer}
+    torch.save(saved, tmp_path / "all_step_1.pt")
+    adopted = adopt(tmp_path, run, without=["v"])
+    assert {*adopted.without} == {"model/v", "optimizer/state[0]/momentum_buffer"}
+    assert load(run, "model").keys() == {"w"}
+
+
+def test_what_a_format_makes_nothing_of_is_left_out_by_name(run: str, tmp_path: Path) -> None:
+    """A tensor of one's own in DeepSpeed's file: left out it is told so, and no longer as left."""
+    shutil.copytree(GOLDEN / "deepspeed" / "zero0-fp32-dp2", home := tmp_path / "home")
+    for path in home.rglob("mp_rank_00_model_states.pt"):
+        change(path, lambda saved: saved.update(own={"table": torch.rand(300)}))
+    assert "own/table" in adopt(home, run).left
+    adopted = adopt(home, other := str(tmp_path / "other"), without=["own/*"])
+    assert "own/table" not in adopted.left
+    assert adopted.without == ("own/table",)
+    assert told(other)["without"] == ["own/table"]
+
+
 def test_what_is_neither_weight_nor_moment_stays_behind_and_is_told(run: str) -> None:
     """Random states, which are the other library's own."""
     adopted = adopt(GOLDEN / "trainer" / "alone", run)
@@ -332,6 +358,37 @@ def test_files_without_a_step_are_not_guessed_at(run: str, tmp_path: Path) -> No
     adopted = adopt(tmp_path / "last.pt", run)
     assert adopted.why == "the only one; nothing says its step, so that it is 1 here"
     assert told(run)["why"] == adopted.why
+
+
+def test_a_step_of_zero_is_one_here_and_that_is_said(run: str, tmp_path: Path) -> None:
+    """Epochs begin at 1."""
+    torch.save({"w": torch.rand(300)}, tmp_path / "model_step_0.pt")
+    adopted = adopt(tmp_path, run)
+    assert adopted.epoch.step == 1
+    assert adopted.why == "the only one; its step is 0, and epochs begin at 1, so that it is 1 here"
+    assert told(run)["why"] == adopted.why
+
+
+def test_where_a_reader_failed_the_newest_is_not_guessed_at(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its format there may be a newer one: what failed is told, until one is named."""
+
+    def failing(place: Place) -> Iterator[Found]:
+        yield from ()
+        raise KeyError(len(place.files))
+
+    there = [failing if find is dcp.find else find for find in FORMATS]
+    monkeypatch.setattr("handfast.audit.run.FORMATS", there)
+    torch.save({"w": torch.rand(300)}, tmp_path / "model_step_3.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there is one process
+        save({"w": torch.rand(300)}, checkpoint_id=tmp_path / "step_8", no_dist=True)
+    with pytest.raises(Refused, match=r"the reader of test_adopt failed.*KeyError") as refused:
+        adopt(tmp_path, run)
+    assert "--step" in refused.value.remedy
+    assert adopt(tmp_path, run, step=3).epoch.step == 3
+    assert adopt(tmp_path / "model_step_3.pt", tmp_path / "second").epoch.step == 3
 
 
 def test_one_without_a_number_among_numbered_ones_is_not_guessed_at(

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from handfast.audit.extent import Reader, inside
+from handfast.audit.room import BEYOND
 from handfast.errors import Damaged, FormatError
 from handfast.store.port import Progress
 
@@ -94,8 +95,8 @@ class Record:
         """All its bytes, held against their CRC-32. Raises Damaged; FormatError beyond ``most``."""
         if self.nbytes > most:
             raise FormatError(
-                f"{self.name}: {self.nbytes:,} bytes, and {most:,} are read at most. What to do: "
-                "if you trust its writer, split what it saves"
+                f"{self.name}: {BEYOND}: {self.nbytes:,} bytes, and {most:,} are read at most. "
+                "What to do: if you trust its writer, split what it saves"
             )
         buffer = bytearray(self.nbytes)
         self.read(memoryview(buffer), 0)
@@ -225,8 +226,8 @@ def _find(reader: Reader, path: str) -> _Directory:
         )
     if nbytes > DIRECTORY_MOST:
         raise FormatError(
-            f"{path}: a directory of {nbytes:,} bytes, and {DIRECTORY_MOST:,} are read at most. "
-            "What to do: if you trust its writer, split what it saves"
+            f"{path}: {BEYOND}: a directory of {nbytes:,} bytes, and {DIRECTORY_MOST:,} are read "
+            "at most. What to do: if you trust its writer, split what it saves"
         )
     return found
 

@@ -50,7 +50,9 @@ class Values(Protocol):
 
 
 class Role(StrEnum):
-    """What a tensor is to a training."""
+    """What a tensor is to a training; a record: what was cut in pieces, once more whole, for its
+    checksum.
+    """
 
     PARAMETER = "parameter"
     BUFFER = "buffer"
@@ -58,6 +60,7 @@ class Role(StrEnum):
     FIRST = "first moment"
     SECOND = "second moment"
     MOMENTUM = "momentum"
+    RECORD = "record"
     OTHER = "other"
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from handfast.audit.inert import KEY_TEXT, SIMPLE, Call, Global, Key, weighed
-from handfast.audit.room import MEMORY, SET_ITEM
+from handfast.audit.room import BEYOND, MEMORY, SET_ITEM
 
 __all__ = [
     "CutError",
@@ -99,7 +99,7 @@ class Machine:
             ("marks within marks", len(self.outer), limits.nesting),
         ):
             if used > most:
-                raise LimitError(f"not read: too many objects: more than {most:,} {what}")
+                raise LimitError(f"{BEYOND}: more than {most:,} {what}")
 
     def items(self) -> list[Any]:
         """All down to the last mark, which is gone then."""

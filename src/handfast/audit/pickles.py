@@ -1,7 +1,7 @@
 """Pickles, read without running them: what they would import or call stands as inert nodes.
 
 Nothing is imported, called, or asked of an object whose type the pickle chose. What a hostile one
-may cost is bounded by its :class:`Limits`: some 100 bytes and a few microseconds an opcode. Beware
+may cost is bounded by its :class:`Limits`: their memory, and a few microseconds an opcode. Beware
 of what was read: see :mod:`handfast.audit.inert`.
 """
 
@@ -97,5 +97,5 @@ def _error(error: Exception, data: bytes, at: int, name: str, base: int) -> Form
     opcode = NAMES.get(data[at], f"{data[at]:#04x}") if at < len(data) else "its end"
     to_do = "if this was a pickle once, it was damaged; take it from a copy"
     if type(error) is LimitError:
-        to_do = "if you trust its writer, allow more (--memory), or split what it saves"
+        to_do = "if you trust its writer, split what it saves; --memory allows more memory"
     return FormatError(f"{where} ({opcode}): {problem}. What to do: {to_do}")

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from handfast.audit.extent import Reader
+from handfast.audit.room import BEYOND
 from handfast.errors import FormatError, HandfastError
 from handfast.store.files import describe
 
@@ -77,7 +78,8 @@ class Place:
         size = self.files[path].nbytes
         if size > most:
             raise FormatError(
-                f"{self.absolute(path)}: {size:,} bytes, where such a file has {most:,} at most"
+                f"{self.absolute(path)}: {BEYOND}: {size:,} bytes, and of such a file {most:,} are "
+                "read at most. What to do: if you trust its writer, save less structure"
             )
         return self.reader.bytes(self.absolute(path), 0, size)
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 import pickletools
 from typing import Final
 
-__all__ = ["MEMORY", "ROOM", "SET_ITEM", "WIDEST"]
+__all__ = ["BEYOND", "MEMORY", "ROOM", "SET_ITEM", "WIDEST"]
 
 MEMORY: Final = 2 << 30
 """Bytes of memory that the objects of a pickle may take, where nobody says another number."""
+
+BEYOND: Final = "not read: too many objects"
+"""How a problem says that there may be nothing wrong, but more than an audit reads."""
 
 SET_ITEM: Final = 160
 """Bytes that an item of a set takes, beside its own; it is made twice."""

@@ -116,10 +116,6 @@ def founds(place: Place) -> Iterator[Found]:
     A reader that fails is told as a finding, and claims no files. Last comes what was not looked at
     at all, if anything was not.
     """
-    unseen = [
-        Finding(Code.UNSEEN, Strength.HINT, path, why, (path,))
-        for path, why in place.unseen.items()
-    ]
     for find in FORMATS:
         try:
             every = list(find(place))
@@ -128,6 +124,10 @@ def founds(place: Place) -> Iterator[Found]:
         for found in every:
             yield found
             place = place.without(found.files)
+    unseen = [
+        Finding(Code.UNSEEN, Strength.HINT, path, why, (path,))
+        for path, why in place.unseen.items()
+    ]
     if unseen:
         yield Found("directories", "", findings=unseen)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Final
+from urllib.parse import quote
 
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.run import Audit
@@ -48,10 +49,11 @@ def _words(code: Code) -> str:
 def _result(finding: Finding, format_: str) -> dict[str, Any]:
     where = finding.parts or ((finding.step,) if finding.step else (".",))
     told = "\n".join((finding.says, *finding.evidence))
+    places = [quote(path, errors="surrogatepass") for path in where]  # of any name a file can have
     return {
         "ruleId": finding.code.value,
         "level": LEVELS[finding.strength],
         "message": {"text": told},
-        "locations": [{"physicalLocation": {"artifactLocation": {"uri": uri}}} for uri in where],
+        "locations": [{"physicalLocation": {"artifactLocation": {"uri": uri}}} for uri in places],
         "properties": {"step": finding.step, "strength": finding.strength, "format": format_},
     }

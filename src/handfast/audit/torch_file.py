@@ -19,6 +19,7 @@ from handfast.audit import pickles
 from handfast.audit.archive import MAGIC, PACKED, Archive, Record, read_archive
 from handfast.audit.extent import SIZES, Lost, Range, Reader, Source
 from handfast.audit.pickles import Limits
+from handfast.audit.room import BEYOND
 from handfast.audit.torch_tree import tree
 from handfast.errors import Damaged, FormatError
 from handfast.store.image import HEADER_LIMIT
@@ -240,7 +241,7 @@ class _Row:
                     raise
                 if self._window > 2 * self._limits.nbytes:
                     raise FormatError(
-                        f"{self._path}: byte {self.at:,}: a pickle of more than "
+                        f"{self._path}: byte {self.at:,}: {BEYOND}: a pickle of more than "
                         f"{self._limits.nbytes:,} bytes. What to do: if you trust its writer, "
                         "split what it saves"
                     ) from None

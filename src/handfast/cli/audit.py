@@ -27,6 +27,7 @@ from handfast.cli.console import (
     as_json,
     out,
     place_for,
+    plain,
     tabulate,
     telling_how_far,
 )
@@ -102,7 +103,7 @@ def _watch(path: str, deep: bool, memory: int, as_json: bool) -> None:
     """Tell what is new, a line each, until somebody ends it."""
     for finding in watching(path, deep=deep, memory=memory):
         if as_json:
-            answer(finding)
+            out().print(json.dumps(plain(finding)), markup=False, emoji=False)
         else:
             stamp = time.strftime("%H:%M:%S")
             out().print(f"{stamp} {_line(finding)}")

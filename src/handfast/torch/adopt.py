@@ -30,7 +30,7 @@ from handfast.audit.extent import SIZES, Reader, repeats
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats.names import doubt, joined, numbered, parent, unranked
 from handfast.audit.found import Clock, Found, Role, Step
-from handfast.audit.place import look
+from handfast.audit.place import Place, look
 from handfast.audit.room import MEMORY
 from handfast.audit.run import founds
 from handfast.checkpoint.reader import open_run
@@ -42,6 +42,7 @@ from handfast.store.manifest import Fork
 from handfast.torch.checkpointer import Checkpointer
 from handfast.torch.indices import Origin, mark
 from handfast.torch.lineage import History
+from handfast.torch.memory import bytes_of
 from handfast.torch.types import TORCH_DTYPES
 
 __all__ = ["Adopted", "adopt"]
@@ -62,9 +63,6 @@ BOXES: Final = {
 
 _KEY: Final = re.compile(r"(?!model$|master$)[A-Za-z_][A-Za-z0-9_]*")
 """Names of an optimizer's other tensors that are names of boxes, too."""
-
-RECORD: Final = "record "
-"""How what DeepSpeed cut in pieces is called where it stands once more, whole."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +95,16 @@ def adopt(
     All of its values are read and checked first. ``without`` are names of what to leave out, or
     patterns of them ("optimizer/*"); ``memory`` is as for an audit. What was left out, and what
     stays behind, stands in the epoch's ``extra``. Raises Refused where there is none, or one of
-    several would have to be chosen; where anything certain or strong speaks against it, or it has
-    something that can't be carried over; where its shards don't make whole tensors, copies of one
-    differ, or ``run`` has epochs already. FormatError for a dtype that this torch doesn't have;
-    what a save raises.
+    several would have to be chosen; where what was not read may hold another; where anything
+    certain or strong speaks against it, or it has something that can't be carried over; where its
+    shards don't make whole tensors, copies of one differ, or ``run`` has epochs already.
+    FormatError for a dtype that this torch doesn't have; what a save raises.
     """
     _refuse_run(os.fspath(run))
     with Reader(room=memory) as reader:
         looking = Look(deep=True)
-        every = list(founds(look(path, reader)))
-        chosen = _choose(every, step, os.fspath(path))
+        place = look(path, reader)
+        chosen = _choose(list(founds(place)), step, place, os.fspath(path))
         _refuse_unsound(chosen, looking)
         sorted_out = _sort(chosen.step, without)
         state = _state(sorted_out)
@@ -131,8 +129,10 @@ def _refuse_run(run: str) -> None:
         )
 
 
-def _choose(every: Sequence[Found], number: int | None, path: str) -> _Chosen:
+def _choose(every: Sequence[Found], number: int | None, place: Place, path: str) -> _Chosen:
     """The step that was asked for, or the newest. Where that is not clear nothing is guessed."""
+    if number is None and place.folders:  # else one file was given
+        _refuse_unread(every)
     there = [(one, found) for found in every for one in found.steps]
     fit = [(one, found) for one, found in there if number in (None, one.number)]
     known = ", ".join(_called(one, found) for one, found in there) or "nothing"
@@ -145,7 +145,7 @@ def _choose(every: Sequence[Found], number: int | None, path: str) -> _Chosen:
     if len({id(found) for _, found in fit}) > 1:
         raise _unclear(f"{path} holds checkpoints of several runs", fit)
     if number is None:
-        _refuse_unseen(every, fit)
+        _refuse_unseen(place.unseen, fit)
     if len(fit) == 1:
         return _Chosen(*fit[0], "the only one" if len(there) == 1 else f"the one of step {number}")
     if any(one.number is None for one, _ in fit):
@@ -158,40 +158,55 @@ def _choose(every: Sequence[Found], number: int | None, path: str) -> _Chosen:
         if len(newest) > 1:
             raise _unclear(f"several are of step {most}", newest)
         return _Chosen(*newest[0], f"of those of step {most} the one that a resume would take")
-    _refuse_doubtful(newest[0], fit)
+    _refuse_doubtful(newest[0][0], fit)
     return _Chosen(*newest[0], f"the newest of {known}")
 
 
-def _refuse_unseen(every: Sequence[Found], fit: Sequence[tuple[Step, Found]]) -> None:
+def _refuse_unread(every: Sequence[Found]) -> None:
+    """Refuse where a format could not be read at all, so that nobody knows what there is of it."""
+    alone = [finding for found in every if not found.steps for finding in found.findings]
+    failed = [f for f in alone if f.code is Code.UNREADABLE and f.strength is not Strength.HINT]
+    if failed:
+        raise Refused(
+            "what can't be read there may be newer, or what is meant",
+            verdict=Verdict.FOREIGN,
+            shards=[finding.says for finding in failed],
+            remedy="give the path of the file that is meant, or --step",
+        )
+
+
+def _refuse_unseen(unseen: Mapping[str, str], fit: Sequence[tuple[Step, Found]]) -> None:
     """Refuse where beside a candidate something was not looked at, which may be a newer one.
 
     Beside one that has no number, only what has one: a step by itself may have links in it.
     """
     beside = {place for one, found in fit if one.path for place in (parent(one.path), found.root)}
     steps = any(one.number is not None for one, _ in fit)
-    told = [f for found in every for f in found.findings if f.code is Code.UNSEEN]
     hidden = [
-        f for f in told if parent(f.step) in beside and (steps or numbered(f.step) is not None)
+        folder
+        for folder in unseen
+        if parent(folder) in beside and (steps or numbered(folder) is not None)
     ]
     if hidden:
         raise Refused(
-            f"what lies beside these may be newer, and was {hidden[0].says}",
+            f"what lies beside these may be newer, and was {unseen[hidden[0]]}",
             verdict=Verdict.FOREIGN,
-            shards=[finding.step for finding in hidden],
+            shards=hidden,
             remedy="give the path of the one that is meant, or --step",
         )
 
 
-def _refuse_doubtful(newest: tuple[Step, Found], fit: Sequence[tuple[Step, Found]]) -> None:
+def _refuse_doubtful(newest: Step, fit: Sequence[tuple[Step, Found]]) -> None:
     """Refuse a newest one whose name may mean another thing, or whose files have counted less."""
-    step = newest[0]
-    counted = _counted(step)
+    counted = _counted(newest)
+    known = newest.number in counted.values()
     for other, _ in fit:
-        if other is step:
+        if other is newest:
             continue
-        sure = all(one.number in _counted(one).values() for one in (step, other))
-        why = doubt(_name(step), _name(other), confirmed=sure)
-        for what, value in _counted(other).items():
+        theirs = _counted(other)
+        sure = known and other.number in theirs.values()
+        why = doubt(_name(newest), _name(other), confirmed=sure)
+        for what, value in theirs.items():
             if counted.get(what, value) < value:
                 why = why or f"{what[1]} in the files is {counted[what]} and {value}"
         if why:
@@ -265,9 +280,10 @@ class _Sorted(NamedTuple):
 def _sort(step: Step, patterns: Sequence[str]) -> _Sorted:
     """Sort what a checkpoint has. Raises Refused for what can't be carried, unless it is named."""
     found = _Sorted(defaultdict(list), set(), defaultdict(lambda: defaultdict(list)), [], [])
+    owners: set[str] = set()  # of what is left out
     for part in step.parts:
-        lost = {path for path in part.valueless if not _named(path, patterns)}
-        found.without.extend(path for path in part.valueless if path not in lost)
+        valueless = {*part.valueless}
+        lost = [path for path in valueless if not _named(path, patterns)]
         if lost:
             raise Refused(
                 f"{part.path} has what can't be read as plain values, and would be lost",
@@ -276,21 +292,25 @@ def _sort(step: Step, patterns: Sequence[str]) -> _Sorted:
                 remedy="save it dense, resolved and on a device; or leave it out by name "
                 "(--without NAME), and it is told in the run what was left out",
             )
-        found.left.extend(path for path in part.untold if not _named(path, patterns))
+        found.without.extend(part.valueless)
+        for path in part.untold:
+            (found.without if _named(path, patterns) else found.left).append(path)
         for tensor in part.tensors:
             name = tensor.of or tensor.path
-            if tensor.path in part.valueless:
+            if tensor.path in valueless:
                 continue
             if _named(tensor.path, patterns) or _named(name, patterns):
                 found.without.append(tensor.path)
+                owners.add(name)
             elif tensor.role in (Role.PARAMETER, Role.BUFFER):
                 found.weights[name].append(_Piece(part.path, tensor))
                 found.buffers.update({name} if tensor.role is Role.BUFFER else ())
             elif (box := _box(tensor)) is not None:
                 found.boxes[box][name].append(_Piece(part.path, tensor))
-            elif not tensor.path.startswith(RECORD):
+            elif tensor.role is not Role.RECORD:
                 found.left.append(tensor.path)
-    idle = [one for one in patterns if not any(_named(path, [one]) for path in found.without)]
+    named = owners.union(found.without)
+    idle = [one for one in patterns if not any(_named(path, [one]) for path in named)]
     if idle:
         raise Refused(
             f"nothing in it is called {', '.join(idle)}",
@@ -358,7 +378,7 @@ def _whole(name: str, pieces: list[_Piece]) -> Tensor:
             filled[offset] = part
             count += prod(sizes)
             target.copy_(read)
-        elif not _same(target, read):
+        elif not torch.equal(bytes_of(target), bytes_of(read)):
             raise Refused(
                 f"{name}: {filled[offset]} and {part} have other values of it",
                 verdict=Verdict.MIXED,
@@ -392,12 +412,6 @@ def _refuse_repeated(name: str, piece: audited.Tensor) -> None:
             verdict=Verdict.CORRUPT,
             remedy="if the shape is meant, save a tensor that is not expanded",
         )
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same bits."""
-    left, right = (each.contiguous().reshape(-1).view(torch.uint8) for each in (one, other))
-    return torch.equal(left, right)
 
 
 def _read(piece: audited.Tensor, dtype: torch.dtype) -> Tensor:
@@ -442,18 +456,21 @@ def _module(tensors: Mapping[str, Tensor], buffers: set[str]) -> nn.Module:
 def _save(path: str, run: str, chosen: _Chosen, state: dict[str, Any], found: _Sorted) -> Adopted:
     step, of, why = chosen
     number = step.number or 0
+    at = max(number, 1)
     told = f"adopted from {of.format}, {step.path or path}: an audit found nothing against it"
     began = Fork(LINEAGE, of.format, path, 0, number, told)
     index = Index(LINEAGE, 0, number, "")
     mark([(state["model"], Origin(of.format, index, "model", History(LINEAGE, (began,))))])
     left, without = tuple(dict.fromkeys(found.left)), tuple(dict.fromkeys(found.without))
-    if step.number is None:
-        why += f"; nothing says its step, so that it is {max(number, 1)} here"
+    if step.number != at:
+        none = step.number is None
+        said = "nothing says its step" if none else f"its step is {number}, and epochs begin at 1"
+        why += f"; {said}, so that it is {at} here"
     extra = {"format": of.format, "path": path, "step": step.path, "why": why, "left": list(left),
              "without": list(without)}  # fmt: skip
     with Checkpointer(run, state, rng=False) as checkpointer:
         checkpointer.restore()
-        saved = checkpointer.save(max(number, 1), force=True, extra={"adopted": extra})
+        saved = checkpointer.save(at, force=True, extra={"adopted": extra})
         saved.converged()
         epoch = saved.epoch
     if epoch is None:

@@ -8,6 +8,7 @@ from handfast.audit.extent import Reader
 from handfast.audit.finding import Code, Strength
 from handfast.audit.place import DEEP, Place, look
 from handfast.audit.run import audit
+from handfast.errors import FormatError
 
 
 def seen(path: Path) -> Place:
@@ -43,6 +44,16 @@ def test_what_lies_too_deep_is_said(tmp_path: Path) -> None:
         "/".join(["d"] * (DEEP + 1)): f"not looked at: deeper than {DEEP} levels",
         "link": "not followed: a link to a directory",
     }
+
+
+def test_a_file_of_more_than_is_read_is_said_to_be_that(tmp_path: Path) -> None:
+    """It may be sound."""
+    (tmp_path / "index.json").write_bytes(b"1234")
+    place = seen(tmp_path)
+    assert place.bytes("index.json", 4) == b"1234"
+    says = r"index\.json: not read: too many objects: 4 bytes, .* 3 are read"
+    with pytest.raises(FormatError, match=says):
+        place.bytes("index.json", 3)
 
 
 @pytest.mark.parametrize("linked", [True, False])

@@ -79,11 +79,12 @@ class Look:
 
         Of one that repeats its storage only the first block: a few bytes can stand for any number.
         """
+        once = not self.deep or repeats(values)
         for block in values.blocks(BLOCK if self.deep else SAMPLE):
             self.nbytes += block.nbytes
             self._progress(block.nbytes)
             yield block.cast("B")
-            if not self.deep or repeats(values):
+            if once:
                 return
 
     def _look(self, tensor: Tensor) -> Seen:

@@ -12,6 +12,7 @@ import xxhash
 from handfast.audit.checks.seen import Look
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.found import Clock, Part, Role, Step, Tensor
+from handfast.audit.room import BEYOND
 
 __all__ = ["identical", "jobs", "repeated", "replicas", "structure", "times"]
 
@@ -21,9 +22,6 @@ LEAST: Final = 64
 
 CHECKED: Final = ("CRC-32", "checksum", "hash")
 """How a problem says that bytes were held against what was written down of them."""
-
-BEYOND: Final = "not read: too many objects"
-"""How a problem says that there may be nothing wrong, but more than an audit reads."""
 
 TRAINED: Final = frozenset({Role.PARAMETER, Role.MASTER, Role.FIRST, Role.SECOND, Role.MOMENTUM})
 

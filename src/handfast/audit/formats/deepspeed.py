@@ -143,7 +143,7 @@ def _read_step(place: Place, folder: str) -> Step:
     shares = {mp: _share(job, mp, models, partitions) for mp in {model.mp for model in models}}
     findings: list[Finding] = []
     for model in models:
-        read_model(model, shares.get(model.mp), job.scaled)
+        read_model(model, shares.get(model.mp), job.scaled, place.reader.room)
     for partition in partitions:
         fits = partition.part.path not in extra and partition.dp < max(job.dp, 1)
         share = shares.get(partition.mp) if fits else None

@@ -235,8 +235,8 @@ def stage_of(models: Sequence[Model], partitions: Sequence[Partition]) -> int:
 # The model's file
 
 
-def read_model(model: Model, share: Share | None, scaled: bool) -> None:
-    """Fill in the part of a model's file."""
+def read_model(model: Model, share: Share | None, scaled: bool, memory: int) -> None:
+    """Fill in the part of a model's file. ``memory`` is as of :func:`read_state`."""
     root, part = model.root, model.part
     part.facts = {
         key: value
@@ -246,7 +246,7 @@ def read_model(model: Model, share: Share | None, scaled: bool) -> None:
     part.counters = list(_engine(model))
     tensors = list(_weights(model, share))
     if type(root.get("optimizer")) is dict:  # no ZeRO: the optimizer's state is here
-        said = _whole(model)
+        said = _whole(model, memory)
         tensors += with_checksums(said.tensors)
         part.betas = said.betas
         plain = "state" in root["optimizer"]  # one that is wrapped stepped once before it began
@@ -259,10 +259,11 @@ def read_model(model: Model, share: Share | None, scaled: bool) -> None:
     part.tensors = [*tensors, *_records(tensors)]
 
 
-def _whole(model: Model) -> Said:
+def _whole(model: Model, memory: int) -> Said:
     """The state of an optimizer without ZeRO."""
+    state = {"optimizer": model.root["optimizer"]}
     try:
-        return read_state({"optimizer": model.root["optimizer"]}, within=f"mp rank {model.mp}")
+        return read_state(state, within=f"mp rank {model.mp}", memory=memory)
     except HandfastError as error:
         model.part.problem = model.part.problem or f"{model.part.path}: {error}"
         return Said()
@@ -460,4 +461,4 @@ def _records(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
             seen[id(source)] = source
     for record in seen.values():
         whole = Extent(record, "uint8", (record.nbytes,), (1,))
-        yield Tensor(f"record {record.key}", Role.OTHER, by_record(whole, record))
+        yield Tensor(f"record {record.key}", Role.RECORD, by_record(whole, record))

@@ -11,7 +11,6 @@ where an optimizer adds its decay to the gradient, as Adam's does and AdamW's do
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from handfast.audit.extent import Extent
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats.deepspeed_parts import Partition, Share
 from handfast.audit.formats.states import number
-from handfast.audit.formats.zero import flat
+from handfast.audit.formats.zero import flat, share_of
 from handfast.audit.tree import values
 from handfast.errors import HandfastError
 
@@ -85,13 +84,11 @@ def _paddings(partition: Partition, share: Share) -> Iterator[tuple[str, Extent,
     for group, moments in _moments(partition).items():
         at = 0
         for name, shape in share.shapes[group].items() if group < len(share.shapes) else ():
-            numel = math.prod(shape)
-            each = -(-numel // share.world)
-            own = min(max(numel - partition.dp * each, 0), each)
-            if own < each:
+            length, _, count = share_of(shape, share.world, partition.dp)
+            if count < length:
                 for key, row in moments.items():
-                    yield f"{key} of {name}", row, at + own, each - own
-            at += each
+                    yield f"{key} of {name}", row, at + count, length - count
+            at += length
 
 
 def _moments(partition: Partition) -> Mapping[int, Mapping[str, Extent]]:

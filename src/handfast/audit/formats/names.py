@@ -81,23 +81,22 @@ def doubt(newer: str, older: str, *, confirmed: bool) -> str:
     mine, other = ([*_SAID.finditer(path)] for path in (newer, older))
     if _NUMBER.sub("#", newer) != _NUMBER.sub("#", older):
         said, known = ({one[1].lower(): int(one[2]) for one in each} for each in (mine, other))
-        words = [word for word in said.keys() & known if said[word] != known[word]]
+        words = [word for word in said if said[word] != known.get(word, said[word])]
         apart = [word for word in words if _APART.fullmatch(word)]
         return f"they are of two {apart[0]}s" if apart else ""
     differ = [
-        (one, two) for one, two in zip(mine, other, strict=True) if int(one[2]) != int(two[2])
+        (match, _COUNT.fullmatch(match[1]) is not None, now, then)
+        for match, one in zip(mine, other, strict=True)
+        if (now := int(match[2])) != (then := int(one[2]))
     ]
-    counts = [_COUNT.fullmatch(one[1]) is not None for one, _ in differ]
-    for (one, _), count in zip(differ, counts, strict=True):
-        if _APART.fullmatch(one[1]) or (one["size"] and not count):
-            return f"{one[0]} may be of another run, or a part"
-        if not confirmed and re.search(r"\d\.$", newer[: one.start("number")]):
+    for match, counts, _, _ in differ:
+        if _APART.fullmatch(match[1]) or (match["size"] and not counts):
+            return f"{match[0]} may be of another run, or a part"
+        if not confirmed and re.search(r"\d\.$", newer[: match.start("number")]):
             return "their numbers may be scores, or versions"
-    falls = any(
-        c and int(one[2]) < int(two[2]) for c, (one, two) in zip(counts, differ, strict=True)
-    )
-    several = len({(int(one[2]), int(two[2])) for one, two in differ}) > 1
-    if falls or (several and not confirmed and not all(counts)):
+    falls = any(counts and now < then for _, counts, now, then in differ)
+    several = len({(now, then) for _, _, now, then in differ}) > 1
+    if falls or (several and not confirmed and not all(counts for _, counts, _, _ in differ)):
         return "more than one number differs, and which of them counts is not said"
     return ""
 

@@ -160,18 +160,18 @@ def _part(place: Place, file: _File) -> Part:
         return part
     part.counters = [Counter(Clock.DIRECTORY, file.iteration, "iter_N")]
     try:
-        _state(part, root, f"rank {file.rank}")
+        _state(part, root, f"rank {file.rank}", place.reader.room)
     except HandfastError as error:
         part.problem = part.problem or f"{place.absolute(file.path)}: {error}"
     part.untold = untold(read.said, part.tensors)
     return part
 
 
-def _state(part: Part, root: Object, within: str) -> None:
+def _state(part: Part, root: Object, within: str, memory: int) -> None:
     """What a rank saved: a plain state, or Megatron's. Raises FormatError beyond what is read."""
     plain = root.fields.get("state_dict")
     if plain is not None:
-        said = read_state(plain, within=within)
+        said = read_state(plain, within=within, memory=memory)
         part.tensors, part.betas, part.valueless = said.tensors, said.betas, said.valueless
         part.counters = [*part.counters, *(counter for _, counter in said.counters)]
         return

@@ -123,10 +123,15 @@ def apart(steps: Sequence[Step]) -> Iterator[tuple[Step, Finding]]:
                 if counter.clock is Clock.OPTIMIZER:
                     counts[counter.path].append((step, part.path, counter.value))
     for path, read in counts.items():
+        by_value: dict[int, list[Step]] = defaultdict(list)
+        for step, _, value in read:
+            by_value[value].append(step)
         for step, file, value in read:
+            twin = next((one for one in by_value[value] if one is not step), None)
+            if twin is None:
+                continue
             others = [(one.number or 0, other) for one, _, other in read if one is not step]
-            twin = next((one for one, _, v in read if one is not step and v == value), None)
-            if twin is None or len(others) < 2 or not _goes_with(others):
+            if len(others) < 2 or not _goes_with(others):
                 continue
             if not _goes_with([*others, (step.number or 0, value)]):
                 says = (

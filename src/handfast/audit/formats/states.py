@@ -17,7 +17,7 @@ import msgspec
 
 from handfast.audit.extent import DIMENSIONS, Extent
 from handfast.audit.found import Clock, Counter, Role, Tensor, Values
-from handfast.audit.room import MEMORY
+from handfast.audit.room import BEYOND, MEMORY
 from handfast.audit.tree import DEEP, Object, inside, values
 from handfast.errors import FormatError, HandfastError
 from handfast.store.objects import child
@@ -138,8 +138,8 @@ def read_state(root: Any, *, within: str = "", memory: int = MEMORY) -> Said:
 def beyond(path: str, what: str) -> FormatError:
     """The error of a tree that has more than is read."""
     return FormatError(
-        f"{path:.200}: not read: too many objects: more than {what}. What to do: if you trust its "
-        "writer, allow more (--memory), or save less structure"
+        f"{path:.200}: {BEYOND}: more than {what}. What to do: if you trust its writer, save less "
+        "structure; --memory allows more tensors and counts"
     )
 
 
@@ -396,9 +396,8 @@ class _Reading:
         """Take the room of one thing more that is said, with the texts in it."""
         self._room -= EACH + sum(map(len, texts))
         if self._room < 0 or max(map(len, texts)) > LONGEST:
-            most = self._most // EACH
-            what = f"{most:,} tensors and counts, or names of {LONGEST:,} characters"
-            raise beyond(texts[0], what)
+            most = f"{self._most // EACH:,} tensors and counts"
+            raise beyond(texts[0], f"{most}, or names of {LONGEST:,} characters")
 
 
 _BOXES: Final = frozenset({dict, list, tuple})

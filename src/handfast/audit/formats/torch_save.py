@@ -38,6 +38,8 @@ _LEFT: Final = re.compile(
 
 _INSIDE: Final = frozenset({Kind.ZIP, Kind.LEGACY})
 _FOREIGN: Final = frozenset({Kind.PICKLE, Kind.UNKNOWN})
+"""What another program may have written: not torch's, and not nothing."""
+
 _OTHERS: Final = frozenset({Kind.SCRIPT, Kind.EXPORTED, Kind.PACKAGE, Kind.TAR, Kind.OTHER_ZIP,
                             Kind.SAFETENSORS})  # fmt: skip
 
@@ -56,7 +58,7 @@ def find(place: Place) -> Iterator[Found]:
             units[parent(path), unranked(path)].append(path)
     for root, steps in series(units).items():
         files = [path for step in steps for paths in step.values() for path in paths]
-        if all(_is_foreign(place, path) for path in files):
+        if all(_kind(place, path) in _FOREIGN for path in files):
             told = [_foreign(path) for path in files]
             yield Found("torch.save", root[0], files=frozenset(files), findings=told)
         else:
@@ -65,20 +67,17 @@ def find(place: Place) -> Iterator[Found]:
 
 def _is_ours(place: Place, path: str) -> bool:
     """Whether torch.save wrote a file, or its name says that it should have."""
+    kind = _kind(place, path)
     named = _OURS.fullmatch(path) is not None
-    try:
-        kind = recognise(place.reader, place.absolute(path))
-    except HandfastError:
-        return named
     return kind in _INSIDE or (named and kind not in _OTHERS)
 
 
-def _is_foreign(place: Place, path: str) -> bool:
-    """Whether a file holds what another program may have written: not torch's, and not nothing."""
+def _kind(place: Place, path: str) -> Kind | None:
+    """What a file is; None where that can't be read."""
     try:
-        return recognise(place.reader, place.absolute(path)) in _FOREIGN
+        return recognise(place.reader, place.absolute(path))
     except HandfastError:
-        return False
+        return None
 
 
 def _foreign(path: str) -> Finding:

@@ -35,6 +35,7 @@ __all__ = [
     "mapped",
     "named_shapes",
     "settled",
+    "share_of",
 ]
 
 ROLES: Final[Mapping[str, Role]] = {
@@ -122,13 +123,20 @@ def cut_parameters(shapes: Shapes, world: int, rank: int) -> Iterator[Stretch]:
     for group, named in enumerate(shapes):
         at = 0
         for name, shape in named.items():
-            numel = math.prod(shape)
-            share = -(-numel // world)
-            start = rank * share
-            count = min(numel, start + share) - start
-            if count > 0:
+            length, start, count = share_of(shape, world, rank)
+            if count:
                 yield Stretch(group, name, at, start, count)
-            at += share
+            at += length
+
+
+def share_of(shape: Sequence[int], world: int, rank: int) -> tuple[int, int, int]:
+    """A rank's share of a parameter in stage 3: its length, with what pads it; where it begins in
+    the parameter, flattened; and how many elements of that are in it.
+    """
+    numel = math.prod(shape)
+    length = -(-numel // world)
+    start = rank * length
+    return length, start, min(max(numel - start, 0), length)
 
 
 def flat(values: Extent, at: int, count: int) -> Extent | None:

@@ -80,13 +80,14 @@ class Held:
 
         By the optimizer's name, and the place there.
         """
+        known = self._memory | self._known
         named: Counter[str] = Counter()
         for optimizer in self._optimizers:
             name = type(optimizer).__name__
             named[name] += 1
             again = f" {named[name]}" if named[name] > 1 else ""
             for number, parameter in enumerate(_trained(optimizer)):
-                if _memory(parameter) not in self._memory | self._known:
+                if _memory(parameter) not in known:
                     yield f"{name}{again}", f"/params[{number}]", local(parameter)
 
     def unkept(self) -> Iterator[tuple[str, Tensor]]:

@@ -36,7 +36,6 @@ CAUSES: Final = (
 """Which of two that differ at once is told first: the one that others rather follow from."""
 TRAINED: Final = "parameter"
 NOTHING: Final = "nothing"
-NONE: Final = Print("", b"", NOTHING)
 
 
 class Split(NamedTuple):
@@ -120,7 +119,8 @@ class _Rank:
         return None
 
     def _counts(self, path: str, moment: Moment) -> bool:
-        trained = moment.prints.get(path, NONE).kind == TRAINED and path in self._moving
+        leaf = moment.prints.get(path)
+        trained = leaf is not None and leaf.kind == TRAINED and path in self._moving
         return trained or self._stored(path, moment)
 
     def lasting(self, step: int) -> Iterator[tuple[int, Difference]]:

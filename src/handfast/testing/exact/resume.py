@@ -107,7 +107,7 @@ def exact_resume(
         steps=steps,
         ranks=ranks,
         killed=tuple(kill.step for kill in kills),
-        resumed=tuple(start[0][0].step for start in starts[3:]),
+        resumed=tuple(start[0][0].step for start in rest),
         leaves=sum(len(moment.prints) for moment in chain(*begun, *chain(*rest))),
         noise=noisy.first + noisy.then if noisy else (),
         differences=split.first if split else (),
