@@ -40,7 +40,12 @@ class Training:
         items = torch.arange(ITEMS, dtype=torch.float32)
         self.loaders = [
             StatefulDataLoader(
-                items, BATCH, shuffle=not name, sampler=SAMPLERS[name](items), num_workers=workers
+                items,
+                BATCH,
+                shuffle=not name,
+                sampler=SAMPLERS[name](items),
+                num_workers=workers,
+                multiprocessing_context="fork" if workers else None,  # as a script has it on Linux
             )
             for name in (sampler, later)
             if name is not None
