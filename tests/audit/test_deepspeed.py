@@ -353,6 +353,18 @@ def test_norms_of_tensor_parallel_ranks_that_differ(tmp_path: Path) -> None:
     assert {each.code for each in found} == {Code.REPLICAS, Code.MASTER}
 
 
+@pytest.mark.parametrize("variant", ["zero0-fp32-dp2", "zero1-bf16-dp2"])
+def test_what_a_module_says_beside_its_weights_is_none(variant: str, tmp_path: Path) -> None:
+    """TransformerEngine's bytes, as a tensor."""
+    path = copied(f"{HERE}/{variant}", tmp_path)
+    extra = torch.zeros(30, dtype=torch.uint8)
+    for file in path.rglob("*model_states.pt"):
+        change(file, lambda saved: saved["module"].update({"inner._extra_state": extra}))
+    assert wrong(find, path) == []
+    said = {t.path: t.role for each in last(path).parts for t in each.tensors}
+    assert said["module/inner._extra_state"] is Role.OTHER
+
+
 def test_no_more_is_said_of_an_optimizer_than_there_is_memory_for() -> None:
     """Without ZeRO its state is as large as a training's."""
     state = {at: {"step": at} for at in range(200)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from audit.goldens import codes, only, seen, wrong
 from handfast.audit.finding import Code, Strength
 from handfast.audit.formats.torch_save import find
+from handfast.audit.run import audit
 
 
 class Layout:
@@ -166,4 +168,96 @@ def test_directories_that_are_no_steps_keep_their_files_apart(tmp_path: Path) ->
             path = Layout(tmp_path, "seed_{number}/{member}.pt").file(name, seed)
             torch.save({"w": torch.rand(300), "step": 10 + (name == "last")}, path)
     assert len(seen(find, tmp_path)) == 2
+    assert wrong(find, tmp_path) == []
+
+
+def test_files_that_repeat_their_directorys_number_are_of_it(tmp_path: Path) -> None:
+    """``step_9/model_9.pt``: one run, whose members are known by their names without it."""
+    layout = Layout(tmp_path, "step_{number}/{member}_{number}.pt")
+    trained(layout, (8, 9, 10))
+    found = only(find, tmp_path)
+    assert [(step.path, step.number, len(step.parts)) for step in found.steps] == [
+        (f"step_{number}", number, 3) for number in (8, 9, 10)
+    ]
+    assert wrong(find, tmp_path) == []
+    layout.file("optimizer", 9).unlink()
+    (finding,) = wrong(find, tmp_path)
+    assert (finding.strength, finding.parts) == (Strength.STRONG, ("step_9/optimizer_9.pt",))
+
+
+def test_files_of_several_numbers_in_one_numbered_directory_are_its_run(tmp_path: Path) -> None:
+    """``fold_1/epoch_1.pt`` is beside ``fold_1/epoch_2.pt``, and not ``fold_2/epoch_2.pt``."""
+    for fold in (1, 2):
+        for epoch in (1, 2):
+            path = Layout(tmp_path, f"fold_{fold}/epoch_{{number}}.pt").file("", epoch)
+            torch.save({"w": torch.rand(300)}, path)
+    runs = [[step.path for step in found.steps] for found in seen(find, tmp_path)]
+    assert runs == [[f"fold_{fold}/epoch_{epoch}.pt" for epoch in (1, 2)] for fold in (1, 2)]
+
+
+def test_steps_that_lie_beside_each_other_in_a_directory_have_paths_of_their_own(
+    tmp_path: Path,
+) -> None:
+    """So that a fault is one step's."""
+    layout = Layout(tmp_path, "saved/{member}_{number}.pt")
+    trained(layout, (1, 2, 3))
+    path = layout.file("model", 2)
+    path.write_bytes(path.read_bytes()[:-100])
+    (listed,) = audit(tmp_path).found
+    assert [row.whole for row in listed.steps] == [True, False, True]
+
+
+def ranks(home: Path, sizes: Sequence[int], form: str = "step_{}/state_rank{}.pt") -> None:
+    """Steps 1, 2 and so on, each with files of so many ranks."""
+    for step, size in enumerate(sizes, 1):
+        for rank in range(size):
+            path = home / form.format(step, rank)
+            path.parent.mkdir(exist_ok=True)
+            torch.save({"w": torch.rand(300)}, path)
+
+
+@pytest.mark.parametrize("form", ["step_{}/state_rank{}.pt", "state_step{}_rank{}.pt"])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_the_last_ranks_file_is_missed_where_other_steps_have_it(
+    step: int, form: str, tmp_path: Path
+) -> None:
+    """Ranks 0 to 6 in one step, and 0 to 7 in the others; with one other step it is a hint."""
+    ranks(tmp_path, [8, 8, 8], form)
+    (tmp_path / form.format(step, 7)).unlink()
+    (finding,) = wrong(find, tmp_path)
+    assert (finding.code, finding.strength) == (Code.MISSING, Strength.STRONG)
+    assert f"step{step}" in finding.step.replace("_", "")
+    assert "rank 7's file" in finding.says
+    for rank in range(8):
+        (tmp_path / form.format(step % 3 + 1, rank)).unlink()
+    (finding,) = wrong(find, tmp_path)
+    assert (finding.code, finding.strength) == (Code.MISSING, Strength.HINT)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "hints"),
+    [
+        ([8, 8, 6, 6], 0),
+        ([8, 7, 7, 7], 0),
+        ([6, 6, 8, 8], 0),
+        ([8, 8, 8, 4], 1),
+        ([4, 8, 8], 1),
+        ([8, 4, 4, 8], 2),
+        ([1, 8, 1, 8], 1),
+    ],
+)
+def test_a_job_of_another_size_is_no_fault(sizes: list[int], hints: int, tmp_path: Path) -> None:
+    """It goes on with fewer ranks, or more; a hint at most, also where it comes back."""
+    ranks(tmp_path, sizes)
+    assert [finding.strength for finding in wrong(find, tmp_path)] == [Strength.HINT] * hints
+
+
+def test_a_step_that_says_how_many_ranks_it_has_lacks_none(tmp_path: Path) -> None:
+    """The job's size in the files, or in their names."""
+    for home, name in (("inside", "state_rank{0}.pt"), ("named", "state-{0}-of-{1}.pt")):
+        for step, size in enumerate((8, 7, 8), 1):
+            for rank in range(size):
+                path = tmp_path / home / f"step_{step}" / name.format(rank, size)
+                path.parent.mkdir(exist_ok=True, parents=True)
+                torch.save({"w": torch.rand(300), "world_size": size}, path)
     assert wrong(find, tmp_path) == []

@@ -1,5 +1,6 @@
 """What is said of trees that torch wrote, whoever chose their keys; and of names."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -344,3 +345,55 @@ def test_steps_of_a_run_are_found_by_their_names() -> None:
         ("b", ["b/step-1"]),
         ("a/last", ["a/last"]),
     ]
+
+
+EXTRAS: tuple[Any, ...] = (
+    torch.zeros(30, dtype=torch.uint8),
+    torch.rand(30),
+    io.BytesIO(b"a pickle"),
+    b"bytes",
+    {"scale": torch.rand(3)},
+    None,
+)
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_what_a_module_says_beside_its_weights_is_none(extra: Any, tmp_path: Path) -> None:
+    """``_extra_state``, of any type, with the module's name before it or not; its weights are what
+    they are without it.
+    """
+    for prefix in ("", "layer."):
+        state = {f"{prefix}weight": torch.rand(4), f"{prefix}_extra_state": extra}
+        for saved in (state, {"model": state, "optimizer": {}}):
+            found = said(tmp_path, saved)
+            parameters = [t.of for t in found.tensors if t.role is Role.PARAMETER]
+            assert parameters == [f"{prefix}weight"]
+            others = {t.role for t in found.tensors if "_extra_state" in t.path}
+            assert others <= {Role.OTHER}
+            assert found.valueless == []
+
+
+def test_a_buffer_may_be_called_as_counts_are(tmp_path: Path) -> None:
+    """A module's own ``epoch`` is no trainer's; what stands at the top beside the states is."""
+    state = {"weight": torch.rand(4), "epoch": torch.tensor(3), "step": torch.tensor(7.0)}
+    expected = {"weight": Role.PARAMETER, "epoch": Role.BUFFER, "step": Role.BUFFER}
+    for saved in (state, {"model": state}):
+        found = said(tmp_path, saved)
+        assert roles(found) == expected
+        assert found.counters == []
+    assert said(tmp_path, {"model": {"weight": torch.rand(4), "epoch": 3}}).counters == []
+    beside = {"model": state, "epoch": torch.tensor(5), "step": 9}
+    counted = said(tmp_path, beside).counters
+    assert [(counter.path, counter.value) for _, counter in counted] == [("epoch", 5), ("step", 9)]
+    whole = said(tmp_path, {"weight": torch.rand(4), "step": 9}).counters
+    assert [counter.value for _, counter in whole] == [9]
+
+
+@pytest.mark.parametrize(
+    ("name", "step"), [("model 10.pt", 10), ("step 7", 7), ("my model 3 final.pt", 3)]
+)
+def test_a_blank_before_a_number_is_as_good_as_a_dash(name: str, step: int) -> None:
+    """People save by hand; a rank's number is no step's there, either."""
+    assert numbered(name) == step
+    assert numbered(f"rank 3 {name}") == step
+    assert ranked(f"rank 3 {name}") == (3, 0)

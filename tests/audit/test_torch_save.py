@@ -397,3 +397,23 @@ def test_models_beside_each_other_keep_their_names(tmp_path: Path) -> None:
     first, second = (roles(one.steps[0]) for one in seen(find, tmp_path))
     assert first == {"model/w": (Role.PARAMETER, "w"), "ema/w": (Role.PARAMETER, "ema/w")}
     assert {of for _, of in second.values()} == {"generator/w", "discriminator/w"}
+
+
+@pytest.mark.parametrize(
+    "name", ["DONE.pt", "_SUCCESS.pt", "complete.pth", "latest.pt", "step_3/done.pth.tar"]
+)
+def test_an_empty_file_that_is_called_a_marker_is_a_hint(name: str, tmp_path: Path) -> None:
+    """It is no member of a step; with bytes in it, or a number in its name, it is what it is."""
+    for number in (2, 3):
+        (tmp_path / f"step_{number}").mkdir()
+        torch.save({"w": torch.rand(300)}, tmp_path / f"step_{number}" / "model.pt")
+    (tmp_path / name).touch()
+    assert unclaimed(find, tmp_path) == set()
+    assert audit(tmp_path).sound
+    (finding,) = wrong(find, tmp_path)
+    assert (finding.code, finding.strength) == (Code.UNREADABLE, Strength.HINT)
+    (tmp_path / name).write_bytes(b"PK\x03\x04")
+    assert codes(find, tmp_path) == {Code.UNREADABLE}
+    (tmp_path / name).unlink()
+    (tmp_path / "done_3.pt").touch()
+    assert codes(find, tmp_path) == {Code.UNREADABLE}

@@ -275,3 +275,37 @@ def test_a_checkpoint_by_itself_is_known_by_its_directory(tmp_path: Path) -> Non
     assert wrong(find, path) == []
     os.remove(path / "scheduler.pt")
     assert codes(find, path) == {Code.MISSING}
+
+
+def resumed(home: Path, *numbers: int) -> None:
+    """Checkpoints of a training that went on from weights alone: its optimizer has made four
+    updates in the first of these, and its trainer counted on.
+    """
+    source = GOLDEN / "trainer" / "alone" / "out" / "checkpoint-4"
+    for number in numbers:
+        shutil.copytree(source, path := home / f"checkpoint-{number}")
+        made = 4 + number - numbers[0]
+
+        def optimizer(saved: Any, made: int = made) -> None:
+            for each in saved["state"].values():
+                each["step"].fill_(made)
+                each["exp_avg"] *= 1 - made / 1000
+
+        state(path, lambda said, number=number: said.update(global_step=number))
+        pickled(path / "optimizer.pt", optimizer)
+        pickled(path / "scheduler.pt", lambda saved, made=made: saved.update(last_epoch=made))
+
+
+def test_a_training_that_went_on_from_weights_alone_is_no_fault(tmp_path: Path) -> None:
+    """Its optimizer began anew, and lags as much in each of three checkpoints; of two it may be
+    torn, and so may one of which the optimizer is another's.
+    """
+    resumed(tmp_path, 104, 106, 108)
+    assert codes(find, tmp_path) == set()
+    assert Code.COUNTERS in codes(find, tmp_path, Strength.HINT)
+    shutil.copyfile(
+        tmp_path / "checkpoint-106/optimizer.pt", tmp_path / "checkpoint-108/optimizer.pt"
+    )
+    assert codes(find, tmp_path) >= {Code.COUNTERS}
+    shutil.rmtree(tmp_path / "checkpoint-108")
+    assert codes(find, tmp_path) == {Code.COUNTERS}

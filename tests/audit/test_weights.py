@@ -30,12 +30,14 @@ from audit.goldens import (
     unclaimed,
     wrong,
 )
+from handfast.audit.checks.seen import READS
 from handfast.audit.extent import Reader
 from handfast.audit.finding import Code, Strength
 from handfast.audit.formats.safetensors_file import read_safetensors
 from handfast.audit.formats.weights import find
 from handfast.audit.found import Role
 from handfast.audit.place import look
+from handfast.audit.run import audit
 from handfast.errors import FormatError
 
 
@@ -246,3 +248,15 @@ def test_no_header_raises_but_as_it_says(
         with suppress(FormatError):
             read_safetensors(look(folder, Reader()), "a.safetensors")
         assert len(seen(find, folder)) == 1
+
+
+def test_a_stretch_of_a_file_under_a_thousand_names_is_read_a_few_times(tmp_path: Path) -> None:
+    """safetensors refuses it; an audit says so, and does not read the whole a thousand times."""
+    path = tmp_path / "model.safetensors"
+    save_file({"w": torch.rand(30_000)}, path)
+    header(path, lambda found: found.update({f"w{at}": found["w"] for at in range(1000)}))
+    with pytest.raises(SafetensorError):
+        load_file(path)
+    assert codes(find, tmp_path) == {Code.UNREADABLE}
+    assert Code.UNREAD in codes(find, tmp_path, Strength.HINT)
+    assert audit(tmp_path, deep=True).nbytes <= (READS + 1) * path.stat().st_size

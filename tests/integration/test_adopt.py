@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from tests.audit.altered import change
 from torch import nn
-from torch.distributed.checkpoint import save
+from torch.distributed.checkpoint import FileSystemWriter, save
+from torch.distributed.checkpoint._extension import ZStandard
 
 import handfast
 from handfast.audit.formats import FORMATS, dcp
@@ -462,6 +463,9 @@ def test_names_that_may_mean_another_thing_are_not_guessed_at(
         ("step_10k", "step_20k"),
         ("run1_step_100", "run1_step_500"),
         ("epoch_1_step_100", "epoch_2_step_200"),
+        ("step_9/model_9", "step_10/model_10"),
+        ("9/model_9", "10/model_10"),
+        ("model 9", "model 10"),
     ],
 )
 def test_names_that_say_which_is_newer_are_gone_by(
@@ -514,15 +518,24 @@ def test_a_linked_directory_beside_the_candidates_may_be_the_newest(
     assert adopt(home / "step_3", tmp_path / "third").tensors == {"model": 1}
 
 
-def test_a_tensor_that_repeats_its_storage_without_end_is_refused(run: str, tmp_path: Path) -> None:
-    """zeros(1).expand(2**33): 32 GiB that one number stands for; a short one is adopted."""
-    short = torch.ones(1).expand(100)
-    torch.save({"v": short, "w": torch.zeros(1).expand(1 << 33)}, tmp_path / "model_step_3.pt")
-    with pytest.raises(Refused, match=r"w: .*repeats"):
-        adopt(tmp_path, run)
-    torch.save({"v": short}, tmp_path / "model_step_3.pt")
+def test_what_would_take_many_times_its_files_is_refused(run: str, tmp_path: Path) -> None:
+    """32 GiB that one number stands for, a megabyte under a thousand names; a short one and a tied
+    one are adopted.
+    """
+    short, tied = torch.ones(1).expand(100), torch.rand(1 << 18)
+    for state in (
+        {"v": short, "w": torch.zeros(1).expand(1 << 33)},
+        {f"w{at}": tied for at in range(1000)},
+        {f"w{at}": tied[at:] for at in range(1000)},
+    ):
+        torch.save(state, tmp_path / "model_step_3.pt")
+        with pytest.raises(Refused, match=r"would take [\d,]+ bytes.*model/w"):
+            adopt(tmp_path, run)
+    torch.save({"v": short, "w": tied, "head": tied}, tmp_path / "model_step_3.pt")
     adopt(tmp_path, run)
-    assert torch.equal(load(run, "model")["v"], short)
+    found = load(run, "model")
+    assert torch.equal(found["v"], short)
+    assert torch.equal(found["w"], found["head"])
 
 
 def torn(run: Path) -> None:
@@ -559,6 +572,44 @@ def test_a_run_that_is_there_is_left_alone(run: str) -> None:
     with pytest.raises(Refused, match="is a run already"):
         adopt(there, run, step=2)
     assert [str(row.epoch) for row in handfast.open(run).epochs()] == ["1/4"]
+
+
+def test_what_dcp_encoded_is_refused_by_name(run: str, tmp_path: Path) -> None:
+    """Its values can't be read; nothing of it is lost in silence."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there is one process
+        writer = FileSystemWriter(tmp_path / "step_8", _extensions=[ZStandard()])
+        save({"model": {"w": torch.rand(300)}}, storage_writer=writer, no_dist=True)
+    with pytest.raises(Refused, match="would be lost") as refused:
+        adopt(tmp_path, run)
+    assert refused.value.shards == ("model/w",)
+
+
+def test_a_module_s_extra_state_is_no_weight(run: str, tmp_path: Path) -> None:
+    """It stays behind and is told; a buffer that is called as counts are comes along."""
+    extra = torch.zeros(30, dtype=torch.uint8)
+    state = {"layer.weight": torch.rand(300), "layer._extra_state": extra, "epoch": torch.tensor(3)}
+    torch.save({"model": state}, tmp_path / "model_step_3.pt")
+    assert adopt(tmp_path, run).left == ("model/layer._extra_state",)
+    assert load(run, "model").keys() == {"layer.weight", "epoch"}
+
+
+def test_a_training_that_went_on_from_weights_alone_is_adopted(run: str, tmp_path: Path) -> None:
+    """Three of its steps show that its counters go together."""
+    for number in (104, 106, 108):
+        made = number - 100
+        source = GOLDEN / "trainer" / "alone" / "out" / "checkpoint-4"
+        shutil.copytree(source, home := tmp_path / f"checkpoint-{number}")
+        said = json.loads((home / "trainer_state.json").read_text()) | {"global_step": number}
+        (home / "trainer_state.json").write_text(json.dumps(said))
+
+        def counting(saved: Any, made: int = made) -> None:
+            for each in saved["state"].values():
+                each["step"].fill_(made)
+
+        change(home / "optimizer.pt", counting)
+        change(home / "scheduler.pt", lambda saved, made=made: saved.update(last_epoch=made))
+    assert adopt(tmp_path, run, step=106).epoch.step == 106
 
 
 def test_the_command_says_what_was_taken_and_what_was_not(run: str, tmp_path: Path) -> None:

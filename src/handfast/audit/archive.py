@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from handfast.audit.extent import Reader, inside
@@ -55,14 +56,14 @@ class Record:
     directory has it; 0 where none was worked out, which torch leaves so for all records with
     ``set_crc32_options(False)``, and for storages under ``skip_data`` (torch 2.13,
     torch/serialization.py). ``packed``: it is compressed or encrypted, and can't be read. Where its
-    bytes begin stands in the header, which is read when they are.
+    bytes begin stands in the header, which is read when they are; before ``end`` they end.
     """
 
-    __slots__ = ("_archive_end", "_key", "_path", "_reader", "_start", "crc", "header", "key",
-                 "name", "nbytes", "packed")  # fmt: skip
+    __slots__ = ("_key", "_path", "_reader", "_start", "crc", "end", "header", "key", "name",
+                 "nbytes", "packed")  # fmt: skip
 
     def __init__(self, reader: Reader, path: str, key: bytes, entry: _Entry, end: int) -> None:
-        self._reader, self._path, self._key, self._archive_end = reader, path, key, end
+        self._reader, self._path, self._key, self.end = reader, path, key, end
         self._start = -1
         self.key = key.decode("utf-8", "replace")
         self.name = f"{path}: {self.key}"
@@ -78,10 +79,21 @@ class Record:
             if magic != MAGIC or named != len(self._key) or head[_LOCAL.size :] != self._key:
                 raise Damaged(f"{self.name}: byte {self.header:,}: its header is gone. {TO_DO}")
             start = self.header + size + extra
-            if start + self.nbytes > self._archive_end:
-                raise Damaged(_too_long(self, start, self._archive_end))
+            if start + self.nbytes > self.end:
+                raise self._too_long(start)
             self._start = start
         return self._start
+
+    def damage(self) -> Damaged | None:
+        """What is wrong where it goes on beyond its end, by the directory alone."""
+        least = self.header + _LOCAL.size + len(self._key)
+        return self._too_long(least) if least + self.nbytes > self.end and not self.packed else None
+
+    def _too_long(self, start: int) -> Damaged:
+        return Damaged(
+            f"{self.name}: it takes bytes {start:,} to {start + self.nbytes:,} of the file, which "
+            f"is beyond byte {self.end:,}, where the next begins or the records end. {TO_DO}"
+        )
 
     def read(self, into: memoryview, at: int) -> None:
         """See the port. Damaged as well where its header is gone; FormatError if it is packed."""
@@ -172,8 +184,9 @@ def read_archive(reader: Reader, path: str) -> Archive:
     where = _find(reader, path)
     data = reader.bytes(path, where.start, where.nbytes)
     records: dict[str, Record] = {}
+    every: list[Record] = []
     damage: list[Damaged] = []
-    at = count = 0
+    at = 0
     while at < len(data):
         key, entry, at = _entry(data, at, f"{path}: byte {where.start + at:,}")
         record = Record(reader, path, key, entry, where.start)
@@ -185,24 +198,18 @@ def read_archive(reader: Reader, path: str) -> Archive:
                     "can say which one is meant; take the file from a copy"
                 )
             )
-        least = record.header + _LOCAL.size + len(key)
-        if least + record.nbytes > where.start and not record.packed:
-            damage.append(Damaged(_too_long(record, least, where.start)))
         records[record.key] = record
-        count += 1
-    if count != where.named:
+        every.append(record)
+    if len(every) != where.named:
         raise Damaged(
-            f"{path}: byte {where.start:,}: the directory names {count:,} records, and should name "
-            f"{where.named:,}. {TO_DO}"
+            f"{path}: byte {where.start:,}: the directory names {len(every):,} records, and should "
+            f"name {where.named:,}. {TO_DO}"
         )
+    every.sort(key=lambda record: record.header)
+    for record, following in pairwise(every):
+        record.end = min(record.end, following.header)
+    damage += filter(None, map(Record.damage, every))
     return Archive(path, records, tuple(damage))
-
-
-def _too_long(record: Record, start: int, end: int) -> str:
-    return (
-        f"{record.name}: it takes bytes {start:,} to {start + record.nbytes:,} of the file, which "
-        f"is beyond byte {end:,}, where the records end. {TO_DO}"
-    )
 
 
 def _find(reader: Reader, path: str) -> _Directory:

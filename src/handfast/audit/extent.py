@@ -24,6 +24,7 @@ from handfast.store.files import GONE_BAD, Posix, describe, read_into
 from handfast.store.image import DTYPES
 
 __all__ = [
+    "DENSE",
     "DIMENSIONS",
     "SIZES",
     "Extent",
@@ -52,6 +53,9 @@ DIMENSIONS = 64
 WHOLE: Final = 32 << 20
 """Bytes of a tensor with strides that are put in order at a time, and that one may span to be read
 whole before it is."""
+
+DENSE: Final = 64
+"""Times its elements that a tensor with strides may span for that."""
 
 ROOM: Final = 1 << 20
 """Bytes that are read in one piece, gaps and all, of one that spans more."""
@@ -242,16 +246,16 @@ def _looking(path: str) -> Iterator[None]:
 class Range:
     """Some bytes of a file. Two are the same only if they are one object."""
 
-    __slots__ = ("_path", "_reader", "_start", "name", "nbytes")
+    __slots__ = ("_start", "name", "nbytes", "path", "reader")
 
     def __init__(self, reader: Reader, path: str, start: int, nbytes: int, name: str) -> None:
-        self._reader, self._path, self._start = reader, path, start
+        self.reader, self.path, self._start = reader, path, start
         self.name, self.nbytes = name, nbytes
 
     def read(self, into: memoryview, at: int) -> None:
         """See the port. Damaged as well for what lies outside of it."""
         inside(self, len(into), at)
-        self._reader.read(self._path, into, self._start + at)
+        self.reader.read(self.path, into, self._start + at)
 
 
 class Held:
@@ -342,7 +346,7 @@ class Extent(msgspec.Struct, frozen=True):
                 "do: take the file from a copy"
             )
         where = f"{self.source.name}: a tensor of shape {self.shape}, stride {self.stride}"
-        end = (self.offset + self._span()) * item
+        end = (self.offset + self.span()) * item
         if end > self.source.nbytes:
             raise Damaged(
                 f"{where} and dtype {self.dtype} from element {self.offset:,} on ends at byte "
@@ -383,8 +387,8 @@ class Extent(msgspec.Struct, frozen=True):
     def _in_order(self, dims: list[tuple[int, int]], most: int) -> Iterator[memoryview]:
         """The elements of a tensor with strides, row-major, at most so many at a time."""
         item, source, offset = SIZES[self.dtype], self.source, self.offset
-        if self._span() * item <= WHOLE:
-            whole = memoryview(bytearray(self._span() * item))
+        if self.span() * item <= min(WHOLE, DENSE * math.prod(self.shape) * item):
+            whole = memoryview(bytearray(self.span() * item))
             source.read(whole, offset * item)
             source, offset = Held(whole, source.name), 0
         buffer = memoryview(bytearray(min(most, math.prod(self.shape)) * item))
@@ -393,7 +397,7 @@ class Extent(msgspec.Struct, frozen=True):
             _gather(source, item, tile, offset + at, block)
             yield block
 
-    def _span(self) -> int:
+    def span(self) -> int:
         """Elements from the first to behind the last."""
         if 0 in self.shape:
             return 0

@@ -44,6 +44,7 @@ class Code(StrEnum):
     TRACKER = "tracker-points-elsewhere"
     TIMES = "file-times-straddle-saves"
     UNSEEN = "directory-was-not-looked-at"
+    UNREAD = "values-were-not-read"
 
 
 class Finding(msgspec.Struct, frozen=True):

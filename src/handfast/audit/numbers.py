@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FLOATS", "Floats", "bits", "census", "neighbours", "numbers", "rounded"]
+__all__ = ["FLOATS", "Floats", "bits", "census", "neighbours", "numbers", "rounded", "wide"]
 
 Floats = NDArray[Any]
 
@@ -40,6 +40,12 @@ def numbers(block: memoryview, dtype: str) -> Floats:
     elif found.dtype.itemsize == 1:
         found = _table(dtype)[found]
     return found if sys.byteorder == "little" else found.astype(found.dtype.newbyteorder("="))
+
+
+def wide(block: memoryview, dtype: str) -> Floats:
+    """The numbers in a block as float64; a NaN of any kind is one there, without a warning."""
+    with np.errstate(invalid="ignore"):
+        return numbers(block, dtype).astype("f8")
 
 
 def census(block: memoryview, dtype: str) -> tuple[int, int, int, float]:
@@ -97,11 +103,13 @@ def neighbours(master: Floats, low: Floats, dtype: str) -> NDArray[np.bool_]:
 
     ``low`` are bits, as :func:`rounded` gives them; stochastic rounding takes either.
     """
-    found = numbers(memoryview(low.tobytes()), dtype).astype("f8")
+    with np.errstate(invalid="ignore"):
+        exact = master.astype("f8")
+    found = wide(memoryview(low.tobytes()), dtype)
     step = low.astype("i4")
-    further = np.where((master - found > 0) == (found >= 0), step + 1, step - 1)
-    beyond = numbers(memoryview(further.astype("<u2").tobytes()), dtype).astype("f8")
+    further = np.where((exact - found > 0) == (found >= 0), step + 1, step - 1)
+    beyond = wide(memoryview(further.astype("<u2").tobytes()), dtype)
     least, most = np.minimum(found, beyond), np.maximum(found, beyond)
     tiny = np.abs(found) < np.finfo("f4").tiny  # beside zero both signs are
-    inside: NDArray[np.bool_] = ((least <= master) & (master <= most)) | tiny
+    inside: NDArray[np.bool_] = ((least <= exact) & (exact <= most)) | tiny
     return inside

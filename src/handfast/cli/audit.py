@@ -125,7 +125,7 @@ def _show(found: Audit) -> None:
         console.print("values were compared, not looked into: pip install 'handfast[audit]'")
     read = f"{size(found.nbytes)} read"
     if found.cut:
-        read += f"; {found.cut} tensors not to their end (--deep does)"
+        read += f"; {found.cut} tensors not to their end" + ("" if found.deep else " (--deep does)")
     state = "[bold green]sound[/]" if found.sound else _count(found.findings)
     console.print(f"{state} ({read})")
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from handfast.audit import found as audited
 from handfast.audit.checks import Look, check
-from handfast.audit.extent import SIZES, Reader, repeats
+from handfast.audit.extent import SIZES, Reader
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats.names import doubt, joined, numbered, parent, unranked
 from handfast.audit.found import Clock, Found, Role, Step
@@ -50,8 +50,14 @@ __all__ = ["Adopted", "adopt"]
 LINEAGE: Final = "adopted"
 BLOCK: Final = 1 << 20
 
-MOST_REPEATED: Final = 1 << 30
-"""Bytes that a tensor may have which repeats the fewer ones that are in its file."""
+MOST: Final = 8
+"""How many times the bytes of its files the tensors of a checkpoint may take: names that share a
+storage get one each."""
+
+SHOWN: Final = 3
+
+LITTLE: Final = 64 << 20
+"""Bytes that they may take in any case."""
 
 BOXES: Final = {
     Role.MASTER: "master",
@@ -107,6 +113,7 @@ def adopt(
         chosen = _choose(list(founds(place)), step, place, os.fspath(path))
         _refuse_unsound(chosen, looking)
         sorted_out = _sort(chosen.step, without)
+        _refuse_swollen(sorted_out, sum(part.nbytes for part in chosen.step.parts))
         state = _state(sorted_out)
     return _save(os.fspath(path), os.fspath(run), chosen, state, sorted_out)
 
@@ -245,8 +252,8 @@ def _unclear(what: str, fit: Sequence[tuple[Step, Found]]) -> Refused:
 
 def _refuse_unsound(chosen: _Chosen, looking: Look) -> None:
     step, found, _ = chosen
-    alone = Found(found.format, found.root, (step,), found.resume, found.files)
-    bad: list[Finding] = [f for f in check(alone, looking) if f.strength is not Strength.HINT]
+    told = check(found, looking, only=step)
+    bad: list[Finding] = [finding for finding in told if finding.strength is not Strength.HINT]
     if bad:
         raise Refused(
             f"{step.path or 'it'} is not sound",
@@ -334,6 +341,24 @@ def _box(tensor: audited.Tensor) -> str | None:
     return key if _KEY.fullmatch(key) else None
 
 
+def _refuse_swollen(found: _Sorted, nbytes: int) -> None:
+    """Refuse what would take far more memory than its files have bytes."""
+    sizes = {
+        f"{slot}/{name}": prod(one.whole or one.values.shape) * SIZES.get(one.values.dtype, 1)
+        for slot, tensors in {"model": found.weights, **found.boxes}.items()
+        for name, [(_, one), *_] in tensors.items()
+    }
+    made = sum(sizes.values())
+    if made > max(LITTLE, MOST * nbytes):
+        raise Refused(
+            f"its tensors would take {made:,} bytes, and its files have {nbytes:,}: they repeat a "
+            f"few values, and more than {MOST} times as many are not made",
+            verdict=Verdict.CORRUPT,
+            shards=sorted(sizes, key=sizes.__getitem__)[: -SHOWN - 1 : -1],
+            remedy="if the shapes are meant, save tensors that don't share or repeat a storage",
+        )
+
+
 def _state(found: _Sorted) -> dict[str, Any]:
     """The state to be saved: a module of the weights, and boxes of what goes with them."""
     if not found.weights:
@@ -357,8 +382,6 @@ def _whole(name: str, pieces: list[_Piece]) -> Tensor:
     if dtype is None:
         raise FormatError(f"{name}: this torch ({torch.__version__}) has no {first.values.dtype}")
     shape = first.whole if first.whole is not None else first.values.shape
-    for _, piece in pieces:
-        _refuse_repeated(name, piece)
     made = torch.empty(shape, dtype=dtype)
     filled: dict[tuple[int, ...], str] = {}
     count = 0
@@ -402,16 +425,6 @@ def _place(whole: Tensor, offset: tuple[int, ...], sizes: tuple[int, ...]) -> Te
             return None
         whole = whole.narrow(dim, at, size)
     return whole
-
-
-def _refuse_repeated(name: str, piece: audited.Tensor) -> None:
-    nbytes = prod(piece.values.shape) * SIZES.get(piece.values.dtype, 1)
-    if repeats(piece.values) and nbytes > MOST_REPEATED:
-        raise Refused(
-            f"{name}: it repeats the few values that the file has of it, to {piece.values.shape}",
-            verdict=Verdict.CORRUPT,
-            remedy="if the shape is meant, save a tensor that is not expanded",
-        )
 
 
 def _read(piece: audited.Tensor, dtype: torch.dtype) -> Tensor:

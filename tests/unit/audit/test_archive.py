@@ -181,6 +181,28 @@ def test_a_record_that_goes_beyond_the_records_is_damaged(
         found.records[name].bytes(1 << 20)
 
 
+def test_a_record_that_goes_into_the_next_is_damaged(
+    saved: str, tmp_path: Path, reader: Reader
+) -> None:
+    """Shows that no bytes are of two records, so that a file has no more of them than its size."""
+    whole = bytearray(Path(saved).read_bytes())
+    name = "model/data/3"
+    at, record = entry_of(whole, name), read_archive(reader, saved).records[name]
+    after = read_archive(reader, saved).records["model/data/4"]
+    longer = after.header + 1 - record.start
+    struct.pack_into("<II", whole, at + 20, longer, longer)
+    path = tmp_path / "long.pt"
+    path.write_bytes(whole)
+    found = read_archive(reader, str(path))
+    with pytest.raises(Damaged, match=f"{name}: it takes bytes"):
+        found.records[name].bytes(1 << 20)
+    struct.pack_into("<II", whole, at + 20, 1 << 12, 1 << 12)
+    path = tmp_path / "longer.pt"
+    path.write_bytes(whole)
+    (damage,) = read_archive(reader, str(path)).damage
+    assert "where the next begins" in str(damage)
+
+
 def test_two_records_of_one_name_are_damage(tmp_path: Path, reader: Reader) -> None:
     """Shows that both are named by where they lie, since readers differ on which one they take."""
     path = tmp_path / "twice.pt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from handfast.audit import numbers
 from handfast.audit.checks import Look, check
-from handfast.audit.extent import Extent, Held, dense
+from handfast.audit.checks.seen import READS
+from handfast.audit.extent import Extent, Held, Range, Reader, dense
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.found import Clock, Counter, Found, Part, Role, Step, Tensor
 
@@ -105,6 +107,65 @@ class TestCounters:
         assert kinds(found(one, two)) == {(Code.COUNTERS, CERTAIN)}
 
 
+class TestTogether:
+    """Clocks that are as far apart in all steps of a run."""
+
+    def told(self, *clocks: tuple[int, int], **fields: Any) -> list[set[tuple[Code, Strength]]]:
+        """What is found of steps whose trainer and optimizer have counted so much, for each."""
+        steps = [
+            Step(
+                str(trainer),
+                trainer,
+                [counted((Clock.TRAINER, trainer), (Clock.OPTIMIZER, optimizer))],
+                **fields,
+            )
+            for trainer, optimizer in clocks
+        ]
+        told = list(check(Found("test", ".", steps), Look(deep=True)))
+        return [kinds([f for f in told if f.step == step.path]) for step in steps]
+
+    def test_clocks_that_are_as_far_apart_in_three_steps_are_a_hint(self) -> None:
+        """A trainer that went on from weights alone, whose optimizer began anew; two may be torn,
+        and so may one that is further apart.
+        """
+        strong, hint = {(Code.COUNTERS, STRONG)}, {(Code.COUNTERS, HINT)}
+        assert self.told((40, 40), (100, 10), (200, 110), (300, 210)) == [set(), hint, hint, hint]
+        assert self.told((100, 10), (200, 110)) == [strong, strong]
+        assert self.told((100, 10), (200, 110), (300, 110)) == [strong] * 3
+        assert self.told((100, 10), (200, 110), (300, 210), (400, 210))[3] == strong
+
+    def test_copies_of_one_step_are_one(self) -> None:
+        """Three of one count are no three steps."""
+        strong = {(Code.COUNTERS, STRONG)}
+        assert self.told((100, 10), (100, 10), (100, 10)) == [strong] * 3
+
+    def test_what_a_format_found_of_its_parameters_goes_by_them(self) -> None:
+        """A part that was trained later, in files of its own."""
+        apart = [Finding(Code.COUNTERS, STRONG, "", "by files")]
+        steps = [
+            Step(
+                str(at),
+                at,
+                [counted(*(Counter(Clock.PARAMETER, at - n, f"p{n}") for n in (0, late)))],
+                findings=apart,
+            )
+            for at, late in ((10, 5), (20, 5), (30, 5), (40, 15))
+        ]
+        told = [f for f in check(Found("test", ".", steps), Look()) if f.code is Code.COUNTERS]
+        assert [finding.strength for finding in told] == [HINT, HINT, HINT, STRONG]
+        assert "as far apart" in told[0].says
+
+    def test_of_one_step_what_goes_together_is_known_from_all(self) -> None:
+        """With ``only``, as an adoption asks; no other step's files are looked into."""
+        clocks = ((100, 10), (200, 110), (300, 210))
+        steps = [
+            Step(str(t), t, [counted((Clock.TRAINER, t), (Clock.OPTIMIZER, o))]) for t, o in clocks
+        ]
+        steps[0].parts[0].problem = "cut"
+        told = list(check(Found("test", ".", steps), Look(), only=steps[1]))
+        assert kinds(told) == {(Code.COUNTERS, HINT)}
+
+
 class TestValues:
     """Numbers that no training has."""
 
@@ -123,6 +184,68 @@ class TestValues:
         mask = Part("a.pt", tensors=[tensor("w", Role.PARAMETER, torch.tensor([0.0, -np.inf]))])
         assert kinds(found(nan)) == {(Code.NONFINITE, CERTAIN)}
         assert kinds(found(mask)) == {(Code.NONFINITE, HINT)}
+
+    @pytest.mark.parametrize("named", [True, False])
+    def test_a_nan_in_what_was_never_used_is_a_hint(self, named: bool) -> None:
+        """Finite moments of all other weights show that no training met it; whether an optimizer
+        goes by names or by numbers.
+        """
+        nan = torch.tensor([1.0, np.nan, 3.0])
+
+        def told(*moments: torch.Tensor, bad: str = "unused") -> set[tuple[Code, Strength]]:
+            weights = {"a": torch.ones(5), "b": torch.ones(4), "unused": torch.ones(3)}
+            weights[bad] = nan if bad == "unused" else torch.full_like(weights[bad], np.nan)
+            every = [tensor(name, Role.PARAMETER, value) for name, value in weights.items()]
+            for at, value in enumerate(moments):
+                name = "ab"[at] if named and at < 2 else f"[{at}]"
+                every += [tensor(name, role, value) for role in (Role.FIRST, Role.SECOND)]
+            return kinds(found(Part("a.pt", tensors=every)))
+
+        hint, certain = {(Code.NONFINITE, HINT)}, {(Code.NONFINITE, CERTAIN)}
+        assert told(torch.ones(5), torch.ones(4)) == hint
+        assert told(torch.ones(5), torch.ones(4), torch.ones(3)) == certain  # it has moments
+        assert told() == certain  # nothing is known of its use
+        assert told(torch.ones(5), torch.full((4,), np.nan)) == certain
+        assert told(torch.ones(5), torch.ones(4), bad="b") == certain  # larger than the unused one
+
+    def test_where_moments_have_names_of_their_own_no_weight_is_known_to_be_unused(self) -> None:
+        """Of a wrapper's, for all an audit knows; nor is a weight of which the optimizer has a
+        state that is no moment (Adafactor's factors).
+        """
+        nan = tensor("w", Role.PARAMETER, torch.full((4,), np.nan))
+        other = tensor("v", Role.PARAMETER, torch.ones(4))
+        for states in (
+            [tensor("wrapped.v", Role.FIRST, torch.ones(4))],
+            [tensor("[0]", Role.SECOND, torch.ones(4)), tensor("[1]", Role.OTHER, torch.ones(2))],
+        ):
+            part = Part("a.pt", tensors=[nan, other, *states])
+            assert kinds(found(part)) == {(Code.NONFINITE, CERTAIN)}
+
+    def test_two_optimizers_that_go_by_numbers_have_states_of_their_own(self) -> None:
+        """``[0]`` in two files are two weights."""
+        weights = [
+            tensor("a", Role.PARAMETER, torch.ones(4)),
+            tensor("b", Role.PARAMETER, torch.full((4,), np.nan)),
+        ]
+        states = [
+            Part(name, tensors=[tensor("[0]", Role.FIRST, torch.ones(4))])
+            for name in ("first.bin", "second.bin")
+        ]
+        told = found(Part("model.bin", tensors=weights), *states)
+        assert kinds(told) == {(Code.NONFINITE, CERTAIN)}
+
+    def test_a_flat_row_of_moments_is_of_all_weights(self) -> None:
+        """One tensor of moments for a whole group: by its elements no weight is left over."""
+        weights = [tensor(name, Role.PARAMETER, torch.full((4,), np.nan)) for name in "ab"]
+        row = tensor("[0]", Role.FIRST, torch.ones(8))
+        assert kinds(found(Part("a.pt", tensors=[*weights, row]))) == {(Code.NONFINITE, CERTAIN)}
+
+    def test_a_tied_weight_is_no_weight_more(self) -> None:
+        """Two names of one storage have one optimizer's state."""
+        tied = values(torch.full((4,), np.nan))
+        both = [Tensor(name, Role.PARAMETER, tied, of=name) for name in ("head", "embedding")]
+        moments = tensor("[0]", Role.FIRST, torch.ones(4))
+        assert kinds(found(Part("a.pt", tensors=[*both, moments]))) == {(Code.NONFINITE, CERTAIN)}
 
     def test_buffers_hold_what_they_like(self) -> None:
         """A causal mask is full of -inf, and a best metric begins at inf."""
@@ -258,6 +381,15 @@ class TestMasters:
         low = up.view(torch.float32).bfloat16()
         assert (low != master.bfloat16()).any()
         assert kinds(self.pair(low, master)) == {(Code.MASTER, HINT)}
+
+    def test_a_nan_of_any_kind_is_one(self) -> None:
+        """A signalling one, as a bit that flipped makes: told, without a warning of NumPy's."""
+        nan = torch.tensor([0x7F800001], dtype=torch.int32).view(torch.float32)
+        told = kinds(self.pair(torch.ones(1).bfloat16(), nan))
+        assert told == {(Code.NONFINITE, CERTAIN), (Code.MASTER, STRONG)}
+        first = tensor("w", Role.FIRST, nan)
+        part = Part("a.pt", tensors=[first, tensor("w", Role.SECOND, nan)], betas={"": (0.9, 0.99)})
+        assert kinds(found(part)) == {(Code.NONFINITE, CERTAIN)}
 
     def test_a_master_in_another_part_is_held_against_the_one_parameter(self) -> None:
         """DeepSpeed keeps them in files of their own."""
@@ -437,3 +569,116 @@ def test_without_deep_only_the_beginning_is_read() -> None:
     look = Look()
     assert list(check(Found("test", ".", [Step("s", 1, [part])]), look)) == []
     assert (look.cut, look.nbytes) == (1, 4 << 16)
+
+
+class Counted(Held):
+    """Bytes in memory, and how many of them were read."""
+
+    read_so_far = 0
+
+    def read(self, into: memoryview, at: int) -> None:
+        """Count, and read."""
+        self.read_so_far += len(into)
+        super().read(into, at)
+
+
+def views(source: Held, count: int, role: Role, size: int = 1000) -> list[Tensor]:
+    """Tensors in one storage that overlap, but for one element each."""
+    return [
+        Tensor(f"{role} {at}", role, Extent(source, "float32", (size,), (1,), at), of=str(at))
+        for at in range(count)
+    ]
+
+
+def test_a_storage_under_thousands_of_names_is_read_a_few_times() -> None:
+    """Whatever views of it there are, dense or transposed; the rest is told, and no check takes it
+    for anything. Another storage beside it is read.
+    """
+    source, other = Counted(bytes(4 * 6000), "a file"), Counted(bytes(4 * 100), "another")
+    turned = [
+        Tensor(f"t{at}", Role.PARAMETER, Extent(source, "float32", (20, 50), (1, 20), at), of="t")
+        for at in range(100)
+    ]
+    alone = views(other, 1, Role.PARAMETER, 100)
+    part = Part("a.pt", tensors=[*views(source, 5000, Role.PARAMETER), *turned, *alone])
+    look = Look(deep=True)
+    told = list(check(Found("test", ".", [Step("s", 1, [part])]), look))
+    assert kinds(told) == {(Code.UNREAD, HINT)}
+    assert 0 < source.read_so_far <= (READS + 1) * source.nbytes
+    assert other.read_so_far == other.nbytes
+    assert look.cut > 4000
+    assert f"{look.cut} tensors of a.pt" in told[0].says
+
+
+def test_slices_of_one_storage_are_all_read() -> None:
+    """The columns of a matrix, as ``chunk`` cuts it in 64: each spans nearly all of it."""
+    columns = 64 * 10
+    source = Counted(bytes(4 * 100 * columns), "a file")
+    every = [
+        Tensor(f"{role} {at}", role, Extent(source, "float32", (100, 10), (columns, 1), 10 * at))
+        for role in (Role.FIRST, Role.SECOND, Role.MASTER)
+        for at in range(64)
+    ]
+    look = Look(deep=True)
+    assert (
+        list(check(Found("test", ".", [Step("s", 1, [Part("a.pt", tensors=every)])]), look)) == []
+    )
+    assert look.cut == 0
+
+
+def test_pairs_of_two_storages_are_read_a_few_times() -> None:
+    """Moments, two at a time; none of them breaks a bound."""
+    first, second = (Counted(bytes(4 * 6000), "a file") for _ in range(2))
+    tensors = [*views(first, 3000, Role.FIRST), *views(second, 3000, Role.SECOND)]
+    part = Part("a.pt", tensors=tensors, betas={"": (0.9, 0.999)})
+    told = list(check(Found("test", ".", [Step("s", 1, [part])]), Look(deep=True)))
+    assert kinds(told) == {(Code.UNREAD, HINT)}
+    assert max(first.read_so_far, second.read_so_far) <= (READS + 2) * first.nbytes
+
+
+def test_tied_weights_are_read_whole_and_once() -> None:
+    """A thousand names of one tensor, each with the NaN at its end."""
+    value = torch.ones(300_000)
+    value[-1] = np.nan
+    data = value.numpy().tobytes()
+    source = Counted(data, "a file")
+    tied = [
+        Tensor(f"w{at}", Role.PARAMETER, Extent(source, "float32", (300_000,), (1,)), of=f"w{at}")
+        for at in range(1000)
+    ]
+    (finding,) = check(
+        Found("t", ".", [Step("s", 1, [Part("a.pt", tensors=tied)])]), Look(deep=True)
+    )
+    assert finding.says.startswith("1000 tensors hold")
+    assert source.read_so_far == len(data)
+
+
+def test_a_copy_of_one_master_in_each_of_many_files_is_held_against_its_weight() -> None:
+    """The weight's storage is read as often as there are masters."""
+    master = torch.randn(100)
+    low = Part("model.pt", tensors=[tensor("w", Role.PARAMETER, master.bfloat16())])
+    own = [
+        Part(f"{at}.pt", tensors=[tensor("w", Role.MASTER, master + (at == 19))])
+        for at in range(20)
+    ]
+    (finding,) = found(low, *own)
+    assert (finding.code, finding.parts) == (Code.MASTER, ("19.pt",))
+
+
+def test_a_moment_that_repeats_its_storage_beside_one_that_does_not_is_no_trouble() -> None:
+    """They have not as many blocks."""
+    first = Extent(Held(bytes(4), "a file"), "float32", (1 << 19,), (0,))
+    second = values(torch.ones(1 << 19))
+    pair = [Tensor("m", Role.FIRST, first, of="w"), Tensor("v", Role.SECOND, second, of="w")]
+    assert found(Part("a.pt", tensors=pair, betas={"": (0.9, 0.999)})) == []
+
+
+def test_what_cant_be_read_is_told_and_costs_nothing(tmp_path: Path) -> None:
+    """A file that is gone, and a shape without strides."""
+    gone = Range(Reader(), str(tmp_path / "gone"), 0, 400, "gone")
+    odd = Held(bytes(400), "odd")
+    extents = (Extent(gone, "float32", (100,), (1,)), Extent(odd, "float32", (100,), ()))
+    tensors = [Tensor("w", Role.PARAMETER, extent, of="w") for extent in extents]
+    (finding,) = found(Part("a.pt", tensors=tensors))
+    assert (finding.code, finding.strength) == (Code.TRUNCATED, CERTAIN)
+    assert finding.says.startswith("2 tensors")

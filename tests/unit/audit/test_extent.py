@@ -106,6 +106,13 @@ def test_a_large_transposed_tensor_is_read_in_pieces(monkeypatch: pytest.MonkeyP
     assert sum(source.reads) < 1.01 * source.nbytes
 
 
+def test_a_few_elements_far_apart_are_read_by_themselves() -> None:
+    """Shows that a storage is not read whole for two of its elements."""
+    source = Counted(bytes(4 << 20))
+    joined(Extent(source, "int32", (2,), ((1 << 20) - 1,)))
+    assert sum(source.reads) == 8
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sizes_are_those_of_torch(dtype: str) -> None:
     """Shows it for each dtype that both know."""

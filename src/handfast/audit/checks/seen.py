@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Final
@@ -10,17 +11,22 @@ from typing import Final
 import msgspec
 import xxhash
 
-from handfast.audit.extent import repeats
+from handfast.audit.checked import Checked
+from handfast.audit.extent import DENSE, SIZES, Extent, Range, repeats
 from handfast.audit.found import Role, Tensor, Values
 from handfast.errors import HandfastError
 
-__all__ = ["Look", "Seen"]
+__all__ = ["READS", "Look", "Seen", "same"]
 
 BLOCK: Final = 1 << 18
 """Elements that are looked at together."""
 
 SAMPLE: Final = 1 << 16
 """Elements, from the first on, that are looked at of each tensor where not all are."""
+
+READS: Final = 8
+"""Times that the bytes of one storage, or of one file that is all tensors, are read at most,
+through whichever tensors lie there."""
 
 NUMBERS: Final = frozenset({Role.PARAMETER, Role.MASTER, Role.FIRST, Role.SECOND, Role.MOMENTUM})
 """What has to hold finite numbers."""
@@ -33,7 +39,8 @@ class Seen(msgspec.Struct):
 
     ``digest`` is over its dtype, its shape and the bytes that were read; ``zero``: they are all 0.
     ``nans``, ``infinite`` and ``negative`` count numbers, and ``least`` is the smallest, where
-    numbers were looked at. ``problem`` says why it could not be read.
+    numbers were looked at. ``problem`` says why it could not be read; ``spared``: it was not, since
+    its storage had been read ``READS`` times.
     """
 
     digest: bytes = b""
@@ -45,11 +52,18 @@ class Seen(msgspec.Struct):
     negative: int = 0
     least: float = math.inf
     problem: str = ""
+    spared: bool = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing can be told of it."""
+        return bool(self.problem) or self.spared
 
 
 class Look:
     """Looks at tensors, once: at all of each with ``deep``, else at how it begins.
 
+    Tensors of the same values at the same place are looked at together.
     ``numbers`` is None where NumPy is missing, so that only bits can be compared. ``nbytes`` is
     what was read so far; ``cut`` counts the tensors that were not looked at to their end.
     """
@@ -62,6 +76,8 @@ class Look:
         self.numbers: ModuleType | None = None
         self._progress = progress
         self._seen: dict[int, tuple[Tensor, Seen]] = {}
+        self._alike: dict[object, Seen] = {}
+        self._spent: dict[object, int] = defaultdict(int)
         try:
             from handfast.audit import numbers
         except ImportError:
@@ -71,13 +87,29 @@ class Look:
     def at(self, tensor: Tensor) -> Seen:
         """What there is to see of a tensor."""
         if id(tensor) not in self._seen:
-            self._seen[id(tensor)] = (tensor, self._look(tensor))  # it stays, and so does its id
+            counts = (
+                self.numbers is not None
+                and tensor.role in NUMBERS
+                and tensor.values.dtype in self.numbers.FLOATS
+            )
+            key = type(tensor.values), same(tensor.values), counts
+            if key not in self._alike:
+                self._alike[key] = self._look(tensor.values, counts)
+            self._seen[id(tensor)] = (tensor, self._alike[key])  # it stays, and so does its id
         return self._seen[id(tensor)][1]
 
-    def blocks(self, values: Values) -> Iterator[memoryview]:
-        """A tensor's bytes, as far as they are to be looked at. Raises as the values do.
+    def pairs(self, one: Values, other: Values) -> Iterator[tuple[memoryview, memoryview]]:
+        """The bytes of two tensors of one shape, side by side, as far as they are to be looked at.
 
-        Of one that repeats its storage only the first block: a few bytes can stand for any number.
+        None where the storages of both were read often enough. Raises as the values do.
+        """
+        may = [self._may(values) for values in (one, other)]
+        if any(may):
+            yield from zip(self._blocks(one), self._blocks(other), strict=False)  # to the first end
+
+    def _blocks(self, values: Values) -> Iterator[memoryview]:
+        """Of one that repeats its storage only the first block: a few bytes can stand for any
+        number.
         """
         once = not self.deep or repeats(values)
         for block in values.blocks(BLOCK if self.deep else SAMPLE):
@@ -87,16 +119,28 @@ class Look:
             if once:
                 return
 
-    def _look(self, tensor: Tensor) -> Seen:
-        values, seen = tensor.values, Seen()
+    def _may(self, values: Values) -> bool:
+        """Whether what a tensor lies in was read so little that it may be read once more."""
+        one, item = same(values), SIZES.get(values.dtype, 1)
+        nbytes = max(0, math.prod(values.shape)) * item
+        home, whole = _home(one, nbytes)
+        if self._spent[home] >= READS * whole > 0:
+            return False
+        if not self.deep or repeats(values):
+            nbytes = min(nbytes, (BLOCK if self.deep else SAMPLE) * item)
+        if type(one) is Extent and len(one.shape) == len(one.stride):
+            nbytes = max(nbytes, min(one.span() * item, whole) // DENSE)  # read for few of them
+        self._spent[home] += nbytes
+        return True
+
+    def _look(self, values: Values, counts: bool) -> Seen:
+        if not self._may(values):
+            self.cut += 1
+            return Seen(whole=False, spared=True)
+        seen = Seen()
         digest = xxhash.xxh3_128(f"{values.dtype} {values.shape}".encode())
-        counts = (
-            self.numbers is not None
-            and tensor.role in NUMBERS
-            and values.dtype in self.numbers.FLOATS
-        )
         try:
-            for block in self.blocks(values):
+            for block in self._blocks(values):
                 digest.update(block)
                 seen.nbytes += len(block)
                 seen.zero = seen.zero and block == _ZEROS[: len(block)]
@@ -118,3 +162,23 @@ class Look:
         seen.infinite += infinite
         seen.negative += negative
         seen.least = min(seen.least, least)
+
+
+def same(values: Values) -> Extent | int:
+    """What two tensors have in common that are the same values at the same place."""
+    if type(values) is Checked:
+        return values.extent
+    return values if type(values) is Extent else id(values)
+
+
+def _home(values: Extent | int, nbytes: int) -> tuple[object, int]:
+    """What the values of a tensor lie in, and its bytes: a storage, or a file; else themselves."""
+    if type(values) is not Extent:
+        return values, nbytes
+    source = values.source
+    if type(source) is not Range:
+        return source, source.nbytes
+    try:
+        return source.path, source.reader.size(source.path)
+    except HandfastError:
+        return source, source.nbytes  # that it can't be read is told when it is

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import xxhash
 
-from handfast.audit.checks.seen import Look
+from handfast.audit.checks.seen import READS, Look
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.found import Clock, Part, Role, Step, Tensor
 from handfast.audit.room import BEYOND
 
-__all__ = ["identical", "jobs", "repeated", "replicas", "structure", "times"]
+__all__ = ["identical", "jobs", "repeated", "replicas", "spared", "structure", "times"]
 
 SHOWN: Final = 6
 LEAST: Final = 64
@@ -58,6 +58,18 @@ def structure(step: Step, look: Look) -> Iterator[Finding]:
                 says = f"{count} tensors of {part.path} are not the bytes that were written"
             told = tuple(first[code])
             yield Finding(code, Strength.CERTAIN, step.path, says, (part.path,), told)
+
+
+def spared(step: Step, look: Look) -> Iterator[Finding]:
+    """Say of which tensors nothing is known, as others had their storages read often enough."""
+    for part in step.parts:
+        count = sum(look.at(tensor).spared for tensor in part.tensors)
+        if count:
+            says = (
+                f"{count} tensors of {part.path} were not looked at: what they lie in was read "
+                f"{READS} times, through others that lie there"
+            )
+            yield Finding(Code.UNREAD, Strength.HINT, step.path, says, (part.path,))
 
 
 def step_of(found: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -113,7 +125,7 @@ def replicas(step: Step, look: Look) -> Iterator[Finding]:
     for copies in by_key.values():
         groups: dict[bytes, list[str]] = defaultdict(list)
         for part, tensor in copies:
-            if not look.at(tensor).problem:
+            if not look.at(tensor).lost:
                 groups[look.at(tensor).digest].append(part.path)
         if len(groups) > 1:
             told[tuple(map(tuple, groups.values()))].append(copies[0])
@@ -168,7 +180,7 @@ def identical(step: Step, look: Look) -> Iterator[Finding]:
 def _own(part: Part, look: Look) -> list[Tensor]:
     """What a part has for itself of what is trained; nothing where it is little, or unreadable."""
     own = [t for t in part.tensors if t.role in TRAINED and not t.replica]
-    if any(look.at(tensor).problem for tensor in own):
+    if any(look.at(tensor).lost for tensor in own):
         return []
     return own if sum(look.at(tensor).nbytes for tensor in own) >= LEAST else []
 
@@ -193,7 +205,7 @@ def repeated(steps: Sequence[Step], look: Look) -> Iterator[Finding]:
         own = [t for part in step.parts for t in part.tensors if t.role in TRAINED]
         moving = [t for t in own if t.role in (Role.FIRST, Role.SECOND, Role.MOMENTUM)]
         chosen = moving or own
-        if any(look.at(t).problem for t in chosen) or all(look.at(t).zero for t in chosen):
+        if any(look.at(t).lost for t in chosen) or all(look.at(t).zero for t in chosen):
             continue
         if sum(look.at(tensor).nbytes for tensor in chosen) < LEAST:
             continue

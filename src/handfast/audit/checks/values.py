@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 from handfast.audit import invariants
-from handfast.audit.checks.seen import Look
+from handfast.audit.checks.seen import Look, same
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.found import Clock, Part, Role, Step, Tensor
 from handfast.errors import HandfastError
@@ -20,7 +21,11 @@ SHOWN: Final = 6
 SLACK: Final = 1 + 1e-6
 """What the comparison itself may round, in float32."""
 
-STATE: Final = frozenset({Role.MASTER, Role.FIRST, Role.SECOND, Role.MOMENTUM})
+MOMENTS: Final = frozenset({Role.FIRST, Role.SECOND, Role.MOMENTUM})
+STATE: Final = MOMENTS | {Role.MASTER}
+
+_NUMBERED: Final = re.compile(r".*\[\d+\]|\d+")
+"""How a parameter is called that an optimizer has by its number."""
 
 USUAL: Final = (0.9, 0.999)
 """The betas that most trainings have (torch 2.13, torch/optim/adam.py)."""
@@ -33,17 +38,19 @@ def numbers(step: Step, look: Look) -> Iterator[Finding]:
     """Find numbers that are NaN or infinite, and second moments below zero.
 
     Only of parameters, masters and moments: buffers hold what they like. A parameter with nothing
-    but ``-inf`` beside its numbers may be a mask: a hint. Where roles are guessed, what no
-    optimizer has a state of may be anything.
+    but ``-inf`` beside its numbers may be a mask: a hint. So is one that was never used, as finite
+    moments of all that was show; and, where roles are guessed, what no optimizer has a state of.
     """
     trained = {t.of for part in step.parts for t in part.tensors if t.role in STATE}
+    unused = _unused(step, look)
     for part in step.parts:
         bad: dict[tuple[Code, Strength], list[str]] = defaultdict(list)
         for tensor in part.tensors:
             seen = look.at(tensor)
             if seen.nans or seen.infinite:
                 mask = not seen.nans and tensor.role is Role.PARAMETER
-                loose = step.guessed and tensor.role is Role.PARAMETER and tensor.of not in trained
+                loose = tensor.role is Role.PARAMETER and tensor.of not in trained
+                loose = loose and (step.guessed or unused)
                 strength = Strength.HINT if mask or loose else Strength.CERTAIN
                 says = f"{tensor.path}: {seen.nans} NaN, {seen.infinite} infinite"
                 bad[Code.NONFINITE, strength].append(says)
@@ -56,6 +63,53 @@ def numbers(step: Step, look: Look) -> Iterator[Finding]:
                 what = "are second moments with values below zero, and means of squares never are"
             says = f"{len(told)} tensors {what}"
             yield Finding(code, strength, step.path, says, (part.path,), tuple(told[:SHOWN]))
+
+
+def _unused(step: Step, look: Look) -> bool:
+    """Whether what is not finite among the weights without moments can be what was never used.
+
+    A forward pass that meets it makes all gradients NaN, and then all moments. So these are finite;
+    and where an optimizer goes by numbers, so that names don't tell, there are as many weights more
+    than it has states of, as many of that shape more than moments, and as many elements.
+    """
+    every = [(part.path, tensor) for part in step.parts for tensor in part.tensors]
+    moments = [(path, tensor) for path, tensor in every if tensor.role in MOMENTS]
+    if any(look.at(t).lost or look.at(t).nans or look.at(t).infinite for _, t in moments):
+        return False
+    names = {tensor.of for _, tensor in every if tensor.role is Role.PARAMETER}
+    weights = _each((path, tensor) for path, tensor in every if tensor.role is Role.PARAMETER)
+    owners = {
+        tensor.of if tensor.of in names else (path, tensor.of)
+        for path, tensor in every
+        if tensor.role in STATE or (tensor.role is Role.OTHER and tensor.path != tensor.of != "")
+    }
+    trained = _each(moments, names)
+    if not all(t.of in names or _NUMBERED.fullmatch(t.of) for t in trained):
+        return False  # by names that the weights have not, nobody knows whose they are
+    bad = [t for t in weights if t.of not in owners and (look.at(t).nans or look.at(t).infinite)]
+    shapes = [Counter(t.values.shape for t in each) for each in (bad, weights, trained)]
+    return (
+        bool(moments)
+        and len(bad) <= len(weights) - len(owners)
+        and shapes[0] <= shapes[1] - shapes[2]
+        and _elements(bad) <= _elements(weights) - _elements(trained)
+    )
+
+
+def _each(found: Iterable[tuple[str, Tensor]], names: Collection[str] = ()) -> list[Tensor]:
+    """Tensors without copies, and with tied ones once; of the moments of one weight one.
+
+    Those that go by numbers are those of their file.
+    """
+    places: dict[object, Tensor] = {}
+    for path, tensor in found:
+        home = path if names and tensor.of not in names else ""
+        places[tensor.replica or (home, tensor.of or tensor.path, tensor.offset)] = tensor
+    return list({same(tensor.values): tensor for tensor in places.values()}.values())
+
+
+def _elements(tensors: Iterable[Tensor]) -> int:
+    return sum(math.prod(tensor.values.shape) for tensor in tensors)
 
 
 class _Pair(NamedTuple):
@@ -136,9 +190,8 @@ def _over(
     over = beyond = total = 0
     dtype = pair.one.values.dtype
     try:
-        pairs = zip(look.blocks(pair.one.values), look.blocks(pair.other.values), strict=True)
-        for one, two in pairs:
-            m, v = (arithmetic.numbers(block, dtype).astype("f8") for block in (one, two))
+        for one, two in look.pairs(pair.one.values, pair.other.values):
+            m, v = (arithmetic.wide(block, dtype) for block in (one, two))
             root = (v.clip(min=0) + bound.least) ** 0.5 * SLACK
             over += int((abs(m) > root * bound.most).sum())
             beyond += int((abs(m) > root * far).sum())
@@ -195,7 +248,7 @@ def _rounding(
     apart = far = total = 0
     dtype = low.values.dtype
     try:
-        for high, bits in zip(look.blocks(master.values), look.blocks(low.values), strict=True):
+        for high, bits in look.pairs(master.values, low.values):
             exact = arithmetic.numbers(high, "float32")
             found = arithmetic.bits(bits)
             wrong = arithmetic.rounded(exact, dtype) != found

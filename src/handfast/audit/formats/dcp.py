@@ -97,6 +97,7 @@ def read_step(place: Place, folder: str) -> Step:
         placed |= {item.file for item in index.items}
         parts += of_it
         findings += [*wrong, *_incomplete(index), *_renamed(folder, here[name], index)]
+        findings += _coded(index, here[name])
         missing += [(joined(folder, file), why) for file, why in _lost(index, here)]
         scaled = scaled or says.scaled
     stray = [path for file, path in here.items() if _SHARD.fullmatch(file) and file not in placed]
@@ -123,6 +124,7 @@ def _of_index(place: Place, folder: str, index: Index) -> tuple[list[Part], list
             part, wrong = _part(place, path, items, problems.get(path, ""))
             parts.append(part)
             findings += wrong
+    said.valueless += dict.fromkeys(_at(index, item.name) for item in index.items if item.coded)
     _deal(parts, said, where)
     return parts, findings, said
 
@@ -172,6 +174,17 @@ def _renamed(folder: str, path: str, index: Index) -> Iterator[Finding]:
         yield Finding(Code.INDEX, Strength.HINT, "", says, (path,))
 
 
+def _coded(index: Index, path: str) -> Iterator[Finding]:
+    """Values that are not read, since an extension of DCP has changed their bytes."""
+    coded = [item.name for item in index.items if item.coded]
+    if coded:
+        says = (
+            f"{len(coded)} items were encoded by an extension of DCP, as compression is one, and "
+            "their values were not read"
+        )
+        yield Finding(Code.UNREAD, Strength.HINT, "", says, (path,), tuple(coded[:6]))
+
+
 # What the items say
 
 
@@ -182,15 +195,20 @@ def _read(
     leaves: dict[str, Any] = {}
     where: dict[str, str] = {}
     split: dict[str, list[Piece]] = defaultdict(list)
+    places: dict[str, str] = {}
+    known: dict[Any, Stored] = {}  # one item under many names is looked at once
     for item in index.items:
         path = joined(folder, item.file)
         there = path in place.files
         whole = index.tensors.get(item.name)
         where.setdefault(item.name, path)
-        if whole is not None and item.offset is not None:
+        if item.coded:
+            places[_at(index, item.name)] = path
+        elif whole is not None and item.offset is not None:
             shape = whole.chunks.get(item.offset)
             if there and shape is not None:
-                stored = Stored(place, path, item, whole.dtype, shape)
+                own = Stored(place, path, item, whole.dtype, shape)
+                stored = known.setdefault((*item[2:], whole.dtype, shape), own)
                 split[item.name].append(Piece(stored, whole.shape, item.offset))
                 leaves.setdefault(item.name, None)  # in the order of the index
         elif there:
@@ -200,16 +218,19 @@ def _read(
                 problems.setdefault(path, str(error))
     leaves |= {name: Split(tuple(found)) for name, found in split.items()}
     root = _Branch()
-    places: dict[str, str] = {}
     for name, leaf in leaves.items():
-        at = index.paths.get(name, (name,))
-        _put(root, at, leaf)
-        places[reduce(child, at, "")] = where[name]
+        _put(root, index.paths.get(name, (name,)), leaf)
+        places[_at(index, name)] = where[name]
     try:
         return read_state(_listed(root), memory=place.reader.room), places
     except HandfastError as error:
         problems |= {path: problems.get(path, str(error)) for path in where.values()}
         return Said(), places
+
+
+def _at(index: Index, name: str) -> str:
+    """The path of a name in the state."""
+    return reduce(child, index.paths.get(name, (name,)), "")
 
 
 class _Branch(dict[Any, Any]):

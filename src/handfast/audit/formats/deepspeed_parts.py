@@ -20,7 +20,7 @@ from handfast.audit.archive import Record
 from handfast.audit.extent import Extent
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats.parts import by_record, with_checksums
-from handfast.audit.formats.states import Said, number, read_state
+from handfast.audit.formats.states import Said, is_extra, number, read_state
 from handfast.audit.formats.zero import (
     ROLES,
     Shapes,
@@ -295,8 +295,8 @@ def _weights(model: Model, share: Share | None) -> Iterator[Tensor]:
         if found is None or 0 in found.shape:  # stage 3 leaves empty ones in their places
             continue
         path = f"module/{name}"
-        if name in buffers:
-            yield Tensor(path, Role.BUFFER, found)
+        if name in buffers or is_extra(name):
+            yield Tensor(path, Role.OTHER if is_extra(name) else Role.BUFFER, found)
             continue
         pieces = [(place, flat(found, place.start, place.length)) for place in cuts.get(name, ())]
         if share is None or not pieces or any(piece is None for _, piece in pieces):

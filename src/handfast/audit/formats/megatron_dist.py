@@ -215,7 +215,7 @@ def _objects(
     for item in index.items:
         match = _OBJECT.fullmatch(item.name) if item.offset is None else None
         part = by_path.get(f"{folder}/{item.file}".lstrip("/"))
-        if match is None or part is None or not match[1].endswith(".optimizer"):
+        if match is None or part is None or not match[1].endswith(".optimizer") or item.coded:
             continue
         try:
             value = read_value(place, part.path, item)

@@ -26,16 +26,16 @@ GAPS: Final = 1 << 16
 _NUMBER: Final = re.compile(r"\d+")
 
 _RANK: Final = re.compile(
-    r"(?:^|[._-])(?:(?:global|local|dp|mp|tp|pp)_?)?rank"
-    r"[._=-]?(\d+)(?=[._-]|$)",
+    r"(?:^|[ ._-])(?:(?:global|local|dp|mp|tp|pp)_?)?rank"
+    r"[ ._=-]?(\d+)(?=[ ._-]|$)",
     re.IGNORECASE,
 )
 _OF: Final = re.compile(r"(?:^|[._-])(\d+)-of-(\d+)(?=[._-]|$)")
 _STEP: Final = re.compile(
-    r"(?:global_?step|step|iter(?:ation)?|checkpoint|ckpt|update|epoch|ep|ba)[._=-]?(\d+)",
+    r"(?:global_?step|step|iter(?:ation)?|checkpoint|ckpt|update|epoch|ep|ba)[ ._=-]?(\d+)",
     re.IGNORECASE,
 )
-_ALONE: Final = re.compile(r"(?:^|[._-])(\d+)(?=[._-]|$)")
+_ALONE: Final = re.compile(r"(?:^|[ ._-])(\d+)(?=[ ._-]|$)")
 
 _SAID: Final = re.compile(r"([A-Za-z]*)[ ._=-]*(?P<number>\d+)(?P<size>[kmbKMB](?![A-Za-z]))?")
 """A number, the word before it, and the letter for thousands or millions behind it."""

@@ -16,11 +16,11 @@ from typing import Final
 import msgspec
 
 from handfast.audit.finding import Code, Finding, Strength
-from handfast.audit.formats.names import blank, joined, numbered, parent, stepped
+from handfast.audit.formats.names import blank, joined, numbered, parent, ranked, stepped
 from handfast.audit.found import Clock, Step
 from handfast.audit.found import Counter as Count
 
-__all__ = ["Files", "apart", "lacking", "own_counts", "series"]
+__all__ = ["Files", "apart", "fewer", "lacking", "own_counts", "series"]
 
 _AIDE: Final = r"optim(?:izer)?s?|opt|(?:lr_?)?sched(?:uler)?s?|(?:grad_?)?scaler|rng(?:_states?)?"
 _ROLE: Final = re.compile(
@@ -43,12 +43,17 @@ def series(units: Mapping[tuple[str, str], Sequence[str]]) -> dict[_Key, list[Fi
     """Put files together to steps, and steps to runs; the first word of a run's key is its place.
 
     ``units`` are files of one directory and of one name but for ranks. Steps differ by numbers
-    only, in their files' names or else in their directories'.
+    only, in their files' names or else in their directories', whose number the files may repeat.
     """
     flat: dict[tuple[str, str], dict[str, dict[str, Sequence[str]]]] = defaultdict(dict)
     found: dict[_Key, list[Files]] = defaultdict(list)
     folders: dict[str, dict[str, Sequence[str]]] = defaultdict(dict)
-    for (folder, name), paths in units.items():
+    said: dict[str, set[int]] = defaultdict(set)
+    for folder, name in units:
+        if (number := numbered(name)) is not None:
+            said[folder].add(number)
+    for (folder, own), paths in units.items():
+        name = _repeating(own, said[folder], numbered(folder))
         if numbered(name) is not None:
             core = _ROLE.sub("*", blank(name))
             flat[folder, core].setdefault(blank(name), {})["/".join(_NUMBER.findall(name))] = paths
@@ -72,6 +77,13 @@ def series(units: Mapping[tuple[str, str], Sequence[str]]) -> dict[_Key, list[Fi
             for name, there in names.items():
                 found[folder, "", name] += [{name: paths} for paths in there.values()]
     return found
+
+
+def _repeating(name: str, there: set[int], number: int | None) -> str:
+    """A name without its directory's number, where no file there says another one."""
+    if there != {number}:
+        return name
+    return _NUMBER.sub(lambda found: "#" if int(found[0]) == number else found[0], name)
 
 
 def own_counts(name: str, counters: Sequence[Count]) -> list[Count]:
@@ -106,8 +118,45 @@ def lacking(steps: Sequence[tuple[Step, Files]]) -> Iterator[tuple[Step, Finding
 
 def _path(name: str, beside: str) -> str:
     """The path that a member would have beside another one's file."""
-    numbers = iter(_NUMBER.findall(beside.rpartition("/")[2]))
+    said = (_NUMBER.findall(one.rpartition("/")[2]) for one in (beside, parent(beside)))
+    numbers = iter(next(filter(None, said), []))
     return joined(parent(beside), re.sub("#", lambda _: next(numbers, "#"), name))
+
+
+def fewer(steps: Sequence[tuple[Step, Files]]) -> Iterator[tuple[Step, Finding]]:
+    """Find steps without the files of the last ranks, which other steps have.
+
+    Strong where one step alone, of three at least, lacks them and has most, from rank 0 on; of the
+    newest and of the oldest only if a single one lacks. A job that goes on with fewer ranks, or
+    began with fewer, has fewer in several steps: nothing is said of these, nor of a step that says
+    how many it has.
+    """
+    for name in dict.fromkeys(name for _, files in steps for name in files):
+        rows = [(step, _ranks(files[name])) for step, files in steps if name in files]
+        every = set().union(*(ranks for _, ranks in rows))
+        for at, (step, there) in enumerate(rows):
+            gone = sorted(rank for rank in every if rank > max(there, default=rank))
+            having = [nth for nth, (_, ranks) in enumerate(rows) if ranks.issuperset(gone)]
+            alone = len(having) == len(rows) - 1
+            between = bool(having) and having[0] < at < having[-1]
+            if not gone or _counted(step) or not (between or alone):
+                continue
+            most = 0 in there and len(there) > len(gone) and (between or len(gone) == 1)
+            strong = alone and most and len(having) > 1
+            strength = Strength.STRONG if strong else Strength.HINT
+            more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+            says = f"rank {gone[0]}'s file{more} is missing: {len(having)} other steps have one"
+            yield step, Finding(Code.MISSING, strength, step.path, says)
+
+
+def _ranks(paths: Sequence[str]) -> set[int]:
+    return {found[0] for path in paths if (found := ranked(path)) is not None}
+
+
+def _counted(step: Step) -> bool:
+    """Whether a step's files, or their names, say how many ranks there are."""
+    said = (part.facts or (ranked(part.path) or (0, 0))[1] for part in step.parts if part.rank)
+    return any(said)
 
 
 def apart(steps: Sequence[Step]) -> Iterator[tuple[Step, Finding]]:

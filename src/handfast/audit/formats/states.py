@@ -30,6 +30,7 @@ __all__ = [
     "Split",
     "beyond",
     "buffer_or_parameter",
+    "is_extra",
     "number",
     "pieces",
     "read_state",
@@ -62,6 +63,9 @@ _BUFFERS: Final = re.compile(
 )
 """Last parts of names that are buffers': batch norms (torch/nn/modules/batchnorm.py), masks and
 tables of positions. In a state dict nothing else tells them from parameters."""
+
+_EXTRA: Final = "_extra_state"
+"""What ``get_extra_state()`` of a module gave, of any type (torch/nn/modules/module.py)."""
 
 _ASIDE: Final = frozenset({"callbacks", "metrics", "rng", "rng_state", "dataloader", "loader"})
 """Keys below which tensors are no module's: best scores, generators, positions."""
@@ -243,36 +247,44 @@ class _Reading:
         if "last_epoch" in node and not any(map(_by_names, node.values())):
             self._scheduler(path, node)
             return
+        if extras := [*filter(is_extra, node)]:
+            for key in extras:
+                self._unknown(child(path, key), node[key])
+            node = {key: part for key, part in node.items() if not is_extra(key)}
         inner = {key: part for key, part in node.items() if type(part) in _BOXES and part}
         tensors = {key: part for key, part in node.items() if key not in inner and pieces(part)}
         if inner:  # what lies beside a module's state is a loss or a seed, but for dotted names
             aside = [key for key in tensors if type(key) is not str or "." not in key]
             for key in aside:
                 self._add(child(path, key), Role.OTHER, tensors.pop(key))
-        self._module(path, tensors)
+        weights = self._module(path, tensors)
         for key, part in node.items():
-            if key in COUNTS and (value := number(part)) is not None:
+            buffer = weights and (path or key in tensors)  # of a module, whatever it is called
+            if key in COUNTS and not buffer and (value := number(part)) is not None:
                 at = child(path, key)
                 self._count(at, Counter(Clock.TRAINER, value, at, updates=False))
         objects = {k: part for k, part in node.items() if type(part) is Object and not pieces(part)}
         yield from ((child(path, key), part) for key, part in (inner | objects).items())
 
-    def _module(self, path: str, tensors: Mapping[Any, Any]) -> None:
-        """The state of a module, or a dict of some tensors that no one can tell from one."""
-        found = []
+    def _module(self, path: str, tensors: Mapping[Any, Any]) -> bool:
+        """The state of a module (True), or a dict of some tensors that no one can tell from one."""
+        found, counts = [], []
         for key, node in tensors.items():
             if type(key) is not str:
                 self._add(child(path, key), Role.OTHER, node)
-            elif not (key in COUNTS and number(node) is not None):
+            elif key in COUNTS and number(node) is not None:
+                counts.append((key, Role.BUFFER, node))
+            else:
                 found.append((key, buffer_or_parameter(key, pieces(node)[0].values.dtype), node))
         weights = any(
             role is Role.PARAMETER and pieces(node)[0].values.shape for _, role, node in found
         )
         if weights and not _ASIDE & {*path.split("/")}:
-            self._modules.append((path, found))
-        else:
-            for key, _, node in found:
-                self._add(child(path, key), Role.OTHER, node)
+            self._modules.append((path, found + counts))
+            return True
+        for key, _, node in found:
+            self._add(child(path, key), Role.OTHER, node)
+        return False
 
     def _object(self, path: str, node: Object) -> Iterator[tuple[str, Any]]:
         fields = node.fields
@@ -460,6 +472,8 @@ def buffer_or_parameter(name: str, dtype: str) -> Role:
     """The role of a tensor of a module, by its name and dtype: integers are no parameters."""
     whole = not dtype.startswith(("float", "bfloat", "complex"))
     last = name.rpartition(".")[2]
+    if is_extra(name):
+        return Role.OTHER
     return Role.BUFFER if whole or _BUFFERS.fullmatch(last) else Role.PARAMETER
 
 
@@ -469,6 +483,11 @@ def _is_valueless(node: Any) -> bool:
         node.type in _VALUELESS or node.type.startswith("torch.sparse_")
     )
     return known and not pieces(node)
+
+
+def is_extra(key: Any) -> bool:
+    """Whether a key of a module's state is of what ``get_extra_state()`` gave."""
+    return type(key) is str and key.rpartition(".")[2] == _EXTRA
 
 
 def _by_names(node: Any) -> bool:

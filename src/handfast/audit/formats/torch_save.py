@@ -21,7 +21,7 @@ from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats import states
 from handfast.audit.formats.names import numbered, parent, ranked, unranked
 from handfast.audit.formats.parts import Read, torch_part
-from handfast.audit.formats.series import Files, apart, lacking, own_counts, series
+from handfast.audit.formats.series import Files, apart, fewer, lacking, own_counts, series
 from handfast.audit.found import Clock, Found, Part, Step
 from handfast.audit.place import Place
 from handfast.audit.torch_file import Kind, recognise
@@ -35,6 +35,12 @@ _OURS: Final = re.compile(r".*\.(pt|pth|pth\.tar|pt\.tar|ckpt|t7)", re.IGNORECAS
 _LEFT: Final = re.compile(
     r".*\.(pt|pth|ckpt|bin)[._-]?(tmp|temp|part|partial|incomplete)\w*", re.IGNORECASE
 )
+
+_MARKER: Final = re.compile(
+    r"[._-]*(done|success|completed?|finished|ready|ok|saved|committed|latest)[._-]*(\.\w+)+",
+    re.IGNORECASE,
+)
+"""Names of files that say something by being there."""
 
 _INSIDE: Final = frozenset({Kind.ZIP, Kind.LEGACY})
 _FOREIGN: Final = frozenset({Kind.PICKLE, Kind.UNKNOWN})
@@ -54,7 +60,9 @@ def find(place: Place) -> Iterator[Found]:
     left = [path for path in place.files if _LEFT.fullmatch(path)]
     units: dict[tuple[str, str], list[str]] = defaultdict(list)
     for path in place.files:
-        if path not in left and _is_ours(place, path):
+        if _is_marker(place, path):
+            yield Found("torch.save", parent(path), files=frozenset({path}), findings=[_mark(path)])
+        elif path not in left and _is_ours(place, path):
             units[parent(path), unranked(path)].append(path)
     for root, steps in series(units).items():
         files = [path for step in steps for paths in step.values() for path in paths]
@@ -70,6 +78,17 @@ def _is_ours(place: Place, path: str) -> bool:
     kind = _kind(place, path)
     named = _OURS.fullmatch(path) is not None
     return kind in _INSIDE or (named and kind not in _OTHERS)
+
+
+def _is_marker(place: Place, path: str) -> bool:
+    """Whether a file is empty that would be torch's by its ending, and by its name is to be so."""
+    named = _MARKER.fullmatch(path.rpartition("/")[2]) and _OURS.fullmatch(path)
+    return bool(named) and _kind(place, path) is Kind.EMPTY
+
+
+def _mark(path: str) -> Finding:
+    says = "it is empty, as files are that only mark something; if it was a checkpoint it is lost"
+    return Finding(Code.UNREADABLE, Strength.HINT, path, says, (path,))
 
 
 def _kind(place: Place, path: str) -> Kind | None:
@@ -90,7 +109,8 @@ def _found(place: Place, root: str, steps: Sequence[Files], left: Sequence[str])
     made.sort(key=lambda one: (one[0].number or 0, one[0].path))
     full = all(named and len(step.parts) == 1 for step, named, _ in made)
     mine = [step for step, _, _ in made]
-    for step, finding in (*lacking([(step, own) for step, _, own in made]), *apart(mine)):
+    both = [(step, own) for step, _, own in made]
+    for step, finding in (*lacking(both), *fewer(both), *apart(mine)):
         step.findings = [*step.findings, finding]
     files = frozenset(path for step in steps for paths in step.values() for path in paths)
     after = [path for path in left if any(path.startswith(file) for file in files)]
@@ -107,10 +127,11 @@ def _left_over(path: str) -> Finding:
 def _step(place: Place, files: Files) -> tuple[Step, bool]:
     """The files of one step, a rank each; and whether its optimizer goes by names."""
     paths = [path for own in files.values() for path in own]
-    path = paths[0] if len(paths) == 1 else parent(paths[0]) or paths[0]
-    number = numbered(paths[0])
-    if number is None and parent(paths[0]):
-        number = numbered(parent(paths[0]))
+    folder, number = parent(paths[0]), numbered(paths[0])
+    flat = number is not None and number != numbered(folder)  # beside the files of other steps
+    path = paths[0] if len(paths) == 1 or flat else folder or paths[0]
+    if number is None and folder:
+        number = numbered(folder)
     step = Step(path, number, guessed=True)
     parts, findings, full = [], [], False
     for name, own in files.items():
