@@ -463,7 +463,7 @@ class DomainHost:
             seconds, total = time.monotonic() - began, written.bytes_total
             pending.outcome = Outcome(epoch, "", written.bytes_written, total, seconds)
             if pending.image.plan.compared and roster is not None:
-                self._speak(roster, word(written.manifest, pending.image.plan.replicated))
+                self._speak(roster, word(written.manifest, pending.image.plan.compared))
         pending.image.give_up("it is all taken")
         self.post(event)
 

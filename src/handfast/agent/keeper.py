@@ -61,7 +61,7 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     leads: bool = False  # whether others of this node may leave theirs to this one
     window: int = 0  # bytes of memory through which the image comes; 0: it is there whole
     forks: tuple[Fork, ...] = ()  # where the lineage began
-    compared: bool = False  # whether what is alike on all ranks is held against all ranks
+    compared: tuple[str, ...] = ()  # what is held against all ranks, which should have it alike
     examined: Examined | None = None  # what its values are held against before it is voted on
 
 
@@ -206,7 +206,7 @@ class Keeper:
             parent=parent.stamp.epoch if parent else None,
             forks=plan.forks,
         )
-        others = plan.leads or (plan.replicated and configuration.shards > 1)
+        others = plan.leads or ((plan.replicated or plan.compared) and configuration.shards > 1)
         with ThreadPoolExecutor(1, "digests") as pool:  # beside the writing, which waits for a disk
             digests = pool.submit(_digests, image).result if others else None
             written = self.directory.write(

@@ -47,11 +47,12 @@ class Divergence(msgspec.Struct, frozen=True, array_like=True):
 def word(manifest: Manifest, alike: Iterable[str]) -> bytes | None:
     """Spell out what is to be said of an epoch; None where nothing is alike by design.
 
-    ``alike`` are the paths that this rank stores and takes to be alike on all ranks.
+    ``alike`` are the paths that this rank takes to be alike on all ranks, whether it stores them or
+    has left them to another of its node.
     """
     left: Mapping[str, bytes] = manifest.left.digests if manifest.left is not None else {}
-    held = manifest.held()
-    known = {path: held[path] for path in alike if path in held} | dict(left)
+    held = manifest.held() | dict(left)
+    known = {path: held[path] for path in alike if path in held}
     if not known:
         return None
     paths, values = xxhash.xxh3_128(), xxhash.xxh3_128()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 
 import msgspec
 
@@ -13,7 +14,7 @@ from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
 from handfast.store.manifest import Manifest, Stamp
 
-__all__ = ["Inspection", "ShardView", "SourceView", "TensorView", "inspect"]
+__all__ = ["Inspection", "ShardView", "SourceView", "TensorView", "Unlike", "inspect"]
 
 
 class TensorView(msgspec.Struct, frozen=True):
@@ -56,8 +57,21 @@ class ShardView(msgspec.Struct, frozen=True):
     objects: tuple[Line, ...] = ()
 
 
+class Unlike(msgspec.Struct, frozen=True):
+    """A tensor that several ranks have whole, under one name, and otherwise: groups of shards that
+    hold the same of it, the largest first.
+    """
+
+    path: str
+    groups: tuple[tuple[int, ...], ...]
+
+
 class Inspection(msgspec.Struct, frozen=True):
-    """One epoch: its verdict by manifests, and its shards in order."""
+    """One epoch: its verdict by manifests, and its shards in order.
+
+    ``unlike`` is told where digests of tensors were taken: of what ranks of a node hold alike, and
+    of all that ``replicas=`` compares. What is each rank's own by design may be among it.
+    """
 
     run: str
     epoch: Epoch
@@ -65,6 +79,7 @@ class Inspection(msgspec.Struct, frozen=True):
     certified: bool
     orphan: bool
     shards: tuple[ShardView, ...]
+    unlike: tuple[Unlike, ...] = ()
 
 
 def inspect(survey: Survey, epoch: Epoch) -> Inspection:
@@ -74,7 +89,27 @@ def inspect(survey: Survey, epoch: Epoch) -> Inspection:
         _shard(found, domain.id, domain.shard, row.cells[domain.id].problem, epoch)
         for domain, found in zip(survey.domains, survey.places, strict=True)
     ]
-    return Inspection(survey.run, epoch, row.verdict, row.certified, row.orphan, tuple(shards))
+    entries = (found.entries.get(epoch) for found in survey.places if found is not None)
+    manifests = [entry.manifest for entry in entries if entry is not None and entry.manifest]
+    return Inspection(
+        survey.run, epoch, row.verdict, row.certified, row.orphan, tuple(shards), _unlike(manifests)
+    )
+
+
+def _unlike(manifests: Iterable[Manifest]) -> tuple[Unlike, ...]:
+    """Hold the digests of whole tensors against each other, across shards."""
+    said: dict[str, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for manifest in manifests:
+        whole = {s.spec.path for s in manifest.slots if s.spec.shape == s.spec.global_shape}
+        held = {path: digest for path, digest in manifest.held().items() if path in whole}
+        left = manifest.left.digests if manifest.left is not None else {}
+        for path, digest in {**held, **left}.items():
+            said[path][digest].append(manifest.stamp.shard)
+    return tuple(
+        Unlike(path, tuple(sorted(map(tuple, groups.values()), key=lambda g: (-len(g), g))))
+        for path, groups in sorted(said.items())
+        if len(groups) > 1
+    )
 
 
 def _shard(found: Found | None, name: str, shard: int, problem: str, epoch: Epoch) -> ShardView:

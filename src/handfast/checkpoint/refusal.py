@@ -16,7 +16,10 @@ from handfast.core.recover import APART
 from handfast.core.verdict import Verdict
 from handfast.errors import Blocked, HandfastError, Refused, Superseded
 
-__all__ = ["Hand", "Load", "agree", "apart", "below", "lay", "read", "refusal", "suggest", "words"]
+__all__ = [
+    "Hand", "Load", "agree", "apart", "below", "groups_apart", "lay", "read", "refusal", "suggest",
+    "words",
+]  # fmt: skip
 
 logger = logging.getLogger("handfast")
 
@@ -153,14 +156,18 @@ def refusal(stuck: Stuck, retained: Sequence[Epoch], want: int | None) -> Refuse
     )
 
 
+def groups_apart(groups: Sequence[Sequence[int]]) -> str:
+    """Name groups of ranks that hold the same."""
+    return " against ".join(f"rank {some([str(rank) for rank in group], 8)}" for group in groups)
+
+
 def apart(epoch: Epoch, groups: Sequence[Sequence[int]]) -> str:
-    """Name the groups of ranks that hold the same of what all should."""
-    told = " against ".join(f"rank {some([str(rank) for rank in group], 8)}" for group in groups)
+    """Tell of the groups of ranks that hold the same of what all should."""
     return (
-        f"epoch {epoch}: ranks differ in what they hold alike by design: {told}. Which is right "
-        "can't be told from here. What to do: `handfast inspect` shows the tensors; restore an "
-        "epoch before it; look at the memory and the device of the rank that stands alone, and for "
-        "operations that are not deterministic"
+        f"epoch {epoch}: ranks differ in what they hold alike by design: {groups_apart(groups)}. "
+        "Which is right can't be told from here. What to do: `handfast inspect --step "
+        f"{epoch.step}` names the tensors; restore an epoch before it; look at the memory and the "
+        "device of the rank that stands alone, and for operations that are not deterministic"
     )
 
 

@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from handfast import open as open_run
 from handfast.checkpoint.inspection import Inspection, ShardView
+from handfast.checkpoint.refusal import groups_apart
 from handfast.checkpoint.spelling import size
 from handfast.cli.console import RUNS, answer, answering, as_json, out, paths, step, tabulate
 from handfast.core.lattice import Epoch
@@ -45,6 +46,10 @@ def _summary(console: Console, found: Inspection) -> None:
         f"[bold]epoch {found.epoch}[/] of run {found.run}: {', '.join(words)}; "
         f"{len(found.shards)} shards, {size(total)}"
     )
+    if found.unlike:
+        console.print("\nnot alike on all ranks that have it whole, by the digests of its bytes:")
+        rows = [(escape(each.path), groups_apart(each.groups)) for each in found.unlike]
+        tabulate(("tensor", "ranks"), rows, words=(0, 1))
 
 
 def _shard(console: Console, shard: ShardView) -> None:

@@ -85,6 +85,8 @@ class Checkpointer(checkpointer.Checkpointer):
     ) -> None:
         one_of("verify", verify, get_args(Verify))
         validators = _found(validators, images)
+        if replicas and not images:
+            raise ValueError("images=0 leaves nothing to compare ranks by: give images=1")
         replicated, pickle = patterns("replicated", replicated), patterns("pickle", pickle)
         _check_state(state, rng, replicated, pickle)
         run = spelled(path)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import compress
+from itertools import chain, compress
 from operator import not_
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
@@ -207,10 +207,23 @@ class TorchState:
             left_to=self._node[0],
             leads=self._leads and len(self._node) > 1 and not self._window,
             window=self._window,
-            compared=self._comparing,
+            compared=self._should_be_alike(now) if self._comparing else (),
             examined=self._examined(now),
         )
         return self._plan
+
+    def _should_be_alike(self, now: Captured) -> tuple[str, ...]:
+        """What ranks that go apart must not differ in, whoever stores it: between two forward
+        passes that is none of the buffers which DDP broadcasts, unless they were declared.
+        """
+        passing = frozenset[int]().union(*(r.buffers for r in chain(*now.names.replicas)))
+        alike = set(now.replicated)
+        return tuple(
+            spec.path
+            for spec, tensor in zip(now.specs, now.tensors, strict=True)
+            if spec.path in alike
+            and (id(tensor) not in passing or matches(spec.path, self._declared))
+        )
 
     def _examined(self, now: Captured) -> Examined | None:
         """What is to be looked at before a vote."""

@@ -76,7 +76,7 @@ def test_a_rank_says_the_same_whether_it_stores_or_leaves_a_tensor() -> None:
 
     stores = manifest(0, slots=layout.slots, digests=b"".join(digests))
     leaves = manifest(1, slots=(), left=Left(0, dict(zip(paths, digests, strict=True))))
-    one, other = word(stores, paths), word(leaves, ())
+    one, other = word(stores, paths), word(leaves, paths)
     assert one is not None
     assert other is not None
     replicas = Replicas()
