@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.figures import Figure, Setting, beside
+from handfast.agent.examiner import Known
 from handfast.core.lattice import Epoch
 from handfast.store import objects
 from handfast.store.image import plan
@@ -78,10 +79,10 @@ def _deeds(mib: int) -> Mapping[str, Callable[[], object]]:
         "optimizer": {"param_groups": [{"betas": (0.9, 0.999), "params": names}]},
     }
     encoded = objects.encode(tree)
-    view = memoryview(memory)
+    view, known = memoryview(memory), Known(adams=("optimizer",))
 
     def validate(name: str) -> None:
-        if found := SHORT[name](Staged(Epoch(1, 100), views, encoded, frozenset())):
+        if found := SHORT[name](Staged(Epoch(1, 100), views, encoded, known)):
             raise RuntimeError(f"{name} refuses a state that is sound: {found}")
 
     def digests() -> None:

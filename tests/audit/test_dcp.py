@@ -498,3 +498,14 @@ def test_a_tensor_outside_of_its_item_is_damage(tmp_path: Path) -> None:
     short = type(values)(place, values.path, item, values.dtype, values.shape)
     with pytest.raises(Damaged, match="no zip directory"):
         next(short.blocks(1))
+
+
+def test_a_shard_that_is_cut_is_told_as_that(tmp_path: Path) -> None:
+    """Of the file, and of each tensor in it: none is called an empty file."""
+    path = copied("dcp/alone", tmp_path)
+    shard = next(iter(sorted(path.rglob("*.distcp"))))
+    cut(shard, shard.stat().st_size // 2)
+    told = [finding for finding in wrong(find, path) if finding.code is Code.TRUNCATED]
+    lines = [line for finding in told for line in finding.evidence]
+    assert lines
+    assert all("and the file ends there or in it, at byte" in line for line in lines)

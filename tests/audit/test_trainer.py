@@ -99,7 +99,7 @@ def test_a_save_that_was_killed_is_found(tmp_path: Path) -> None:
         assert Code.UNCOMMITTED in codes(find, path), name
     assert {Code.UNCOMMITTED, Code.MISSING} == codes(find, path)
     os.remove(last / "model.safetensors")
-    assert any("the weights" in finding.says for finding in wrong(find, path))
+    assert any("model.safetensors is missing" in finding.says for finding in wrong(find, path))
 
 
 def test_a_resume_without_its_optimizer_is_found(tmp_path: Path) -> None:
@@ -309,3 +309,14 @@ def test_a_training_that_went_on_from_weights_alone_is_no_fault(tmp_path: Path) 
     assert codes(find, tmp_path) >= {Code.COUNTERS}
     shutil.rmtree(tmp_path / "checkpoint-108")
     assert codes(find, tmp_path) == {Code.COUNTERS}
+
+
+def test_random_states_that_somebody_removed_are_a_hint(tmp_path: Path) -> None:
+    """From all steps, as people do; from one of several it is strong, as all were saved with it."""
+    path = copied("trainer/alone", tmp_path)
+    (path / "out/checkpoint-4/rng_state.pth").unlink()
+    (finding,) = wrong(find, path)
+    assert (finding.code, finding.strength) == (Code.MISSING, Strength.STRONG)
+    (path / "out/checkpoint-2/rng_state.pth").unlink()
+    assert [finding.strength for finding in wrong(find, path)] == [Strength.HINT] * 2
+    assert audit(path).sound

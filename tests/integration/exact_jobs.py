@@ -179,6 +179,97 @@ def over_a_loader(path: str, steps: int, late: bool = True) -> None:
             ckpt.save(step)
 
 
+class Average:
+    """An average of a model's weights, as users write it: plain tensors in a dict."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.shadow = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def update(self, model: nn.Module) -> None:
+        """Go a tenth of the way to what the weights are now."""
+        for name, value in model.state_dict().items():
+            self.shadow[name].lerp_(value, 0.1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average."""
+        return {"shadow": self.shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with it."""
+        self.shadow = state["shadow"]
+
+
+class Clock:
+    """Seconds: each run has others."""
+
+    def __init__(self) -> None:
+        self.seconds, self.begun = 0.0, time.monotonic()
+
+    def lap(self) -> None:
+        """Read it."""
+        self.seconds = time.monotonic() - self.begun
+
+    def state_dict(self) -> dict[str, float]:
+        """The time."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from there."""
+        self.seconds = state["seconds"]
+
+
+class Order(torch.utils.data.Dataset[int]):
+    """Data that count what was asked for, which the training does not go by."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __getitem__(self, index: int) -> int:
+        self.asked += 1
+        return index
+
+    def state_dict(self) -> dict[str, int]:
+        """What was asked for."""
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there."""
+        self.asked = state["asked"]
+
+
+def with_things_beside(path: str, steps: int, forget: str = "") -> None:
+    """What it keeps changes nothing that is trained, and one thing of it may be forgotten."""
+    torch.manual_seed(1)
+    model = nn.Linear(WIDTH, WIDTH)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    average, swa = Average(model), torch.optim.swa_utils.AveragedModel(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    rate = torch.optim.lr_scheduler.StepLR(optimizer, 1000)
+    best, clock, data, compiled = {"loss": 9.0}, Clock(), Order(), torch.compile(model)
+    tracked = nn.BatchNorm1d(WIDTH)
+    state: dict[str, object] = {
+        "model": model, "optimizer": optimizer, "average": average, "swa": swa, "scaler": scaler,
+        "rate": rate, "best": best, "tracked": tracked,
+    }  # fmt: skip
+    state.pop(forget, None)
+    with Checkpointer(path, state) as ckpt:
+        for step in range(ckpt.restore() + 1, steps + 1):
+            x = torch.ones(2, WIDTH)
+            loss = (model(x + data[step] * 0) + step).square().mean()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            rate.step()
+            average.update(model)
+            swa.update_parameters(model)
+            tracked(torch.randn(4, WIDTH))
+            best["loss"] = min(best["loss"], -step) if forget != "best" else best["loss"] - 1
+            clock.lap()
+            ckpt.save(step)
+    assert isinstance(compiled, nn.Module)
+
+
 def of_ranks(path: str, steps: int, fault: int | None = None) -> None:
     """DDP, as torchrun starts it; a rank may draw from a generator that it does not save."""
     torch.set_num_threads(1)

@@ -15,7 +15,17 @@ from trainers import Desk
 from handfast.torch import Checkpointer
 
 ITEMS, BATCH = 20, 4
+
+
+def _stateful(items: torch.Tensor) -> Any:
+    """torchdata's own, which counts what it gave."""
+    from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
+
+    return StatefulDistributedSampler(items, num_replicas=1, rank=0)
+
+
 SAMPLERS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "stateful": _stateful,
     "": lambda _: None,
     "distributed": lambda items: DistributedSampler(items, num_replicas=1, rank=0),
     "seeded": lambda items: SubsetRandomSampler(range(len(items)), generator=torch.Generator()),

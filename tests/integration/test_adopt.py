@@ -288,7 +288,7 @@ def test_what_else_an_optimizer_has_comes_along(run: str, tmp_path: Path) -> Non
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(state, tmp_path / "all_step_1.pt")
     adopted = adopt(tmp_path, run)
-    assert adopted.left == ()
+    assert adopted.left == ("optimizer/param_groups",)
     found = load(run, "max_exp_avg_sq")
     saved = optimizer.state_dict()["state"]
     assert torch.equal(found["weight"], saved[0]["max_exp_avg_sq"])
@@ -304,7 +304,7 @@ def test_tensors_that_nothing_names_are_not_lost_in_silence(run: str, tmp_path: 
     }
     torch.save(state, tmp_path / "all_step_1.pt")
     adopted = adopt(tmp_path, run)
-    assert set(adopted.left) == {"averages[0]", "averages[1]", "config/table"}
+    assert set(adopted.left) == {"averages[0]", "averages[1]", "config/table", "last_epoch"}
 
 
 def test_an_optimizers_lists_are_not_lost_in_silence(run: str, tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_an_optimizers_lists_are_not_lost_in_silence(run: str, tmp_path: Path) -
     adopted = adopt(tmp_path, run, without=["*GG*"])
     assert (adopted.tensors, adopted.left) == (
         {"model": 1, "momentum_buffer": 1},
-        ("memory_bank[0]",),
+        ("optimizer/param_groups", "memory_bank[0]"),
     )
 
 
@@ -491,13 +491,17 @@ def test_a_loss_in_names_is_no_doubt_where_the_files_say_the_steps(
 def test_files_that_counted_otherwise_than_their_names_are_not_guessed_at(
     run: str, tmp_path: Path
 ) -> None:
-    """The greater number is on the file with the smaller count."""
+    """The greater number is on the file with the smaller count; one that is asked for by its name
+    is of the step that it has counted.
+    """
     for number, count in ((1, 900), (2, 100)):
         saved = {"model": {"w": torch.rand(300)}, "step": count}
         torch.save(saved, tmp_path / f"model_{number}.pt")
     with pytest.raises(Refused, match=r"step in the files is 100 and 900"):
         adopt(tmp_path, run)
-    assert adopt(tmp_path, run, step=1).epoch.step == 1
+    adopted = adopt(tmp_path, run, step=1)
+    assert adopted.epoch.step == 900
+    assert adopted.why == "the one of step 1; step in model_1.pt is 900"
 
 
 def test_a_linked_directory_beside_the_candidates_may_be_the_newest(
@@ -625,3 +629,271 @@ def test_the_command_says_what_was_taken_and_what_was_not(run: str, tmp_path: Pa
     answer = json.loads(again.output)
     assert (answer["why"], answer["without"]) == ("the newest of 2, 4", [])
     assert answer["left"]
+
+
+def training(steps: int = 40, layers: int = 3) -> Iterator[tuple[int, dict[str, Any]]]:
+    """A training with AdamW and a scheduler: what it would save, every ten steps."""
+    torch.manual_seed(1)
+    model = nn.Sequential(*(nn.Linear(20, 20) for _ in range(layers)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        model(torch.rand(3, 20)).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+        if step % 10 == 0:
+            parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+            yield step, {name: part.state_dict() for name, part in parts.items()}
+
+
+def distributed(state: dict[str, Any], path: Path) -> None:
+    """Save by torch's distributed checkpoint, in one process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there is one process
+        save(state, checkpoint_id=path, no_dist=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "why"),
+    [
+        ("last", {"step": 40}, "step in last.pt is 40"),
+        ("epoch_4", {"step": 40, "epoch": 4}, "step in epoch_4.pt is 40"),
+        ("ckpt_4", {"step": 40, "epoch": 4}, "step in ckpt_4.pt is 40"),
+        ("epoch_4", {}, "optimizer: the greatest step in epoch_4.pt is 40"),
+        ("last", {"epoch": 4}, "optimizer: the greatest step in last.pt is 40"),
+        ("ckpt_40", {"step": 40}, ""),
+        ("ckpt_40", {"step": 39}, ""),
+        ("ckpt_40", {"step": 7, "epoch": 3}, ""),
+    ],
+)
+def test_the_step_is_what_the_files_count(
+    name: str, more: dict[str, int], why: str, run: str, tmp_path: Path
+) -> None:
+    """A counter at the top, else the optimizer's; the number in the name only where they agree, or
+    nothing is counted. It may be asked for, as that of the name may be.
+    """
+    *_, (_, state) = training()
+    (home := tmp_path / "home").mkdir()
+    torch.save({**state, **more}, home / f"{name}.pt")
+    adopted = adopt(home, run)
+    assert adopted.epoch.step == 40
+    assert adopted.why == "; ".join(filter(None, ("the only one", why)))
+    assert adopt(home, tmp_path / "second", step=40).epoch.step == 40
+    if "4" in name:
+        named = int(name.rpartition("_")[2])
+        assert adopt(home, tmp_path / "third", step=named).epoch.step == 40
+
+
+def test_of_two_without_a_number_the_one_that_counted_it_is_taken(run: str, tmp_path: Path) -> None:
+    """best.pt and last.pt, by the step that each has counted."""
+    for step, state in training():
+        if step > 20:
+            name = "best" if step == 30 else "last"
+            torch.save({**state, "step": step}, tmp_path / f"{name}.pt")
+    with pytest.raises(Refused, match="--step where its name or its files say a step"):
+        adopt(tmp_path, run)
+    adopted = adopt(tmp_path, run, step=30)
+    assert (adopted.step, adopted.epoch.step) == ("best.pt", 30)
+
+
+def in_one(home: Path, step: int, state: dict[str, Any]) -> None:
+    """All in a file."""
+    torch.save({**state, "step": step}, home / f"ckpt_{step}.pt")
+
+
+def in_several(home: Path, step: int, state: dict[str, Any]) -> None:
+    """A directory of a file each."""
+    for name in state:
+        (home / f"step_{step}").mkdir(exist_ok=True)
+        torch.save(state[name], home / f"step_{step}" / f"{name}.pt")
+
+
+def in_shards(home: Path, step: int, state: dict[str, Any]) -> None:
+    """By torch's distributed checkpoint."""
+    distributed({**state, "step": step}, home / f"step-{step}")
+
+
+@pytest.mark.parametrize("layout", [in_one, in_several, in_shards])
+@pytest.mark.parametrize("layers", [2, 12])
+def test_boxes_go_by_the_weights_names_in_every_layout(
+    layout: Callable[[Path, int, dict[str, Any]], None], layers: int, run: str, tmp_path: Path
+) -> None:
+    """Moments, and how many updates each parameter has had; also where there are ten and more."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for step, state in training(20, layers):
+        layout(home, step, state)
+    adopt(home, run)
+    names = [f"{at}.{what}" for at in range(layers) for what in ("weight", "bias")]
+    for key in ("exp_avg", "exp_avg_sq", "step"):
+        box = load(run, key)
+        assert box.keys() == {*names}
+        for at, name in enumerate(names):
+            assert torch.equal(box[name], state["optimizer"]["state"][at][key])
+    assert load(run, "step")["0.bias"].dtype is torch.float32
+
+
+def two_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """With and without a decay, as many have it."""
+    every = [*model.parameters()]
+    return [{"params": every[::2]}, {"params": every[1::2], "weight_decay": 0.0}]
+
+
+def a_part(model: nn.Module) -> list[nn.Parameter]:
+    """All but the first layer."""
+    return [*model.parameters()][2:]
+
+
+def the_other_way(model: nn.Module) -> list[nn.Parameter]:
+    """In another order, which shapes show."""
+    return [*reversed([*model.parameters()])]
+
+
+@pytest.mark.parametrize("given", [two_groups, a_part, the_other_way])
+def test_boxes_keep_their_numbers_where_the_order_says_nothing(
+    given: Callable[[nn.Module], Any], run: str, tmp_path: Path
+) -> None:
+    """Of two groups, of some weights alone, of shapes that don't fit: nothing is guessed."""
+    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+    optimizer = torch.optim.AdamW(given(model))
+    model(torch.rand(3, 20)).sum().backward()
+    optimizer.step()
+    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(saved, tmp_path / "all_step_1.pt")
+    adopt(tmp_path, run)
+    count = len(optimizer.state)
+    for key in ("exp_avg", "step"):
+        assert load(run, key).keys() == {f"optimizer[{at}]" for at in range(count)}
+
+
+def test_tied_weights_and_averages_beside_them_are_no_hindrance(run: str, tmp_path: Path) -> None:
+    """A tied weight has one state, under its first name; an average is another model."""
+    model = nn.Sequential(nn.Linear(20, 20, bias=False), nn.Linear(20, 20, bias=False))
+    model[1].weight = model[0].weight
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.rand(3, 20)).sum().backward()
+    optimizer.step()
+    average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": average}
+    torch.save(saved, tmp_path / "all_step_1.pt")
+    adopt(tmp_path, run)
+    assert load(run, "exp_avg").keys() == {"0.weight"}
+
+
+def copied_file(home: Path) -> None:
+    """A file of step 30 under another one's name."""
+    shutil.copyfile(home / "ckpt_30.pt", home / "ckpt_40.pt")
+
+
+def optimizer_before(home: Path) -> None:
+    """The optimizer of step 30 in the file of step 40."""
+    before = torch.load(home / "ckpt_30.pt")["optimizer"]
+    change(home / "ckpt_40.pt", lambda saved: saved.update(optimizer=before))
+
+
+def copied_shards(home: Path) -> None:
+    """Step 30's shard in step 40's directory."""
+    name = "__0_0.distcp"
+    shutil.copyfile(home / "step-30" / name, home / "step-40" / name)
+
+
+def member_before(home: Path) -> None:
+    """The optimizer of step 30 in the directory of step 40."""
+    shutil.copyfile(home / "step_30" / "optimizer.pt", home / "step_40" / "optimizer.pt")
+
+
+@pytest.mark.parametrize(
+    ("layout", "spoil", "name"),
+    [
+        (in_one, copied_file, "ckpt_40.pt"),
+        (in_one, optimizer_before, "ckpt_40.pt"),
+        (in_several, member_before, "step_40"),
+        (in_shards, copied_shards, "step-40"),
+    ],
+)
+def test_what_is_of_two_steps_by_its_counts_is_refused(
+    layout: Callable[[Path, int, dict[str, Any]], None],
+    spoil: Callable[[Path], None],
+    name: str,
+    run: str,
+    tmp_path: Path,
+) -> None:
+    """Among its run, and by itself, where an audit has only a hint; somebody may know better."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for step, state in training():
+        layout(home, step, state)
+    spoil(home)
+    with pytest.raises(Refused, match=f"{name}.*30") as refused:
+        adopt(home, run)
+    assert any("30" in says for says in refused.value.shards)
+    with pytest.raises(Refused, match=r"is of two steps, by what it counts") as refused:
+        adopt(home / name, run)
+    assert "--trust" in refused.value.remedy
+    assert not Path(run).exists()
+    assert adopt(home / name, run, trust=True).tensors["model"] == 6
+    assert adopt(home, tmp_path / "other", step=30).epoch.step == 30
+
+
+def test_what_sound_trainings_count_is_adopted(run: str, tmp_path: Path) -> None:
+    """Gradients accumulated over four batches, by itself and in its run."""
+    (home := tmp_path / "home").mkdir()
+    for step, state in training(30):
+        for each in state["optimizer"]["state"].values():
+            each["step"].fill_(step // 4)
+        torch.save({**state, "step": step}, home / f"ckpt_{step}.pt")
+    assert adopt(home / "ckpt_30.pt", run).epoch.step == 30
+    assert adopt(home, tmp_path / "other").epoch.step == 30
+
+
+def test_all_that_stays_behind_is_named(run: str, tmp_path: Path) -> None:
+    """Schedulers, scalers, rates, counts and arguments, by their paths; files that are these."""
+    *_, (_, state) = training(10)
+    more = {"step": 10, "epoch": 1, "args": {"lr": 1}, "scaler": {"scale": 1.0}, "averages": {}}
+    torch.save({**state, **more}, tmp_path / "ckpt_10.pt")
+    adopted = adopt(tmp_path, run)
+    assert {*adopted.left} == {"optimizer/param_groups", "scheduler", *more}
+    assert told(run)["left"] == list(adopted.left)
+    in_several(tmp_path, 20, state)
+    adopted = adopt(tmp_path / "step_20", tmp_path / "second", trust=True)
+    assert {*adopted.left} == {"param_groups", "scheduler.pt"}
+    in_shards(tmp_path, 10, state)
+    adopted = adopt(tmp_path / "step-10", tmp_path / "third")
+    assert {*adopted.left} == {"optimizer/param_groups", "scheduler", "step"}
+    without = adopt(tmp_path / "step-10", tmp_path / "fourth", without=["scheduler"])
+    assert without.without == ("scheduler",)
+
+
+def test_a_trainers_files_that_stay_behind_are_named(run: str) -> None:
+    """Hugging Face Trainer's state, its arguments and its scheduler."""
+    left = adopt(GOLDEN / "trainer" / "alone", run).left
+    for name in ("trainer_state.json", "training_args.bin", "scheduler.pt"):
+        assert any(path.endswith(f"checkpoint-4/{name}") for path in left)
+
+
+def test_the_command_trusts_where_it_is_told_to(run: str, tmp_path: Path) -> None:
+    """A file that was renamed: its own step is what it counts."""
+    *_, (_, state) = training(30)
+    torch.save({**state, "step": 30}, tmp_path / "ckpt_40.pt")
+    refused = CliRunner().invoke(app, ["adopt", str(tmp_path), run])
+    assert refused.exit_code != 0
+    assert "--trust" in " ".join(refused.output.split())
+    told = CliRunner().invoke(app, ["adopt", str(tmp_path), run, "--trust"])
+    assert told.exit_code == 0, told.output
+    assert "step in ckpt_40.pt is 30, as epoch 1/30" in " ".join(told.output.split())
+
+
+def test_a_file_is_left_out_by_its_path(run: str, tmp_path: Path) -> None:
+    """An average beside the model, by the same names: which is meant is not guessed."""
+    (home := tmp_path / "final").mkdir()
+    *_, (_, state) = training(10)
+    for name in ("model", "optimizer"):
+        torch.save(state[name], home / f"{name}.pt")
+    torch.save({key: tensor / 2 for key, tensor in state["model"].items()}, home / "ema.pt")
+    with pytest.raises(Refused, match=r"have other values of it.*--without FILE"):
+        adopt(home, run)
+    adopted = adopt(home, run, without=["ema.pt"])
+    assert adopted.without == ("ema.pt",)
+    assert torch.equal(load(run, "model")["0.weight"], state["model"]["0.weight"])
+    assert load(run, "exp_avg").keys() == state["model"].keys()

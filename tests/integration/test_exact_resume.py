@@ -87,6 +87,46 @@ def test_what_is_trained_and_not_saved_at_all_is_named(fault: str) -> None:
     asserted(job, steps=4, kill_at=2, ignore=["model", "model (2)", "SGD", "weight"])
 
 
+BESIDE = {
+    # what is forgotten: its first leaf and kind, and what is said besides
+    "average": ("average/shadow/bias", "object"),
+    "swa": ("swa/n_averaged", "buffer"),
+    "scaler": ("scaler/_growth_tracker", "scaler"),
+    "rate": ("rate/_step_count", "scheduler"),
+    "tracked": ("tracked/num_batches_tracked", "buffer"),
+}
+
+
+@pytest.mark.parametrize("forget", BESIDE)
+def test_what_could_have_been_saved_and_differs_is_a_failure(forget: str) -> None:
+    """An average, a scaler, a rate that has not changed yet: nothing that is trained tells."""
+    path, kind = BESIDE[forget]
+    job = partial(exact_jobs.with_things_beside, forget=forget)
+    with pytest.raises(AssertionError, match="from step 3 on what is beside its state") as found:
+        asserted(job, steps=4, kill_at=2)
+    said = str(found.value).splitlines()
+    assert said[1] == "first to differ, when step 2 was restored:"
+    assert said[2].startswith(f"  {path} ({kind}, not in the state")
+    assert f"What to do: put it into the state: Checkpointer(path, {{..., '{forget}'" in said[-2]
+    assert said[-1] == f"If it may differ, leave it out: ignore=('{forget}',)"
+    assert asserted(job, steps=4, kill_at=2, ignore=[forget]).exact
+
+
+def test_what_else_differs_beside_the_state_is_noted() -> None:
+    """A best loss in a plain dict, and data that count: no failure, and not silent.
+
+    Nothing is said of what differs by itself (a clock), nor of a compiled module.
+    """
+    result = asserted(partial(exact_jobs.with_things_beside, forget="best"), steps=4, kill_at=2)
+    assert [d.path for d in result.beside] == ["data/asked", "best['loss']"]
+    said = str(result).splitlines()
+    assert said[0].startswith("exact: ")
+    assert said[1].startswith("not in the state, and other after the resume; what of it matters")
+    assert "  best['loss'] (value, not in the state): 7.0 uninterrupted, 9.0 after" in said[-1]
+    whole = asserted(exact_jobs.with_things_beside, steps=4, kill_at=2)
+    assert [d.path for d in whole.beside] == ["data/asked"]
+
+
 @pytest.mark.parametrize("fault", ["stepped", "slots"])
 def test_weights_that_do_not_look_like_weights_are_seen(fault: str) -> None:
     """What a torch optimizer steps is trained, whether it requires gradients or not; and an object

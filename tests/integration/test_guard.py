@@ -718,7 +718,9 @@ def test_lineages_are_compared_when_it_runs(saved: Saved) -> None:
     model, _ = build()
     assert refused(lambda: guard.of(Tuned, model), model).verdict is Verdict.FOREIGN
     guard.load(saved.path, model=model)
-    assert guard.of(guard.Lineage, model).live is model
+    of = guard.of(guard.Lineage, model)
+    assert of.live is model
+    assert repr(of) == f"Of(Sequential of {of.index})"
     assert "is of lineage main, and lineage sft was asked for" in str(
         refused(lambda: guard.of(Tuned, model), model)
     )
@@ -1029,13 +1031,14 @@ def test_moments_that_are_missing_are_said_before_anything_is_changed(
 def test_hyperparameters_may_stay_as_they_are(
     saved: Saved, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The warning of those that do not names an option, which a load has, too."""
+    """The warning of those that do not names an option, which a load has, too, and no restore."""
     for kept, rate in (((), 1e-2), (("lr",), 0.5)):
         model, optimizer = build()
         optimizer.param_groups[0]["lr"] = 0.5
         guard.load(saved.path, model=model, optimizer=optimizer, keep_live=kept)
         assert optimizer.param_groups[0]["lr"] == rate
-    assert ["keep_live=" in record.getMessage() for record in caplog.records] == [True]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("saved hyperparameters replaced live ones (keep_live= reverses it): ")
 
 
 def test_a_component_is_loaded_by_any_name_that_it_has(tmp_path: Path) -> None:
@@ -1404,6 +1407,70 @@ def test_moments_may_be_begun_anew_where_that_is_said(saved: Saved, run: str) ->
     checkpointer.close()
 
 
+@pytest.mark.parametrize("how", ["restored", "loaded", "its own"])
+def test_a_reset_begins_a_lineage_with_weights_as_they_came(
+    how: str, saved: Saved, run: str, warned: Callable[[], list[str]]
+) -> None:
+    """An optimizer that is made anew over them, or the one that came: the next save says so.
+
+    What came with them goes on, too; and not to have said so stays refused.
+    """
+    model, optimizer = build()
+    if how == "loaded":
+        guard.load(saved.path, model=model)
+    else:
+        shutil.copytree(saved.path, run)
+        with Checkpointer(run, {"model": model, "optimizer": optimizer}) as checkpointer:
+            checkpointer.restore()
+    new = optimizer if how == "its own" else AdamW(model.parameters())
+    if how != "its own":
+        said = refused_step(model, new)
+        assert "begun anew, by guard.Reset(warmup=...).apply(optimizer)" in said
+    left = guard.Reset(warmup=2).apply(new)
+    train(model, new)
+    state = {"model": model, "optimizer": new, "left": left}
+    with Checkpointer(f"{run}-on", state, keep=Keep(newest=9)) as checkpointer:
+        checkpointer.restore()
+        for step in (1, 2):
+            checkpointer.save(step).converged(60)
+            train(model, new)
+    of = stamps(saved.path)[0].run
+    why = "heuristic: moments begun anew, learning rate warmed up over 2 steps"
+    for step in (1, 2):
+        (stamp,) = stamps(f"{run}-on", step)
+        assert stamp.lineage == "reset-1/3"
+        assert stamp.forks == (Fork("reset-1/3", of, "main", 1, 3, why),)
+    if how == "restored":
+        came = guard.origin(optimizer)
+        assert came is not None
+        assert came.history.lineage == "reset-1/3"
+    assert warned() == []
+
+
+def test_a_reset_over_weights_of_two_epochs_is_refused(saved: Saved) -> None:
+    """They would go on together, and none of them has said so; nothing has changed."""
+    models = [build()[0], build()[0]]
+    for step, model in enumerate(models, 2):
+        guard.load(saved.path, model=model, step=step)
+    new = AdamW([p for model in models for p in model.parameters()])
+    error = refused(lambda: Reset(warmup=2).apply(new), *models, new)
+    assert "what would go on together would be a mixture" in str(error)
+    assert "main 1/2" in error.shards[0]
+
+
+def test_a_reset_after_what_was_loaded_has_moved_begins_nothing(saved: Saved, run: str) -> None:
+    """They are of no epoch any more, and it is the training that goes on so."""
+    shutil.copytree(saved.path, run)
+    checkpointer, model, optimizer = begin(run)
+    train(model, optimizer)
+    Reset(warmup=2).apply(optimizer)
+    train(model, optimizer)
+    checkpointer.save(4).converged(60)
+    checkpointer.close()
+    (stamp,) = stamps(run)
+    assert (stamp.lineage, stamp.forks) == ("main", ())
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_second_phase_is_begun_in_one_process_or_in_two(
     killed: bool, run: str, tmp_path: Path, warned: Callable[[], list[str]]
@@ -1517,3 +1584,252 @@ def test_layers_are_swapped_one_by_one(run: str, warned: Callable[[], list[str]]
         checkpointer.save(number).converged(60)
     assert warned() == []
     checkpointer.close()
+
+
+# --- parts inside of parts ----------------------------------------------------------------------
+
+
+def encoder(width: int = 4) -> nn.Sequential:
+    """What was pretrained in a run of :class:`Saved`."""
+    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
+def grow(saved: Saved, run: str, steps: int, when: str, towers: int = 1) -> str:
+    """Fine-tune a model that a pretrained encoder was put into, or two; gives a digest."""
+    torch.manual_seed(3)
+    parts = [encoder() for _ in range(towers)]
+    model = nn.Sequential(nn.Sequential(*parts[:1]), nn.Linear(1, 4), *parts[1:])
+    optimizer = AdamW(model.parameters(), lr=1e-2)
+
+    def load() -> None:
+        for number, part in enumerate(parts):
+            guard.load(saved.path, model=part, lineage="clf", step=3 - number)
+
+    if when == "before":
+        load()
+    with Checkpointer(run, {"model": model, "optimizer": optimizer}, rng=False) as checkpointer:
+        first = checkpointer.restore()
+        if when == "after":
+            load()
+        for number in range(first + 1, steps + 1):
+            train(model, optimizer)
+            checkpointer.save(number).converged(60)
+    assert all(came and came.history.lineage == "clf" for came in map(guard.origin, parts))
+    return whole(model, optimizer)
+
+
+@pytest.mark.parametrize("towers", [1, 2])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_pretrained_part_of_a_larger_model_is_restored_with_it(
+    when: str, towers: int, saved: Saved, tmp_path: Path, warned: Callable[[], list[str]]
+) -> None:
+    """Weights are loaded into a part, before ``restore()`` or after it; the script is started
+    again as it is, and goes on to the bit: what came last is the whole.
+    """
+    run = str(tmp_path / "run")
+    expected = grow(saved, str(tmp_path / "straight"), 4, when, towers)
+    grow(saved, run, 2, when, towers)
+    assert grow(saved, run, 4, when, towers) == expected
+    assert warned() == []
+
+
+def test_a_part_goes_back_with_the_whole(saved: Saved, run: str) -> None:
+    """In the process that began: after a spike all of it is of the earlier epoch."""
+    part = encoder()
+    guard.load(saved.path, model=part, lineage="clf")
+    model = nn.Sequential(part, nn.Linear(1, 4))
+    optimizer = AdamW(model.parameters(), lr=1e-2)
+    state = {"model": model, "optimizer": optimizer}
+    with Checkpointer(run, state, keep=Keep(newest=9)) as checkpointer:
+        checkpointer.restore()
+        for number in (1, 2, 3):
+            train(model, optimizer)
+            checkpointer.save(number).converged(60)
+        checkpointer.restore(step=2)
+        came = guard.origin(part)
+        assert came is not None
+        assert (came.index.lineage, came.index.step) == ("clf", 2)
+        train(model, optimizer)
+        checkpointer.save(3).converged(60)
+    with pytest.raises(Refused, match="is of lineage clf"):
+        guard.of(guard.Lineage, part)
+
+
+class Adapted(nn.Module):
+    """A layer with an adapter beside it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.low = base, nn.Linear(base.in_features, base.out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.base(x) + self.low(x)
+        return out
+
+
+@pytest.mark.parametrize("lineage", ["", "tuned"])
+@pytest.mark.parametrize("kind", ["adapters", "box", "head"])
+def test_a_frozen_base_counts_for_nothing(
+    kind: str, lineage: str, saved: Saved, run: str, warned: Callable[[], list[str]]
+) -> None:
+    """Only what is trained is saved; the base that holds it is loaded at each start, beside it."""
+
+    def start(steps: int) -> int:
+        base = encoder()
+        guard.load(saved.path, model=base, lineage=lineage)
+        base.requires_grad_(False)
+        base[2] = nn.Linear(4, 3) if kind == "head" else Adapted(base[2])
+        kept: Any = base[2] if kind == "head" else base[2].low
+        if kind == "box":
+            kept = dict(kept.named_parameters())
+        optimizer = AdamW([p for p in base.parameters() if p.requires_grad], lr=1e-2)
+        with Checkpointer(run, {"kept": kept, "optimizer": optimizer}) as checkpointer:
+            first = checkpointer.restore()
+            for number in range(first + 1, steps + 1):
+                train(base, optimizer)
+                checkpointer.save(number).converged(60)
+        base.requires_grad_(True)
+        optimizer.add_param_group({"params": list(base[0].parameters())})
+        if lineage and first:
+            assert "would be a mixture" in refused_step(base, optimizer)
+        return first
+
+    assert (start(2), start(4), start(5)) == (0, 2, 4)
+    assert warned() == []
+
+
+# --- what goes back in the process that began the run -------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["restore", "load"])
+@pytest.mark.parametrize("kind", ["against", "average"])
+def test_half_of_a_state_does_not_go_back_where_it_began(kind: str, how: str, run: str) -> None:
+    """A generator goes back without what it is trained against, or without its average, which has
+    gone on since: that is no epoch, as it is none in a process that has resumed.
+    """
+    (model, optimizer), (other, own) = build(), build()
+    state: dict[str, Any] = {"g": model, "og": optimizer}
+    average = torch.optim.swa_utils.AveragedModel(model)
+    state |= {"d": other, "od": own} if kind == "against" else {"average": average}
+
+    def update() -> None:
+        train(model, optimizer)
+        if kind == "against":
+            train(other, own)
+        else:
+            average.update_parameters(model)
+
+    with Checkpointer(run, state, keep=Keep(newest=9)) as checkpointer:
+        checkpointer.restore()
+        for number in (1, 2):
+            update()
+            checkpointer.save(number).converged(60)
+        if how == "restore":
+            checkpointer.restore(step=1, only=("g/**", "og/**"))
+        else:
+            guard.load(run, step=1, g=model, og=optimizer)
+        train(model, optimizer)
+        checkpointer.save(3).converged(60)  # the other stands still, as a teacher may
+        update()
+        with pytest.raises(Refused, match="this epoch would be a mixture"):
+            checkpointer.save(4)
+
+
+@pytest.mark.parametrize(
+    ("resumed", "back"), [(False, 1), (True, 2), (True, 1)], ids=["began", "to there", "resumed"]
+)
+def test_a_half_that_a_loop_has_changed_is_not_of_the_epoch(
+    resumed: bool, back: int, run: str
+) -> None:
+    """No optimizer tells that it moved; versions of its parameters do."""
+    model = nn.Sequential(*halves().values())
+    parts = {"body": model[0], "head": model[1]}
+    for start in range(1 + resumed):
+        with Checkpointer(run, {"model": model}, keep=Keep(newest=9)) as checkpointer:
+            first = checkpointer.restore()
+            for number in (first + 1, first + 2):
+                by_hand(parts)
+                checkpointer.save(number).converged(60)
+            if start == resumed:
+                error = refused(lambda: checkpointer.restore(step=back, only=("model/0.*",)), model)
+                assert "what this restore would leave would be a mixture" in str(error)
+
+
+# --- what thaws ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["flag", "group"])
+@pytest.mark.parametrize("lineage", ["", "sft"])
+def test_what_thaws_is_asked_after_when_it_is_stepped_first(
+    how: str, lineage: str, saved: Saved, run: str, warned: Callable[[], list[str]]
+) -> None:
+    """A new head on a frozen base is no fine-tuning; it is from when the base is stepped."""
+    model = encoder()
+    guard.load(saved.path, model=model, lineage=lineage)
+    model[2] = nn.Linear(4, 2)
+    model[0].requires_grad_(False)
+    model[1].requires_grad_(False)
+    optimizer = AdamW(model.parameters() if how == "flag" else model[2].parameters(), lr=1e-2)
+    with Checkpointer(run, {"model": model, "optimizer": optimizer}) as checkpointer:
+        checkpointer.restore()
+        for number in (1, 2):
+            train(model, optimizer)
+            checkpointer.save(number).converged(60)
+        model[0].requires_grad_(True)
+        if how == "group":
+            optimizer.add_param_group({"params": list(model[0].parameters())})
+        if lineage:
+            train(model, optimizer)
+            checkpointer.save(3).converged(60)
+        else:
+            assert "without the optimizer state that was saved" in refused_step(model, optimizer)
+    assert warned() == []
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_is_frozen_stays_of_its_own_epoch(trained: bool, saved: Saved, run: str) -> None:
+    """The rest goes back: its moments of that epoch are not for it. Where it was trained since it
+    was loaded, or is an average in the model that no optimizer steps, it does not stay.
+    """
+    shutil.copytree(saved.path, run)
+    checkpointer, model, optimizer = begin(run)
+    with checkpointer:
+        if trained:
+            train(model, optimizer)
+        model[0].requires_grad_(False)
+        only = ("model/1.*", "model/2.*", "optimizer/**")
+        if trained:
+            error = refused(lambda: checkpointer.restore(step=1, only=only), model, optimizer)
+            assert "what this restore would leave would be a mixture" in str(error)
+            return
+        checkpointer.restore(step=1, only=only)
+        train(model, optimizer)
+        checkpointer.save(2).converged(60)
+        model[0].requires_grad_(True)
+        assert "without the weights that they had" in refused_step(model, optimizer)
+
+
+@pytest.mark.parametrize("began", [True, False])
+def test_old_moments_in_a_new_optimizer_are_warned_of_whenever_they_come(
+    began: bool, saved: Saved, run: str, warned: Callable[[], list[str]]
+) -> None:
+    """Not only at the first step after a restore; one that is made anew, and empty, is not."""
+    if not began:
+        shutil.copytree(saved.path, run)
+    model, optimizer = build()
+    state: dict[str, Any] = {"model": model, "optimizer": optimizer}
+    with Checkpointer(run, state) as checkpointer:
+        number = checkpointer.restore()
+        train(model, optimizer)
+        old = copy.deepcopy(optimizer.state_dict())
+        train(model, optimizer)
+        state["optimizer"] = AdamW(model.parameters(), lr=1e-2)
+        train(model, state["optimizer"])
+        checkpointer.save(number + 3).converged(60)
+        assert warned() == []
+        state["optimizer"] = AdamW(model.parameters(), lr=1e-2)
+        state["optimizer"].load_state_dict(old)
+        train(model, state["optimizer"])
+        assert ["moments of no known epoch" in line for line in warned()] == [True]
+        train(model, state["optimizer"])
+    assert warned() == []

@@ -21,6 +21,8 @@ Launch = Callable[..., Job]
         (2, ["distributed"]),
         (0, ["seeded"]),
         (2, ["seeded"]),
+        (0, ["stateful"]),
+        (2, ["stateful"]),
         (0, ["", ""]),
         (2, ["distributed", ""]),
         (2, ["", "distributed"]),

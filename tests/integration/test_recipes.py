@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import runpy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint import save
 from torch.optim import AdamW, Optimizer
 from trainers import end_agents
 
 import handfast
-from handfast.torch import Checkpointer, guard, load
+from handfast.torch import Checkpointer
 from handfast.torch.adopt import adopt
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
@@ -48,11 +50,8 @@ def train_step(model: nn.Module, optimizer: Optimizer, step: int) -> None:
 
 
 def run(name: str, steps: int) -> dict[str, Any]:
-    """Run a recipe in a namespace like that of a script; gives what it has left there."""
-    scope: dict[str, Any] = {
-        "AdamW": AdamW, "Checkpointer": Checkpointer, "build": Net, "guard": guard, "load": load,
-        "nn": nn, "steps": steps, "torch": torch, "train_step": train_step,
-    }  # fmt: skip
+    """Run a recipe beside what is the user's own alone; gives what it has left there."""
+    scope: dict[str, Any] = {"build": Net, "steps": steps, "train_step": train_step}
     script = Path(f"{name}.py")
     script.write_text(RECIPES[name], encoding="utf-8")
     return runpy.run_path(str(script), init_globals=scope)
@@ -63,8 +62,29 @@ def weights(scope: dict[str, Any]) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in scope["model"].parameters()]
 
 
-@pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[torch.Tensor]]]:
+def in_a_file(state: dict[str, Any]) -> None:
+    """All in one."""
+    torch.save(state, "checkpoints/ckpt_step_3.pt")
+
+
+def in_files(state: dict[str, Any]) -> None:
+    """A directory of a file each."""
+    Path("checkpoints/step_3").mkdir()
+    for name in ("model", "optimizer"):
+        torch.save(state[name], f"checkpoints/step_3/{name}.pt")
+
+
+def distributed(state: dict[str, Any]) -> None:
+    """By torch's distributed checkpoint, whose directory counts something else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there is one process
+        save(state, checkpoint_id="checkpoints/epoch_1", no_dist=True)
+
+
+@pytest.fixture(params=[in_a_file, in_files, distributed])
+def trained(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[list[torch.Tensor]]]:
     """A plain checkpoint of step 3, adopted, and what its training went on to, step by step."""
     monkeypatch.chdir(tmp_path)
     model = Net()
@@ -76,7 +96,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[li
         if step == 3:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 3}
             (tmp_path / "checkpoints").mkdir()
-            torch.save(state, tmp_path / "checkpoints" / "ckpt_step_3.pt")
+            request.param(state)
         held.append(weights({"model": model}))
     adopt("checkpoints", "runs/adopted")
     yield held
@@ -106,6 +126,25 @@ def test_an_adopted_training_is_gone_on_with(
     assert [record.getMessage() for record in caplog.records if "epoch" in record.msg] == []
     (shard,) = handfast.open("runs/gpt").inspect().shards
     assert [fork.lineage for fork in shard.stamp.forks] == ["adopted", "continued"]
+
+
+def test_moments_of_nobody_end_it_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that of an optimizer of two groups, which may be in any order, nothing is guessed."""
+    monkeypatch.chdir(tmp_path)
+    model = Net()
+    groups = [{"params": part.parameters()} for part in (model.head, model.body)]
+    optimizer = AdamW(groups, lr=1e-3)
+    train_step(model, optimizer, 1)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 1}
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(state, "checkpoints/ckpt_step_1.pt")
+    adopt("checkpoints", "runs/adopted")
+    with pytest.raises(SystemExit, match=r"whose moments these are is not known: .*optimizer\[0\]"):
+        run("continue", 2)
+    assert list(handfast.open("runs/gpt").epochs()) == []
+    end_agents()
 
 
 def test_adopted_weights_are_fine_tuned(trained: list[list[torch.Tensor]]) -> None:

@@ -5,6 +5,7 @@ Real trainers, agents and examiners; whatever dies in the middle.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -341,6 +342,46 @@ def test_a_state_as_people_have_it_is_sound(run: str) -> None:
             optimizer.step()
             optimizer.zero_grad()
             checkpointer.save(step, extra={"loss": loss.detach()}).converged(60)
+
+
+class Own(torch.optim.Optimizer):
+    """Steps masters of bfloat16 weights, with moments under Adam's keys that are not Adam's."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1, "betas": (0.9, 0.9999)})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            if not state:
+                state["master"] = parameter.float()
+                state["exp_avg_sq"] = torch.zeros_like(state["master"])
+            state["exp_avg"] = torch.ones_like(state["master"])
+            state["master"] -= 0.1 * parameter.grad.float()
+            parameter.copy_(state["master"])
+
+
+def test_an_optimizer_of_ones_own_and_an_average_are_sound(run: str) -> None:
+    """The average has the names of the model, and none of its masters; whose moments are not looked
+    at, the agent's log says once. And the model is held against its masters all the same."""
+    model = nn.Linear(4, 4).bfloat16()
+    average, optimizer = copy.deepcopy(model), Own(model.parameters())
+    state = {"average": average, "model": model, "sgd": optimizer}
+    with Checkpointer(run, state, validators=FINITE, on_error="warn") as checkpointer:
+        checkpointer.restore()
+        for step in range(1, 4):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4).bfloat16()).square().mean().backward()
+            optimizer.step()
+            checkpointer.save(step).converged(60)
+        (agent,) = agents()
+        log = Path(f"/proc/{agent}/fd/2").read_text()
+        assert log.count("moments: sgd is left alone") == 1
+        with torch.no_grad():
+            model.weight[0, 0] += 1
+        with pytest.raises(SaveFailed, match="masters: model/weight: 1 of 16 values"):
+            checkpointer.save(4).converged(60)
 
 
 @pytest.mark.parametrize(

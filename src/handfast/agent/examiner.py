@@ -27,7 +27,7 @@ from handfast.core.lattice import Epoch
 from handfast.errors import FormatError
 from handfast.store.image import Slot
 
-__all__ = ["Asked", "Examined", "Examiner"]
+__all__ = ["Asked", "Examined", "Examiner", "Known"]
 
 PATIENCE_S: Final = 600.0
 """Seconds in which an epoch has to be looked at; who takes longer is ended."""
@@ -36,17 +36,33 @@ MOMENT_S: Final = 5.0
 """Seconds that an interpreter may take to end once its socket is closed."""
 
 
+SINGLE: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""What keeps libraries from a pool of threads, and its memory, for each processor of a node."""
+
+
+class Known(msgspec.Struct, frozen=True, array_like=True):
+    """What only the trainer knows of that which it has staged, by path; nothing to the agent.
+
+    The tensors ``apart`` may hold anything (a module's buffers). ``masters`` are tensors, each with
+    those that one of which is its rounding; ``adams`` are optimizers whose moments are Adam's.
+    """
+
+    apart: tuple[str, ...] = ()
+    masters: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    adams: tuple[str, ...] = ()
+
+
 class Examined(msgspec.Struct, frozen=True, array_like=True):
     """What is to be examined, and by whom.
 
     ``argv`` starts the examiner, ``path`` is where it finds modules, ``validators`` are the names
-    of what it runs; ``apart`` are tensors that may hold anything (a module's buffers), by path.
+    of what it runs; ``known`` is for them.
     """
 
     argv: tuple[str, ...]
     path: tuple[str, ...]
     validators: tuple[str, ...]
-    apart: tuple[str, ...] = ()
+    known: Known = Known()
     patience_s: float = PATIENCE_S
 
 
@@ -139,7 +155,7 @@ class Examiner:
         fields = {
             "path": what.path,
             "validators": what.validators,
-            "apart": what.apart,
+            "known": msgspec.msgpack.encode(what.known),
             "slots": msgspec.msgpack.encode(asked.slots),
             "nbytes": asked.nbytes,
             "objects": asked.objects,
@@ -191,6 +207,7 @@ class Examiner:
                     stdin=subprocess.DEVNULL,
                     stdout=2,  # what validators print goes to the agent's log
                     start_new_session=True,
+                    env=os.environ | SINGLE,
                 )
             except BaseException:
                 ours.close()

@@ -121,8 +121,9 @@ class Part(msgspec.Struct):
     run that wrote this, if anything does; ``facts`` are what all parts must say alike, such as the
     world's size. ``valueless`` are the paths of what holds values that can't be read here, or not
     as plain ones (sparse tensors, conjugated ones, those of the meta device, texts, items of a
-    handler that is not known); ``untold`` those of tensors of which the format makes nothing. No
-    check looks at either.
+    handler that is not known); ``untold`` those of tensors of which the format makes nothing;
+    ``aside`` those of entries without any tensor, such as a scheduler's state, and of a file that
+    has none at all. No check looks at these.
     """
 
     path: str
@@ -137,6 +138,7 @@ class Part(msgspec.Struct):
     problem: str = ""
     valueless: Sequence[str] = ()
     untold: Sequence[str] = ()
+    aside: Sequence[str] = ()
 
 
 class Step(msgspec.Struct):
@@ -147,6 +149,8 @@ class Step(msgspec.Struct):
     whole ("" where nothing does), ``committed`` whether that is there. ``scaled``: a loss scaler is
     in use, which skips updates. ``guessed``: which parts belong together, and what is in them, was
     read from names and keys that anybody may choose, so that what rests on these alone is a hint.
+    ``free``: what it is called is for whoever saved it to choose, and no format promises that the
+    number in it goes with what its files count.
     """
 
     path: str
@@ -159,6 +163,7 @@ class Step(msgspec.Struct):
     scaled: bool = False
     findings: Sequence[Finding] = ()
     guessed: bool = False
+    free: bool = False
 
     def strength(self, otherwise: Strength) -> Strength:
         """How sure a finding is that rests on what a format makes of names and keys."""

@@ -65,6 +65,11 @@ class Place:
         """The paths of all files below a directory, at any depth."""
         return (path for path in self.files if not folder or path.startswith(f"{folder}/"))
 
+    @property
+    def called(self) -> str:
+        """What the directory is called that is looked at; "" where one file is."""
+        return self.root.rpartition("/")[2] if self.folders else ""
+
     def absolute(self, path: str) -> str:
         """The path for the system."""
         return os.path.join(self.root, path)

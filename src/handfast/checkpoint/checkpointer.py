@@ -181,7 +181,7 @@ class Checkpointer:
         certificate = session.await_certificate(self._patience_s)
         if copies:
             self._apply(copies, only, keep_live)
-        self._state.began(copies, only, lineage)
+        self._state.began(copies, only, lineage, session.run)
         self._restored, self._poison, self._began = certificate, "", True
         self._tell_restored(proposal, certificate)
         return certificate.base.step

@@ -85,9 +85,10 @@ class Heard:
             self._tell("refused", problem=problem)
             logger.warning("%s; what converged before it stays what a restart takes", problem)
         if self._refusals >= REFUSALS and refused and not self._mild:
+            after = "begins anew" if latest is None else f"resumes from step {latest}"
             raise SaveFailed(
                 f"{self._refusals} epochs in a row were refused, the last one: {refused[-1][1]}. "
-                f"What to do: look into the training; a restart resumes from step {latest}. With "
+                f"What to do: look into the training; a restart {after}. With "
                 "on_error='warn' this is but a warning"
             )
         for told in self._session.new_divergences() if self._replicas else ():

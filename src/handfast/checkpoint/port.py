@@ -68,8 +68,10 @@ class State(Protocol):
         Raises Refused and ValueError, and changes nothing.
         """
 
-    def began(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> None:
-        """Hear that it does."""
+    def began(
+        self, copies: Sequence[Validated], only: Sequence[str], lineage: str, run: str
+    ) -> None:
+        """Hear that it does, and what the ``run`` is called."""
 
     def replicas(self, copies: Sequence[Validated]) -> dict[str, bytes]:
         """Digest each tensor that every rank stores as its own, by path."""

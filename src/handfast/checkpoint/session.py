@@ -135,6 +135,11 @@ class Session:
         said = read(self.gather("hand", lay(hand, told)))
         return self._begin(said, keep, window, drain_s, in_place)
 
+    @property
+    def run(self) -> str:
+        """The run of this round; "" before the ranks have met."""
+        return self._meeting.run if self._meeting else ""
+
     def gather(self, what: str, data: bytes) -> list[bytes]:
         """Gather with the ranks of this round: what was laid down for another one is never met."""
         nonce = self._meeting.nonce if self._meeting else ""

@@ -14,23 +14,36 @@ from handfast.errors import HandfastError
 __all__ = ["adopt"]
 
 NOTE = """Weights become the component `model`, loaded by handfast.torch.load(RUN) or guard.load;
-masters, moments and the like become boxes of tensors beside it. Hyperparameters are not taken over.
+masters, moments and the like become boxes of tensors beside it, by the weights' names where these
+are known; `step` counts an optimizer's updates. Hyperparameters are not taken over.
 Which step is taken is said; of what can't be told apart none is, until PATH or --step names it."""
 
-SHOWN = 3
+SHOWN = 8
 
 
 @click.command(epilog=NOTE)
 @click.argument("path", type=click.Path())
 @click.argument("run", type=click.Path())
-@click.option("--step", type=Whole(min=0), help="Its step.", show_default="the newest")
+@click.option(
+    "--step",
+    type=Whole(min=0),
+    help="Its step, as its files or its name say.",
+    show_default="the newest",
+)
 @click.option(
     "--without", multiple=True, metavar="NAME", help="Leave this out, or what fits the pattern."
 )
+@click.option("--trust", is_flag=True, help="Take it though what it counts contradicts itself.")
 @MEMORY
 @as_json
 def adopt(
-    path: str, run: str, step: int | None, without: tuple[str, ...], memory: int, as_json: bool
+    path: str,
+    run: str,
+    step: int | None,
+    without: tuple[str, ...],
+    trust: bool,
+    memory: int,
+    as_json: bool,
 ) -> None:
     """Take a sound checkpoint of any known format into a new run.
 
@@ -43,7 +56,7 @@ def adopt(
         except ModuleNotFoundError as error:
             what = f"adopt needs torch: {error}. What to do: pip install 'handfast[torch]'"
             raise HandfastError(what) from error
-        adopted = take(path, run, step=step, without=without, memory=memory * GIB)
+        adopted = take(path, run, step=step, without=without, trust=trust, memory=memory * GIB)
         if as_json:
             answer(asdict(adopted))
             return

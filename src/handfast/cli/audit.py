@@ -100,7 +100,8 @@ class _Meter:
 
 
 def _watch(path: str, deep: bool, memory: int, as_json: bool) -> None:
-    """Tell what is new, a line each, until somebody ends it."""
+    """Tell what is new, a line each, until somebody ends it; at first that it looks."""
+    click.echo(f"audit: watching {path}, until it is interrupted", err=True)
     for finding in watching(path, deep=deep, memory=memory):
         if as_json:
             out().print(json.dumps(plain(finding)), markup=False, emoji=False)

@@ -3,9 +3,10 @@
 What it holds is read as the audit reads it, without executing anything, and put together from its
 shards. Weights become a module of their names, so that ``guard.load(run, model=model)`` loads them,
 or a box of tensors where no module can have such names; masters, moments and whatever else an
-optimizer has of each parameter become boxes beside it. Hyperparameters are not taken over: formats
-have no common word for them. Tensors that are neither (random states, positions of a loader) stay
-where they are, and their names are told; what can't be read as plain values is refused, unless it
+optimizer has of each parameter, its count of updates too, become boxes beside it, by the names of
+the weights where these are known. Hyperparameters are not taken over: formats have no common word
+for them. What is neither (schedulers, counts, random states, positions of a loader) stays where it
+is, and its names are told; what can't be read as plain values is refused, unless it
 is left out by name.
 """
 
@@ -25,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from handfast.audit import found as audited
-from handfast.audit.checks import Look, check
+from handfast.audit.checks import Look
+from handfast.audit.checks.owners import owners
+from handfast.audit.choice import Chosen, choose, refuse_unsound
 from handfast.audit.extent import SIZES, Reader
-from handfast.audit.finding import Code, Finding, Strength
-from handfast.audit.formats.names import doubt, joined, numbered, parent, unranked
-from handfast.audit.found import Clock, Found, Role, Step
-from handfast.audit.place import Place, look
+from handfast.audit.found import Clock, Role, Step
+from handfast.audit.place import look
 from handfast.audit.room import MEMORY
 from handfast.audit.run import founds
 from handfast.checkpoint.reader import open_run
@@ -40,9 +41,10 @@ from handfast.errors import FormatError, NoRun, Refused
 from handfast.model.optimizer import Index
 from handfast.store.manifest import Fork
 from handfast.torch.checkpointer import Checkpointer
-from handfast.torch.indices import Origin, mark
 from handfast.torch.lineage import History
+from handfast.torch.marked import mark
 from handfast.torch.memory import bytes_of
+from handfast.torch.origins import Origin
 from handfast.torch.types import TORCH_DTYPES
 
 __all__ = ["Adopted", "adopt"]
@@ -67,7 +69,10 @@ BOXES: Final = {
 }
 """What is no weight, by the name that torch's optimizers give it."""
 
-_KEY: Final = re.compile(r"(?!model$|master$)[A-Za-z_][A-Za-z0-9_]*")
+STEP: Final = "step"
+"""The box of an optimizer's counts of updates, float32 as torch's are."""
+
+_KEY: Final = re.compile(r"(?!model$|master$|step$)[A-Za-z_][A-Za-z0-9_]*")
 """Names of an optimizer's other tensors that are names of boxes, too."""
 
 
@@ -94,36 +99,31 @@ def adopt(
     *,
     step: int | None = None,
     without: Sequence[str] = (),
+    trust: bool = False,
     memory: int = MEMORY,
 ) -> Adopted:
     """Take one checkpoint at ``path`` into a new run at ``run``; without ``step`` the newest.
 
-    All of its values are read and checked first. ``without`` are names of what to leave out, or
-    patterns of them ("optimizer/*"); ``memory`` is as for an audit. What was left out, and what
-    stays behind, stands in the epoch's ``extra``. Raises Refused where there is none, or one of
-    several would have to be chosen; where what was not read may hold another; where anything
-    certain or strong speaks against it, or it has something that can't be carried over; where its
-    shards don't make whole tensors, copies of one differ, or ``run`` has epochs already.
-    FormatError for a dtype that this torch doesn't have; what a save raises.
+    All of its values are read and checked first. ``step`` is what its files count, or its name
+    says; ``trust`` takes one whose counts contradict each other or its name. ``without`` are names
+    of what to leave out, files as well, or patterns of them ("optimizer/*"); ``memory`` is as for
+    an audit. What was left out, and what stays behind, stands in the epoch's ``extra``. Raises
+    Refused where there is none, or one of several would have to be chosen; where what was not read
+    may hold another; where anything certain or strong speaks against it, or it has something that
+    can't be carried over; where its shards don't make whole tensors, copies of one differ, or
+    ``run`` has epochs already. FormatError for a dtype that this torch doesn't have; what a save
+    raises.
     """
     _refuse_run(os.fspath(run))
     with Reader(room=memory) as reader:
         looking = Look(deep=True)
         place = look(path, reader)
-        chosen = _choose(list(founds(place)), step, place, os.fspath(path))
-        _refuse_unsound(chosen, looking)
+        chosen = choose(list(founds(place)), step, place, os.fspath(path))
+        refuse_unsound(chosen, looking, trust=trust)
         sorted_out = _sort(chosen.step, without)
         _refuse_swollen(sorted_out, sum(part.nbytes for part in chosen.step.parts))
         state = _state(sorted_out)
     return _save(os.fspath(path), os.fspath(run), chosen, state, sorted_out)
-
-
-class _Chosen(NamedTuple):
-    """The step that is taken, of which format's, and why that one."""
-
-    step: Step
-    found: Found
-    why: str
 
 
 def _refuse_run(run: str) -> None:
@@ -133,133 +133,6 @@ def _refuse_run(run: str) -> None:
             f"{run} is a run already",
             verdict=Verdict.FOREIGN,
             remedy="give a path with no run on it: what is adopted begins one",
-        )
-
-
-def _choose(every: Sequence[Found], number: int | None, place: Place, path: str) -> _Chosen:
-    """The step that was asked for, or the newest. Where that is not clear nothing is guessed."""
-    if number is None and place.folders:  # else one file was given
-        _refuse_unread(every)
-    there = [(one, found) for found in every for one in found.steps]
-    fit = [(one, found) for one, found in there if number in (None, one.number)]
-    known = ", ".join(_called(one, found) for one, found in there) or "nothing"
-    if not fit:
-        raise Refused(
-            f"{path} holds no checkpoint" + ("" if number is None else f" of step {number}"),
-            verdict=Verdict.MISSING,
-            remedy=f"`handfast audit` shows what is there: {known}",
-        )
-    if len({id(found) for _, found in fit}) > 1:
-        raise _unclear(f"{path} holds checkpoints of several runs", fit)
-    if number is None:
-        _refuse_unseen(place.unseen, fit)
-    if len(fit) == 1:
-        return _Chosen(*fit[0], "the only one" if len(there) == 1 else f"the one of step {number}")
-    if any(one.number is None for one, _ in fit):
-        raise _unclear("nothing says which of these is the newest", fit)
-    most = max(one.number or 0 for one, _ in fit)
-    newest = [(one, found) for one, found in fit if one.number == most]
-    taken = [resume.step for resume in newest[0][1].resume][:1]
-    if len(newest) > 1:
-        newest = [pair for pair in newest if pair[0].path in taken] or newest
-        if len(newest) > 1:
-            raise _unclear(f"several are of step {most}", newest)
-        return _Chosen(*newest[0], f"of those of step {most} the one that a resume would take")
-    _refuse_doubtful(newest[0][0], fit)
-    return _Chosen(*newest[0], f"the newest of {known}")
-
-
-def _refuse_unread(every: Sequence[Found]) -> None:
-    """Refuse where a format could not be read at all, so that nobody knows what there is of it."""
-    alone = [finding for found in every if not found.steps for finding in found.findings]
-    failed = [f for f in alone if f.code is Code.UNREADABLE and f.strength is not Strength.HINT]
-    if failed:
-        raise Refused(
-            "what can't be read there may be newer, or what is meant",
-            verdict=Verdict.FOREIGN,
-            shards=[finding.says for finding in failed],
-            remedy="give the path of the file that is meant, or --step",
-        )
-
-
-def _refuse_unseen(unseen: Mapping[str, str], fit: Sequence[tuple[Step, Found]]) -> None:
-    """Refuse where beside a candidate something was not looked at, which may be a newer one.
-
-    Beside one that has no number, only what has one: a step by itself may have links in it.
-    """
-    beside = {place for one, found in fit if one.path for place in (parent(one.path), found.root)}
-    steps = any(one.number is not None for one, _ in fit)
-    hidden = [
-        folder
-        for folder in unseen
-        if parent(folder) in beside and (steps or numbered(folder) is not None)
-    ]
-    if hidden:
-        raise Refused(
-            f"what lies beside these may be newer, and was {unseen[hidden[0]]}",
-            verdict=Verdict.FOREIGN,
-            shards=hidden,
-            remedy="give the path of the one that is meant, or --step",
-        )
-
-
-def _refuse_doubtful(newest: Step, fit: Sequence[tuple[Step, Found]]) -> None:
-    """Refuse a newest one whose name may mean another thing, or whose files have counted less."""
-    counted = _counted(newest)
-    known = newest.number in counted.values()
-    for other, _ in fit:
-        if other is newest:
-            continue
-        theirs = _counted(other)
-        sure = known and other.number in theirs.values()
-        why = doubt(_name(newest), _name(other), confirmed=sure)
-        for what, value in theirs.items():
-            if counted.get(what, value) < value:
-                why = why or f"{what[1]} in the files is {counted[what]} and {value}"
-        if why:
-            raise _unclear(f"which of these is the newest is not clear: {why}", fit)
-
-
-def _name(step: Step) -> str:
-    """What a step's name is: of one that is several files of a directory, that of the first."""
-    path = step.parts[0].path if step.guessed and step.parts else step.path
-    return joined(parent(path), unranked(path))
-
-
-def _counted(step: Step) -> dict[tuple[Clock, str], int]:
-    """What a step's files say that they have counted: the greatest value of each."""
-    counted: dict[tuple[Clock, str], int] = {}
-    for counter in (counter for part in step.parts for counter in part.counters):
-        if counter.clock in (Clock.TRAINER, Clock.OPTIMIZER):
-            what = counter.clock, counter.path
-            counted[what] = max(counter.value, counted.get(what, counter.value))
-    return counted
-
-
-def _called(step: Step, found: Found) -> str:
-    return str(step.number) if step.number is not None else step.path or found.root or "it"
-
-
-def _unclear(what: str, fit: Sequence[tuple[Step, Found]]) -> Refused:
-    """The error where one of several would have to be chosen."""
-    return Refused(
-        what,
-        verdict=Verdict.FOREIGN,
-        shards=[f"{found.format}: {one.path or found.root or '.'}" for one, found in fit],
-        remedy="give the path of one of them, or --step where its name says a step",
-    )
-
-
-def _refuse_unsound(chosen: _Chosen, looking: Look) -> None:
-    step, found, _ = chosen
-    told = check(found, looking, only=step)
-    bad: list[Finding] = [finding for finding in told if finding.strength is not Strength.HINT]
-    if bad:
-        raise Refused(
-            f"{step.path or 'it'} is not sound",
-            verdict=Verdict.CORRUPT,
-            shards=[f"{finding.strength}: {finding.says}" for finding in bad],
-            remedy="adopt another step; `handfast audit --deep` has the evidence",
         )
 
 
@@ -273,8 +146,8 @@ class _Piece(NamedTuple):
 class _Sorted(NamedTuple):
     """What a checkpoint has, by what becomes of it.
 
-    The pieces of each weight, which of these are buffers, the pieces of each box; and the names of
-    what stays behind, and of what was left out.
+    The pieces of each weight, which of these are buffers, the pieces of each box; the names of what
+    stays behind, and of what was left out; how many updates an optimizer made of each parameter.
     """
 
     weights: dict[str, list[_Piece]]
@@ -282,13 +155,18 @@ class _Sorted(NamedTuple):
     boxes: dict[str, dict[str, list[_Piece]]]
     left: list[str]
     without: list[str]
+    counts: dict[str, int]
 
 
 def _sort(step: Step, patterns: Sequence[str]) -> _Sorted:
     """Sort what a checkpoint has. Raises Refused for what can't be carried, unless it is named."""
-    found = _Sorted(defaultdict(list), set(), defaultdict(lambda: defaultdict(list)), [], [])
-    owners: set[str] = set()  # of what is left out
+    found = _Sorted(defaultdict(list), set(), defaultdict(lambda: defaultdict(list)), [], [], {})
+    names = owners(step)
+    whose: set[str] = set()  # of what is left out
     for part in step.parts:
+        if _named(part.path, patterns):
+            found.without.append(part.path)
+            continue
         valueless = {*part.valueless}
         lost = [path for path in valueless if not _named(path, patterns)]
         if lost:
@@ -300,15 +178,15 @@ def _sort(step: Step, patterns: Sequence[str]) -> _Sorted:
                 "(--without NAME), and it is told in the run what was left out",
             )
         found.without.extend(part.valueless)
-        for path in part.untold:
+        for path in (*part.aside, *part.untold):
             (found.without if _named(path, patterns) else found.left).append(path)
         for tensor in part.tensors:
-            name = tensor.of or tensor.path
+            name = names.get((part.path, tensor.of), tensor.of or tensor.path)
             if tensor.path in valueless:
                 continue
             if _named(tensor.path, patterns) or _named(name, patterns):
                 found.without.append(tensor.path)
-                owners.add(name)
+                whose.add(name)
             elif tensor.role in (Role.PARAMETER, Role.BUFFER):
                 found.weights[name].append(_Piece(part.path, tensor))
                 found.buffers.update({name} if tensor.role is Role.BUFFER else ())
@@ -316,7 +194,8 @@ def _sort(step: Step, patterns: Sequence[str]) -> _Sorted:
                 found.boxes[box][name].append(_Piece(part.path, tensor))
             elif tensor.role is not Role.RECORD:
                 found.left.append(tensor.path)
-    named = owners.union(found.without)
+    found.counts.update(_updates(step, names, found))
+    named = whose.union(found.without)
     idle = [one for one in patterns if not any(_named(path, [one]) for path in named)]
     if idle:
         raise Refused(
@@ -325,6 +204,18 @@ def _sort(step: Step, patterns: Sequence[str]) -> _Sorted:
             remedy="names are as an audit and a refusal write them",
         )
     return found
+
+
+def _updates(
+    step: Step, names: Mapping[tuple[str, str], str], found: _Sorted
+) -> Iterator[tuple[str, int]]:
+    """How many updates an optimizer made of each parameter of which it has anything in a box."""
+    there = {name for box in found.boxes.values() for name in box}
+    for part in step.parts:
+        for counter in part.counters:
+            name = names.get((part.path, counter.path), counter.path)
+            if counter.clock is Clock.PARAMETER and name in there:
+                yield name, counter.value
 
 
 def _named(path: str, patterns: Sequence[str]) -> bool:
@@ -372,6 +263,8 @@ def _state(found: _Sorted) -> dict[str, Any]:
     state: dict[str, Any] = {"model": module}
     for slot, tensors in found.boxes.items():
         state[slot] = {name: _whole(name, pieces) for name, pieces in tensors.items()}
+    if found.counts:
+        state[STEP] = {name: torch.tensor(float(count)) for name, count in found.counts.items()}
     return state
 
 
@@ -405,7 +298,7 @@ def _whole(name: str, pieces: list[_Piece]) -> Tensor:
             raise Refused(
                 f"{name}: {filled[offset]} and {part} have other values of it",
                 verdict=Verdict.MIXED,
-                remedy="adopt the file of one of them by itself, if you know which is right",
+                remedy="leave the other one out (--without FILE), if you know which is right",
             )
     if count != made.numel():
         raise Refused(
@@ -466,19 +359,19 @@ def _module(tensors: Mapping[str, Tensor], buffers: set[str]) -> nn.Module:
     return root
 
 
-def _save(path: str, run: str, chosen: _Chosen, state: dict[str, Any], found: _Sorted) -> Adopted:
-    step, of, why = chosen
-    number = step.number or 0
+def _save(path: str, run: str, chosen: Chosen, state: dict[str, Any], found: _Sorted) -> Adopted:
+    step, of, why, said = chosen
+    number = said or 0
     at = max(number, 1)
     told = f"adopted from {of.format}, {step.path or path}: an audit found nothing against it"
     began = Fork(LINEAGE, of.format, path, 0, number, told)
     index = Index(LINEAGE, 0, number, "")
     mark([(state["model"], Origin(of.format, index, "model", History(LINEAGE, (began,))))])
     left, without = tuple(dict.fromkeys(found.left)), tuple(dict.fromkeys(found.without))
-    if step.number != at:
-        none = step.number is None
-        said = "nothing says its step" if none else f"its step is {number}, and epochs begin at 1"
-        why += f"; {said}, so that it is {at} here"
+    if said != at:
+        none = said is None
+        word = "nothing says its step" if none else f"its step is {number}, and epochs begin at 1"
+        why += f"; {word}, so that it is {at} here"
     extra = {"format": of.format, "path": path, "step": step.path, "why": why, "left": list(left),
              "without": list(without)}  # fmt: skip
     with Checkpointer(run, state, rng=False) as checkpointer:

@@ -25,7 +25,7 @@ from handfast.torch.alike import ddp_modules
 from handfast.torch.capture import Names, Walk, state_of, trained, walk
 from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import drop_gradients, restore_gradients
-from handfast.torch.indices import is_own
+from handfast.torch.hooks import is_own
 from handfast.torch.memory import UNNAMED, Memory, Remade, bytes_of
 from handfast.torch.names import is_torchs, matches
 from handfast.torch.rng import write_generator, write_streams
@@ -100,7 +100,7 @@ def apply(
         where = RNG
         if RNG in saved.objects and matches(RNG, only):
             for left in write_streams(saved.objects[RNG]):
-                _LOG.warning("handfast: restore: %s", left)
+                _LOG.warning("%s", left)
         where = EXTRA
         return source.parts(saved.objects.get(EXTRA))
     except Exception as error:
@@ -298,8 +298,7 @@ class _Restore(NamedTuple):
         late = optimizers.drop_late(node.path, node.value, tree, given, self.keep_live)
         if late:
             _LOG.warning(
-                "handfast: restore: hyperparameters that came after the saved moment (keep_live= "
-                "keeps them): %s",
+                "hyperparameters that came after the saved moment (keep_live= keeps them): %s",
                 "; ".join(late),
             )
         changed = optimizers.write(
@@ -307,8 +306,7 @@ class _Restore(NamedTuple):
         )
         if changed:
             _LOG.warning(
-                "handfast: restore: saved hyperparameters replaced live ones (keep_live= reverses "
-                "it): %s",
+                "saved hyperparameters replaced live ones (keep_live= reverses it): %s",
                 "; ".join(changed),
             )
 
@@ -327,7 +325,7 @@ class _Restore(NamedTuple):
             return
         if loaders.iterated(node.value):
             _LOG.warning(
-                "handfast: restore: %s has an iterator that was made before: it goes on where it "
+                "%s has an iterator that was made before: it goes on where it "
                 "is, and repeats or skips data. What to do: call iter(loader) after restore() or "
                 "guard.load()",
                 node.path,
@@ -341,16 +339,20 @@ class _Restore(NamedTuple):
         wanted = self.trees[node.path]
         if node.kind is Kind.LOADER and loaders.not_begun(wanted):
             return
-        unlike = list(_unlike(wanted, node.value.state_dict(), node.path, self.source))
+        unlike = [
+            path
+            for path in _unlike(wanted, node.value.state_dict(), node.path, self.source)
+            if not loaders.of_sampler(node.value, path)
+        ]
         if node.kind is not Kind.LOADER:
             if unlike:
-                _LOG.warning("handfast: restore: %s %s than was loaded", unlike[0], OTHERWISE)
+                _LOG.warning("%s %s than was loaded", unlike[0], OTHERWISE)
             return
         for path in unlike:
             if not loaders.of_dataset(path.removeprefix(node.path)):
                 raise HandfastError(f"{path} {OTHERWISE} than the one it was given. {LATE}")
         if unlike:
-            _LOG.warning("handfast: restore: %s %s than was loaded. %s", unlike[0], OTHERWISE, LATE)
+            _LOG.warning("%s %s than was loaded. %s", unlike[0], OTHERWISE, LATE)
         loaders.may_begin(node.value, self.source.tree(wanted), node.path)
 
 
@@ -450,12 +452,12 @@ class _Merge(NamedTuple):
                 merged[key] = self.box(now[key], before[key], where, placed=inside)
             elif matches(where, self.only):
                 if (not mapping and key != len(merged)) or where in self.beyond:
-                    _LOG.warning("handfast: restore: %s has no place in the live state", where)
+                    _LOG.warning("%s has no place in the live state", where)
                     continue
                 merged[key] = self.made.tree(before[key])
         limit = getattr(live, "maxlen", None)
         if limit is not None and limit < len(merged):
-            _LOG.warning("handfast: restore: %s takes the last %d only", path, limit)
+            _LOG.warning("%s takes the last %d only", path, limit)
         return _filled(live, merged, now)
 
     def _value(self, live: Any, saved: Any, path: str, placed: bool) -> Any:

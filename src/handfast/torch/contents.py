@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 from handfast.errors import Unstorable
 from handfast.store.manifest import chunk_hash
 from handfast.torch.names import is_torchs
+from handfast.torch.origins import place
 from handfast.torch.tensors import digest, local, spec_of
 
-__all__ = ["contents", "forget", "holds_again", "note"]
+__all__ = ["brings_itself", "contents", "forget", "holds_again", "note"]
 
 LOOKS = 4
 """So many loads may take a module back: one that is loaded all the time is never, and is read no
@@ -40,6 +41,14 @@ def note(part: nn.Module) -> None:
         held.now = False
         if (now := contents(part)) is not None:
             held.digests.add(now)
+
+
+def brings_itself(part: nn.Module, state: Mapping[str, object], prefix: str) -> bool:
+    """Whether a load brings a module tensors of its own, as after a load in place into what
+    ``state_dict()`` gave: what it held before that nobody knows.
+    """
+    kept = ((tensor, state.get(prefix + name)) for name, tensor in _named(part))
+    return any(isinstance(its, Tensor) and place(its) == place(tensor) for tensor, its in kept)
 
 
 def holds_again(part: nn.Module) -> bool:
@@ -73,15 +82,15 @@ def contents(part: nn.Module) -> bytes | None:
     if not (is_torchs(kind._load_from_state_dict) and is_torchs(kind.set_extra_state)):
         return None
     try:
-        found = [digest(spec_of("", tensor), local(tensor)) for tensor in _tensors(part)]
+        found = [digest(spec_of("", tensor), local(tensor)) for _, tensor in _named(part)]
     except (Unstorable, RuntimeError, NotImplementedError, TypeError, ValueError):
         return None
     return chunk_hash(b"".join(found))
 
 
-def _tensors(part: nn.Module) -> Iterator[Tensor]:
-    """Its own tensors that its ``state_dict()`` has."""
+def _named(part: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Its own tensors that its ``state_dict()`` has, by name."""
     named = {**part._parameters, **part._buffers}
     for name, tensor in named.items():
         if tensor is not None and name not in part._non_persistent_buffers_set:
-            yield tensor
+            yield name, tensor

@@ -37,7 +37,7 @@ class Reset(msgspec.Struct, frozen=True, tag="reset"):
 
     The optimizer then has no state, as a new one. Of the next ``warmup`` steps the k-th is taken at
     k / warmup of whatever rate the training sets. For moments that are lost, or of an unknown
-    epoch. Raises ValueError for a negative warmup.
+    epoch. Raises ValueError for a warmup that is no whole number from 0 up.
     """
 
     warmup: int
@@ -45,8 +45,7 @@ class Reset(msgspec.Struct, frozen=True, tag="reset"):
     name: ClassVar[str] = "reset"
 
     def __post_init__(self) -> None:
-        if self.warmup < 0:
-            raise ValueError(f"warmup={self.warmup}: give how many steps it takes, from 0 up")
+        _check_count("warmup", self.warmup, 0, "how many steps it takes")
 
     @property
     def steps(self) -> int:
@@ -62,10 +61,17 @@ class Reset(msgspec.Struct, frozen=True, tag="reset"):
         return f"heuristic: moments begun anew, learning rate warmed up over {self.warmup} steps"
 
     def apply(self, optimizer: Optimizer) -> Applied:
-        """Do so. Raises TypeError for an optimizer that is not known; then nothing is changed."""
+        """Do so, to the optimizer that came with the weights or to one that is made anew. Weights
+        that are as they were loaded begin a lineage, ``reset-GENERATION/STEP``, with all that came
+        with them, unless they have begun one already.
+
+        Raises TypeError for an optimizer that is not known, and Refused, MIXED, for weights of
+        several epochs; then nothing is changed.
+        """
+        check(self, optimizer)
+        anew(optimizer, self.describe())
         applied = Applied(optimizer, self)
         optimizer.state.clear()
-        anew(optimizer)
         return applied
 
 
@@ -77,7 +83,7 @@ class Rescale(msgspec.Struct, frozen=True, tag="rescale"):
     ``handfast.model.optimizer.step_reset`` gives. Every counter is set to ``count`` (and NAdam's
     product to what it is there), which takes that factor away, with eps and the decay as they
     should be. Exact for the counter; whether moments and parameters belong together it can't know.
-    Raises ValueError for a negative count.
+    Raises ValueError for a count that is no whole number from 0 up.
     """
 
     count: int
@@ -86,8 +92,7 @@ class Rescale(msgspec.Struct, frozen=True, tag="rescale"):
     steps: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        if self.count < 0:
-            raise ValueError(f"count={self.count}: give how many steps the moments have seen")
+        _check_count("count", self.count, 0, "how many steps the moments have seen")
 
     def describe(self) -> str:
         """Say what is done, for a journal or a log."""
@@ -123,7 +128,7 @@ class Damp(msgspec.Struct, frozen=True, tag="damp"):
     by the staleness of what it applies to is W. Zhang, S. Gupta, X. Lian and J. Liu,
     *Staleness-aware Async-SGD for Distributed Deep Learning*, 2015 (arXiv 1511.05950), for
     gradients of asynchronous workers; that it wears off by one each step is our own reading. Raises
-    ValueError for a skew below 1.
+    ValueError for a skew that is no whole number from 1 up.
     """
 
     skew: int
@@ -131,8 +136,7 @@ class Damp(msgspec.Struct, frozen=True, tag="damp"):
     name: ClassVar[str] = "damp"
 
     def __post_init__(self) -> None:
-        if self.skew < 1:
-            raise ValueError(f"skew={self.skew}: give how many steps the parts are apart, from 1")
+        _check_count("skew", self.skew, 1, "how many steps the parts are apart")
 
     @property
     def steps(self) -> int:
@@ -203,6 +207,9 @@ class Applied:
         if self._correction is None:
             return "no correction"
         return f"{self._correction.describe()}; {self.left} steps left"
+
+    def __repr__(self) -> str:
+        return f"Applied({type(self._optimizer).__name__}: {self.describe()})"
 
     def state_dict(self) -> dict[str, Any]:
         """The correction and how many of its steps were taken: plain values."""
@@ -279,6 +286,11 @@ class Applied:
 
 _at_work: WeakKeyDictionary[Optimizer, ref[Applied]] = WeakKeyDictionary()
 """Whose hooks an optimizer has: two would take each other's rate for the training's."""
+
+
+def _check_count(name: str, value: object, least: int, what: str) -> None:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name}={value!r}: give {what}, a whole number from {least} up")
 
 
 def check(correction: Correction, optimizer: Optimizer) -> None:

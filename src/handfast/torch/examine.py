@@ -16,12 +16,15 @@ import socket
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 import torch
 
+from handfast.agent.examiner import Known
 from handfast.agent.frames import Call, Incoming, Reply, close_all, encode, peer
 from handfast.core.lattice import Epoch
 from handfast.errors import HandfastError
@@ -35,9 +38,20 @@ NICE: Final = 5
 """Niceness beside the agent's own: whoever writes goes first."""
 
 ROOM: Final = 2 << 30
-"""Bytes of memory beside four times the largest tensor."""
+"""Bytes of memory beside four times the largest tensor, and what imports have mapped."""
+
+WIDTH: Final = 80
+"""Characters of a file's name that are told, its last ones."""
 
 PR_SET_PDEATHSIG: Final = 1
+
+
+@dataclass
+class _Memory:
+    """What is kept from epoch to epoch: decay rates, and how much was mapped after the imports."""
+
+    rates: dict[str, tuple[float, float]] = field(default_factory=dict)
+    imported: int = 0
 
 
 def main() -> int:
@@ -48,12 +62,12 @@ def main() -> int:
     os.register_at_fork(after_in_child=sock.close)
     if peer(sock)[0] != os.getppid():  # it has gone before that could be heard of
         return 0
-    rates: dict[str, tuple[float, float]] = {}
+    memory = _Memory()
     while (arrived := incoming.receive(sock)) is not None:
         for message, fds in arrived:
             if isinstance(message, Call):
                 problem = (
-                    _examine(message.fields, fds, rates)[:400].encode(errors="replace").decode()
+                    _examine(message.fields, fds, memory)[:400].encode(errors="replace").decode()
                 )
                 if os.getpid() != own:
                     os._exit(0)
@@ -72,34 +86,58 @@ def _humble() -> None:
     warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
 
 
-def _examine(
-    fields: dict[str, Any], fds: Sequence[int], rates: dict[str, tuple[float, float]]
-) -> str:
+def _examine(fields: dict[str, Any], fds: Sequence[int], memory: _Memory) -> str:
     try:
         slots = msgspec.msgpack.decode(fields["slots"], type=tuple[Slot, ...])
-        largest = max((slot.nbytes for slot in slots), default=0)
-        _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        room = ROOM + 4 * largest
-        room = room if most == resource.RLIM_INFINITY else min(room, most)
-        resource.setrlimit(resource.RLIMIT_DATA, (room, most))
         image = mmap.mmap(fds[0], fields["nbytes"], mmap.MAP_SHARED, mmap.PROT_READ)
     finally:
         close_all(fds)
     sys.path = list(fields["path"])
-    epoch, apart = Epoch(*fields["epoch"]), frozenset(fields["apart"])
+    _limit(ROOM + 4 * max((slot.nbytes for slot in slots), default=0), fields["validators"], memory)
+    epoch = Epoch(*fields["epoch"])
+    known = msgspec.msgpack.decode(fields["known"], type=Known)
 
     def staged() -> Staged:
-        return Staged(epoch, map_image(slots, image), fields["objects"], apart, rates)
+        return Staged(epoch, map_image(slots, image), fields["objects"], known, memory.rates)
 
     ours = staged()  # what a user's own makes of its tensors and objects is nobody else's
     answers = (_ask(n, ours if n in SHORT else staged()) for n in fields["validators"])
     return next(filter(None, answers), "")
 
 
+def _limit(room: int, validators: Iterable[str], memory: _Memory) -> None:
+    """Bound what is mapped from now on, beside what imports have mapped, which is the node's doing:
+    libraries map some for each of its processors. These themselves have as much room.
+    """
+    if not memory.imported:
+        _bound(_mapped() + room)
+        for name in validators:
+            with suppress(ValueError):  # it is said where it is asked
+                find(name)
+        memory.imported = _mapped()
+    _bound(memory.imported + room)
+
+
+def _bound(nbytes: int) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    nbytes = nbytes if most == resource.RLIM_INFINITY else min(nbytes, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (nbytes, most))
+
+
+def _mapped() -> int:
+    """Bytes that RLIMIT_DATA counts (proc(5), ``VmData``)."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData:"))
+
+
 def _ask(name: str, staged: Staged) -> str:
     try:
+        validator = find(name)
+    except ValueError as error:
+        return f"{name}: {error}"
+    try:
         with torch.inference_mode():
-            found: object = find(name)(staged)
+            found: object = validator(staged)
         if found is None or isinstance(found, str):
             return f"{name}: {found}" if found else ""
         return (
@@ -108,11 +146,21 @@ def _ask(name: str, staged: Staged) -> str:
         )
     except MemoryError as error:
         return f"{name}: it wants more memory than it may have: {error}"
-    except (ValueError, HandfastError) as error:
-        return f"{name}: {error}"
     except Exception as error:
-        traceback.print_exc()
-        return f"{name}: {error!r}"
+        if not (told := isinstance(error, ValueError | HandfastError)):
+            traceback.print_exc()
+        return f"{name}{_place(error, name)}: {error if told else repr(error)}"
+
+
+def _place(error: Exception, name: str) -> str:
+    """Where something was raised: the innermost line in the package of a user's validator."""
+    package = name.partition(":")[0].partition(".")[0]
+    own = [
+        f" at {frame.f_code.co_filename[-WIDTH:]}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == package
+    ]
+    return own[-1] if own else ""
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ A :class:`~handfast.torch.Checkpointer` restores one epoch whole, so nothing can
 hand it can: weights from here, moments from there. :func:`load` loads parts of one epoch, verified,
 and refuses what would make a mixture with what is there already, before it changes anything; the
 first step of an optimizer asks once more (:mod:`handfast.torch.indices`). Which epochs belong
-together the stamps say: the values rarely show it (docs/optimizer.md).
+together the stamps say: the values rarely show it (docs/optimizer.md). What may be done with parts
+of several epochs is ``guard.Reset``, ``guard.Rescale`` and ``guard.Damp``, of
+:mod:`handfast.torch.corrections`.
 
 A lineage can be declared as a type, so that mypy keeps apart what came from two of them::
 
@@ -13,7 +15,7 @@ A lineage can be declared as a type, so that mypy keeps apart what came from two
 
     def tune(model: guard.Of[Pretrained, GPT]) -> None: ...
 
-    tune(guard.of(Pretrained, model))
+    tune(guard.of(Pretrained, model))  # in tune(), model.live is the GPT
 """
 
 from __future__ import annotations
@@ -39,15 +41,35 @@ from handfast.model.optimizer import Index
 from handfast.store.manifest import Fork, Stamp
 from handfast.store.objects import child
 from handfast.torch.compare import Ways, check_components
-from handfast.torch.corrections import Applied, Correction, Rescale, check, standing
-from handfast.torch.indices import beside, mark, origin
+from handfast.torch.corrections import (
+    Applied,
+    Correction,
+    Damp,
+    Rescale,
+    Reset,
+    check,
+    standing,
+)
+from handfast.torch.indices import beside
 from handfast.torch.lineage import History, index_of
+from handfast.torch.marked import again, mark, origin
 from handfast.torch.origins import Origin, refuse_apart
 from handfast.torch.saved import Saved
 from handfast.torch.state import TorchState
 from handfast.torch.tree import Node, nodes
 
-__all__ = ["Lineage", "Loaded", "Of", "load", "of", "origin"]
+__all__ = [
+    "Applied",
+    "Damp",
+    "Lineage",
+    "Loaded",
+    "Of",
+    "Rescale",
+    "Reset",
+    "load",
+    "of",
+    "origin",
+]
 
 logger = logging.getLogger("handfast")
 
@@ -64,11 +86,16 @@ L = TypeVar("L", bound=Lineage)
 
 
 class Of(Generic[L, T]):
-    """A live part of a lineage; ``index`` is where it came from. Made by :func:`of`."""
+    """A live part of a lineage, made by :func:`of`: the module or optimizer itself is ``live``,
+    and ``index`` is where it came from.
+    """
 
     def __init__(self, live: T, index: Index) -> None:
         self.live = live
         self.index = index
+
+    def __repr__(self) -> str:
+        return f"Of({type(self.live).__name__} of {self.index})"
 
 
 def of(lineage: type[L], live: T) -> Of[L, T]:
@@ -168,7 +195,8 @@ def _load(
 ) -> Loaded:
     """Load what is held; ``others`` share parameters with it, and stay."""
     # an optimizer's state goes by the names that its module gives to parameters
-    named = {came.path: part for part, came in others.items() if came.path not in parts}
+    whole = {part: came for part, came in others.items() if not came.follows}
+    named = {came.path: part for part, came in whole.items() if came.path not in parts}
     state = TorchState(
         {**named, **parts}, rng=False, replicated=(), pickle=pickle, verify="fsync", ways=WAYS
     )
@@ -185,8 +213,8 @@ def _load(
     for copy in copies:
         copy.verify()
     state.apply(copies, only, keep_live)
-    applied = wish.apply() if mixes else wish.standing()
     _remember(came, wish.held, others if mixes else {}, state.known(copies))
+    applied = wish.apply() if mixes else wish.standing()
     return Loaded(copies[0].manifest.stamp.epoch, came.index, applied)
 
 
@@ -326,5 +354,5 @@ def _remember(
         weights = [c for part, c in others.items() if isinstance(part, nn.Module)]
         index = weights[0].index if weights else came.index
         came = replace(came, index=index)
-        mark((part, replace(came, path=was.path)) for part, was in others.items())
+        again((part, replace(came, path=was.path)) for part, was in others.items())
     mark((part, replace(came, path=path, known=known[path])) for path, part in parts.items())

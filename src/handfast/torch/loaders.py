@@ -19,7 +19,10 @@ from handfast.torch.names import loaded
 from handfast.torch.rng import read_generator, unmoved_streams, write_generator
 from handfast.torch.tree import Kind, nodes
 
-__all__ = ["iterated", "load", "may_begin", "not_begun", "of_dataset", "read", "warn_of_orders"]
+__all__ = [
+    "iterated", "load", "may_begin", "not_begun", "of_dataset", "of_sampler", "read",
+    "warn_of_orders",
+]  # fmt: skip
 
 _LOG = logging.getLogger("handfast")
 
@@ -63,6 +66,16 @@ def of_dataset(path: str) -> bool:
     return not {"dataset_state", "dataset_iter_state"}.isdisjoint(path.split("/"))
 
 
+def of_sampler(loader: Any, path: str) -> bool:
+    """Say whether a path in torchdata's state is the count of its own distributed sampler.
+
+    That takes up what it was given when its first item is asked for, and shows 0 until then.
+    """
+    kind = loaded("torchdata.stateful_dataloader.sampler", "StatefulDistributedSampler")
+    own = _known(loader) and type(_sampler(loader)) is kind
+    return own and path.endswith("/sampler_state/yielded")
+
+
 def iterated(loader: Any) -> bool:
     """Say whether somebody was given an iterator: ``state_dict()`` makes one of its own."""
     given = getattr(loader, "_iterator", None) is not None
@@ -93,7 +106,7 @@ def may_begin(loader: Any, tree: object, path: str) -> None:
             write_generator(held, now[name])
         if unseeded and not _stated(loader, made):
             _LOG.warning(
-                "handfast: %s: its %s has no state, and nobody has seeded its generator since "
+                "%s: its %s has no state, and nobody has seeded its generator since "
                 "restore(): but in the first pass over the data the order is another one now, and "
                 "data are repeated and skipped. What to do: seed it before every iter(loader), "
                 "generator.manual_seed(seed + epoch)",
@@ -116,7 +129,7 @@ def warn_of_orders(state: Mapping[str, object]) -> None:
         sampler = _sampler(node.value)
         if getattr(sampler, "generator", sampler) is None:
             _LOG.warning(
-                "handfast: %s: its %s has no state, and draws its order from the stream of the "
+                "%s: its %s has no state, and draws its order from the stream of the "
                 "process: after a resume in the middle of the data they come in another order, so "
                 "that some are repeated and some skipped. What to do: give it a generator= of its "
                 "own, and seed it before every iter(loader), generator.manual_seed(seed + epoch)",

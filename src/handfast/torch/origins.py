@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from handfast.model.optimizer import Index
 from handfast.torch.lineage import History
 from handfast.torch.tensors import local
 
-__all__ = ["HERE", "Origin", "number", "numbers", "place", "refuse_apart"]
+__all__ = ["HERE", "Origin", "alone", "number", "numbers", "place", "refuse_apart"]
 
 HERE: Final = "begun here"
 """The run of what has come from none."""
@@ -32,7 +32,8 @@ class Origin:
 
     ``history`` is what it goes on as. Parameters stand by their :func:`number`: ``known`` are those
     that have come with it and that the epoch has both weights and moments of, be it the one or the
-    other that this part holds; ``moved`` those that were stepped since.
+    other that this part holds; ``moved`` those that were stepped since. What began here is to be
+    saved ``into`` a run. What ``follows`` is no component: it came as a part of one, or in several.
     """
 
     run: str
@@ -41,6 +42,12 @@ class Origin:
     history: History = field(default_factory=History)
     known: frozenset[int] = frozenset()
     moved: frozenset[int] = frozenset()
+    into: str = ""
+    follows: bool = False
+
+    def within(self, own: frozenset[int]) -> Origin:
+        """The origin of a part of it, or of what it is a part of, with ``own`` parameters."""
+        return replace(self, known=self.known & own, moved=self.moved & own, follows=True)
 
     @property
     def fresh(self) -> bool:
@@ -79,7 +86,8 @@ def numbers(parameters: Iterable[object]) -> frozenset[int]:
 
 def place(parameter: Any) -> int:
     """Where a parameter's values lie, which another may share; its id where that has no address."""
-    with suppress(RuntimeError, NotImplementedError), torch.no_grad():
+    failed = RuntimeError, NotImplementedError, ValueError  # the last of what is lazy
+    with suppress(*failed), torch.no_grad():
         return local(parameter).data_ptr() or id(parameter)
     return id(parameter)
 
@@ -97,3 +105,15 @@ def refuse_apart(parts: Sequence[Origin], what: str) -> None:
             remedy="load all of it from one epoch (Checkpointer.restore, or one guard.load); to "
             "mix on purpose, give guard.load a correction= and a lineage= of its own",
         )
+
+
+def alone(what: str, parts: Sequence[Origin]) -> Refused:
+    """What is raised, MIXED, where weights or moments would go on without what they came with."""
+    return Refused(
+        what,
+        verdict=Verdict.MIXED,
+        shards=[str(came) for came in parts],
+        remedy="load both; where this is fine-tuning say so by a lineage of its own, "
+        "restore(only=..., lineage='sft') or guard.load(..., lineage='sft'); where moments are to "
+        "be begun anew, by guard.Reset(warmup=...).apply(optimizer)",
+    )

@@ -13,9 +13,10 @@ from handfast.checkpoint.spelling import some
 from handfast.store.manifest import Stamp
 from handfast.store.objects import child
 from handfast.torch import optimizers
-from handfast.torch.indices import beside, clear, mark, origin
+from handfast.torch.indices import beside
 from handfast.torch.kinds import is_optimizer
 from handfast.torch.lineage import History, index_of
+from handfast.torch.marked import clear, mark, origin, stirred
 from handfast.torch.names import clean, matches
 from handfast.torch.origins import Origin, numbers, refuse_apart
 from handfast.torch.saved import Saved
@@ -26,7 +27,8 @@ __all__ = ["known", "refuse_torn", "remember", "rests", "unmark"]
 
 def unmark(parts: Sequence[Node], saved: Saved, only: Sequence[str]) -> None:
     """Let what is about to be loaded be of no known epoch until all has come."""
-    clear(node.value for node in _touched(parts, saved, only))
+    touched = _touched(parts, saved, only)
+    clear((node.value for node in touched), _arriving(touched, saved, only))
 
 
 def remember(
@@ -41,10 +43,19 @@ def remember(
     ``stays`` in it of the same index.
     """
     came, both = Origin(stamp.run, index_of(stamp), "", history), known(parts, saved, only)
-    for node in _touched(parts, saved, only):
+    touched, marks = _touched(parts, saved, only), []
+    for node in touched:
         rest = stays.get(node.path)
         more = rest.known if rest and rest.index == came.index else frozenset()
-        mark([(node.value, replace(came, path=node.path, known=both[node.path] | more))])
+        marks.append((node.value, replace(came, path=node.path, known=both[node.path] | more)))
+    mark(marks, _arriving(touched, saved, only))
+
+
+def _arriving(parts: Sequence[Node], saved: Saved, only: Sequence[str]) -> frozenset[int]:
+    """The parameters that an epoch has, and that are to come."""
+    paths = set(saved.paths())
+    come = (w for w in _weights(parts) if w.path in paths and matches(w.path, only))
+    return numbers(weight.parameter for weight in come)
 
 
 class _Weight(NamedTuple):
@@ -104,16 +115,21 @@ def _weights(parts: Iterable[Node]) -> Iterator[_Weight]:
 def rests(parts: Sequence[Node], saved: Saved, only: Sequence[str]) -> dict[str, Origin]:
     """Give where modules came from of which only a part is to come, by path, for what stays.
 
-    What is frozen is of every epoch, and what the epoch does not have is nobody's.
+    What is frozen is of every epoch, if it has stood still, and what the epoch does not have is
+    nobody's.
     """
     paths = {path for path in saved.paths() if not matches(path, only)}
     found: dict[str, Origin] = {}
     for node in _touched(parts, saved, only):
-        came, module = origin(node.value), node.value
-        if came is None or came.fresh or not isinstance(module, nn.Module):
+        came, module, since = origin(node.value), node.value, stirred(node.value)
+        if came is None or not isinstance(module, nn.Module):
+            continue
+        came = replace(came, moved=came.moved | since)
+        if came.fresh:
             continue
         weights = [w.parameter for w in _weights([node]) if w.path in paths]
         stays = numbers(parameter for parameter in weights if parameter.requires_grad)
+        stays |= numbers(weights) & since
         buffers = [child(node.path, clean(module, name)) for name, _ in module.named_buffers()]
         if not paths.isdisjoint(buffers):  # they change with any of its weights
             found[node.path] = replace(came, known=came.known & stays)

@@ -15,6 +15,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from handfast.agent.examiner import Known
 from handfast.core.lattice import Epoch
 from handfast.store import objects
 from handfast.store.objects import TensorRef, child
@@ -40,11 +41,12 @@ class Moments(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One group of an optimizer: its path, its values, and where its parameters' state stands.
+    """One group of an optimizer: their paths, its values, and where its parameters' state stands.
 
     ``named`` is false of an optimizer that is asked itself, and goes by the order of parameters.
     """
 
+    optimizer: str
     path: str
     values: Mapping[str, Any]
     places: list[str]
@@ -56,9 +58,9 @@ class Staged:
 
     ``tensors`` are this rank's own, by path, in their dtypes and shapes: views of the image, which
     can't be written; what they show after the validator has returned is undefined, so what is to
-    be kept is copied. ``apart`` are the paths of those that may hold anything: see
-    :func:`handfast.torch.validators.free`. What this rank leaves to the first of its node is
-    examined there. ``rates`` is what is remembered of decay rates from epoch to epoch.
+    be kept is copied. ``apart`` are the paths of those that may hold anything; that and what else
+    is ``known`` says :func:`handfast.torch.validators.free`. What this rank leaves to the first of
+    its node is examined there. ``rates`` is what is remembered of decay rates from epoch to epoch.
     """
 
     def __init__(
@@ -66,12 +68,13 @@ class Staged:
         epoch: Epoch,
         tensors: Mapping[str, Tensor],
         encoded: bytes,
-        apart: frozenset[str],
+        known: Known,
         rates: dict[str, tuple[float, float]] | None = None,
     ) -> None:
         self.generation, self.step = epoch.generation, epoch.step
         self.tensors = tensors
-        self.apart = apart
+        self.known = known
+        self.apart = frozenset(known.apart)
         self._encoded = encoded
         self._rates = {} if rates is None else rates
         self._ends: dict[str, tuple[float, float]] = {}
@@ -106,16 +109,18 @@ class Staged:
     def values(self) -> Iterator[str]:
         """The paths of parameters, moments and all else that has to be a number."""
         for path, tensor in self.tensors.items():
-            if path not in self.apart and (tensor.is_floating_point() or tensor.is_complex()):
+            if path not in self.apart and _may_be_nan(tensor):
                 yield path
 
     def arrays(self) -> Iterator[tuple[str, Tensor]]:
-        """NumPy's arrays of numbers that are not whole, in boxes, by path: as tensors."""
+        """NumPy's arrays of numbers that are not whole, in boxes, by path: as tensors.
+
+        Of an array of records each field is one.
+        """
         array = loaded("numpy", "ndarray")
         for path, kind, value in self._things():
-            if not kind and isinstance(value, array) and value.dtype.kind in "fc":
-                native = value.dtype.newbyteorder("=")  # torch knows no other
-                yield path, torch.from_numpy(value.astype(native, order="C"))
+            if not kind and isinstance(value, array):
+                yield from _fields(path, value)
 
     def groups(self) -> Iterator[Group]:
         """The groups of all optimizers that stand in the state by themselves, or in its boxes."""
@@ -126,7 +131,8 @@ class Staged:
             for number, group in entries(saved.get("param_groups")):
                 held = f"{path}/state"
                 places = [f"{held}/{p}" if named else child(held, p) for p in group["params"]]
-                yield Group(child(f"{path}/param_groups", number), group, places, named)
+                where = child(f"{path}/param_groups", number)
+                yield Group(path, where, group, places, named)
 
     def _things(self) -> Iterator[tuple[str, str, Any]]:
         """Path, kind and tree of all live things; and plain values in boxes, whose kind is ""."""
@@ -136,11 +142,23 @@ class Staged:
                 for path, value in leaves(child("", component), tree, kinds):
                     yield path, kinds.get(path, ""), value
 
+    def unjudged(self) -> Iterator[str]:
+        """The optimizers that have what looks like Adam's moments, and is nobody knows what."""
+        yield from dict.fromkeys(
+            group.optimizer
+            for group in self.groups()
+            if group.optimizer not in self.known.adams and "betas" in group.values
+            for place in group.places
+            if {f"{place}/exp_avg", f"{place}/exp_avg_sq"} <= self.tensors.keys()
+        )
+
     def moments(self) -> Iterator[Moments]:
-        """The pairs of moments that Adam and its kin keep, where the decay rates do not cycle."""
+        """The pairs of moments of optimizers that keep them as Adam does, and whose decay rates do
+        not cycle.
+        """
         for group in self.groups():
-            betas = group.values.get("betas")
-            if betas is None or not group.named or not all(map(_is_number, betas)):
+            betas: Any = group.values.get("betas")
+            if group.optimizer not in self.known.adams or not all(map(_is_number, betas)):
                 continue
             if "max_momentum" in group.values:
                 continue  # OneCycleLR and CyclicLR change them at every step
@@ -167,6 +185,20 @@ def leaves(
         yield path, tree
     for key, item in inside:
         yield from leaves(child(path, key), item, whole)
+
+
+def _may_be_nan(tensor: Tensor) -> bool:
+    """Whether it is of numbers that are not whole, in a dtype that has NaN; 4-bit floats do not."""
+    packed = getattr(torch, "float4_e2m1fn_x2", None)  # not before torch 2.8
+    return (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != packed
+
+
+def _fields(path: str, array: Any) -> Iterator[tuple[str, Tensor]]:
+    for name in array.dtype.names or ():
+        yield from _fields(child(path, name), array[name])
+    if array.dtype.kind in "fc":
+        native = array.dtype.newbyteorder("=")  # torch knows no other
+        yield path, torch.from_numpy(array.astype(native, order="C"))
 
 
 REGISTERED, PICKLE = 30, 31  # tags of docs/format.md, Objects

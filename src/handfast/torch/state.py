@@ -37,8 +37,9 @@ from handfast.torch.capture import Captured, Names, capture, walk
 from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
 from handfast.torch.hints import own_digests
-from handfast.torch.indices import begin, changes, common, forgotten, refuse_trained_apart
+from handfast.torch.indices import begin, common, refuse_trained_apart
 from handfast.torch.lineage import History, index_of
+from handfast.torch.marked import changes, forgotten
 from handfast.torch.names import matches
 from handfast.torch.origins import HERE, Origin
 from handfast.torch.pieces import Pieces
@@ -433,14 +434,16 @@ class TorchState:
             return History(lineage or "main")
         return came.history.onward(lineage, came.run, came.index, "restore() of a first start")
 
-    def began(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> None:
+    def began(
+        self, copies: Sequence[Validated], only: Sequence[str], lineage: str, run: str
+    ) -> None:
         """See the port."""
         former, self._history = self._history, self._onward(copies, only, lineage)
         if copies:
             stamp, saved, only = copies[0].manifest.stamp, self.read(copies), self._asked(only)
             remember(self._parts(), saved, stamp, only, self._history, self._rests)
         else:
-            begin([(node.value, node.path) for node in self._parts()], self._history)
+            begin([(node.value, node.path) for node in self._parts()], self._history, run)
         if self._history != former:
             self._forget()
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from handfast.errors import Unstorable
 from handfast.store.objects import DEPTH_LIMIT, TensorRef, child
-from handfast.torch.indices import is_own
+from handfast.torch.hooks import is_own
 from handfast.torch.rng import is_generator
 from handfast.torch.tensors import PLAIN, dims_of
 

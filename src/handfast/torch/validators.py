@@ -12,8 +12,11 @@ these: that is what stamps are for (:mod:`handfast.torch.guard`).
 from __future__ import annotations
 
 import importlib
+import logging
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache
 from numbers import Real
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from handfast.agent.examiner import Known
 from handfast.audit import invariants
 from handfast.store.objects import child
 from handfast.torch import optimizers
@@ -42,6 +46,8 @@ __all__ = [
     "moments",
     "nonnegative",
 ]
+
+logger = logging.getLogger("handfast")
 
 Validator = Callable[["Staged"], str | None]
 
@@ -111,11 +117,17 @@ def moments(staged: Staged) -> str | None:
     step takes the bound from where it was towards that of its betas. What was before at rates
     whose bound is larger still (beta2 = 0.9999, say) is refused after such a restart.
 
+    Optimizers that are not known to keep Adam's moments (:data:`ADAMS`) are left alone, and that is
+    logged once: under the same keys SOAP has a v of another basis than its m, and ADOPT an m of
+    gradients that were divided already.
+
     A mixture of two epochs of one training rarely breaks it: this finds moments of another
     parameter, or half of them lost. Missed is what lies between the two bounds: at (0.9, 0.95) a
     first moment of up to 7.3 sqrt(v), where no constant betas give more than 1.2 sqrt(v), and
     most counters that are too small.
     """
+    for path in staged.unjudged():
+        _say(f"moments: {path} is left alone: what its exp_avg and exp_avg_sq mean is not known")
     for each in staged.moments():
         if each.first.dtype != torch.float32 or each.second.dtype != torch.float32:
             continue
@@ -135,6 +147,27 @@ def moments(staged: Staged) -> str | None:
     return None
 
 
+@cache
+def _say(text: str) -> None:
+    """Log it, once a process: in the examiner's that is the agent's log."""
+    logger.warning("%s", text)
+
+
+ADAMS: Final = frozenset({
+    "torch.optim.adam.Adam",
+    "torch.optim.adamw.AdamW",
+    "torch.optim.nadam.NAdam",
+    "torch.optim.radam.RAdam",
+    "torch.optim.sparse_adam.SparseAdam",
+    "transformers.optimization.AdamW",
+    "apex.optimizers.fused_adam.FusedAdam",
+})  # fmt: skip
+"""Classes whose moments are means of gradients and of their squares, at the rates ``betas``.
+
+A class that is derived from one of them may do anything, and is none. (torch 2.13,
+``torch/optim``; transformers 4.40, ``optimization.py``; apex, ``csrc/multi_tensor_adam.cu``.)
+"""
+
 DEFAULT: Final = (0.9, 0.999)
 """The betas of torch's Adam, AdamW, NAdam and RAdam."""
 
@@ -146,32 +179,51 @@ SLACK: Final = 1 + 1e-6
 def masters(staged: Staged) -> str | None:
     """Refuse low-precision parameters that are not the rounding of their float32 master.
 
-    A master is what an optimizer's state, or a box of the state, has under ``master``,
-    ``master_param`` or ``master_weights`` and the parameter's own name.
+    A master is what an optimizer's state has of a parameter under ``master``, ``master_param`` or
+    ``master_weights``; or a component of such a name, under the parameter's own name. Several
+    modules may have that name: of these one has to be the rounding.
     """
-    for path, low in staged.tensors.items():
-        if low.dtype not in (torch.bfloat16, torch.float16):
+    for path, lows in staged.known.masters:
+        master, *found = (staged.tensors.get(p) for p in (path, *lows))
+        weights = [weight for weight in found if weight is not None]
+        if master is None or len(weights) < len(lows):
+            continue  # another rank of the node has some
+        if any(weight.shape != master.shape for weight in weights):
             continue
-        for master in _masters_of(path, staged.tensors):
-            if master.shape != low.shape:
-                continue
-            pairs = zip(parts(low.reshape(-1)), parts(master.reshape(-1)), strict=True)
-            apart = sum(int((a != b.to(a.dtype)).sum()) for a, b in pairs)
-            if apart:
-                return f"{path}: {apart} of {low.numel()} values are not their master's rounding"
+        wrong = [_unlike(weight, master) for weight in weights]
+        if all(wrong):
+            return (
+                f"{lows[0]}: {wrong[0]} of {master.numel()} values are not their master's rounding"
+            )
     return None
 
 
-@torch.no_grad()
-def free(things: Sequence[Node], now: Captured) -> tuple[str, ...]:
-    """The paths of captured tensors that may hold anything.
+def _unlike(low: Tensor, master: Tensor) -> int:
+    pairs = zip(parts(low.reshape(-1)), parts(master.reshape(-1)), strict=True)
+    return sum(int((a != b.to(a.dtype)).sum()) for a, b in pairs)
 
-    Of a module that is what certainly is a buffer (a mask's ``-inf``), by its name or by where it
+
+@torch.no_grad()
+def free(things: Sequence[Node], now: Captured) -> Known:
+    """What validators are told: which tensors are free to hold anything, and what others are.
+
+    Free is of a module what certainly is a buffer (a mask's ``-inf``), by its name or by where it
     lies, and extra state; all else that a ``state_dict()`` gives may be made of parameters,
     whatever it is called. Then ``extra``, and what things say by a ``state_dict()`` of their own
     (a ``best`` that begins at ``inf``). What is tied only where it is so under each of its paths:
     a buffer may be somebody else's moment. And never what lies where a parameter does.
     """
+    paths = {spec.path: [spec.path] for spec in now.specs}
+    for path, kept in now.aliases.items():
+        paths[kept].append(path)
+    adams = (n.path for n in things if n.kind is Kind.OPTIMIZER and _class(n.value) in ADAMS)
+    masters = (*_of_optimizers(things, now), *_in_boxes(now, paths))
+    return Known(tuple(_free(things, now, paths)), masters, tuple(adams))
+
+
+def _free(
+    things: Sequence[Node], now: Captured, paths: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
     weights = {_start(parameter) for parameter in _parameters(things, now)} - {0}
     own = {EXTRA: ANYTHING}
     for path, kind, value in things:
@@ -180,15 +232,11 @@ def free(things: Sequence[Node], now: Captured) -> tuple[str, ...]:
             own[path] = _of_module(path, value, weights)
         elif kind in FREE and not isinstance(value, Optimizer):
             own[path] = ANYTHING
-    paths = {spec.path: [spec.path] for spec in now.specs}
-    for path, kept in now.aliases.items():
-        paths[kept].append(path)
-    return tuple(
-        spec.path
-        for spec, tensor in zip(now.specs, now.tensors, strict=True)
-        if _start(tensor) not in weights
-        and all(_freedom(path, own).covers(path, _seat(tensor)) for path in paths[spec.path])
-    )
+    for spec, tensor in zip(now.specs, now.tensors, strict=True):
+        if _start(tensor) not in weights and all(
+            _freedom(path, own).covers(path, _seat(tensor)) for path in paths[spec.path]
+        ):
+            yield spec.path
 
 
 class _Freedom(NamedTuple):
@@ -267,13 +315,45 @@ def _start(tensor: Tensor) -> int:
 FREE: Final = (Kind.SCHEDULER, Kind.SCALER, Kind.LOADER, Kind.OBJECT)
 
 
-def _masters_of(path: str, tensors: Mapping[str, Tensor]) -> Iterator[Tensor]:
-    _, _, name = path.partition("/")
-    for end in ("master", "master_param", "master_weights"):
-        for place in (f"{end}/{name}", f"optimizer/state/{name}/{end}"):
-            found = tensors.get(place)
-            if found is not None and found.dtype == torch.float32:
-                yield found
+_Masters = Iterator[tuple[str, tuple[str, ...]]]
+"""Paths of masters, each with those of the weights that it may be the master of."""
+
+ENDS: Final = ("master", "master_param", "master_weights")
+"""What masters are called."""
+
+LOW: Final = ("bfloat16", "float16")
+
+
+def _of_optimizers(things: Sequence[Node], now: Captured) -> _Masters:
+    """Of each parameter, wherever the state has it."""
+    dtypes = {spec.path: spec.dtype for spec in now.specs}
+    places = [path for path, kind, _ in things if kind is Kind.OPTIMIZER]
+    for place, names in zip(places, now.names.optimizers, strict=True):
+        for parameter, name in names.parameters.items():
+            owner, own = now.names.owners.get(parameter, ("", ""))
+            weight = f"{owner}/{own}" if own else owner
+            weight = now.aliases.get(weight, weight)
+            for end in ENDS:
+                master = f"{place}/state/{name}/{end}"
+                master = now.aliases.get(master, master)
+                if dtypes.get(weight) in LOW and dtypes.get(master) == "float32":
+                    yield master, (weight,)
+
+
+def _in_boxes(now: Captured, paths: Mapping[str, Sequence[str]]) -> _Masters:
+    """By name: a box does not say whose they are."""
+    named, masters = defaultdict(list), []
+    for spec in now.specs:
+        for component, _, name in (path.partition("/") for path in paths[spec.path]):
+            if component in ENDS and spec.dtype == "float32":
+                masters.append((spec.path, (name, spec.global_shape)))
+            elif spec.dtype in LOW:
+                named[name, spec.global_shape].append(spec.path)
+    return ((path, tuple(named[key])) for path, key in masters if key in named)
+
+
+def _class(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def loss(staged: Staged) -> str | None:

@@ -21,7 +21,7 @@ import pytest
 from agentkit import looped, settled_fds, wait_for
 from meshkit import Mesh
 
-from handfast.agent.examiner import Asked, Examined, Examiner
+from handfast.agent.examiner import Asked, Examined, Examiner, Known
 from handfast.agent.frames import make_image
 from handfast.core.lattice import Epoch
 from handfast.core.messages import Skipped
@@ -34,6 +34,7 @@ VALIDATORS = '''
 """What users may come up with."""
 
 import ctypes
+import json
 import os
 import resource
 import signal
@@ -77,6 +78,14 @@ def format(staged):
 
 def key(staged):
     return staged.tensors["model/none"]
+
+
+def deep(staged):
+    return json.loads("3", parse_int=lambda digits: strict(digits + "x"))
+
+
+def strict(digits):
+    return int(digits)
 
 
 def long(staged):
@@ -196,8 +205,37 @@ def manners(staged):
         first = int(score.read())
     core, _ = resource.getrlimit(resource.RLIMIT_CORE)
     data, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    return f"{os.nice(0) >= 5} {first} {core} {data} {torch.get_num_threads()}"
+    single = os.environ["OMP_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"]
+    threads = torch.get_num_threads(), *single
+    return f"{os.nice(0) >= 5} {first} {core} {data} {threads}"
+
+
+def room(staged):
+    data, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    with open("/proc/self/status") as status:
+        (mapped,) = (line.split()[1] for line in status if line.startswith("VmData:"))
+    return str(data - (int(mapped) << 10))
+
+
+def keeper(staged):
+    kept.append(bytearray(5 << 28))  # two of them are too much
 '''
+
+HUGE = """
+import mmap
+
+hold = mmap.mmap(-1, 3 << 30, mmap.MAP_PRIVATE)
+
+
+def told(staged):
+    return "told"
+"""
+
+BOMB = """
+blocks = []
+while True:
+    blocks.append(bytearray(64 << 20))
+"""
 
 DUMB = """
 import os, signal, socket, sys
@@ -241,7 +279,8 @@ class Desk:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        (home / "violations.py").write_text(VALIDATORS)
+        for name, code in (("violations", VALIDATORS), ("huge", HUGE), ("bomb", BOMB)):
+            (home / f"{name}.py").write_text(code)
         self.layout = plan(SPECS)
         self.at = {slot.spec.path: slot.start for slot in self.layout.slots}
         self.fd = make_image(self.layout.nbytes)
@@ -254,10 +293,16 @@ class Desk:
                       for v in validators)  # fmt: skip
         path = (str(self.home), *(os.path.abspath(entry) for entry in sys.path))
         fields: dict[str, Any] = {"argv": ARGV, "path": path, "validators": names}
-        fields |= {"apart": ("model/mask",), "patience_s": 60.0} | changes
+        fields |= {"known": Known(apart=("model/mask",)), "patience_s": 60.0} | changes
         held = objects.encode({"": {}, "scheduler": {"lr": 0.5}, "extra": self.extra})
         epoch, layout = Epoch(generation, step), self.layout
         return Asked(Examined(**fields), layout.slots, layout.nbytes, self.fd, held, epoch)
+
+    def raised(self, text: str) -> str:
+        """How the line of a validator is told that has some text: of the file's name the end."""
+        lines = enumerate(VALIDATORS.splitlines(), 1)
+        file = str(self.home / "violations.py")[-80:]
+        return f" at {file}:{next(number for number, line in lines if text in line)}"
 
     def image(self) -> bytes:
         """The bytes of the image as they are now."""
@@ -313,9 +358,12 @@ def test_what_validators_do_short_of_dying(desk: Desk, examiner: Examiner) -> No
 
     assert said("content", "silent", "finite") == ""
     assert said("told", step=7) == ("violations:told: 1/7 [0.0, 0.0] {'lr': 0.5} 5 ['model/mask']")
-    assert said("value") == "violations:value: too large"
-    assert said("format") == "violations:format: no such thing"
-    assert said("key") == "violations:key: KeyError('model/none')"
+    assert said("value") == f"violations:value{desk.raised('too large')}: too large"
+    assert said("format") == f"violations:format{desk.raised('no such thing')}: no such thing"
+    assert said("key") == f"violations:key{desk.raised('model/none')}: KeyError('model/none')"
+    told = "invalid literal for int() with base 10: '3x'"
+    place = desk.raised("int(digits)")  # the innermost of the package, and none of json's
+    assert said("deep") == f"violations:deep{place}: {told}"
     assert said("silent", "value", "key").startswith("violations:value"), "the first one counts"
     assert said("gone") == (
         "violations:gone: validator 'violations:gone' can't be imported: "
@@ -333,9 +381,8 @@ def test_what_validators_do_short_of_dying(desk: Desk, examiner: Examiner) -> No
     assert said("hoarder") == ""
     assert said("threaded") == ""
     assert said("lost", "pathless") == ""
-    assert said("manners") == f"violations:manners: True 1000 0 {(2 << 30) + 32} 1"
     assert "wants more memory" in said("hungry")
-    assert "violations:greedy: RuntimeError" in said("greedy")
+    assert f"violations:greedy{desk.raised('1 << 33')}: RuntimeError" in said("greedy")
     os.pwrite(desk.fd, NAN, desk.at["model/mask"])
     assert said("finite") == ""
     os.pwrite(desk.fd, NAN, desk.at["model/w"])
@@ -420,7 +467,7 @@ def test_another_process_takes_over(desk: Desk, examiner: Examiner) -> None:
 def test_a_start_of_the_job_reads_validators_anew(desk: Desk, examiner: Examiner) -> None:
     """The agent outlives the trainer that was stopped to mend its validators."""
     said = ask(examiner, desk.asked("value"))
-    assert said == "violations:value: too large"
+    assert said == f"violations:value{desk.raised('too large')}: too large"
     mended = VALIDATORS.replace('raise ValueError("too large")', "return None")
     (desk.home / "violations.py").write_text(mended + "\n# another length\n")
     assert ask(examiner, desk.asked("value", step=2)) == said
@@ -455,7 +502,9 @@ def test_a_start_of_the_job_interrupts_who_still_examines(desk: Desk, examiner: 
         answers.append(await examiner.examine(desk.asked("value", generation=2)))
         return answers
 
-    assert asyncio.run(main()) == [INTERRUPTED] * 3 + ["violations:value: too large"]
+    assert asyncio.run(main()) == [INTERRUPTED] * 3 + [
+        f"violations:value{desk.raised('too large')}: too large"
+    ]
 
 
 def test_an_interrupt_leaves_its_own_generation_alone(desk: Desk, examiner: Examiner) -> None:
@@ -557,6 +606,31 @@ def test_a_process_that_speaks_otherwise_is_no_trouble(
     assert settled_fds() <= fds
 
 
+def test_memory_is_beside_what_imports_have_mapped(desk: Desk, examiner: Examiner) -> None:
+    """Libraries map some for each processor of a node, and a module of a user's what it likes: that
+    refuses nothing, and what comes on top is bounded as ever."""
+    hold = (
+        "import mmap, runpy; hold = mmap.mmap(-1, 3 << 30, mmap.MAP_PRIVATE); "
+        "runpy.run_module('handfast.torch.examine', run_name='__main__')"
+    )
+    for argv, first in (((ARGV[0], "-c", hold), "finite"), (ARGV, "huge:told")):
+        ask(examiner, desk.asked(first, argv=argv))
+        assert ask(examiner, desk.asked("finite", argv=argv)) == ""
+        said = ask(examiner, desk.asked("room", argv=argv)).removeprefix("violations:room: ")
+        assert (3 << 29) < int(said) <= (2 << 30) + (1 << 28)
+        assert "wants more memory" in ask(examiner, desk.asked("hungry", argv=argv))
+
+
+def test_memory_that_is_kept_is_not_given_anew(desk: Desk, examiner: Examiner) -> None:
+    """Neither from epoch to epoch, nor while a module is imported."""
+    said = [ask(examiner, desk.asked("keeper", step=step)) for step in (1, 2)]
+    assert said[0] == ""
+    assert "wants more memory" in said[1]
+    (desk.home / "violations.py").unlink()
+    said = [ask(examiner, desk.asked("bomb:told", generation=2)) for _ in range(2)]
+    assert said == ["bomb:told: validator 'bomb:told' can't be imported: MemoryError()"] * 2
+
+
 def test_less_memory_than_wished_for_is_made_do_with(desk: Desk, examiner: Examiner) -> None:
     """Where the agent was started under `ulimit -d`, validators have that, and not nothing."""
     start = (
@@ -564,7 +638,7 @@ def test_less_memory_than_wished_for_is_made_do_with(desk: Desk, examiner: Exami
         "runpy.run_module('handfast.torch.examine', run_name='__main__')"
     )
     said = ask(examiner, desk.asked("manners", argv=(sys.executable, "-c", start)))
-    assert said == f"violations:manners: True 1000 0 {3 << 29} 1"
+    assert said == f"violations:manners: True 1000 0 {3 << 29} (1, '1', '1')"
 
 
 # --- whose end is whose -------------------------------------------------------------------------

@@ -229,3 +229,4 @@ def test_each_finding_is_a_line_of_json(tmp_path: Path, monkeypatch: pytest.Monk
         ["second_step_8[bold]:smile:.pt"],
     ]
     assert answer.exit_code == 3
+    assert f"watching {home}, until it is interrupted" in answer.stderr

@@ -99,10 +99,10 @@ def test_each_refusal_is_warned_of_and_the_third_in_a_row_is_raised(
 
 
 def test_refusals_that_are_heard_of_at_once_are_counted_each(ear: Callable[..., Ear]) -> None:
-    """A trainer that saves seldom, or was busy elsewhere."""
+    """A trainer that saves seldom, or was busy elsewhere; nothing had converged before."""
     here = ear()
     here.refuse(1, 2, 3)
-    with pytest.raises(SaveFailed, match="a restart resumes from step None"):
+    with pytest.raises(SaveFailed, match=r"look into the training; a restart begins anew\. With"):
         here.listen()
     assert here.names == ["refused"] * 3
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handfast.testing.exact.judge import Split, noise_of, split_of
+from handfast.testing.exact.judge import Split, left_of, noise_of, split_of
 from handfast.testing.exact.moments import Moment, Print
 
 
@@ -205,3 +205,49 @@ def test_a_frozen_model_beside_the_state_is_no_state_that_was_lost() -> None:
     here = {"teacher": leaf(1, "parameter", stored=False)}
     there = {"teacher": leaf(2, "parameter", stored=False)}
     assert split(counts([0, 1, 2, 3], **here), counts([2, 3], **there)) is None
+
+
+def test_what_could_be_loaded_and_stays_another_one_counts() -> None:
+    """An average beside the state, of which nothing that is stored tells; and it is told before
+    what else is beside it. One that is right again later has only been late, one that may differ
+    is noise, and undisturbed runs are not held to it.
+    """
+
+    def run(steps: Sequence[int], *off: int) -> list[Moment]:
+        first, *rest = steps
+        made = [(restored, first), *((saved, step) for step in rest)]
+        return [
+            how(step, ema=Print("object", str(step - by).encode(), "", False, loadable=True),
+                at=leaf(step - by, "loader position", stored=False))
+            for (how, step), by in zip(made, off, strict=True)
+        ]  # fmt: skip
+
+    truth = run([0, 1, 2, 3, 4], 0, 0, 0, 0, 0)
+    lost = run([2, 3, 4], 2, 2, 1)
+    found = split(truth, lost)
+    assert found is not None
+    assert (found.step, [d.path for d in found.first], found.then) == (3, ["ema", "at"], ())
+    assert found.first[0].loadable
+    assert split(truth, run([2, 3, 4], 2, 2, 0)) is None
+    assert split_of([truth], [[lost]], {(0, "ema")}) is None
+    assert split_of([truth], [[lost]], loadable=False) is None
+
+
+def test_what_is_left_beside_the_state_is_told_of_the_end() -> None:
+    """Of the first start that leaves something: what moves, is not stored, and is not noise."""
+
+    def run(steps: Sequence[int], off: int = 0, still: int = 0) -> list[Moment]:
+        first, *rest = steps
+        made = [(restored, first), *((saved, step) for step in rest)]
+        return [
+            how(step, w=leaf(step), best=leaf(step - off, stored=False),
+                begun=leaf(still, stored=False))
+            for how, step in made
+        ]  # fmt: skip
+
+    truth = run([0, 1, 2, 3])
+    for start in (run([2, 3], off=2, still=5), run([1, 2], off=2)):
+        (left,) = left_of([truth], [[run([0, 1])], [start]])
+        assert (left.path, left.restored) == ("best", True)
+    assert left_of([truth], [[run([2, 3], off=2)]], {(0, "best")}) == ()
+    assert left_of([truth], [[run([1, 2, 3])], [[]]]) == ()

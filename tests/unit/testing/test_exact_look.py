@@ -347,3 +347,50 @@ def test_what_an_optimizer_trains_is_seen_wherever_it_is() -> None:
         "SGD 3/params[0]", "SGD 3/params[1]", "SGD 5/params[0]",
     }  # fmt: skip
     assert {path for path in trained if found[path].stored} == {"model/weight", "model/bias"}
+
+
+class Kept:
+    """A user's object that gives and takes a state."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"n": 3}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        pass
+
+
+class Given(Kept):
+    """One that only gives it."""
+
+    load_state_dict = None  # type: ignore[assignment] # it is taken away
+
+
+class Numbers(Kept, torch.utils.data.Dataset[int]):
+    """Data with a position."""
+
+
+class Walked(Kept):
+    """What is iterated."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(())
+
+
+def test_what_could_be_in_the_state_by_itself_is_told_from_the_rest() -> None:
+    """Things that give and take a state, but for those that say where the data stand."""
+    found = beside(
+        {"t": torch.zeros(1)},
+        kept=Kept(),
+        given=Given(),
+        data=Numbers(),
+        walked=Walked(),
+        norm=nn.BatchNorm1d(2),
+        scaler=torch.amp.GradScaler("cpu"),
+        drawn=torch.Generator(),
+        plain=torch.ones(1),
+        seen=3,
+    )
+    loadable = {path.partition("/")[0] for path, leaf in found.items() if leaf.loadable}
+    assert loadable == {"kept", "norm", "scaler"}
+    assert {"data/n", "walked/n", "drawn", "plain", "seen"} <= found.keys()
+    assert not look({"kept": Kept()})["kept/n"].loadable, "it is"

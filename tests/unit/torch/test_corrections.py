@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import re
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -474,15 +475,31 @@ def test_a_counter_is_rescaled_only_where_there_is_one() -> None:
         Rescale(count=3).apply(Job(torch.optim.AdamW).optimizer)
 
 
-def test_numbers_without_a_meaning_are_refused() -> None:
-    """With what to give."""
-    for make, said in (
-        (lambda: Reset(warmup=-1), "warmup=-1"),
-        (lambda: Rescale(count=-1), "count=-1"),
-        (lambda: Damp(skew=0), "skew=0"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            make()
+@pytest.mark.parametrize("value", [-1, 1.5, "3", None, True, float("nan")])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Reset, "warmup={}: give how many steps it takes, a whole number from 0 up"),
+        (Rescale, "count={}: give how many steps the moments have seen, a whole number from 0 up"),
+        (Damp, "skew={}: give how many steps the parts are apart, a whole number from 1 up"),
+    ],
+)
+def test_numbers_without_a_meaning_are_refused(kind: Any, said: str, value: object) -> None:
+    """With what to give; a skew of none, too."""
+    with pytest.raises(ValueError, match=f"^{re.escape(said.format(repr(value)))}$"):
+        kind(value)
+    with pytest.raises(ValueError, match="skew=0"):
+        Damp(skew=0)
+
+
+def test_what_is_left_can_be_read_at_the_prompt() -> None:
+    """Whose it is, what was done, and how much is to come."""
+    applied = Reset(warmup=3).apply(Job(torch.optim.AdamW).optimizer)
+    assert repr(applied) == (
+        "Applied(AdamW: heuristic: moments begun anew, learning rate warmed up over 3 steps; "
+        "3 steps left)"
+    )
+    assert repr(Applied(Job(OPTIMIZERS["sgd"]).optimizer)) == "Applied(SGD: no correction)"
 
 
 def test_each_says_that_it_is_a_heuristic() -> None:

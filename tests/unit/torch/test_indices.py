@@ -28,8 +28,9 @@ from handfast.model.optimizer import Index
 from handfast.store.manifest import Fork, Stamp
 from handfast.torch import contents, indices
 from handfast.torch.apply import _told_of_loads
-from handfast.torch.indices import anew, beside, clear, common, forgotten, mark, origin
+from handfast.torch.indices import anew, beside, common
 from handfast.torch.lineage import History, index_of
+from handfast.torch.marked import changes, clear, forgotten, mark, origin
 from handfast.torch.origins import Origin, number, numbers
 from handfast.torch.tree import Kind, kind_of
 
@@ -103,7 +104,7 @@ def test_parts_remember_and_other_things_do_not() -> None:
     mark([(model, at(3)), (optimizer, at(3, "optimizer")), ({"a": 1}, at(3)), (5, at(3))])
     assert origin(model) == at(3)
     assert str(origin(optimizer)) == "optimizer of main 1/3 (c) of run run"
-    assert origin(model[0]) is None
+    assert origin(model[0]) == at(3, follows=True)
 
 
 def test_memory_ends_with_the_part() -> None:
@@ -405,6 +406,100 @@ def test_what_can_not_be_seen_whole_is_not_taken_back(kind: Any) -> None:
     assert list(forgotten([model])) == [at(3)]
 
 
+def test_a_load_in_place_is_no_load_that_was_taken_back(warned: list[str]) -> None:
+    """``state_dict()``, filled in place by another library, then loaded: what there was is gone
+    before anybody could look.
+    """
+    model, _ = pair()
+    mark([(model, at(3))])
+    live = model.state_dict()
+    with torch.no_grad():
+        for tensor in live.values():
+            tensor.add_(1)
+    model.load_state_dict(live)
+    assert origin(model) is None
+    assert list(forgotten([model])) == [at(3)]
+
+
+@pytest.mark.parametrize("how", ["head", "adapter", "wrapped", "frozen"])
+def test_what_was_put_in_since_is_loaded_as_well(how: str) -> None:
+    """A new head, an adapter, layers made anew around the same parameters: what the rest holds
+    again says nothing of them. That they hold again what they held does.
+    """
+    model, optimizer = pair()
+    mark([(model, at(3)), (optimizer, at(3, "optimizer"))])
+    if how == "head":
+        model[2] = nn.Linear(3, 1)
+    elif how == "adapter":
+        model[0].register_module("low", nn.Linear(1, 1))
+    elif how == "wrapped":
+        layer = nn.Linear(3, 1)
+        layer.weight, layer.bias = model[2].weight, model[2].bias
+        model[2] = layer
+    else:
+        model[2] = nn.Linear(3, 1)
+        model[0].requires_grad_(False)
+        step(model, AdamW(model[2].parameters()))
+        model[2].load_state_dict(other(model[2]))
+        assert origin(model) is None, "seen by itself, once it was stepped"
+        return
+    kept = copied(model)
+    changed = {name: held + (name[0] == "2" or "low" in name) for name, held in kept.items()}
+    model.load_state_dict(changed)
+    assert origin(model) is None
+    model.load_state_dict(kept)
+    assert origin(model) == at(3)
+
+
+def test_parts_inside_and_around_follow_what_came_last() -> None:
+    """All of a part, or of a whole: it is of that epoch. Of less it stays what it was, and has
+    nothing to do any more with what did come.
+    """
+    whole = nn.ModuleDict({"g": net(), "d": net()})
+    mark([(whole, at(1)), (whole["g"], at(1))])
+    mark([(whole, at(2, known=numbers(whole.parameters())))])
+    came = origin(whole["g"])
+    assert came == at(2, known=numbers(whole["g"].parameters()), follows=True)
+    mark([(whole["g"], at(3))])
+    assert (origin(whole), origin(whole["g"])) == (at(2, known=origin(whole).known), at(3))
+    step(whole["g"], AdamW(whole["g"].parameters()))
+    mark([(whole["g"], at(4, "g")), (whole["d"], at(4, "d"))])
+    assert origin(whole) == at(4, "g", follows=True)
+    whole["g"].load_state_dict(other(whole["g"]))
+    assert origin(whole) is None
+    mark([(whole, at(5))])
+    assert origin(whole["g"]) == at(5, follows=True)
+    clear([whole], numbers(whole["g"].parameters()))
+    assert origin(whole) is origin(whole["g"]) is None
+
+
+def test_what_was_put_in_since_is_no_part_of_the_whole() -> None:
+    """A head of another run in a model of one: the optimizer of the head asks the head alone."""
+    model = net()
+    mark([(model, at(3))])
+    model[2] = nn.Linear(3, 1)
+    assert origin(model[2]) is None
+    optimizer = AdamW(model[2].parameters())
+    mark([(model[2], at(2, run="other")), (optimizer, at(2, "optimizer", run="other"))])
+    step(model, optimizer)
+    assert origin(model) == at(3)
+    optimizer.add_param_group({"params": list(model[0].parameters())})
+    assert "this step would be a mixture" in str(refused(model, optimizer))
+
+
+def test_a_lazy_layer_is_no_obstacle() -> None:
+    """Not made yet, in a part that is marked: steps and looks pass it by."""
+    model, (other_model, optimizer) = net(), pair()
+    mark([(model, at(3))])
+    model[2] = nn.LazyLinear(1)
+    step(other_model, optimizer)
+    assert beside([other_model]) == {}
+    lazy = nn.Sequential(nn.LazyLinear(1))
+    mark([(lazy, at(3))])
+    step(other_model, AdamW(other_model.parameters()))
+    assert origin(lazy) == at(3)
+
+
 # --- the first step -----------------------------------------------------------------------------
 
 
@@ -508,9 +603,9 @@ def test_moments_that_were_dropped_are_missed(warned: list[str]) -> None:
     came(3, model, optimizer)
     optimizer.state.clear()
     assert "it was dropped since" in str(refused(model, optimizer))
-    anew(optimizer)
+    anew(optimizer, "reset")
     step(model, optimizer)
-    anew(AdamW(model.parameters()))
+    anew(AdamW(model.parameters()), "reset")
     assert warned == []
 
 
@@ -541,10 +636,10 @@ def test_moments_that_are_left_behind_are_no_state_to_save(warned: list[str]) ->
     model, optimizer = pair()
     step(model, optimizer)
     came(3, model, optimizer)
-    plain, before = SGD(model.parameters(), 0.1), indices.changes()
+    plain, before = SGD(model.parameters(), 0.1), changes()
     step(model, plain)
     step(model, plain)
-    assert indices.changes() == before + 1, "a save asks once more, and no more than once"
+    assert changes() == before + 1, "a save asks once more, and no more than once"
     with pytest.raises(Refused, match="stepped, and moments that were not"):
         common([model, optimizer], "it")
     assert common([model, optimizer, plain], "it") == origin(model)
@@ -725,6 +820,12 @@ def test_after_the_first_step_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(3):
         step(model, optimizer)
     assert len(asked) == 2
+    model[0].requires_grad_(False)
+    mark([(other, at(4))])
+    for thawed in (False, False, True, True):
+        model[0].requires_grad_(thawed)
+        step(model, optimizer)
+    assert len(asked) == 4, "once more, when something thaws"
 
 
 def test_parameters_that_are_taken_in_later_are_no_mixture() -> None:

@@ -6,7 +6,7 @@ A false alarm costs an epoch, and three in a row the training; so most of this i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,14 @@ from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 import handfast
+from handfast.agent.examiner import Known
 from handfast.core.lattice import Epoch
 from handfast.store import objects
 from handfast.torch.state import TorchState
 from handfast.torch.validators import (
     Staged,
     Validator,
+    _say,
     find,
     finite,
     loss,
@@ -50,7 +52,7 @@ def staged(
     pickle: tuple[str, ...] = (),
     **options: Any,
 ) -> Staged:
-    """A state as the examiner gets it: out of an image, by way of a plan's ``apart``."""
+    """A state as the examiner gets it: out of an image, with what its plan says is known."""
     held = TorchState(
         state, rng=False, replicated=(), pickle=pickle, verify="fsync", validators=("finite",)
     )
@@ -58,8 +60,7 @@ def staged(
     plan = held.capture(extra, grads, lambda _, digests: list(digests))
     assert plan.examined is not None
     shot = Snapshot(state, pickle, rng=False, **options)
-    apart = frozenset(plan.examined.apart)
-    return Staged(Epoch(1, 5), shot.views, shot._objects, apart, rates)
+    return Staged(Epoch(1, 5), shot.views, shot._objects, plan.examined.known, rates)
 
 
 def silent(state: Mapping[str, object], **options: Any) -> bool:
@@ -70,9 +71,13 @@ def silent(state: Mapping[str, object], **options: Any) -> bool:
     return True
 
 
-def bare(tensors: Mapping[str, Tensor], apart: Sequence[str] = (), **parts: Any) -> Staged:
+OURS = Known(adams=("o",))
+"""What is known of an optimizer of torch's that stands at ``o``."""
+
+
+def bare(tensors: Mapping[str, Tensor], **parts: Any) -> Staged:
     """Tensors by path, without a training behind them."""
-    return Staged(Epoch(1, 5), tensors, objects.encode({"": {}, **parts}), frozenset(apart))
+    return Staged(Epoch(1, 5), tensors, objects.encode({"": {}, **parts}), OURS)
 
 
 def net(width: int = 4) -> nn.Sequential:
@@ -166,6 +171,13 @@ def test_what_can_be_no_nan_is_passed_over() -> None:
     for dtype in (torch.int64, torch.int8, torch.uint8, torch.bool, torch.int32):
         bits = torch.full((8,), 127, dtype=torch.uint8).to(dtype)
         assert all(ask(bare({"model/w": bits})) is None for ask in ALL.values())
+
+
+def test_floats_of_four_bits_have_no_nan() -> None:
+    """Two in a byte; torch has nothing that looks at them."""
+    packed = torch.full((4,), 255, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    assert finite(bare({"model/w": packed, "o/state/w/exp_avg_sq": packed})) is None
+    assert nonnegative(bare({"o/state/w/exp_avg_sq": packed})) is None
 
 
 def test_more_than_one_block_is_looked_at() -> None:
@@ -414,6 +426,19 @@ def test_numpy_arrays_in_boxes_are_looked_at(dtype: Any) -> None:
     assert silent(state)
 
 
+def test_records_of_numpy_are_looked_at_field_by_field() -> None:
+    """Those in fields, too, and a table in a field."""
+    inner = np.dtype([("x", ">f8"), ("t", "M8[s]")])
+    table = np.zeros(3, dtype=[("n", "i4"), ("w", "f2", (2,)), ("in", inner), ("s", "U3")])
+    state = {"box": {"all": table}}
+    assert silent(state)
+    table["in"]["x"][1] = math.nan
+    assert finite(staged(state)) == "box/all/in/x: 1 NaN and 0 infinite of 3 values, the first at 1"
+    table["in"]["x"][1] = 0
+    table["w"][2, 1] = INF
+    assert finite(staged(state)) == "box/all/w: 0 NaN and 1 infinite of 6 values, the first at 5"
+
+
 @pytest.mark.parametrize("kind", [AdamW, lambda p, lr: Ordered(p, lr=lr)], ids=["named", "ordered"])
 def test_a_hyperparameter_that_is_nan_is_refused(kind: Any) -> None:
     """It makes all of the weights NaN at the next step; one that is infinite is a bound."""
@@ -642,6 +667,44 @@ def test_what_has_no_known_bound_is_left_alone() -> None:
         assert silent(trained(kind))
 
 
+class Own(Optimizer):
+    """Moments under Adam's keys that mean something else: of what was divided already."""
+
+    def __init__(self, parameters: Any, lr: float, betas: Any = (0.9, 0.9999)) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas})
+
+    def step(self, closure: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter] = {
+                "step": torch.tensor(1.0),
+                "exp_avg": torch.ones_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
+class Derived(AdamW):
+    """As much AdamW as can be, with another step."""
+
+    step = Own.step
+
+
+@pytest.mark.parametrize("kind", [Own, Derived, Ordered])
+def test_moments_of_optimizers_that_are_not_known_are_left_alone_and_that_is_said(
+    kind: type[Optimizer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, whatever is called AdamW beside them; theirs may be anything but below zero."""
+    sound = trained()
+    state = {"its": sound["optimizer"], "net": sound["model"]} | trained(kind)
+    _say.cache_clear()
+    for _ in range(3):
+        assert silent(state)
+    assert [record.getMessage() for record in caplog.records] == [
+        "moments: optimizer is left alone: what its exp_avg and exp_avg_sq mean is not known"
+    ]
+    sound["optimizer"].state[sound["model"][0].weight]["exp_avg_sq"].zero_()
+    assert str(moments(staged(state))).startswith("its/state/0.weight/: 16 of 16")
+
+
 # --- moments: silence ---------------------------------------------------------------------------
 
 
@@ -693,7 +756,7 @@ def test_no_training_is_refused(
         weight.grad = gradient
         optimizer.step()
         held = {f"o/state/w/{key}": value for key, value in optimizer.state[weight].items()}
-        seen = Staged(Epoch(1, 1), held, encoded, frozenset())
+        seen = Staged(Epoch(1, 1), held, encoded, OURS)
         assert len(list(seen.moments())) == 1
         assert moments(seen) is None
         assert nonnegative(seen) is None
@@ -822,37 +885,125 @@ def test_no_gradients_break_the_bound(
 # --- masters ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("end", ["master", "master_param", "master_weights"])
-def test_weights_that_are_not_their_masters_rounding_are_refused(
-    dtype: torch.dtype, end: str
-) -> None:
-    """Wherever masters are kept; the very rounding is taken, with infinities and ties."""
+def mastered(
+    dtype: torch.dtype = torch.bfloat16, end: str = "master"
+) -> tuple[nn.ParameterDict, Optimizer, Tensor]:
+    """A model of low precision, its optimizer, and the master that this one keeps."""
     info = torch.finfo(dtype)
     master = torch.tensor([1.0, 1 + info.eps / 2, -1e-30, info.max * 4, -0.0, info.tiny / 3])
-    low = master.to(dtype)
-    for place in (f"{end}/w", f"optimizer/state/w/{end}"):
-        tensors = {"model/w": low, place: master}
-        assert masters(bare(tensors)) is None
-        wrong = low.clone()
-        wrong[0] += info.eps
-        assert masters(bare(tensors | {"model/w": wrong})) == (
-            "model/w: 1 of 6 values are not their master's rounding"
-        )
+    model = nn.ParameterDict({"w": nn.Parameter(master.to(dtype))})
+    optimizer = SGD(model.parameters(), lr=0.1)
+    optimizer.state[model["w"]][end] = master
+    return model, optimizer, master
+
+
+@torch.no_grad()
+def spoilt(weight: Tensor) -> None:
+    """By as little as there is."""
+    weight[0] += torch.finfo(weight.dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("end", ["master", "master_param", "master_weights"])
+@pytest.mark.parametrize("place", ["optimizer", "opts", "box", "module"])
+def test_weights_that_are_not_their_masters_rounding_are_refused(
+    dtype: torch.dtype, end: str, place: str
+) -> None:
+    """Wherever masters are kept; the very rounding is taken, with infinities and ties."""
+    model, optimizer, master = mastered(dtype, end)
+    held: Mapping[str, Mapping[str, Any]] = {
+        "optimizer": {"optimizer": optimizer},
+        "opts": {"opts": {"all": [optimizer]}},
+        "box": {end: {"w": master}},
+        "module": {end: nn.ParameterDict({"w": nn.Parameter(master)})},
+    }
+    state = {"model": model} | held[place]
+    assert masters(staged(state)) is None
+    spoilt(model["w"])
+    assert masters(staged(state)) == "model/w: 1 of 6 values are not their master's rounding"
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "behind"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_module_of_the_same_names_has_no_part_in_anothers_masters(
+    first: bool, trained: bool
+) -> None:
+    """An average, a reference, a discriminator with masters of its own: only of what an optimizer
+    steps are its masters the masters."""
+    model, optimizer, _ = mastered()
+    other, of_other, _ = mastered()
+    with torch.no_grad():
+        for tensor in (other["w"], of_other.state[other["w"]]["master"]):
+            tensor.copy_(torch.arange(6.0))
+    others: dict[str, Any] = {"other": other} | ({"of_other": of_other} if trained else {})
+    own = {"model": model, "optimizer": optimizer}
+    state = others | own if first else own | others
+    assert masters(staged(state)) is None
+    spoilt(model["w"])
+    assert str(masters(staged(state))).startswith("model/w: 1 of 6")
+    with torch.no_grad():
+        model["w"].copy_(optimizer.state[model["w"]]["master"])
+    spoilt(other["w"])
+    assert (masters(staged(state)) is None) == (not trained)
+
+
+def test_one_optimizer_of_several_modules_has_masters_of_each() -> None:
+    """Which have one name in both; where a weight stands by itself, and where a weight or a master
+    is stored as somebody else's."""
+    models = [mastered()[0] for _ in range(2)]
+    alone = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    weights = [model["w"] for model in models] + [alone]
+    optimizer = SGD(weights, lr=0.1)
+    for weight in weights:
+        optimizer.state[weight]["master"] = weight.detach().float()
+    watcher = Watcher()
+    watcher.state["weight"] = alone.detach()
+    models[0].register_buffer("seen", optimizer.state[models[1]["w"]]["master"])
+    state = {"watcher": watcher, "models": models, "alone": {"w": alone}, "sgd": optimizer}
+    assert masters(staged(state)) is None
+    for weight, path in zip(weights, ("models[0]/w", "models[1]/w", "watcher/weight"), strict=True):
+        kept = weight.detach().clone()
+        spoilt(weight)
+        assert str(masters(staged(state))).startswith(f"{path}: 1 of")
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
+def test_masters_in_a_box_are_those_of_one_of_that_name() -> None:
+    """A box does not say whose they are, so one rounding is enough, and one that is not here."""
+    model, _, master = mastered()
+    copy = nn.ParameterDict({"w": nn.Parameter(torch.ones(6, dtype=torch.bfloat16))})
+    state = {"copy": copy, "model": model, "master": {"w": master}}
+    assert masters(staged(state)) is None
+    spoilt(model["w"])
+    seen = staged(state)
+    assert str(masters(seen)).startswith("copy/w: ")
+    for path in ("model/w", "master/w"):
+        rest = {key: value for key, value in seen.tensors.items() if key != path}
+        assert masters(Staged(Epoch(1, 5), rest, seen._encoded, seen.known)) is None
 
 
 def test_what_is_no_master_is_no_alarm() -> None:
     """Of another shape or dtype, of another name, or none at all; and float32 has none."""
-    low = torch.ones(3, dtype=torch.bfloat16)
-    for other in (
-        {"master/w": torch.zeros(2)},
-        {"master/w": torch.zeros(3, dtype=torch.float64)},
-        {"masters/w": torch.zeros(3)},
-        {"master/v": torch.zeros(3)},
-        {"optimizer/state/w/exp_avg": torch.zeros(3)},
+    low = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    for dtype, key, size in (
+        (torch.float32, "master", 2),
+        (torch.float64, "master", 3),
+        (torch.float32, "masters", 3),
+        (torch.float32, "exp_avg", 3),
     ):
-        assert masters(bare({"model/w": low} | other)) is None
-    assert masters(bare({"model/w": torch.ones(3), "master/w": torch.zeros(3)})) is None
+        optimizer = SGD([low], lr=0.1)
+        optimizer.state[low][key] = torch.zeros(size, dtype=dtype)
+        model = nn.ParameterDict({"w": low})
+        assert masters(staged({"model": model, "optimizer": optimizer})) is None
+        box = {key: {"w": torch.zeros(size, dtype=dtype)}}
+        assert masters(staged({"model": model} | box)) is None
+    assert masters(staged({"model": model, "master": {"v": torch.zeros(3)}})) is None
+    model["w"] = nn.Parameter(torch.ones(3))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    optimizer.state[model["w"]]["master"] = torch.zeros(3)
+    state = {"model": model, "master": {"w": torch.zeros(3)}, "optimizer": optimizer}
+    assert masters(staged(state)) is None
 
 
 # --- loss ---------------------------------------------------------------------------------------
@@ -896,20 +1047,20 @@ def test_a_loss_that_is_none_is_refused(given_: Any, why: str) -> None:
 # --- what a validator is given ------------------------------------------------------------------
 
 
-class Own:
+class Private:
     """A type that only the trainer knows how to read."""
 
 
 def test_what_only_the_trainer_can_read_hides_nothing_else() -> None:
     """Pickles are not read, and types that were registered there are not known here: moments and
     loss are looked at all the same, and nothing is refused for it."""
-    handfast.register(Own, lambda _: {"n": 1}, lambda _: Own())
-    state = trained() | {"own": {"held": Own(), "all": {1, 2}}, "odd": {"code": print}}
-    options: dict[str, Any] = {"extra": {"loss": 1.0, "own": Own()}, "pickle": ("odd/code",)}
+    handfast.register(Private, lambda _: {"n": 1}, lambda _: Private())
+    state = trained() | {"own": {"held": Private(), "all": {1, 2}}, "odd": {"code": print}}
+    options: dict[str, Any] = {"extra": {"loss": 1.0, "own": Private()}, "pickle": ("odd/code",)}
     sound = staged(state, **options)
     moment(state, "exp_avg_sq").zero_()
     wrong = staged(state, **options)
-    del objects._BY_NAME[objects._REGISTRY.pop(Own).name]
+    del objects._BY_NAME[objects._REGISTRY.pop(Private).name]
     assert not [name for name, ask in ALL.items() if ask(sound)]
     assert loss(sound) is None
     assert sound.objects["odd"]["code"].startswith("<odd/code ")

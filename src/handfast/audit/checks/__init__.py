@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from handfast.audit.checks import counters, shards, values
+from handfast.audit.checks import counters, shards, unpromised, values
 from handfast.audit.checks.seen import Look
 from handfast.audit.finding import Finding
 from handfast.audit.found import Found, Step
@@ -19,6 +19,7 @@ def check(found: Found, look: Look, *, only: Step | None = None) -> Iterator[Fin
     """
     parameters = counters.together(found.steps, counters.parameters)
     clocks = counters.together(found.steps, counters.clocks)
+    counted = [unpromised.counts(step) for step in found.steps]
     if only is None:
         yield from found.findings
     for at, step in enumerate(found.steps):
@@ -29,6 +30,7 @@ def check(found: Found, look: Look, *, only: Step | None = None) -> Iterator[Fin
         yield from shards.spared(step, look)
         yield from shards.jobs(step)
         yield from counters.counters(step, steady=at in clocks)
+        yield from unpromised.unpromised(at, found.steps, counted)
         yield from shards.replicas(step, look)
         yield from values.numbers(step, look)
         yield from values.moments(step, look)

@@ -12,7 +12,7 @@ import msgspec
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.found import Clock, Counter, Step
 
-__all__ = ["clocks", "counters", "own", "parameters", "together"]
+__all__ = ["TOGETHER", "clocks", "counters", "own", "parameters", "together"]
 
 SHOWN: Final = 6
 

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 from handfast.audit import invariants
+from handfast.audit.checks.owners import owners
 from handfast.audit.checks.seen import Look, same
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.found import Clock, Part, Role, Step, Tensor
@@ -40,9 +41,11 @@ def numbers(step: Step, look: Look) -> Iterator[Finding]:
     Only of parameters, masters and moments: buffers hold what they like. A parameter with nothing
     but ``-inf`` beside its numbers may be a mask: a hint. So is one that was never used, as finite
     moments of all that was show; and, where roles are guessed, what no optimizer has a state of.
+    Strong is one whose state is known by its number alone.
     """
     trained = {t.of for part in step.parts for t in part.tensors if t.role in STATE}
     unused = _unused(step, look)
+    ordered = {*owners(step).values()}
     for part in step.parts:
         bad: dict[tuple[Code, Strength], list[str]] = defaultdict(list)
         for tensor in part.tensors:
@@ -52,6 +55,8 @@ def numbers(step: Step, look: Look) -> Iterator[Finding]:
                 loose = tensor.role is Role.PARAMETER and tensor.of not in trained
                 loose = loose and (step.guessed or unused)
                 strength = Strength.HINT if mask or loose else Strength.CERTAIN
+                if loose and not mask and tensor.of in ordered:
+                    strength = Strength.STRONG
                 says = f"{tensor.path}: {seen.nans} NaN, {seen.infinite} infinite"
                 bad[Code.NONFINITE, strength].append(says)
             if tensor.role is Role.SECOND and seen.negative:

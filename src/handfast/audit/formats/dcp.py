@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from handfast.audit.finding import Code, Finding, Strength
+from handfast.audit.formats import latest
 from handfast.audit.formats.distcp import (
     Index,
     Item,
@@ -29,7 +30,9 @@ from handfast.audit.formats.distcp import (
     read_index,
     read_value,
 )
-from handfast.audit.formats.names import gaps, joined, numbered, parent, runs
+from handfast.audit.formats.names import gaps, given, joined, numbered, parent, runs
+from handfast.audit.formats.parts import aside
+from handfast.audit.formats.series import apart
 from handfast.audit.formats.states import Piece, Said, Split, read_state
 from handfast.audit.found import Clock, Counter, Found, Part, Resume, Step, Tensor
 from handfast.audit.place import Place
@@ -58,9 +61,15 @@ def find(place: Place) -> Iterator[Found]:
     """Yield what there is: the steps of a run as one, by the names of their directories."""
     for root, group in runs(folders(place)):
         steps = [read_step(place, folder) for folder in group]
+        for step in steps:
+            step.free = True
+        for step, finding in apart(steps):
+            step.findings = [*step.findings, finding]
         resume = [Resume("all ranks", step.path, _LOADS) for step in steps if step.committed]
-        files = frozenset(path for folder in group for path in own_files(place, folder))
-        yield Found("torch DCP", root, steps, resume if len(steps) == 1 else (), files)
+        own = (path for folder in group for path in own_files(place, folder))
+        files = frozenset((*own, *latest.trackers(place, root)))
+        told = [*latest.wrong(place, root, steps)]
+        yield Found("torch DCP", root, steps, resume if len(steps) == 1 else (), files, told)
 
 
 def own_files(place: Place, folder: str) -> list[str]:
@@ -106,14 +115,14 @@ def read_step(place: Place, folder: str) -> Step:
     extra = [(path, _EXTRA) for path in stray if placed and place.files[path].nbytes]
     committed = any(name != TEMPORARY for name in names)
     told = [msgspec.structs.replace(finding, step=folder) for finding in findings]
-    number = numbered(folder)
+    number = numbered(folder) if folder else given(place.called)
     return Step(folder, number, parts, missing, extra, _COMMIT, committed, scaled, told)
 
 
 def _of_index(place: Place, folder: str, index: Index) -> tuple[list[Part], list[Finding], Said]:
     """The files of one index, with what lies in them."""
     problems: dict[str, str] = {}
-    said, where = _read(place, folder, index, problems)
+    said, where, beside = _read(place, folder, index, problems)
     by_file: dict[str, list[Item]] = defaultdict(list)
     for item in index.items:
         by_file[joined(folder, item.file)].append(item)
@@ -126,6 +135,8 @@ def _of_index(place: Place, folder: str, index: Index) -> tuple[list[Part], list
             findings += wrong
     said.valueless += dict.fromkeys(_at(index, item.name) for item in index.items if item.coded)
     _deal(parts, said, where)
+    if parts:
+        parts[0].aside = beside
     return parts, findings, said
 
 
@@ -190,8 +201,10 @@ def _coded(index: Index, path: str) -> Iterator[Finding]:
 
 def _read(
     place: Place, folder: str, index: Index, problems: dict[str, str]
-) -> tuple[Said, dict[str, str]]:
-    """Read the state, as it was before it was flattened; and the file of each name in it."""
+) -> tuple[Said, dict[str, str], list[str]]:
+    """Read the state, as it was before it was flattened; the file of each name in it; and what of
+    it is aside.
+    """
     leaves: dict[str, Any] = {}
     where: dict[str, str] = {}
     split: dict[str, list[Piece]] = defaultdict(list)
@@ -221,11 +234,13 @@ def _read(
     for name, leaf in leaves.items():
         _put(root, index.paths.get(name, (name,)), leaf)
         places[_at(index, name)] = where[name]
+    state = _listed(root)
     try:
-        return read_state(_listed(root), memory=place.reader.room), places
+        said = read_state(state, memory=place.reader.room)
     except HandfastError as error:
         problems |= {path: problems.get(path, str(error)) for path in where.values()}
-        return Said(), places
+        return Said(), places, []
+    return said, places, aside(state, said)
 
 
 def _at(index: Index, name: str) -> str:

@@ -231,6 +231,11 @@ def read_value(place: Place, path: str, item: Item) -> Any:
             f"{name}: an extension of DCP has encoded it. What to do: load it with torch, and save "
             "it without"
         )
+    if (size := place.files[path].nbytes) < item.start + item.nbytes:
+        raise Damaged(
+            f"{name}: an item of {item.nbytes:,} bytes, and the file ends there or in it, at byte "
+            f"{size:,}. What to do: it was cut; take another step"
+        )
     if item.offset is None and item.nbytes > SMALL:
         raise FormatError(f"{name}: {item.nbytes:,} bytes, more than is read of a value")
     return read_torch(

@@ -12,6 +12,7 @@ __all__ = [
     "blank",
     "doubt",
     "gaps",
+    "given",
     "joined",
     "numbered",
     "parent",
@@ -35,6 +36,7 @@ _STEP: Final = re.compile(
     r"(?:global_?step|step|iter(?:ation)?|checkpoint|ckpt|update|epoch|ep|ba)[ ._=-]?(\d+)",
     re.IGNORECASE,
 )
+_BEGUN: Final = re.compile(rf"(?:^|[ ._-]){_STEP.pattern}", re.IGNORECASE)
 _ALONE: Final = re.compile(r"(?:^|[ ._-])(\d+)(?=[ ._-]|$)")
 
 _SAID: Final = re.compile(r"([A-Za-z]*)[ ._=-]*(?P<number>\d+)(?P<size>[kmbKMB](?![A-Za-z]))?")
@@ -66,6 +68,14 @@ def numbered(path: str) -> int | None:
     name = unranked(path)
     found = _STEP.findall(name) or _ALONE.findall(name)
     return int(found[-1]) if found and len(found[-1]) < 19 else None
+
+
+def given(name: str) -> int | None:
+    """The step of a directory that is looked at by itself: its name may be of anything, so that it
+    counts only behind a word for steps that begins there or stands by itself.
+    """
+    found = _BEGUN.search(name)
+    return int(found[1]) if found is not None and len(found[1]) < 19 else None
 
 
 def stepped(path: str) -> bool:

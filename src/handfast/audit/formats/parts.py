@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -13,14 +13,16 @@ from handfast.audit.archive import Record
 from handfast.audit.checked import Checked
 from handfast.audit.extent import SIZES, Extent, dense
 from handfast.audit.formats.safetensors_file import read_safetensors
-from handfast.audit.formats.states import Said, buffer_or_parameter, read_state
+from handfast.audit.formats.states import Said, buffer_or_parameter, pieces, read_state
 from handfast.audit.found import Clock, Part, Tensor, Values
 from handfast.audit.place import Place
 from handfast.audit.torch_file import read_torch
 from handfast.errors import Damaged, HandfastError
+from handfast.store.objects import child
 
 __all__ = [
     "Read",
+    "aside",
     "bare",
     "by_record",
     "checked",
@@ -30,6 +32,9 @@ __all__ = [
     "untold",
     "with_checksums",
 ]
+
+NAMED: Final = 256
+"""Entries of a file that are named at most."""
 
 
 def by_record(values: Extent, record: Record) -> Checked:
@@ -87,7 +92,28 @@ def torch_part(place: Place, path: str, *, within: str = "") -> Read:
     part.tensors = with_checksums(said.tensors)
     part.counters = [counter for _, counter in said.counters]
     part.betas, part.valueless = said.betas, said.valueless
+    part.aside = aside(file.root, said) if said.tensors else [path]
     return Read(part, file.root, said, file.facts.get("name", ""))
+
+
+def aside(root: Any, said: Said) -> list[str]:
+    """The paths of the entries at the top of a tree that have no tensor, and of parameter groups.
+
+    A scheduler's state, a count, a rate: what a model and the state of parameters is not.
+    """
+    paths = (*(tensor.path for tensor in said.tensors), *said.valueless)
+    heads = {path.partition("/")[0] for path in paths}
+    heads |= {head.partition("[")[0] for head in heads}
+    found: list[str] = []
+    for key, node in root.items() if type(root) is dict else ():
+        at = child("", key)
+        if at not in heads and not pieces(node):
+            found.append(at)
+        elif type(node) is dict and any(str(one).startswith("param_groups") for one in node):
+            found.append(child(at, "param_groups"))
+        if len(found) == NAMED:
+            break
+    return found
 
 
 def untold(said: Said, tensors: Iterable[Tensor]) -> list[str]:

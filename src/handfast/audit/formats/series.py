@@ -4,17 +4,19 @@
 ``optimizer_100.pt``: the members of a step. Each may be of several ranks, a file each. Names are
 anybody's to choose, so files are put together only where a directory says that it is a step's, or
 where names are one but for a word of which one never stands alone: an optimizer's, a scheduler's.
+So ``final/model.pt`` with ``final/optimizer.pt`` is a step, too.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
+from handfast.audit.counted import goes_with
 from handfast.audit.finding import Code, Finding, Strength
 from handfast.audit.formats.names import blank, joined, numbered, parent, ranked, stepped
 from handfast.audit.found import Clock, Step
@@ -33,6 +35,8 @@ _EXTRA: Final = re.compile(r"best|last|final|ema", re.IGNORECASE)
 
 _NUMBER: Final = re.compile(r"\d+")
 
+_MADE: Final = (Clock.OPTIMIZER, Clock.SCHEDULER)
+
 Files = Mapping[str, Sequence[str]]
 """The members of a step by their names without numbers, each with its files, one a rank."""
 
@@ -44,10 +48,12 @@ def series(units: Mapping[tuple[str, str], Sequence[str]]) -> dict[_Key, list[Fi
 
     ``units`` are files of one directory and of one name but for ranks. Steps differ by numbers
     only, in their files' names or else in their directories', whose number the files may repeat.
+    What has no number is a step by itself, and so are the roles of one state without one.
     """
     flat: dict[tuple[str, str], dict[str, dict[str, Sequence[str]]]] = defaultdict(dict)
     found: dict[_Key, list[Files]] = defaultdict(list)
     folders: dict[str, dict[str, Sequence[str]]] = defaultdict(dict)
+    alone: dict[tuple[str, str], dict[str, Sequence[str]]] = defaultdict(dict)
     said: dict[str, set[int]] = defaultdict(set)
     for folder, name in units:
         if (number := numbered(name)) is not None:
@@ -62,21 +68,41 @@ def series(units: Mapping[tuple[str, str], Sequence[str]]) -> dict[_Key, list[Fi
         elif folder and numbered(folder) is not None:
             found[parent(folder), blank(folder), name].append({name: paths})
         else:
-            found[folder, folder, name].append({name: paths})
+            alone[folder, _ROLE.sub("*", name)][name] = paths
+    for (folder, core), members in alone.items():
+        rows = [members] if _together(members) else [{name: members[name]} for name in members]
+        for row in rows:
+            found[folder, folder, core if len(row) > 1 else next(iter(row))].append(row)
     for folder, members in folders.items():
         found[parent(folder), blank(folder), ""].append(members)
     for (folder, core), names in flat.items():
-        roles = [_ROLE.search(name) for name in names]
-        if len(names) > 1 and any(role is not None and role["aide"] for role in roles):
-            numbers = dict.fromkeys(number for there in names.values() for number in there)
-            found[folder, "", core] += [
+        for key, steps in _flat(core, names):
+            found[folder, "", key] += steps
+    return found
+
+
+def _flat(
+    core: str, names: Mapping[str, Mapping[str, Sequence[str]]]
+) -> Iterator[tuple[str, list[Files]]]:
+    """The steps of files that lie beside each other: of each name by itself, or of roles."""
+    if _together(names):
+        numbers = dict.fromkeys(number for there in names.values() for number in there)
+        yield (
+            core,
+            [
                 {name: there[number] for name, there in names.items() if number in there}
                 for number in numbers
-            ]
-        else:
-            for name, there in names.items():
-                found[folder, "", name] += [{name: paths} for paths in there.values()]
-    return found
+            ],
+        )
+        return
+    for name, there in names.items():
+        yield name, [{name: paths} for paths in there.values()]
+
+
+def _together(names: Collection[str]) -> bool:
+    """Whether names that are one but for a word are of one state: some word never stands alone."""
+    roles = [_ROLE.search(name) for name in names]
+    return len(names) > 1 and any(role is not None and role["aide"] for role in roles)
 
 
 def _repeating(name: str, there: set[int], number: int | None) -> str:
@@ -87,10 +113,13 @@ def _repeating(name: str, there: set[int], number: int | None) -> str:
 
 
 def own_counts(name: str, counters: Sequence[Count]) -> list[Count]:
-    """A member's counters: each optimizer and each scheduler counts for itself."""
+    """A member's counters: each optimizer and each scheduler counts for itself.
+
+    A parameter's goes by whose it is, as its moments do.
+    """
     return [
         counter
-        if counter.clock is Clock.TRAINER
+        if counter.clock in (Clock.TRAINER, Clock.PARAMETER)
         else msgspec.structs.replace(counter, path=f"{name}: {counter.path}")
         for counter in counters
     ]
@@ -160,39 +189,33 @@ def _counted(step: Step) -> bool:
 
 
 def apart(steps: Sequence[Step]) -> Iterator[tuple[Step, Finding]]:
-    """Find steps whose optimizer has counted what another step's has, while others went on.
+    """Find steps whose optimizer or scheduler has counted what another step's has.
 
-    Its file is then that of another step. In all others, two at least, the count goes with the
-    number in the name: at one distance, or in one proportion.
+    That state, or all of the file, is then another step's. In all others, two at least, the count
+    goes with the number in the name: at one distance, or in one proportion. Of schedulers only
+    where a later one went on, as some end before the training does.
     """
-    counts: dict[str, list[tuple[Step, str, int]]] = defaultdict(list)
+    counts: dict[tuple[Clock, str], list[tuple[Step, str, int]]] = defaultdict(list)
     for step in steps:
-        for part in step.parts if step.number and len(step.parts) > 1 else ():
+        for part in step.parts if step.number else ():
             for counter in part.counters:
-                if counter.clock is Clock.OPTIMIZER:
-                    counts[counter.path].append((step, part.path, counter.value))
-    for path, read in counts.items():
+                if counter.clock in _MADE:
+                    counts[counter.clock, counter.path].append((step, part.path, counter.value))
+    for (clock, path), read in counts.items():
         by_value: dict[int, list[Step]] = defaultdict(list)
         for step, _, value in read:
             by_value[value].append(step)
+        newest = max(read, key=lambda one: one[0].number or 0)
         for step, file, value in read:
             twin = next((one for one in by_value[value] if one is not step), None)
-            if twin is None:
+            if twin is None or (clock is Clock.SCHEDULER and value >= newest[2]):
                 continue
             others = [(one.number or 0, other) for one, _, other in read if one is not step]
-            if len(others) < 2 or not _goes_with(others):
+            if len(others) < 2 or not goes_with(others):
                 continue
-            if not _goes_with([*others, (step.number or 0, value)]):
+            if not goes_with([*others, (step.number or 0, value)]):
                 says = (
                     f"{file} has made {value} updates ({path}), as that of {twin.path} has, and in "
                     f"the {len(others)} other steps the count goes with the number"
                 )
                 yield step, Finding(Code.COUNTERS, Strength.STRONG, step.path, says, (file,))
-
-
-def _goes_with(pairs: Sequence[tuple[int, int]]) -> bool:
-    """Whether counts have one distance to numbers, or are in one proportion to them."""
-    first, counted = pairs[0]
-    return len({count - number for number, count in pairs}) == 1 or (
-        counted > 0 and all(count * first == counted * number for number, count in pairs)
-    )

@@ -18,11 +18,11 @@ from math import gcd
 from typing import Final
 
 from handfast.audit.finding import Code, Finding, Strength
-from handfast.audit.formats import states
-from handfast.audit.formats.names import numbered, parent, ranked, unranked
+from handfast.audit.formats import latest, states
+from handfast.audit.formats.names import given, numbered, parent, ranked, unranked
 from handfast.audit.formats.parts import Read, torch_part
 from handfast.audit.formats.series import Files, apart, fewer, lacking, own_counts, series
-from handfast.audit.found import Clock, Found, Part, Step
+from handfast.audit.found import Found, Step
 from handfast.audit.place import Place
 from handfast.audit.torch_file import Kind, recognise
 from handfast.errors import HandfastError
@@ -114,9 +114,10 @@ def _found(place: Place, root: str, steps: Sequence[Files], left: Sequence[str])
         step.findings = [*step.findings, finding]
     files = frozenset(path for step in steps for paths in step.values() for path in paths)
     after = [path for path in left if any(path.startswith(file) for file in files)]
-    findings = [_left_over(path) for path in after]
+    findings = [*map(_left_over, after), *latest.wrong(place, root, mine)]
+    files |= {*after, *latest.trackers(place, root)}
     name = "FSDP full state dict" if full else "torch.save"
-    return Found(name, root, mine, (), files | {*after}, findings)
+    return Found(name, root, mine, (), files, findings)
 
 
 def _left_over(path: str) -> Finding:
@@ -130,10 +131,11 @@ def _step(place: Place, files: Files) -> tuple[Step, bool]:
     folder, number = parent(paths[0]), numbered(paths[0])
     flat = number is not None and number != numbered(folder)  # beside the files of other steps
     path = paths[0] if len(paths) == 1 or flat else folder or paths[0]
-    if number is None and folder:
-        number = numbered(folder)
-    step = Step(path, number, guessed=True)
-    parts, findings, full = [], [], False
+    if number is None:
+        number = numbered(folder) if folder else given(place.called)
+    step = Step(path, number, guessed=True, free=True)
+    parts, full = [], False
+    findings: list[Finding] = []
     for name, own in files.items():
         member = name if len(files) > 1 else ""
         reads = [_read(place, one, member, several=len(own) > 1) for one in own]
@@ -141,7 +143,7 @@ def _step(place: Place, files: Files) -> tuple[Step, bool]:
         parts += [read.part for read in reads]
         step.scaled = step.scaled or any(read.said.scaled for read in reads)
         full = full or any(read.said.named and read.said.counters for read in reads)
-        findings += [*_missing(path, own, worlds), *_name_against(step, reads)]
+        findings += _missing(path, own, worlds)
     step.parts, step.findings = parts, findings
     return step, full
 
@@ -199,28 +201,3 @@ def _missing(step: str, paths: Sequence[str], worlds: set[int]) -> Iterator[Find
         most = 0 in ranks and len(ranks) > len(gone)
         strength = Strength.STRONG if most else Strength.HINT
         yield Finding(Code.MISSING, strength, step, says)
-
-
-def _name_against(step: Step, reads: Sequence[Read]) -> Iterator[Finding]:
-    """A hint where the name says one step and the file another, more than one update apart."""
-    for read in reads:
-        for counter in read.part.counters:
-            told = counter.clock is Clock.TRAINER and counter.path.rpartition("/")[2] in _STEPS
-            if told and _says_step(read.part, step) and abs(counter.value - (step.number or 0)) > 1:
-                says = f"its name says {step.number}, and {counter.path} in it is {counter.value}"
-                yield Finding(Code.COUNTERS, Strength.HINT, step.path, says, (read.part.path,))
-                return
-
-
-_STEPS: Final = ("step", "global_step", "iteration", "iter", "iter_num", "num_updates")
-
-
-def _says_step(part: Part, step: Step) -> bool:
-    """Whether the number in the name is one of steps, not of epochs or layers."""
-    if step.number is None:
-        return False
-    near = "/".join(part.path.split("/")[-2:])
-    return (
-        re.search(rf"(step|iter)[a-z]*[._=-]?0*{step.number}(?!\d)", near, re.IGNORECASE)
-        is not None
-    )

@@ -78,6 +78,8 @@ def _found(place: Place, root: str, folders: Sequence[str]) -> Found:
     numbers = {folder: _named(place, folder) for folder in folders}
     named = sorted((int(m[2]), folder) for folder, m in numbers.items() if m and not m[1])
     steps = [_step(place, folder, number) for number, folder in named]
+    for step, finding in _unseeded(place, steps):
+        step.findings = [*step.findings, finding]
     left = [folder for folder, match in numbers.items() if match and match[1]]
     findings = [_left_over(folder) for folder in left]
     files = {path for _, folder in named for path in place.within(folder) if _ours(place, path)}
@@ -135,11 +137,11 @@ def _step(place: Place, folder: str, number: int) -> Step:
 def _state(place: Place, number: int, here: Mapping[str, str]) -> Iterator[Part]:
     """What the trainer itself says: its steps, which are updates (``_inner_training_loop``)."""
     if ARGUMENTS in here:
-        yield bare(place, here[ARGUMENTS])
+        yield msgspec.structs.replace(bare(place, here[ARGUMENTS]), aside=[here[ARGUMENTS]])
     if STATE not in here:
         return
     part = bare(place, here[STATE])
-    part.counters = [Counter(Clock.DIRECTORY, number, "checkpoint-N")]
+    part.counters, part.aside = [Counter(Clock.DIRECTORY, number, "checkpoint-N")], [part.path]
     try:
         state = msgspec.json.decode(place.bytes(here[STATE]), type=dict[str, Any])
     except (HandfastError, *UNREADABLE) as error:
@@ -159,17 +161,31 @@ def _absent(folder: str, here: Mapping[str, str], *, sharded: bool) -> Iterator[
     own = any(re.fullmatch(r"global_step\d+", name) for name in here)
     why = "the same save wrote it, by what else is there"
     if not own and not sharded and not any(map(_WEIGHTS.fullmatch, here)):
-        yield joined(folder, "the weights"), "a checkpoint begins with them"
+        yield joined(folder, "model.safetensors"), "a checkpoint begins with the weights"
     if (random or states) and not own:
         optimizer = sharded or {"optimizer.pt", "optimizer.bin"} & here.keys()
         if not optimizer:
             yield joined(folder, "optimizer.pt"), f"{why}; a resume goes on with a fresh optimizer"
         if "scheduler.pt" not in here:
             yield joined(folder, "scheduler.pt"), f"{why}; a resume goes on with a fresh optimizer"
-    if states and not random:
-        yield joined(folder, "rng_state.pth"), why
     for rank in gaps(ranks):
         yield joined(folder, f"rng_state_{rank}.pth"), f"rank {max(ranks)} has one"
+
+
+def _unseeded(place: Place, steps: Sequence[Step]) -> Iterator[tuple[Step, Finding]]:
+    """Steps with an optimizer's state and without any random one, which some people remove.
+
+    Strong where another step of the run has one.
+    """
+    inside = [{path.rpartition("/")[2] for path in place.within(step.path)} for step in steps]
+    seeded = [any(map(_RNG.fullmatch, names)) for names in inside]
+    for step, names, has in zip(steps, inside, seeded, strict=True):
+        if has or names.isdisjoint(_STATES):
+            continue
+        path = joined(step.path, "rng_state.pth")
+        says = f"{path} is missing: the same save wrote it, by what else is there"
+        strength = Strength.STRONG if any(seeded) else Strength.HINT
+        yield step, Finding(Code.MISSING, strength, step.path, says, (path,))
 
 
 def _other_world(here: Mapping[str, str]) -> Iterator[tuple[str, str]]:

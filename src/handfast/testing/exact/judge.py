@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from handfast.testing.exact.moments import Moment, Print
 from handfast.testing.exact.result import Difference
 
-__all__ = ["Place", "Ranks", "Split", "noise_of", "split_of"]
+__all__ = ["Place", "Ranks", "Split", "left_of", "noise_of", "split_of"]
 
 Ranks = Sequence[Sequence[Moment]]
 """The moments of one start, rank by rank."""
@@ -62,22 +62,42 @@ def noise_of(one: Ranks, other: Ranks) -> set[Place]:
 
 
 def split_of(
-    truth: Ranks, starts: Sequence[Ranks], without: Collection[Place] = ()
+    truth: Ranks,
+    starts: Sequence[Ranks],
+    without: Collection[Place] = (),
+    *,
+    loadable: bool = True,
 ) -> Split | None:
     """Find where the starts of a run leave the way of another one; None where they never do.
 
     They do at a save whose stored state differs, ``without`` some of it, or what is trained and is
-    not stored. What differed before then, and all the time until then, is told first: of what is
-    not stored only what moves with the training, for all else is no state that could be lost.
+    not stored; or, unless ``loadable`` is False, what is not stored, could have been loaded, and is
+    another one until the end of that start. What differed before then, and all the time until then,
+    is told first: of what is not stored only what moves with the training, for all else is no state
+    that could be lost.
     """
     for number, start in enumerate(starts):
-        ranks = [
-            _Rank(*pair, rank, without) for rank, pair in enumerate(zip(truth, start, strict=True))
-        ]
-        steps = [step for rank in ranks if (step := rank.departs()) is not None]
+        ranks = _ranks(truth, start, without)
+        steps = [step for rank in ranks if (step := rank.departs(loadable)) is not None]
         if steps:
             return _split(ranks, number, min(steps))
     return None
+
+
+def left_of(
+    truth: Ranks, starts: Sequence[Ranks], without: Collection[Place] = ()
+) -> tuple[Difference, ...]:
+    """What is not stored, moves, and is another one at the end of a start: some may matter."""
+    for start in starts:
+        ranks = _ranks(truth, start, without)
+        if found := [d for rank in ranks for d in rank.left()]:
+            return tuple(sorted(found, key=_order))
+    return ()
+
+
+def _ranks(truth: Ranks, start: Ranks, without: Collection[Place]) -> list[_Rank]:
+    pairs = enumerate(zip(truth, start, strict=True))
+    return [_Rank(was, now, rank, without) for rank, (was, now) in pairs]
 
 
 def _split(ranks: Sequence[_Rank], number: int, step: int) -> Split:
@@ -85,6 +105,8 @@ def _split(ranks: Sequence[_Rank], number: int, step: int) -> Split:
     since = min(at for at, _ in found)
     first = sorted((d for at, d in found if at == since), key=_order)
     then = sorted((d for at, d in found if at != since and d.stored), key=_order)
+    if not any(d.stored for d in (*first, *then)):  # what counts then has nothing to follow from
+        first.sort(key=lambda d: not (d.loadable or d.kind == TRAINED))
     return Split(number, step, tuple(first), tuple(then))
 
 
@@ -111,17 +133,25 @@ class _Rank:
             for moment in moments
         ]
 
-    def departs(self) -> int | None:
-        """The first save at which something differs that is stored, or trained."""
-        for moment, paths in zip(self._moments, self._unlike, strict=True):
-            if moment.what == "saved" and any(self._counts(path, moment) for path in paths):
+    def departs(self, loadable: bool) -> int | None:
+        """The first save at which something differs that is stored, or trained, or loadable."""
+        for at, (moment, paths) in enumerate(zip(self._moments, self._unlike, strict=True)):
+            if moment.what == "saved" and any(self._counts(path, at, loadable) for path in paths):
                 return moment.step
         return None
 
-    def _counts(self, path: str, moment: Moment) -> bool:
-        leaf = moment.prints.get(path)
-        trained = leaf is not None and leaf.kind == TRAINED and path in self._moving
-        return trained or self._stored(path, moment)
+    def _counts(self, path: str, at: int, loadable: bool) -> bool:
+        leaf = self._moments[at].prints.get(path)
+        if leaf is None or leaf.stored or path not in self._moving:
+            return self._stored(path, self._moments[at])
+        if leaf.kind == TRAINED:
+            return True
+        return loadable and leaf.loadable and all(path in later for later in self._unlike[at:])
+
+    def left(self) -> Iterator[Difference]:
+        """What is not stored, and differs at the end."""
+        if self._moments:
+            yield from (d for _, d in self.lasting(self._moments[-1].step) if not d.stored)
 
     def lasting(self, step: int) -> Iterator[tuple[int, Difference]]:
         """What differs at a save, from when on it did so without a break, and as it was then."""
@@ -158,6 +188,7 @@ class _Rank:
             largest=_largest(was, now),
             sampled=len(known.sample),
             size=known.size,
+            loadable=known.loadable,
         )
 
 

@@ -8,10 +8,11 @@ from itertools import chain, count
 from types import FrameType
 from typing import Any, Final
 
-import msgspec
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
 from handfast.errors import HandfastError
 from handfast.store import objects
@@ -25,7 +26,7 @@ from handfast.torch.rng import read_streams, unmoved_streams
 from handfast.torch.saved import EXTRA, KINDS, RNG
 from handfast.torch.tensors import digest as digest_of
 from handfast.torch.tensors import spec_of
-from handfast.torch.tree import Kind, entries, holder
+from handfast.torch.tree import Kind, entries, holder, kind_of
 
 __all__ = ["Look"]
 
@@ -46,6 +47,8 @@ WORDS: Final[Mapping[str | None, str]] = {
     Kind.MODULE: "module state",
     Kind.OBJECT: "object",
 }
+LOADABLE: Final = frozenset(WORDS) - {Kind.LOADER, Kind.GENERATOR}
+"""Kinds of things that give and take a state, but for those that say where the data stand."""
 
 
 class Look:
@@ -113,8 +116,9 @@ class Look:
                 trained |= {f"{own}/{key}" for key, _ in value.named_parameters()}
             elif isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
                 trained.add(own)
+            loadable = _is_loadable(value)
             for path, made in self._captured(found, trained, stored=False):
-                yield path.removeprefix(own), made
+                yield path.removeprefix(own), replace(made, loadable=loadable)
 
     def _captured(
         self, found: Captured, trained: set[str], *, stored: bool
@@ -154,6 +158,13 @@ class Look:
         elif len(text) > WIDTH:
             text = f"{type(value).__name__} {digest.hex()[:8]}, {text[:WIDTH]}..."
         return Print(word, digest, text, stored)
+
+
+def _is_loadable(value: object) -> bool:
+    """Whether a thing could be in the state by itself, and keeps more than where the data stand:
+    whoever loses those trains on other data, which the weights show.
+    """
+    return kind_of(value) in LOADABLE and not isinstance(value, Dataset)
 
 
 def _add(made: dict[str, Print], name: str, leaves: Mapping[str, Print]) -> None:
@@ -205,7 +216,7 @@ def _print_tensor(spec: TensorSpec, tensor: Tensor, word: str, *, stored: bool) 
     sample = _sample(tensor)
     if size == 1 and sample and not tensor.is_complex():
         text = f"{sample[0]:.9g}"
-    values = msgspec.structs.replace(spec, stride=())  # how they lie in memory is no part of them
+    values = replace(spec, stride=())  # how they lie in memory is no part of them
     return Print(word, digest_of(values, tensor), text, stored, sample, size)
 
 

@@ -24,7 +24,8 @@ class Print(msgspec.Struct, frozen=True, array_like=True):
 
     ``kind`` says what it is of: "parameter", "scheduler" and so on. ``sample`` has up to
     ``SAMPLE`` of a tensor's ``size`` elements, as floats. ``stored``: a save stores it; else it
-    lives beside the state, and no resume brings it back.
+    lives beside the state, and no resume brings it back. ``loadable``: it is not stored, and is of
+    a thing that gives and takes a state, by ``state_dict`` and ``load_state_dict``.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Print(msgspec.Struct, frozen=True, array_like=True):
     stored: bool = True
     sample: tuple[float, ...] = ()
     size: int = 0
+    loadable: bool = False
 
 
 class Moment(msgspec.Struct, frozen=True, array_like=True):

@@ -17,6 +17,7 @@ DETERMINISTIC: Final = (
     "seed what draws, ask for deterministic kernels (torch.use_deterministic_algorithms), fix the "
     "number of threads; or name in ignore= what may differ, such as a time"
 )
+MATTERS: Final = "what of it matters belongs into the state, or into extra="
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -27,7 +28,8 @@ class Difference(msgspec.Struct, frozen=True):
     not, ``path`` is what the training's code calls it. ``restored``: it was so once ``restore()``
     had given ``step``, before anything was trained; else it was seen at ``save(step)``.
     ``expected`` and ``found`` are both sides in words. ``largest`` is the largest difference among
-    ``sampled`` of a tensor's ``size`` elements, None where they can't be compared.
+    ``sampled`` of a tensor's ``size`` elements, None where they can't be compared. ``loadable``: it
+    is not in the state, and is of a thing that has both ``state_dict`` and ``load_state_dict``.
     """
 
     path: str
@@ -41,6 +43,7 @@ class Difference(msgspec.Struct, frozen=True):
     largest: float | None = None
     sampled: int = 0
     size: int = 0
+    loadable: bool = False
 
     def __str__(self) -> str:
         return self.told("uninterrupted", "after the resume")
@@ -65,8 +68,11 @@ class ExactResume(msgspec.Struct, frozen=True):
     start after a kill went on. ``leaves`` is how many leaves of the state, and of what lives beside
     it, were compared in all. ``noise`` is what differs first between two runs that nobody
     interrupted. ``differences`` are those that came first after a resume, beyond the noise: at
-    ``step``, the first save where what is stored or trained differs, or before it; ``then`` is what
-    else differs there. ``folder`` is where all that was run is kept, if it is.
+    ``step``, the first save where what is stored or trained differs, or what could have been stored
+    by a ``state_dict`` of its own, or before it; ``then`` is what else differs there. ``beside``
+    is, for a resume that is exact, what moves beside the state and was another one at the end of a
+    start: that may be a best loss that was forgotten, and may be nothing. ``folder`` is where all
+    that was run is kept, if it is.
     """
 
     steps: int
@@ -78,6 +84,7 @@ class ExactResume(msgspec.Struct, frozen=True):
     differences: tuple[Difference, ...] = ()
     then: tuple[Difference, ...] = ()
     step: int | None = None
+    beside: tuple[Difference, ...] = ()
     folder: str = ""
 
     @property
@@ -95,7 +102,7 @@ class ExactResume(msgspec.Struct, frozen=True):
         resumed = " and ".join(map(str, self.resumed))
         told = f"{self.steps} steps, killed after step {kills}, resumed at step {resumed}"
         lines = [f"exact: {told}; {self.leaves} leaves compared"] if self.exact else []
-        lines += self._told_of_noise() + self._told_of_differences(told)
+        lines += self._told_of_noise() + self._told_of_differences(told) + self._told_of_beside()
         return "\n".join(lines + ([f"kept in {self.folder}"] if self.folder else []))
 
     def _told_of_noise(self) -> list[str]:
@@ -116,15 +123,29 @@ class ExactResume(msgspec.Struct, frozen=True):
         if not self.differences:
             return []
         first = self.differences[0]
+        alone = not any(d.stored for d in (*self.differences, *self.then))
+        lost = "what is beside its state" if alone else "its state"
         lines = [
-            f"not exact: {told}; from step {self.step} on its state is another one",
+            f"not exact: {told}; from step {self.step} on {lost} is another one",
             f"first to differ, {_when(first)}:",
             *self._list(self.differences, "uninterrupted", "after the resume"),
         ]
         if self.then:
             lines.append(f"then, at step {self.step}:")
             lines += self._list(self.then, "uninterrupted", "after the resume")
-        return [*lines, f"What to do: {_remedy(first)}"]
+        lines.append(f"What to do: {_remedy(first)}")
+        if alone and first.loadable:
+            name = first.path.partition("/")[0]
+            lines.append(f"If it may differ, leave it out: ignore=({name!r},)")
+        return lines
+
+    def _told_of_beside(self) -> list[str]:
+        if not self.beside:
+            return []
+        return [
+            f"not in the state, and other after the resume; {MATTERS}:",
+            *self._list(self.beside, "uninterrupted", "after the resume"),
+        ]
 
     def _list(self, found: Sequence[Difference], one: str, other: str) -> list[str]:
         lines = [
@@ -171,7 +192,7 @@ def _remedy_beside(first: Difference) -> str:
         return "leave rng=True: the random streams of the process are part of the state"
     if first.kind == "loader position":
         return f"put the loader into the state, and make {name} of it by iter() after restore()"
-    if first.kind == "buffer":
+    if first.kind == "buffer" and not first.loadable:
         return "register it as persistent (register_buffer), or put it into the state by itself"
     if first.kind in ("tensor", "value") and not first.restored:
         return (

@@ -15,7 +15,7 @@ from types import FrameType
 import msgspec
 
 from handfast.errors import HandfastError
-from handfast.testing.exact.judge import Ranks, noise_of, split_of
+from handfast.testing.exact.judge import Ranks, left_of, noise_of, split_of
 from handfast.testing.exact.moments import Moment
 from handfast.testing.exact.result import ExactResume
 from handfast.testing.exact.start import How, JobFailed, Kill, Launch, Start, own_agents
@@ -83,12 +83,12 @@ def exact_resume(
     are killed a second later. Then the job is started again.
 
     Compared is all that is in the state, and ``extra=``, at each ``save``, by digest; and what is
-    trained, wherever it lives. All else beside the state only says what was forgotten.
-    ``ignore`` are ``fnmatch`` patterns of paths that may differ; something of the state has to be
-    left. ``timeout_s`` is how long one
-    start may take. With ``warm`` all are forked from one process that has torch loaded, seconds
-    sooner each; strings hash alike in all of them, so what hangs on the order of a set passes. With
-    ``keep_in`` a new folder in that directory keeps runs and outputs.
+    trained, wherever it lives; and what has both ``state_dict`` and ``load_state_dict``, where it
+    moves and stays another one. All else beside the state only says what was forgotten. ``ignore``
+    are ``fnmatch`` patterns of paths that may differ; something of the state has to be left.
+    ``timeout_s`` is how long one start may take. With ``warm`` all are forked from one process that
+    has torch loaded, seconds sooner each; strings hash alike in all of them, so what hangs on the
+    order of a set passes. With ``keep_in`` a new folder in that directory keeps what was run.
 
     Raises ValueError and TypeError for arguments that make no sense, JobFailed with what the job
     said where it raises, hangs, does not save, or does not resume.
@@ -101,8 +101,10 @@ def exact_resume(
     with _home(keep_in) as home, own_agents() as runtime:
         starts = _starts(launch._replace(runtime=runtime), home, kills, ignore)
     truth, twin, begun, *rest = (_without(start, ignore) for start in starts)
-    noisy = split_of(truth, [twin, begun])  # up to its kill that start was not interrupted either
-    split = split_of(truth, rest, noise_of(truth, twin) | noise_of(truth, begun))
+    # up to its kill the interrupted one was undisturbed, too
+    noisy = split_of(truth, [twin, begun], loadable=False)
+    noise = noise_of(truth, twin) | noise_of(truth, begun)
+    split = split_of(truth, rest, noise)
     return ExactResume(
         steps=steps,
         ranks=ranks,
@@ -113,6 +115,7 @@ def exact_resume(
         differences=split.first if split else (),
         then=split.then if split else (),
         step=split.step if split else None,
+        beside=() if split else left_of(truth, rest, noise),
         folder=home if keep_in is not None else "",
     )
 

@@ -1,0 +1,46 @@
+"""What an optimizer steps, and whose state and groups it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from handfast.torch.tensors import local
+
+__all__ = ["is_no_update", "parameters", "shares", "trained"]
+
+
+def parameters(part: object) -> Iterator[Any]:
+    """The parameters of a module or an optimizer; nothing for any other."""
+    if isinstance(part, nn.Module):
+        yield from part.parameters()
+    elif isinstance(part, Optimizer):
+        for group in getattr(part, "param_groups", ()):  # a wrapper's may come later
+            yield from group["params"]
+
+
+def trained(optimizer: Optimizer) -> list[object]:
+    """Those of an optimizer that are not frozen."""
+    return [p for p in parameters(optimizer) if getattr(p, "requires_grad", False)]
+
+
+def is_no_update(optimizer: Optimizer) -> bool:
+    """Whether a step is at rate 0, with gradients of zero, by one that has no state. So torch makes
+    it one (``_init_optim_state`` in ``torch/distributed/checkpoint/state_dict.py``, 2.13).
+    """
+    groups = optimizer.param_groups
+    if optimizer.state or any(group.get("lr", 1) != 0 for group in groups):
+        return False
+    given = [local(p.grad) for group in groups for p in group["params"] if p.grad is not None]
+    return not any(part.layout != torch.strided or bool(part.any()) for part in given)
+
+
+def shares(one: Optimizer, other: Optimizer) -> bool:
+    """Whether two have the very same state, or the very same groups, as a wrapper has."""
+    return any(
+        getattr(one, name, None) is getattr(other, name) for name in ("state", "param_groups")
+    )
