@@ -1586,6 +1586,38 @@ def test_layers_are_swapped_one_by_one(run: str, warned: Callable[[], list[str]]
     checkpointer.close()
 
 
+def test_ranks_that_load_different_epochs_are_told(launch: Launch, tmp_path: Path) -> None:
+    """Each by hand: what they bring when they meet, and what they find that they have saved."""
+    path, run = str(tmp_path / "base"), str(tmp_path / "run")
+    job = launch(2)
+    job.all(deeds.resume, path, "fsdp")
+    job.all(deeds.train, 2)
+    job.all(deeds.converged)
+    job.all(deeds.close)
+    job.all(deeds.resume, run, "fsdp")
+    for rank, step in enumerate((2, 1)):
+        job[rank].tell(guarding.load, path, ("model",), step=step, lineage="sft")
+    assert [trainer.hear() for trainer in job] == ["1/2", "1/1"]
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    job.all(deeds.close)
+    job.all(deeds.resume, run, "fsdp")
+    first, second = job.all(deeds.warnings)
+    (said,) = (line for line in first if "one history" in line)
+    assert "in the epoch that was restored: rank 0: sft (guard.load of model of" in said
+    assert [line for line in second if "one history" in line] == []
+    job.all(deeds.close)
+    job.all(deeds.build, "fsdp")
+    job[0].tell(guarding.load, path, ("model",), step=2, lineage="sft")
+    job[0].hear()
+    job.all(deeds.attach, str(tmp_path / "third"))
+    job.all(deeds.restore)
+    (said,) = (line for line in job.all(deeds.warnings)[0] if "one history" in line)
+    assert "in what they bring: rank 0: sft (model of" in said
+    assert "; rank 1: nothing known. Where" in said
+    job.all(deeds.close)
+
+
 # --- parts inside of parts ----------------------------------------------------------------------
 
 

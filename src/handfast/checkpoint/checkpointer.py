@@ -22,6 +22,7 @@ from handfast.agent.local import AgentGone
 from handfast.agent.snapshot import Proposal
 from handfast.checkpoint.alone import alone
 from handfast.checkpoint.arguments import kept, line, one_of, patterns, seconds, whole
+from handfast.checkpoint.brought import found, warn
 from handfast.checkpoint.heard import Compared, Heard, Observer
 from handfast.checkpoint.port import State
 from handfast.checkpoint.refusal import Load, below, suggest, words
@@ -161,11 +162,11 @@ class Checkpointer:
         lineage = lineage and line(lineage)
         if in_place and dry_run:
             raise ValueError("in_place=True changes the live state: not with dry_run=True")
-        session = self._session
+        session, brought = self._session, self._state.brought()
         self._restored, self._last, self._tried = None, None, True
         session.start(
-            want=step, keep=self._keep, window=self._window, drain_s=self._drain_s,
-            patience_s=self._patience_s, require=require, in_place=in_place, lineage=lineage,
+            want=step, keep=self._keep, window=self._window, drain_s=self._drain_s, require=require,
+            patience_s=self._patience_s, in_place=in_place, lineage=lineage, brought=brought,
         )  # fmt: skip
         self._state.shares(session.collective.place.rank, session.neighbours())
         read = self._read_in_place(only, strict) if in_place else {}
@@ -195,6 +196,8 @@ class Checkpointer:
                 base,
                 "; ".join(left),
             )
+        if base == GENESIS and self._session.collective.place.rank == 0:
+            warn(self._session.brought, "what they bring")
         what = "first start" if base == GENESIS else f"resumed {base}"
         logger.info("%s, generation %d", what, generation)
         self._event("restored", generation=generation, epoch=str(base), left_behind=list(left))
@@ -287,7 +290,8 @@ class Checkpointer:
         try:
             self.extra = self._state.apply(copies, only, keep_live)
             if collective.place.size > 1:
-                mine = Load("", self._state.replicas(copies))
+                stamp = copies[0].manifest.stamp
+                mine = Load("", self._state.replicas(copies), found(stamp))
         except Exception as error:
             failure, mine = error, Load(words(error))
         loads = [
@@ -300,6 +304,7 @@ class Checkpointer:
             raise failure or Poisoned(f"another rank could not load: {self._poison}")
         if collective.place.rank == 0:
             suggest([load.replicas for load in loads])
+            warn([load.found for load in loads], "the epoch that was restored")
 
     # --- save -----------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from handfast.agent.keeper import Plan
+from handfast.checkpoint.brought import Brought
 from handfast.checkpoint.images import StagingImage
 from handfast.checkpoint.staging import Put
 from handfast.checkpoint.validated import Validated
@@ -60,6 +61,9 @@ class State(Protocol):
         self, copies: Sequence[Validated], only: Sequence[str], keep_live: Sequence[str]
     ) -> object:
         """Put a saved state in place; gives what was saved as ``extra``. Raises Poisoned."""
+
+    def brought(self) -> Brought:
+        """What the live state has come from by now, as far as it is known. Never raises."""
 
     def begins(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> object:
         """See whether the state may go on from copies so; no copies: nothing, a first start.

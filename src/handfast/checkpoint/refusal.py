@@ -9,6 +9,7 @@ import msgspec
 
 from handfast.agent.joining import Opened
 from handfast.agent.snapshot import Proposal, Stuck
+from handfast.checkpoint.brought import NOTHING, Brought
 from handfast.checkpoint.spelling import some
 from handfast.checkpoint.survey import TOGETHER
 from handfast.core.lattice import Epoch
@@ -30,7 +31,7 @@ class Hand(msgspec.Struct, frozen=True):
     A ``problem`` has a ``verdict`` if it is one of what is stored, and none if a disk is full, say.
     ``by`` names who kept it from answering; ``generation`` is rank 0's to say. ``known`` names a
     configuration that rank 0 lays down for all: each names every domain, and each rank has one.
-    ``lineage`` is the one that is to begin here, if any.
+    ``lineage`` is the one that is to begin here, if any; ``brought`` is what was loaded before.
     """
 
     opened: Opened | None = None
@@ -41,6 +42,7 @@ class Hand(msgspec.Struct, frozen=True):
     by: tuple[str, ...] = ()
     known: str = ""
     lineage: str = ""
+    brought: Brought = NOTHING
 
 
 def lay(hand: Hand, told: str) -> bytes:
@@ -182,10 +184,13 @@ def below(proposal: Proposal) -> Refused:
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What one rank says once it has loaded: what went wrong, or digests of what it stores."""
+    """What one rank says once it has loaded: what went wrong, or digests of what it stores, and
+    what that was ``found`` to be of.
+    """
 
     problem: str = ""
     replicas: dict[str, bytes] = {}
+    found: Brought = NOTHING
 
 
 def words(error: Exception) -> str:

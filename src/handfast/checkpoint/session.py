@@ -14,6 +14,7 @@ from handfast.agent.joining import Round
 from handfast.agent.local import Client
 from handfast.agent.snapshot import FORGONE, Proposal, Snapshot
 from handfast.checkpoint import fate, rounds
+from handfast.checkpoint.brought import NOTHING, Brought
 from handfast.checkpoint.collective import Collective, address_among
 from handfast.checkpoint.connection import Connection, Joining
 from handfast.checkpoint.refusal import Hand, agree, apart, lay, read, refusal
@@ -64,6 +65,7 @@ class Session:
         self._void: dict[Epoch, str] = {}  # what never converges, when no snapshot says so any more
         self._accepted: tuple[Epoch, int] | None = None
         self._found: dict[Epoch, str | None] = {}
+        self.brought: Sequence[Brought] = ()  # by the ranks of this round
 
     # --- what is known, without I/O ------------------------------------------------------------
 
@@ -105,6 +107,7 @@ class Session:
         require: bool = False,
         in_place: bool = False,
         lineage: str = "",
+        brought: Brought = NOTHING,
     ) -> Formation:
         """Meet the other ranks, open this rank's domain, and begin a generation.
 
@@ -116,11 +119,11 @@ class Session:
         place = self.collective.place
         mine = rounds.peek(self._files, self.root, place.node, place.rank)
         self._meeting = rounds.meet(self.collective, mine, require=require)
-        hand = Hand(want=want)
+        hand = Hand(want=want, brought=brought)
         try:  # whatever happens here, the others must hear of it: they wait in the gathering
             generation = self._count(self._meeting) if place.rank == 0 else 0
             opened = self._line.open(self._joining(self._meeting))
-            hand = Hand(opened, generation, want, lineage=lineage)
+            hand = Hand(opened, generation, want, lineage=lineage, brought=brought)
         except Refused as error:
             hand = Hand(want=want, problem=str(error), verdict=error.verdict)
         except Blocked as error:
@@ -133,6 +136,7 @@ class Session:
             hand = Hand(want=want, problem=str(error))
         told = self._meeting.peeks[0].known if place.rank else ""
         said = read(self.gather("hand", lay(hand, told)))
+        self.brought = [each.brought for each in said]
         return self._begin(said, keep, window, drain_s, in_place)
 
     @property

@@ -44,11 +44,12 @@ def note(part: nn.Module) -> None:
 
 
 def brings_itself(part: nn.Module, state: Mapping[str, object], prefix: str) -> bool:
-    """Whether a load brings a module tensors of its own, as after a load in place into what
-    ``state_dict()`` gave: what it held before that nobody knows.
+    """Whether a load brings a module nothing but tensors of its own, as after a load in place into
+    what ``state_dict()`` gave: what it held before that nobody knows.
     """
-    kept = ((tensor, state.get(prefix + name)) for name, tensor in _named(part))
-    return any(isinstance(its, Tensor) and place(its) == place(tensor) for tensor, its in kept)
+    comes = [t for name, t in state.items() if name.startswith(prefix) and isinstance(t, Tensor)]
+    own = {place(tensor) for module in part.modules() for _, tensor in _named(module)}
+    return bool(comes) and all(place(tensor) in own for tensor in comes)
 
 
 def holds_again(part: nn.Module) -> bool:

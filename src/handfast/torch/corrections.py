@@ -104,13 +104,13 @@ class Rescale(msgspec.Struct, frozen=True, tag="rescale"):
         """
         if type(optimizer) not in _COUNTING:
             raise TypeError(f"{_refusal(optimizer, _COUNTING)}, which correct a bias by a counter")
-        if not optimizer.state:
+        if not any(optimizer.state.values()):
             raise ValueError(
                 f"{type(optimizer).__name__} has no moments: restore them first, or begin anew"
             )
         applied = Applied(optimizer, self)
         for group in optimizer.param_groups:
-            states = [optimizer.state[p] for p in group["params"] if p in optimizer.state]
+            states = [state for p in group["params"] if (state := optimizer.state.get(p))]
             for state in states:
                 state["step"].fill_(self.count)
             if isinstance(optimizer, NAdam) and states:

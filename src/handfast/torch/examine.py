@@ -125,9 +125,9 @@ def _bound(nbytes: int) -> None:
 
 
 def _mapped() -> int:
-    """Bytes that RLIMIT_DATA counts (proc(5), ``VmData``)."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData:"))
+    """Bytes that RLIMIT_DATA counts, and the stack (proc(5), ``statm``)."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[5]) * mmap.PAGESIZE
 
 
 def _ask(name: str, staged: Staged) -> str:

@@ -9,18 +9,20 @@ more: what was together once stays together.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
+from handfast.checkpoint.brought import NOTHING, Brought, sources
 from handfast.core.verdict import Verdict
-from handfast.errors import Refused
+from handfast.errors import Refused, Unstorable
 from handfast.model.optimizer import Index
 from handfast.torch.contents import forget
 from handfast.torch.lineage import History
@@ -37,13 +39,16 @@ from handfast.torch.marked import (
     table,
 )
 from handfast.torch.origins import HERE, Origin, alone, numbers, place, refuse_apart
-from handfast.torch.stepping import is_no_update, parameters, shares, trained
+from handfast.torch.stepping import begun, is_no_update, parameters, shares, trained
 
-__all__ = ["anew", "begin", "beside", "common", "refuse_trained_apart"]
+__all__ = ["anew", "begin", "beside", "brought", "common", "refuse_trained_apart"]
 
 logger = logging.getLogger("handfast")
 
 _asked: Any = WeakIdKeyDictionary()  # optimizers, to what they were asked after
+
+
+_THAWED: Final = attrgetter("requires_grad")
 
 
 class _Asked(NamedTuple):
@@ -58,7 +63,7 @@ class _Asked(NamedTuple):
         return (
             self.change == Now.change
             and self.groups == len(optimizer.param_groups)
-            and not (self.frozen and any(p.requires_grad for p in self.frozen))
+            and not (self.frozen and any(map(_THAWED, self.frozen)))
         )
 
 
@@ -199,6 +204,19 @@ def common(parts: Sequence[object], what: str) -> Origin | None:
     return replace(came[0], history=_joined(came)) if came else None
 
 
+def brought(parts: Callable[[], Sequence[object]]) -> Brought:
+    """Where what is trained among some parts came from, for other ranks to hear; nothing where they
+    can't be listed, which is said when they are read.
+    """
+    with suppress(TypeError, ValueError, Unstorable):
+        came = [one for one in _led(parts()).values() if one.run != HERE]
+        if came:
+            history = _joined(came)
+            here = {f"{one.path} of {one.run}": str(one.index) for one in came}
+            return Brought(history.lineage, here | sources(history.forks))
+    return NOTHING
+
+
 def _led(parts: Sequence[object]) -> dict[Any, Origin]:
     """What leads of some parts, with origins: the weights that are trained, or else all. What came
     from a run stands before what began here.
@@ -311,8 +329,7 @@ def _check_tuned(
     if type(optimizer) is SGD and not any(group["momentum"] for group in optimizer.param_groups):
         there = [came.known for part, came in table.items() if isinstance(part, Optimizer)]
         waiting = waiting.difference(*there)
-    keys: Iterable[object] = optimizer.state
-    has = numbers(key for key in keys if isinstance(key, torch.Tensor))
+    has = numbers(begun(optimizer))
     if waiting and waiting.isdisjoint(has):
         raise alone(_WITHOUT, [came for came in origins.values() if came.waiting & waiting])
     for module, came in origins.items():

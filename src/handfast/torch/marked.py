@@ -262,10 +262,12 @@ def _loads(part: nn.Module, state: Mapping[str, object], prefix: str, *_: object
     roots = list(_roots.get(part, ()))
     for root in roots:
         attend(part, root)  # what was put into it since
-    if own := brings_itself(part, state, prefix):  # what it held was overwritten before, perhaps
+    own = any(root is part for root in roots) and brings_itself(part, state, prefix)
+    if own:  # what it held was overwritten before, perhaps
         forget(part)
     elif any(map(_may_come_back, roots)):
-        note(part)
+        for module in part.modules():  # now: tied weights are loaded with the first that has them
+            note(module)
     for root in roots:
         _loaded_around(root, None if own else part)
 

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from handfast.agent.examiner import Examined
 from handfast.agent.keeper import Plan
+from handfast.checkpoint.brought import Brought
 from handfast.checkpoint.images import StagingImage
 from handfast.checkpoint.port import Copied, Prove
 from handfast.checkpoint.spelling import some
@@ -37,7 +38,7 @@ from handfast.torch.capture import Captured, Names, capture, walk
 from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
 from handfast.torch.hints import own_digests
-from handfast.torch.indices import begin, common, refuse_trained_apart
+from handfast.torch.indices import begin, brought, common, refuse_trained_apart
 from handfast.torch.lineage import History, index_of
 from handfast.torch.marked import changes, forgotten
 from handfast.torch.names import matches
@@ -401,6 +402,10 @@ class TorchState:
             given=self._given or {},
             names=known.names,
         )
+
+    def brought(self) -> Brought:
+        """See the port."""
+        return brought(lambda: [node.value for node in self._parts()])
 
     def begins(self, copies: Sequence[Validated], only: Sequence[str], lineage: str) -> None:
         """See the port. Raises ValueError for the name of a lineage that this came from.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from handfast.torch.tensors import local
 
-__all__ = ["is_no_update", "parameters", "shares", "trained"]
+__all__ = ["begun", "is_no_update", "parameters", "shares", "trained"]
 
 
 def parameters(part: object) -> Iterator[Any]:
@@ -26,6 +26,17 @@ def parameters(part: object) -> Iterator[Any]:
 def trained(optimizer: Optimizer) -> list[object]:
     """Those of an optimizer that are not frozen."""
     return [p for p in parameters(optimizer) if getattr(p, "requires_grad", False)]
+
+
+def begun(optimizer: Optimizer) -> list[torch.Tensor]:
+    """The parameters that it has moments of; not those of no step, as Adagrad makes them."""
+    state: Mapping[Any, Any] = optimizer.state
+    return [p for p, held in state.items() if isinstance(p, torch.Tensor) and _any_step(held)]
+
+
+def _any_step(held: Any) -> bool:
+    count = held.get("step", 1) if isinstance(held, Mapping) else 1
+    return not isinstance(count, int | float | torch.Tensor) or bool(torch.as_tensor(count).any())
 
 
 def is_no_update(optimizer: Optimizer) -> bool:

@@ -165,7 +165,7 @@ ADAMS: Final = frozenset({
 """Classes whose moments are means of gradients and of their squares, at the rates ``betas``.
 
 A class that is derived from one of them may do anything, and is none. (torch 2.13,
-``torch/optim``; transformers 4.40, ``optimization.py``; apex, ``csrc/multi_tensor_adam.cu``.)
+``torch/optim``; transformers 4, ``optimization.py``; apex, ``csrc/multi_tensor_adam.cu``.)
 """
 
 DEFAULT: Final = (0.9, 0.999)

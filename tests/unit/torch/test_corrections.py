@@ -464,6 +464,17 @@ def test_an_unknown_optimizer_is_refused(make: Make, correction: Correction) -> 
     assert all(same_bytes(a, b) for a, b in zip(before, job.bits(), strict=True))
 
 
+def test_a_parameter_that_no_batch_has_used_has_no_counter_to_rescale() -> None:
+    """Looking it up has made an empty state: it raised half-way, with the others changed."""
+    optimizer = Job(torch.optim.AdamW).go(2).optimizer
+    spare = torch.nn.Parameter(torch.zeros(3))
+    optimizer.add_param_group({"params": [spare]})
+    assert optimizer.state[spare] == {}
+    Rescale(count=3).apply(optimizer)
+    counts = [state["step"].item() for state in optimizer.state.values() if state]
+    assert set(counts) == {3.0}
+
+
 def test_a_counter_is_rescaled_only_where_there_is_one() -> None:
     """SGD and Muon correct no bias; an optimizer that has not stepped has nothing to correct."""
     for name in ("momentum", "muon"):

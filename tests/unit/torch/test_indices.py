@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
-from torch.optim import LBFGS, SGD, AdamW, Optimizer
+from torch.optim import LBFGS, SGD, Adagrad, AdamW, Optimizer
 
 from handfast.core.verdict import Verdict
 from handfast.errors import Refused
@@ -375,6 +375,18 @@ def test_a_part_of_two_components_is_taken_back_as_both() -> None:
         assert origin(whole) == origin(whole["g"]) == at(3)
 
 
+def test_tied_weights_are_taken_back_with_all_that_hold_them() -> None:
+    """They are loaded with the first layer that has them, before the next is looked at."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    mark([(model, at(3))])
+    kept = copied(model)
+    model.load_state_dict(other(model))
+    assert origin(model) is None
+    model.load_state_dict(kept)
+    assert origin(model) == at(3)
+
+
 class Scaled(nn.Linear):
     """One that keeps something beside its tensors."""
 
@@ -419,6 +431,17 @@ def test_a_load_in_place_is_no_load_that_was_taken_back(warned: list[str]) -> No
     model.load_state_dict(live)
     assert origin(model) is None
     assert list(forgotten([model])) == [at(3)]
+
+
+def test_a_load_of_its_own_with_something_new_is_taken_back() -> None:
+    """Some of it is exchanged in what ``state_dict()`` gave, and put back from copies."""
+    model, _ = pair()
+    mark([(model, at(3))])
+    kept = copied(model)
+    model.load_state_dict(model.state_dict() | {"2.bias": kept["2.bias"] + 1})
+    assert origin(model) is None
+    model.load_state_dict(kept)
+    assert origin(model) == at(3)
 
 
 @pytest.mark.parametrize("how", ["head", "adapter", "wrapped", "frozen"])
@@ -594,6 +617,17 @@ def test_an_optimizer_that_is_made_anew_is_not_the_one_that_was_saved() -> None:
     model[:2].requires_grad_(False)
     mark([(model, at(4, known=numbers(model[0].parameters())))])
     step(model, head)
+
+
+def test_a_state_of_no_step_is_none(warned: list[str]) -> None:
+    """Adagrad makes its own when it is made: for a second phase that is begun anew."""
+    model, optimizer = pair()
+    step(model, optimizer)
+    came(3, model, optimizer)
+    assert "without the optimizer state" in str(refused(model, Adagrad(model.parameters())))
+    step(model, optimizer)
+    step(model, Adagrad(model.parameters()))
+    assert warned == []
 
 
 def test_moments_that_were_dropped_are_missed(warned: list[str]) -> None:

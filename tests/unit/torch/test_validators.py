@@ -667,6 +667,16 @@ def test_what_has_no_known_bound_is_left_alone() -> None:
         assert silent(trained(kind))
 
 
+@pytest.mark.parametrize("kind", [Adam, AdamW, NAdam, RAdam])
+def test_all_that_keep_adams_moments_are_looked_at(kind: type[Optimizer]) -> None:
+    """Torch's own, wherever they stand."""
+    state = {"opts": [trained(kind)]}
+    assert silent(state)
+    moment(state["opts"][0], "exp_avg_sq").zero_()
+    said = str(moments(staged(state)))
+    assert said.startswith("opts[0]/optimizer/state/0.weight/: 16 of 16")
+
+
 class Own(Optimizer):
     """Moments under Adam's keys that mean something else: of what was divided already."""
 
@@ -779,12 +789,15 @@ def test_sparse_gradients_are_not_refused() -> None:
     """SparseAdam leaves rows alone that a batch does not use, and counts for all."""
     table = nn.Embedding(16, 4, sparse=True)
     optimizer = torch.optim.SparseAdam(table.parameters(), lr=1e-2)
+    state = {"model": table, "optimizer": optimizer}
     for step in range(200):
         optimizer.zero_grad()
         (table(torch.tensor([step % 16 if step % 5 else 3])) * (1 + step % 7)).sum().backward()
         optimizer.step()
         if step % 10 == 0:
-            assert silent({"model": table, "optimizer": optimizer})
+            assert silent(state)
+    optimizer.state[table.weight]["exp_avg_sq"].zero_()
+    assert "first moments are too large" in str(moments(staged(state)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
