@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,3 +80,14 @@ def save(path: Path, module: str, name: str, fields: dict[str, Any]) -> None:
         made = stand(module, name)()
         made.__dict__.update(fields)
         torch.save(made, path)
+
+
+def copied_file(home: Path) -> None:
+    """A training of one file a step: all of the file of step 30 under the name of step 40's."""
+    shutil.copyfile(home / "ckpt_30.pt", home / "ckpt_40.pt")
+
+
+def optimizer_of_before(home: Path) -> None:
+    """Of the same training: the optimizer of step 30 in the file of step 40."""
+    before = torch.load(home / "ckpt_30.pt")["optimizer"]
+    change(home / "ckpt_40.pt", lambda saved: saved.update(optimizer=before))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.audit.altered import change
+from tests.audit.altered import change, copied_file, optimizer_of_before
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import StepLR
@@ -71,24 +71,13 @@ def test_what_sound_trainings_count_is_no_fault(
     assert codes(find, tmp_path) == set()
 
 
-def copied(home: Path) -> None:
-    """All of the file of step 30."""
-    shutil.copyfile(home / "ckpt_30.pt", home / "ckpt_40.pt")
-
-
-def optimizer_of_before(home: Path) -> None:
-    """The optimizer of step 30."""
-    before = torch.load(home / "ckpt_30.pt")["optimizer"]
-    change(home / "ckpt_40.pt", lambda saved: saved.update(optimizer=before))
-
-
 def scheduler_of_before(home: Path) -> None:
     """The scheduler of step 20, and a step later it has gone on."""
     before = torch.load(home / "ckpt_20.pt")["scheduler"]
     change(home / "ckpt_30.pt", lambda saved: saved.update(scheduler=before))
 
 
-@pytest.mark.parametrize("spoil", [copied, optimizer_of_before, scheduler_of_before])
+@pytest.mark.parametrize("spoil", [copied_file, optimizer_of_before, scheduler_of_before])
 @pytest.mark.parametrize("every", [1, 2])
 def test_another_steps_state_in_one_file_is_as_strong_as_in_a_directory(
     spoil: Callable[[Path], None], every: int, tmp_path: Path

@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from tests.audit.altered import change
+from tests.audit.altered import change, copied_file, optimizer_of_before
 from torch import nn
 from torch.distributed.checkpoint import FileSystemWriter, save
 from torch.distributed.checkpoint._extension import ZStandard
@@ -781,17 +781,6 @@ def test_tied_weights_and_averages_beside_them_are_no_hindrance(run: str, tmp_pa
     assert load(run, "exp_avg").keys() == {"0.weight"}
 
 
-def copied_file(home: Path) -> None:
-    """A file of step 30 under another one's name."""
-    shutil.copyfile(home / "ckpt_30.pt", home / "ckpt_40.pt")
-
-
-def optimizer_before(home: Path) -> None:
-    """The optimizer of step 30 in the file of step 40."""
-    before = torch.load(home / "ckpt_30.pt")["optimizer"]
-    change(home / "ckpt_40.pt", lambda saved: saved.update(optimizer=before))
-
-
 def copied_shards(home: Path) -> None:
     """Step 30's shard in step 40's directory."""
     name = "__0_0.distcp"
@@ -807,7 +796,7 @@ def member_before(home: Path) -> None:
     ("layout", "spoil", "name"),
     [
         (in_one, copied_file, "ckpt_40.pt"),
-        (in_one, optimizer_before, "ckpt_40.pt"),
+        (in_one, optimizer_of_before, "ckpt_40.pt"),
         (in_several, member_before, "step_40"),
         (in_shards, copied_shards, "step-40"),
     ],
