@@ -19,7 +19,7 @@ import msgspec
 import xxhash
 
 from handfast.agent import frames
-from handfast.agent.replicas import MARK, Replicas, Word
+from handfast.agent.hearsay import MARK, Hearsay, Word
 from handfast.agent.wire import Wire, WireError
 from handfast.checkpoint import rounds
 from handfast.checkpoint.outline import outline
@@ -233,7 +233,9 @@ TARGETS: dict[str, Target] = {
     "pins": Target(read_pins, (), (HOLDER,)),
     "round": Target(read_round, (FormatError,), (msgspec.json.encode(RoundRecord("a", 3)),)),
     "wire": Target(shake, (WireError,), (greeting(),)),
-    "word": Target(lambda data: Replicas().hear(data, 2), (msgspec.MsgspecError,), (A_WORD,)),
+    "word": Target(
+        lambda data: Hearsay(lambda *_: None).hear(data, 2), (msgspec.MsgspecError,), (A_WORD,)
+    ),
     "local": Target(read_local, (FormatError,), LOCAL),
 }
 

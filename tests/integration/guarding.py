@@ -61,6 +61,11 @@ def _first(desk: Desk) -> torch.Tensor:
     return local.detach().view(-1)
 
 
+def histories(desk: Desk) -> int:
+    """How many ranks this one knows to go on as no one history."""
+    return len(desk.checkpointer._session.histories)
+
+
 def stamps(path: str, step: int | None = None) -> list[Stamp]:
     """The stamps of all shards of an epoch."""
     return [shard.stamp for shard in handfast.open(path).inspect(step).shards]

@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,18 @@ import deeds
 import guarding
 import pytest
 import torch
+from click.testing import CliRunner
 from guarding import stamps
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
-from trainers import Job, end_agents, raised_by
+from trainers import Job, end_agents, eventually, raised_by
 from training import Training, digest
 
 import handfast
 from handfast import Keep
+from handfast.cli.main import app
 from handfast.core.verdict import Verdict
-from handfast.errors import Damaged, HandfastError, Poisoned, Refused
+from handfast.errors import Damaged, HandfastError, Poisoned, Refused, SaveFailed
 from handfast.model.optimizer import Index
 from handfast.store.manifest import Fork
 from handfast.torch import Checkpointer, guard
@@ -1586,36 +1588,103 @@ def test_layers_are_swapped_one_by_one(run: str, warned: Callable[[], list[str]]
     checkpointer.close()
 
 
-def test_ranks_that_load_different_epochs_are_told(launch: Launch, tmp_path: Path) -> None:
-    """Each by hand: what they bring when they meet, and what they find that they have saved."""
-    path, run = str(tmp_path / "base"), str(tmp_path / "run")
-    job = launch(2)
+def base_of_two(job: Job, path: str) -> None:
+    """Let two ranks save two epochs that others may load from."""
     job.all(deeds.resume, path, "fsdp")
     job.all(deeds.train, 2)
     job.all(deeds.converged)
     job.all(deeds.close)
+
+
+def load_by_hand(job: Job, path: str, steps: Sequence[int], **options: Any) -> None:
+    """Let ranks load, each of a step."""
+    for rank, step in enumerate(steps):
+        job[rank].tell(guarding.load, path, ("model", "optimizer"), step=step, **options)
+    assert [job[rank].hear() for rank in range(len(steps))] == [f"1/{step}" for step in steps]
+
+
+@pytest.mark.parametrize("lineage", ["", "sft"])
+def test_ranks_that_train_what_is_of_different_epochs_are_stopped(
+    lineage: str, launch: Launch, tmp_path: Path
+) -> None:
+    """No rank asks another when it loads or saves: the first one's agent hears what all stamps say.
+    The epoch that was saved so is a mixture to everybody who looks, and nobody trains on it.
+    """
+    path, run = str(tmp_path / "base"), str(tmp_path / "run")
+    job = launch(2)
+    base_of_two(job, path)
     job.all(deeds.resume, run, "fsdp")
-    for rank, step in enumerate((2, 1)):
-        job[rank].tell(guarding.load, path, ("model",), step=step, lineage="sft")
-    assert [trainer.hear() for trainer in job] == ["1/2", "1/1"]
+    load_by_hand(job, path, (2, 1), lineage=lineage)
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    eventually(lambda: bool(job[0].do(guarding.histories)))
+    job[0].tell(deeds.call, "check_for_errors")
+    error = raised_by(job[0])
+    assert isinstance(error, SaveFailed)
+    assert "on rank 0 against main 1/1" in str(error)
+    for trainer in job:
+        trainer.tell(deeds.restore)
+    for trainer in job:
+        error = raised_by(trainer)
+        assert isinstance(error, Poisoned)
+        assert "the epoch that was restored is a mixture: " in str(error)
+    opened = handfast.open(run)
+    assert opened.inspect(1).verdict is Verdict.MIXED
+    assert not opened.status().sound
+    assert [f.verdict for f in opened.verify(1).findings] == [Verdict.MIXED]
+    with pytest.raises(Refused, match="mixed: the ranks of epoch 1/1 had loaded parts of it"):
+        opened.export(tmp_path / "weights.safetensors", 1)
+    shown = CliRunner().invoke(app, ["verify", run])
+    assert shown.exit_code == 1
+    assert "a restore would come to 1/1, and refuse it" in shown.output
+
+
+def test_ranks_that_bring_different_epochs_to_a_first_start_are_refused(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """Each has loaded by hand before they met; both hear of both; it goes once both load one."""
+    path = str(tmp_path / "base")
+    job = launch(2)
+    base_of_two(job, path)
+    job.all(deeds.build, "fsdp")
+    load_by_hand(job, path, (2, 1), lineage="sft")
+    job.all(deeds.attach, str(tmp_path / "run"))
+    for trainer in job:
+        trainer.tell(deeds.restore)
+    for trainer in job:
+        error = raised_by(trainer)
+        assert isinstance(error, Refused)
+        assert error.verdict is Verdict.MIXED
+        assert "what the ranks bring is a mixture [guard.load of model, optimizer of " in str(error)
+    load_by_hand(job, path, (2, 2), lineage="sft")
+    assert job.all(deeds.restore) == [0, 0]
     job.all(deeds.train, 1)
     job.all(deeds.converged)
     job.all(deeds.close)
-    job.all(deeds.resume, run, "fsdp")
-    first, second = job.all(deeds.warnings)
-    (said,) = (line for line in first if "one history" in line)
-    assert "in the epoch that was restored: rank 0: sft (guard.load of model of" in said
-    assert [line for line in second if "one history" in line] == []
-    job.all(deeds.close)
+    assert handfast.open(tmp_path / "run").inspect(1).verdict is Verdict.COMPLETE
+
+
+def test_a_rank_that_has_loaded_alone_is_told_of(launch: Launch, tmp_path: Path) -> None:
+    """For all, perhaps, and DDP broadcasts it: that is no mixture, and the stamps do not say so."""
+    path = str(tmp_path / "base")
+    job = launch(2)
+    base_of_two(job, path)
     job.all(deeds.build, "fsdp")
-    job[0].tell(guarding.load, path, ("model",), step=2, lineage="sft")
-    job[0].hear()
-    job.all(deeds.attach, str(tmp_path / "third"))
+    load_by_hand(job, path, (2,), lineage="sft")
+    job.all(deeds.attach, str(tmp_path / "run"))
     job.all(deeds.restore)
     (said,) = (line for line in job.all(deeds.warnings)[0] if "one history" in line)
-    assert "in what they bring: rank 0: sft (model of" in said
+    assert "in what they bring: rank 0: sft (guard.load of model, optimizer of" in said
     assert "; rank 1: nothing known. Where" in said
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    eventually(lambda: bool(job[0].do(guarding.histories)))
+    job.all(deeds.train, 2)
+    said = [line for line in job.all(deeds.warnings)[0] if "one history in what is saved" in line]
+    assert len(said) == 1
+    job.all(deeds.converged)
     job.all(deeds.close)
+    assert handfast.open(tmp_path / "run").inspect(2).verdict is Verdict.COMPLETE
 
 
 # --- parts inside of parts ----------------------------------------------------------------------

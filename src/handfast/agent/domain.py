@@ -21,10 +21,10 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from handfast.agent.feed import Want
+from handfast.agent.hearsay import Hearsay
 from handfast.agent.judging import Judging
 from handfast.agent.keeper import Image, Keeper
 from handfast.agent.persisting import Persisting
-from handfast.agent.replicas import Replicas, word
 from handfast.agent.snapshot import FORGONE, Outcome, Proposal, Skip, Snapshot, Stuck, skips
 from handfast.agent.witness import Witness
 from handfast.core import events
@@ -99,7 +99,7 @@ class DomainHost:
         self._writer = ThreadPoolExecutor(1, f"store-{member.id}")
         self._pending: dict[Epoch, _Pending] = {}
         self._persisting = Persisting(keeper, self._blocking, self._witness)
-        self._replicas = Replicas()
+        self._hearsay = Hearsay(route)
         self.judging = Judging(keeper, self._blocking, self.post)
         self._jobs: set[asyncio.Task[None]] = set()
         self._outcomes: deque[Outcome] = deque(maxlen=OUTCOMES)
@@ -372,7 +372,8 @@ class DomainHost:
             unlike=self._witness.unlike(member.id),
             overtaken=self.overtaken,
             failure=self.failure,
-            divergent=self._replicas.found,
+            divergent=self._hearsay.divergent,
+            apart=self._hearsay.apart,
         )
 
     def _skips(self) -> tuple[Skip, ...]:
@@ -462,21 +463,15 @@ class DomainHost:
             event = events.Persisted(epoch, written.digest)
             seconds, total = time.monotonic() - began, written.bytes_total
             pending.outcome = Outcome(epoch, "", written.bytes_written, total, seconds)
-            if pending.image.plan.compared and roster is not None:
-                self._speak(roster, word(written.manifest, pending.image.plan.compared))
+            if roster is not None:
+                self._hearsay.say(roster, written.manifest, pending.image.plan.compared)
         pending.image.give_up("it is all taken")
         self.post(event)
 
-    def _speak(self, roster: Roster, said: bytes | None) -> None:
-        """Tell the first shard's agent what this rank holds alike with all others."""
-        if said is not None:
-            first = next(d.id for d in roster.configuration.domains if d.shard == 0)
-            self._route(first, said)
-
     def hear(self, said: bytes) -> None:
-        """Hear what another rank holds alike. Raises ``msgspec.MsgspecError`` for no such word."""
+        """Hear what another rank holds. Raises ``msgspec.MsgspecError`` for what is no word."""
         roster = self.member.roster
-        if roster is not None and self._replicas.hear(said, roster.configuration.shards):
+        if roster is not None and self._hearsay.hear(said, roster.configuration.shards):
             self._tell()
 
     async def _tidy(self, work: Callable[..., None], *args: object) -> None:

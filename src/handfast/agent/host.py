@@ -18,10 +18,10 @@ from typing import Any, Final
 import msgspec
 
 from handfast.agent.domain import DomainHost
+from handfast.agent.hearsay import is_word
 from handfast.agent.joining import Opened, Round, place_of_agents
 from handfast.agent.keeper import Image, Plan, held_alike
 from handfast.agent.links import Links
-from handfast.agent.replicas import is_word
 from handfast.agent.seat import Seat
 from handfast.agent.server import Server, Trainer
 from handfast.agent.snapshot import encode as encode_snapshot

@@ -35,7 +35,16 @@ from handfast.store.files import (
     writing,
 )
 from handfast.store.image import Layout, Slot
-from handfast.store.manifest import CHUNK, HASH_BYTES, Fork, Left, Manifest, Stamp, tensor_digest
+from handfast.store.manifest import (
+    CHUNK,
+    HASH_BYTES,
+    Fork,
+    Left,
+    Manifest,
+    Source,
+    Stamp,
+    tensor_digest,
+)
 from handfast.store.pins import pinned
 from handfast.store.port import Verify, Written
 from handfast.store.shelf import PART, PAUSE, Shelf
@@ -63,6 +72,7 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     forks: tuple[Fork, ...] = ()  # where the lineage began
     compared: tuple[str, ...] = ()  # what is held against all ranks, which should have it alike
     examined: Examined | None = None  # what its values are held against before it is voted on
+    came: tuple[Source, ...] = ()  # where what is trained was loaded from
 
 
 class Image:
@@ -205,6 +215,7 @@ class Keeper:
             configuration=roster.digest,
             parent=parent.stamp.epoch if parent else None,
             forks=plan.forks,
+            came=plan.came,
         )
         others = plan.leads or ((plan.replicated or plan.compared) and configuration.shards > 1)
         with ThreadPoolExecutor(1, "digests") as pool:  # beside the writing, which waits for a disk

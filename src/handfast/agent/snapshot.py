@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from handfast.agent.replicas import Divergence
+from handfast.agent.hearsay import Apart, Divergence
 from handfast.core.lattice import Epoch
 from handfast.core.messages import Certificate, RestoreCertificate
 from handfast.core.state import Member
@@ -94,7 +94,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     a successor claimed it). ``checking`` is the epoch whose copy the trainer is to judge, where it
     has said that it does. ``overtaken`` is the highest generation heard of, if higher than ours.
     ``unlike`` are paths that this rank left to its node's first, which holds something else there.
-    ``divergent`` are epochs whose ranks differ in what they hold alike by design.
+    ``divergent`` are epochs whose ranks differ in what they hold alike by design, ``apart`` is the
+    last one whose ranks do not have one history.
     """
 
     domain: str
@@ -115,6 +116,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     overtaken: int = 0
     failure: str = ""
     divergent: tuple[Divergence, ...] = ()
+    apart: Apart | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,71 +1,56 @@
-"""What the ranks bring to a round, or find in one epoch: histories that can't be of one training.
-
-Each rank loads by hand what it likes, and a save asks no other rank. So they are held against each
-other where all ranks meet: at the next restore.
-"""
+"""What is said where ranks do not have one history, and whether they may go on."""
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-import msgspec
+from handfast.checkpoint.spelling import some
+from handfast.core.verdict import Verdict
+from handfast.errors import Refused
+from handfast.store.provenance import Brought, mixed, unlike
 
-from handfast.core.lattice import Epoch
-from handfast.store.manifest import Fork, Stamp
-
-__all__ = ["NOTHING", "Brought", "found", "sources", "unlike", "warn"]
+__all__ = ["SAME", "refuse_mixed", "spell_mixed", "told", "warn"]
 
 logger = logging.getLogger("handfast")
 
-
-class Brought(msgspec.Struct, frozen=True):
-    """The lineage that a rank goes on as, "" where it brings nothing that is known, and the epochs
-    that this came from, by what was loaded.
-    """
-
-    lineage: str = ""
-    sources: dict[str, str] = {}
-
-    def __str__(self) -> str:
-        where = ", ".join(f"{what}: {at}" for what, at in self.sources.items())
-        return f"{self.lineage or 'nothing known'}{where and f' ({where})'}"
+SAME: Final = "load the same on every rank by guard.load, with step= and lineage="
 
 
-NOTHING: Final = Brought()
-
-
-def found(stamp: Stamp) -> Brought:
-    """What one rank's shard of an epoch is of."""
-    return Brought(stamp.lineage, sources(stamp.forks))
-
-
-def sources(forks: Iterable[Fork]) -> dict[str, str]:
-    """Where lineages began, by what began them."""
-    return {f"{f.why} of {f.run}": f"{f.of} {Epoch(f.generation, f.step)}" for f in forks}
-
-
-def unlike(said: Sequence[Brought]) -> bool:
-    """Whether ranks bring different lineages, or loaded the same from different epochs. Stages of a
-    pipeline may load what others do not.
-    """
-    at: dict[str, set[str]] = defaultdict(set)
-    for one in said:
-        for what, where in one.sources.items():
-            at[what].add(where)
-    return len({one.lineage for one in said}) > 1 or any(len(places) > 1 for places in at.values())
+def refuse_mixed(said: Sequence[Brought], what: str) -> None:
+    """Raise Refused, MIXED, where ranks have loaded the same from different epochs."""
+    if parts := spell_mixed(said):
+        raise Refused(f"{what} is a mixture", verdict=Verdict.MIXED, shards=parts, remedy=SAME)
 
 
 def warn(said: Sequence[Brought], what: str) -> None:
-    """Warn where that is so, of ``what`` they have it in."""
+    """Warn where the ranks do not have one history in ``what``."""
     if unlike(said):
-        logger.warning(
-            "the ranks do not have one history in %s: %s. Where each has loaded its shard of "
-            "another epoch that is a mixture, and where one has loaded for all, the epochs of the "
-            "others bear no word of it. What to do: guard.load the same on every rank, with step= "
-            "and lineage=",
-            what,
-            "; ".join(f"rank {rank}: {one}" for rank, one in enumerate(said)),
-        )
+        logger.warning("%s", told(said, what))
+
+
+def told(said: Sequence[Brought], what: str) -> str:
+    """Tell of histories that are not one: who has which."""
+    by: dict[str, list[int]] = defaultdict(list)
+    for rank, one in enumerate(said):
+        by[str(one)].append(rank)
+    each = "; ".join(f"{_ranks(ranks)}: {one}" for one, ranks in by.items())
+    return (
+        f"the ranks do not have one history in {what}: {each}. Where each has loaded its shard of "
+        "another epoch that is a mixture, and where one has loaded for all, the epochs of the "
+        f"others bear no word of it. What to do: {SAME}"
+    )
+
+
+def spell_mixed(said: Sequence[Brought]) -> list[str]:
+    """Spell out what ranks have loaded from different epochs: a line for each component."""
+    return [
+        f"{what}: " + " against ".join(f"{where} on {_ranks(ranks)}" for where, ranks in by.items())
+        for what, by in sorted(mixed(said).items())
+    ]
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank {some([str(rank) for rank in ranks], 8)}"

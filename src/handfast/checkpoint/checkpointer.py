@@ -22,7 +22,7 @@ from handfast.agent.local import AgentGone
 from handfast.agent.snapshot import Proposal
 from handfast.checkpoint.alone import alone
 from handfast.checkpoint.arguments import kept, line, one_of, patterns, seconds, whole
-from handfast.checkpoint.brought import found, warn
+from handfast.checkpoint.brought import SAME, refuse_mixed, spell_mixed, warn
 from handfast.checkpoint.heard import Compared, Heard, Observer
 from handfast.checkpoint.port import State
 from handfast.checkpoint.refusal import Load, below, suggest, words
@@ -36,6 +36,7 @@ from handfast.core.retain import Keep
 from handfast.core.verdict import Verdict
 from handfast.core.view import Lattice
 from handfast.errors import Blocked, Damaged, HandfastError, Poisoned, Refused, SaveFailed
+from handfast.store.provenance import found
 
 __all__ = ["Busy", "Checkpointer", "OnError", "Policy"]
 
@@ -233,6 +234,7 @@ class Checkpointer:
         """Hold what is proposed against the live state; nothing, at a first start."""
         if proposal.epoch == GENESIS:
             self._check_first(require)
+            refuse_mixed(self._session.brought, "what the ranks bring")
             return []
         copies = self._fetch(partial(self._session.load, proposal))
         self._compare(copies, only, strict)
@@ -302,6 +304,9 @@ class Checkpointer:
         if failed:
             self._poison = "; ".join(failed)
             raise failure or Poisoned(f"another rank could not load: {self._poison}")
+        if parts := spell_mixed([load.found for load in loads]):
+            self._poison = f"the epoch that was restored is a mixture: {'; '.join(parts)}"
+            raise Poisoned(f"{self._poison}. What to do: restore(step=) one before it, or {SAME}")
         if collective.place.rank == 0:
             suggest([load.replicas for load in loads])
             warn([load.found for load in loads], "the epoch that was restored")

@@ -7,11 +7,13 @@ where it goes on, or where that was asked for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
+from handfast.checkpoint.brought import SAME, spell_mixed, told
 from handfast.checkpoint.session import Session
 from handfast.errors import SaveFailed
+from handfast.store.provenance import Brought
 
 __all__ = ["Compared", "Heard", "Observer"]
 
@@ -53,6 +55,7 @@ class Heard:
         self._latest: object = None
         self._skips = 0
         self._refusals = 0
+        self._apart: Sequence[Brought] = ()
 
     def _since(self, latest: int | None) -> None:
         now = self._session.generation, latest  # whoever goes back begins anew
@@ -75,8 +78,8 @@ class Heard:
         """Hear what is new; no I/O. ``latest`` is the newest step known converged.
 
         Raises SaveFailed for several refusals in a row, since a training that stays bad would go on
-        for days with nothing to come back to but what there is now; and for ranks that differ,
-        where that is to be raised.
+        for days with nothing to come back to but what there is now; for ranks that train what is
+        of different epochs; and for ranks that differ, where that is to be raised.
         """
         self._since(latest)
         refused = self._session.new_refusals()
@@ -91,8 +94,27 @@ class Heard:
                 f"What to do: look into the training; a restart {after}. With "
                 "on_error='warn' this is but a warning"
             )
-        for told in self._session.new_divergences() if self._replicas else ():
-            self._tell("divergent", problem=told)
+        self._histories()
+        for line in self._session.new_divergences() if self._replicas else ():
+            self._tell("divergent", problem=line)
             if self._replicas == "raise":
-                raise SaveFailed(told)
-            logger.warning("%s", told)
+                raise SaveFailed(line)
+            logger.warning("%s", line)
+
+    def _histories(self) -> None:
+        """Raise SaveFailed for a mixture, until it is none; warn of what else is apart, once."""
+        before, self._apart = self._apart, self._session.histories
+        if not self._apart:
+            return
+        parts = spell_mixed(self._apart)
+        if self._apart != before:
+            problem = told(self._apart, "what is saved")
+            self._tell("apart", problem=problem)
+            if self._mild or not parts:
+                logger.warning("%s", problem)
+        if parts and not self._mild:
+            raise SaveFailed(
+                f"what is trained is a mixture: {'; '.join(parts)}. Each epoch of it is refused by "
+                f"a restore. What to do: begin anew, and {SAME}. With on_error='warn' this is but "
+                "a warning"
+            )

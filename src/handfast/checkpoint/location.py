@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from handfast.checkpoint.agents import AgentView, ask
 from handfast.checkpoint.evidence import certificates, lost
 from handfast.checkpoint.rounds import unfit
-from handfast.checkpoint.status import rows
+from handfast.checkpoint.status import apart, rows
 from handfast.checkpoint.survey import TOGETHER, Survey, read_domain
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.verdict import Verdict
@@ -237,8 +237,14 @@ def _chosen(survey: Survey, step: int | Epoch | None) -> Epoch:
     )
 
 
-def mixed(survey: Survey) -> Refused:
-    """Say that domains are of several copies of the run, and which stand out."""
+def mixed(survey: Survey, epoch: Epoch | None = None) -> Refused:
+    """Say that domains are of several copies of the run, and which stand out; or that the ranks of
+    an epoch had loaded the same from several.
+    """
+    if epoch is not None and (parts := apart(survey, epoch)):
+        what = f"the ranks of epoch {epoch} had loaded parts of it from different epochs"
+        remedy = "choose an epoch before it"
+        return Refused(what, verdict=Verdict.MIXED, shards=parts, remedy=remedy)
     return Refused(
         "its domains are of copies of one run that went on apart",
         verdict=Verdict.MIXED,

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from handfast.agent.keeper import Plan
-from handfast.checkpoint.brought import Brought
 from handfast.checkpoint.images import StagingImage
 from handfast.checkpoint.staging import Put
 from handfast.checkpoint.validated import Validated
+from handfast.store.provenance import Brought
 
 __all__ = ["Copied", "Prove", "State"]
 

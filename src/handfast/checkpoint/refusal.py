@@ -9,13 +9,13 @@ import msgspec
 
 from handfast.agent.joining import Opened
 from handfast.agent.snapshot import Proposal, Stuck
-from handfast.checkpoint.brought import NOTHING, Brought
 from handfast.checkpoint.spelling import some
 from handfast.checkpoint.survey import TOGETHER
 from handfast.core.lattice import Epoch
 from handfast.core.recover import APART
 from handfast.core.verdict import Verdict
 from handfast.errors import Blocked, HandfastError, Refused, Superseded
+from handfast.store.provenance import NOTHING, Brought
 
 __all__ = [
     "Hand", "Load", "agree", "apart", "below", "groups_apart", "lay", "read", "refusal", "suggest",

@@ -14,7 +14,6 @@ from handfast.agent.joining import Round
 from handfast.agent.local import Client
 from handfast.agent.snapshot import FORGONE, Proposal, Snapshot
 from handfast.checkpoint import fate, rounds
-from handfast.checkpoint.brought import NOTHING, Brought
 from handfast.checkpoint.collective import Collective, address_among
 from handfast.checkpoint.connection import Connection, Joining
 from handfast.checkpoint.refusal import Hand, agree, apart, lay, read, refusal
@@ -29,6 +28,7 @@ from handfast.core.view import Lattice
 from handfast.errors import Blocked, Damaged, HandfastError, Refused, SaveFailed, Superseded
 from handfast.store import manifest as codec
 from handfast.store.files import Files
+from handfast.store.provenance import NOTHING, Brought
 from handfast.store.shelf import Shelf
 
 __all__ = ["Session"]
@@ -384,6 +384,14 @@ class Session:
             for found in fresh
             if found.epoch.generation == self.generation
         ]
+
+    @property
+    def histories(self) -> Sequence[Brought]:
+        """What each rank goes on as, where the last epoch that all ranks have persisted was of no
+        one history; else nothing. Only the first rank's agent hears of it.
+        """
+        now = self.snapshot.apart
+        return now.said if now is not None and now.epoch.generation == self.generation else ()
 
     def wait_persisted(self, epoch: Epoch, timeout: float | None) -> None:
         """See :meth:`handfast.checkpoint.save.Save.persisted`."""

@@ -11,15 +11,17 @@ from typing import Final
 import msgspec
 
 from handfast.checkpoint.agents import AgentView
+from handfast.checkpoint.brought import SAME, spell_mixed
 from handfast.checkpoint.survey import TOGETHER, Found, Survey
 from handfast.core.lattice import GENESIS, Epoch, Skew, skew
 from handfast.core.membership import Domain
 from handfast.core.messages import Skipped
 from handfast.core.verdict import Verdict
+from handfast.store import provenance
 from handfast.store.files import reading
 
 __all__ = ["Cell", "DomainRow", "EpochRow", "Mark", "PinRow", "SkipRow", "Status", "Trouble",
-    "rows", "status", "troubles"]  # fmt: skip
+    "apart", "rows", "status", "troubles"]  # fmt: skip
 
 DAMAGE: Final = (Verdict.CORRUPT, Verdict.MIXED, Verdict.FOREIGN, Verdict.MISSING)
 
@@ -102,7 +104,7 @@ class DomainRow(msgspec.Struct, frozen=True):
 class Trouble(msgspec.Struct, frozen=True):
     """Something that is not as it was attested; ``epoch`` is None where it is a whole domain.
 
-    ``domain`` is empty where it would keep the whole run from being started.
+    ``domain`` is empty where it would keep the whole run from being started, or is no domain's own.
     """
 
     domain: str
@@ -264,7 +266,7 @@ def _judge(survey: Survey, epoch: Epoch, cells: list[Cell]) -> Verdict | None:
         held[domain.shard] = held.get(domain.shard, False) or cell.mark in holding
     if held and all(held.values()):
         mixed = any(epoch.generation >= rift.generation for rift in survey.rifts)
-        return Verdict.MIXED if mixed else Verdict.COMPLETE
+        return Verdict.MIXED if mixed or apart(survey, epoch) else Verdict.COMPLETE
     lacking = [
         cell for domain, cell in zip(survey.domains, cells, strict=True) if not held[domain.shard]
     ]
@@ -277,6 +279,15 @@ def _judge(survey: Survey, epoch: Epoch, cells: list[Cell]) -> Verdict | None:
     pending = all(cell.mark in (Mark.ABSENT, Mark.UNFINISHED) for cell in lacking)
     newest = epoch.generation == survey.generation and (converged is None or epoch > converged)
     return Verdict.AHEAD if pending and newest else Verdict.TORN
+
+
+def apart(survey: Survey, epoch: Epoch) -> list[str]:
+    """Spell out what the ranks of an epoch had loaded from different epochs, if they had."""
+    entries = (place.entries.get(epoch) for place in survey.places if place is not None)
+    stamps = [entry.manifest.stamp for entry in entries if entry is not None and entry.manifest]
+    said = {stamp.shard: provenance.found(stamp) for stamp in stamps}
+    shards = range(max(said, default=-1) + 1)
+    return spell_mixed([said.get(shard, provenance.NOTHING) for shard in shards])
 
 
 def troubles(survey: Survey) -> tuple[Trouble, ...]:
@@ -304,7 +315,19 @@ def troubles(survey: Survey) -> tuple[Trouble, ...]:
         shard = found.identity.shard if found.identity is not None else None
         listed.append(Trouble(found.id, shard, found.verdict or Verdict.FOREIGN, _strange(found)))
     listed += [Trouble("", None, Verdict.CORRUPT, problem) for problem in survey.unfit]
-    return tuple(listed)
+    return (*listed, *_mixtures(survey))
+
+
+def _mixtures(survey: Survey) -> Iterator[Trouble]:
+    """Name the epochs whose ranks had loaded the same from different epochs."""
+    held = set[Epoch]().union(*(place.retained for place in survey.places if place is not None))
+    for epoch in sorted(held):
+        if parts := apart(survey, epoch):
+            problem = (
+                f"its ranks had loaded this from different epochs: {'; '.join(parts)}. A restore "
+                f"refuses it. What to do: restore(step=) one before it, or {SAME}"
+            )
+            yield Trouble("", None, Verdict.MIXED, problem, epoch)
 
 
 def _forgotten(survey: Survey) -> Iterator[Trouble]:

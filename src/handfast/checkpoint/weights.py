@@ -241,7 +241,7 @@ def _hold(
     epoch = choose(survey, step)
     verdict = next(row.verdict for row in rows(survey) if row.epoch == epoch)
     if verdict is Verdict.MIXED:
-        raise mixed(survey)
+        raise mixed(survey, epoch)
     places = _copies(survey, epoch, verdict)
     unpinned = set()
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ from handfast.checkpoint.refusal import groups_apart
 from handfast.checkpoint.spelling import size
 from handfast.cli.console import RUNS, answer, answering, as_json, out, paths, step, tabulate
 from handfast.core.lattice import Epoch
-from handfast.store.manifest import Fork, Stamp
+from handfast.store.manifest import Fork, Source, Stamp
 
 __all__ = ["inspect"]
 
@@ -65,6 +65,7 @@ def _shard(console: Console, shard: ShardView) -> None:
         ("manifest", f"{shard.path} ({shard.digest})"),
         ("stamp", _stamp(stamp)),
         *((f"since {fork.lineage}", _fork(fork)) for fork in stamp.forks),
+        ("loaded", "; ".join(map(_source, stamp.came)) or "nothing"),
         ("image", f"{size(shard.image_bytes)} in {files}"),
         ("environment", environment),
     ]
@@ -96,6 +97,11 @@ def _stamp(stamp: Stamp) -> str:
 def _fork(fork: Fork) -> str:
     at = Epoch(fork.generation, fork.step)
     return f"{fork.of} of run {fork.run} at {at}: {fork.why}"
+
+
+def _source(source: Source) -> str:
+    at = Epoch(source.generation, source.step)
+    return f"{source.path} from {source.lineage} of run {source.run} at {at}"
 
 
 def _dims(dims: tuple[int, ...]) -> str:

@@ -21,6 +21,7 @@ from handfast.cli.console import (
     tabulate,
 )
 from handfast.core.lattice import GENESIS, Epoch
+from handfast.core.verdict import Verdict
 
 __all__ = ["verify"]
 
@@ -67,6 +68,8 @@ def _show(result: Verification) -> None:
     console.print(f"{epochs}: {state} ({size(result.nbytes)} read)")
     if result.line is None:
         console.print("a restore would find nothing")
+    elif any(f.epoch == result.line and f.verdict is Verdict.MIXED for f in result.findings):
+        console.print(f"a restore would come to {result.line}, and refuse it")
     elif result.line != GENESIS:
         console.print(f"a restore would take {result.line}")
 

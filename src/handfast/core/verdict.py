@@ -12,7 +12,7 @@ class Verdict(StrEnum):
     BEHIND = "behind"  # the domain's newest epoch is older than the converged one
     AHEAD = "ahead"  # the domain holds an epoch that has not converged
     TORN = "torn"  # some shards have the epoch, others never finished it
-    MIXED = "mixed"  # bytes of one epoch stand under the stamp of another
+    MIXED = "mixed"  # bytes, or loads, of several epochs stand under the stamp of one
     CORRUPT = "corrupt"  # bytes differ from what was attested
     FOREIGN = "foreign"  # another run, configuration or format
     MISSING = "missing"  # nothing is there, though a record says that something was

@@ -24,6 +24,7 @@ __all__ = [
     "Left",
     "Manifest",
     "Piece",
+    "Source",
     "Stamp",
     "check",
     "chunk_hash",
@@ -59,13 +60,24 @@ class Fork(msgspec.Struct, frozen=True, array_like=True):
     why: str = ""
 
 
+class Source(msgspec.Struct, frozen=True, array_like=True):
+    """Where what is trained was loaded from: component ``path`` of an epoch of a run."""
+
+    path: str
+    run: Name
+    lineage: str
+    generation: Natural
+    step: Natural
+
+
 class Stamp(msgspec.Struct, frozen=True, array_like=True):
     """Whose bytes these are: provenance, because a mixture can't be seen in the values.
 
     The run and its lineage, the epoch, the domain that holds shard ``shard`` of ``shards``, the
     incarnation that wrote it, the configuration's digest, and the epoch saved before this one.
     ``forks`` are where its lineage began, and the lineages before it, oldest first; none for what
-    began from nothing.
+    began from nothing. ``came`` is what was loaded last of what is trained, by a restore or by
+    hand, and where from.
     """
 
     run: Name
@@ -79,6 +91,7 @@ class Stamp(msgspec.Struct, frozen=True, array_like=True):
     configuration: str
     parent: Epoch | None
     forks: tuple[Fork, ...] = ()
+    came: tuple[Source, ...] = ()
 
     @property
     def epoch(self) -> Epoch:

@@ -20,10 +20,12 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
-from handfast.checkpoint.brought import NOTHING, Brought, sources
 from handfast.core.verdict import Verdict
 from handfast.errors import Refused, Unstorable
 from handfast.model.optimizer import Index
+from handfast.store import provenance
+from handfast.store.manifest import Source
+from handfast.store.provenance import NOTHING, Brought
 from handfast.torch.contents import forget
 from handfast.torch.lineage import History
 from handfast.torch.marked import (
@@ -41,7 +43,7 @@ from handfast.torch.marked import (
 from handfast.torch.origins import HERE, Origin, alone, numbers, place, refuse_apart
 from handfast.torch.stepping import begun, is_no_update, parameters, shares, trained
 
-__all__ = ["anew", "begin", "beside", "brought", "common", "refuse_trained_apart"]
+__all__ = ["anew", "begin", "beside", "brought", "common", "refuse_trained_apart", "sources"]
 
 logger = logging.getLogger("handfast")
 
@@ -209,12 +211,21 @@ def brought(parts: Callable[[], Sequence[object]]) -> Brought:
     can't be listed, which is said when they are read.
     """
     with suppress(TypeError, ValueError, Unstorable):
-        came = [one for one in _led(parts()).values() if one.run != HERE]
+        given = parts()
+        came = [one for one in _led(given).values() if one.run != HERE]
         if came:
             history = _joined(came)
-            here = {f"{one.path} of {one.run}": str(one.index) for one in came}
-            return Brought(history.lineage, here | sources(history.forks))
+            return provenance.brought(history.lineage, history.forks, sources(given))
     return NOTHING
+
+
+def sources(parts: Sequence[object]) -> tuple[Source, ...]:
+    """Where what is trained among some parts was loaded from, for the stamp."""
+    return tuple(
+        Source(one.path, one.run, one.index.lineage, one.index.generation, one.index.step)
+        for one in _led(parts).values()
+        if one.run != HERE
+    )
 
 
 def _led(parts: Sequence[object]) -> dict[Any, Origin]:

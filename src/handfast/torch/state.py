@@ -22,7 +22,6 @@ from torch.optim import Optimizer
 
 from handfast.agent.examiner import Examined
 from handfast.agent.keeper import Plan
-from handfast.checkpoint.brought import Brought
 from handfast.checkpoint.images import StagingImage
 from handfast.checkpoint.port import Copied, Prove
 from handfast.checkpoint.spelling import some
@@ -32,13 +31,14 @@ from handfast.store import objects
 from handfast.store.image import Layout, TensorSpec, plan
 from handfast.store.kept import Kept
 from handfast.store.port import Verify
+from handfast.store.provenance import Brought
 from handfast.torch import apply as restore
 from handfast.torch import boxes, compare, optimizers
 from handfast.torch.capture import Captured, Names, capture, walk
 from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
 from handfast.torch.hints import own_digests
-from handfast.torch.indices import begin, brought, common, refuse_trained_apart
+from handfast.torch.indices import begin, brought, common, refuse_trained_apart, sources
 from handfast.torch.lineage import History, index_of
 from handfast.torch.marked import changes, forgotten
 from handfast.torch.names import matches
@@ -111,6 +111,7 @@ class TorchState:
         self._pickle = tuple(pickle)
         self._verify: Verify = verify
         self._history = History()
+        self._came = sources(())
         self._seen = 0
         self._validators = tuple(validators)
         self._comparing = compared
@@ -211,6 +212,7 @@ class TorchState:
             window=self._window,
             compared=self._should_be_alike(now) if self._comparing else (),
             examined=self._examined(now),
+            came=self._came,
         )
         return self._plan
 
@@ -443,14 +445,12 @@ class TorchState:
         self, copies: Sequence[Validated], only: Sequence[str], lineage: str, run: str
     ) -> None:
         """See the port."""
-        former, self._history = self._history, self._onward(copies, only, lineage)
+        self._history, self._plan = self._onward(copies, only, lineage), None
         if copies:
             stamp, saved, only = copies[0].manifest.stamp, self.read(copies), self._asked(only)
             remember(self._parts(), saved, stamp, only, self._history, self._rests)
         else:
             begin([(node.value, node.path) for node in self._parts()], self._history, run)
-        if self._history != former:
-            self._forget()
 
     def _asked(self, only: Sequence[str]) -> Sequence[str]:
         return WHOLE if self._whole else only
@@ -460,14 +460,15 @@ class TorchState:
         return known(self._parts(), self.read(copies), WHOLE)
 
     def _follow(self) -> None:
-        """Go on as the lineage of what was loaded since. Raises Refused for a mixture."""
+        """Go on as what was loaded since. Raises Refused for a mixture."""
         if self._seen == changes():
             return
-        came = common([node.value for node in self._parts()], "this epoch")
-        self._seen = changes()
-        if came is not None and came.run != HERE and came.history != self._history:
-            self._history = came.history
-            self._forget()
+        parts = [node.value for node in self._parts()]
+        came, former = common(parts, "this epoch"), (self._history, self._came)
+        self._seen, self._came = changes(), sources(parts)
+        self._history = came.history if came is not None and came.run != HERE else former[0]
+        if (self._history, self._came) != former:
+            self._plan = None
 
     def _parts(self) -> list[Node]:
         """The modules and optimizers of the state."""

@@ -18,6 +18,7 @@ import msgspec
 from agentkit import NBYTES, begin, born, image, until
 
 from handfast.agent.domain import DomainHost
+from handfast.agent.hearsay import is_word
 from handfast.agent.keeper import Image
 from handfast.agent.snapshot import Snapshot
 from handfast.core import events
@@ -199,9 +200,11 @@ class Mesh:
         return host
 
     def route(self, n: int, to: str, data: bytes) -> None:
-        message = decode_message(data)
         at = self.among.index(to)
         assert at is not None
+        if is_word(data):  # no part of the protocol
+            return
+        message = decode_message(data)
         self.messages.append((n, at, message))
         self.witness.sent(self.names[n], message)
         host = self.hosts.get(at)

@@ -1,41 +1,35 @@
-"""Shows when ranks can't have one history, and what is said of it."""
+"""Shows what is said, and what is refused, where ranks do not have one history."""
 
 from __future__ import annotations
 
 import pytest
 
-from handfast.checkpoint.brought import NOTHING, Brought, found, unlike, warn
-from handfast.store.manifest import Fork, Stamp
+from handfast.checkpoint.brought import refuse_mixed, warn
+from handfast.core.verdict import Verdict
+from handfast.errors import Refused
+from handfast.store.provenance import NOTHING, Brought
 
-
-def stamp(step: int, lineage: str = "sft", why: str = "guard.load of model") -> Stamp:
-    """One shard's, of a lineage that began at a step."""
-    fork = Fork(lineage, "run", "main", 1, step, why)
-    return Stamp("run", lineage, 1, 9, "d0", 0, 2, 1, "c", None, (fork,))
-
-
-@pytest.mark.parametrize(
-    ("others", "apart"),
-    [
-        ([stamp(4)], False),
-        ([stamp(2)], True),
-        ([stamp(4, "other")], True),
-        ([stamp(2, why="guard.load of stage1")], False),
-    ],
-    ids=["same", "step", "lineage", "stages"],
-)
-def test_ranks_load_the_same_from_one_epoch(others: list[Stamp], apart: bool) -> None:
-    """One name, and one epoch for each load; stages of a pipeline load what others do not."""
-    assert unlike([found(one) for one in (stamp(4), *others)]) is apart
+ONE, OTHER = (Brought("main", {"model": f"main 1/{step} of run a"}) for step in (4, 2))
 
 
 def test_what_one_rank_alone_has_loaded_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """By rank, and what it came from; nothing is said where nobody has."""
+    """By ranks, and what it came from; nothing is said where nobody has."""
     warn([NOTHING, NOTHING], "what they bring")
     assert caplog.messages == []
-    warn([found(stamp(4)), Brought()], "what they bring")
+    warn([ONE, NOTHING, NOTHING], "what they bring")
     (said,) = caplog.messages
     assert (
-        "what they bring: rank 0: sft (guard.load of model of run: main 1/4); rank 1: nothing "
-        "known. Where" in said
+        "what they bring: rank 0: main (model: main 1/4 of run a); rank 1, 2: nothing known. Where"
+        in said
+    )
+
+
+def test_what_is_of_two_epochs_is_refused_by_name() -> None:
+    """Who has which, a part at a time; what one rank alone has loaded is none."""
+    refuse_mixed([ONE, NOTHING, ONE], "what the ranks bring")
+    with pytest.raises(Refused) as caught:
+        refuse_mixed([ONE, OTHER, ONE], "what the ranks bring")
+    assert caught.value.verdict is Verdict.MIXED
+    assert caught.value.shards == (
+        "model: main 1/4 of run a on rank 0, 2 against main 1/2 of run a on rank 1",
     )

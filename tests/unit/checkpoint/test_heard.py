@@ -6,15 +6,15 @@ A training that stays bad must not go on for days; one that got over a bad step 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agentkit import HASTY, roster
 
+from handfast.agent.hearsay import Apart, Divergence
 from handfast.agent.joining import Round
-from handfast.agent.replicas import Divergence
 from handfast.agent.snapshot import FORGONE, INVALID, UNLIKE, Outcome, Skip, Snapshot
 from handfast.checkpoint.collective import Solo
 from handfast.checkpoint.heard import Compared, Heard, Observer
@@ -22,6 +22,7 @@ from handfast.checkpoint.session import Session
 from handfast.core.lattice import Epoch
 from handfast.core.messages import Certificate
 from handfast.errors import SaveFailed
+from handfast.store.provenance import Brought
 
 
 class Ear:
@@ -35,6 +36,7 @@ class Ear:
         self.outcomes: list[Outcome] = []
         self.skipped: list[Skip] = []
         self.divergent: list[Divergence] = []
+        self.apart: Apart | None = None
         self.latest: int | None = None
         self.begin(1)
 
@@ -51,7 +53,7 @@ class Ear:
             line = Certificate("run", "c", "dir", epoch, "root")
         self.session._line.snapshot = Snapshot(
             "d0", 1, line=line, outcomes=tuple(self.outcomes), skipped=tuple(self.skipped),
-            divergent=tuple(self.divergent),
+            divergent=tuple(self.divergent), apart=self.apart,
         )  # fmt: skip
         self.heard.listen(self.latest)
 
@@ -209,6 +211,48 @@ def test_ranks_that_differ_are_said_once(
         assert "epoch 1/4: ranks differ" in caplog.records[0].message
     here.listen()
     assert here.names == ["divergent"]
+
+
+def came(*steps: int, lineages: Sequence[str] = ("main", "main")) -> tuple[Brought, ...]:
+    """Ranks that have loaded one model from these steps."""
+    return tuple(
+        Brought(lineage, {"model": f"main 1/{step} of run a"})
+        for step, lineage in zip(steps, lineages, strict=True)
+    )
+
+
+@pytest.mark.parametrize("mild", [False, True])
+def test_ranks_that_train_what_is_of_two_epochs_are_stopped(
+    mild: bool, ear: Callable[..., Ear], caplog: pytest.LogCaptureFixture
+) -> None:
+    """At every call until they do not; the observer hears of it once. Mildly, it is a warning."""
+    here = ear(mild=mild)
+    here.apart = Apart(Epoch(1, 4), came(4, 2))
+    for _ in range(2):
+        if mild:
+            here.listen()
+        else:
+            with pytest.raises(SaveFailed, match="a mixture: model: main 1/4 of run a on rank 0"):
+                here.listen()
+    assert here.names == ["apart"]
+    assert len([line for line in caplog.messages if "do not have one history" in line]) == mild
+    here.apart = None
+    here.listen()
+    here.apart = Apart(Epoch(2, 4), came(4, 2))  # of a generation that has ended
+    here.listen()
+    assert here.names == ["apart"]
+
+
+def test_ranks_that_go_on_as_different_lineages_are_warned_of_once(
+    ear: Callable[..., Ear], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One has loaded for all, perhaps: that is no mixture, and the stamps of the others lack it."""
+    here = ear()
+    for step in (4, 5):
+        here.apart = Apart(Epoch(1, step), came(4, 4, lineages=("sft", "main")))
+        here.listen()
+    assert here.names == ["apart"]
+    assert len([line for line in caplog.messages if "do not have one history" in line]) == 1
 
 
 def test_skips_are_warned_of_more_and_more_rarely(

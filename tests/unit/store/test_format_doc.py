@@ -10,7 +10,7 @@ from handfast.core import lattice, membership, messages
 from handfast.core.lattice import Epoch
 from handfast.store import arrays, objects
 from handfast.store.image import DTYPES, Slot, TensorSpec
-from handfast.store.manifest import Left, Manifest, Piece, Stamp
+from handfast.store.manifest import Fork, Left, Manifest, Piece, Source, Stamp
 from handfast.store.pins import Holder
 
 WHOLE = (Path(__file__).parents[3] / "docs" / "format.md").read_text()
@@ -42,6 +42,8 @@ def test_dtypes_are_listed_with_size_and_code() -> None:
         ("tensor", TensorSpec),
         ("piece", Piece),
         ("left", Left),
+        ("fork", Fork),
+        ("source", Source),
     ],
 )
 def test_fields_are_listed_in_their_order(name: str, struct: type[msgspec.Struct]) -> None:

@@ -20,6 +20,7 @@ from handfast.store.manifest import (
     Left,
     Manifest,
     Piece,
+    Source,
     Stamp,
     check,
     chunk_hash,
@@ -163,11 +164,19 @@ def test_a_lineage_comes_back_with_all_that_it_forked_from() -> None:
     assert digest(encode(forked)) != digest(encode(plain))
 
 
-@pytest.mark.parametrize("fields", [10, 11])
+def test_what_was_loaded_comes_back_and_is_under_the_digest() -> None:
+    """Else a mixture of ranks could not be told from a training."""
+    came = tuple(Source(path, "run-0", "main", 1, 1200) for path in ("model", "optimizer"))
+    loaded = sample(stamp=msgspec.structs.replace(STAMP, came=came))
+    assert decode(encode(loaded)).stamp.came == came
+    assert digest(encode(loaded)) != digest(encode(sample()))
+
+
+@pytest.mark.parametrize("fields", [10, 11, 12])
 def test_a_stamp_of_an_earlier_release_has_no_forks(fields: int) -> None:
-    """It had ten fields, and says what it always said."""
+    """It had ten fields, then eleven, and says what it always said."""
     body = msgspec.to_builtins(sample(), builtin_types=(bytes,))
-    assert len(body[0]) == 11
+    assert len(body[0]) == 12
     body[0] = body[0][:fields]
     assert decode(reframe(msgspec.msgpack.encode(["an earlier release", body]))) == sample()
 

@@ -1,0 +1,137 @@
+"""What ranks say of an epoch beside the protocol: what they hold alike, and where that came from.
+
+Each rank's agent sends one word to the first shard's agent, once it has persisted its own. That is
+no part of the protocol: a word that is lost is not sent again, and no epoch waits for one.
+
+Of what all ranks should hold alike it has one digest. A difference is silent data corruption, or a
+training that is not deterministic where it was taken to be; which rank is right nobody can tell
+from digests. Of what its rank loaded, by a restore or by hand, it says from where: each rank loads
+by itself, and what two have from different epochs is a mixture, however well it is saved.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import msgspec
+import xxhash
+
+from handfast.core.lattice import Epoch
+from handfast.core.membership import Roster
+from handfast.errors import UNREADABLE
+from handfast.store.manifest import Manifest
+from handfast.store.provenance import NOTHING, Brought, found, unlike
+
+__all__ = ["Apart", "Divergence", "Hearsay", "Word", "is_word", "word"]
+
+EPOCHS: Final = 16
+"""Epochs of which words are kept while not all ranks were heard."""
+
+MARK: Final = b"\xc1"
+"""What a word begins with among the protocol's messages: msgpack never uses this byte."""
+
+
+class Word(msgspec.Struct, frozen=True, array_like=True):
+    """What one shard's rank holds of an epoch: digests of the paths that are alike, and of all;
+    nothing where they are not to be compared. And what it came from.
+    """
+
+    epoch: Epoch
+    shard: int
+    paths: bytes
+    values: bytes
+    brought: Brought = NOTHING
+
+
+class Divergence(msgspec.Struct, frozen=True, array_like=True):
+    """Groups of shards that hold the same; the largest first. There are two groups at least."""
+
+    epoch: Epoch
+    groups: tuple[tuple[int, ...], ...]
+
+
+class Apart(msgspec.Struct, frozen=True, array_like=True):
+    """An epoch whose ranks do not have one history: what each of them goes on as, by shard."""
+
+    epoch: Epoch
+    said: tuple[Brought, ...]
+
+
+def word(manifest: Manifest, alike: Iterable[str]) -> bytes:
+    """Spell out what is to be said of an epoch.
+
+    ``alike`` are the paths that this rank takes to be alike on all ranks, whether it stores them or
+    has left them to another of its node.
+    """
+    left: Mapping[str, bytes] = manifest.left.digests if manifest.left is not None else {}
+    held = manifest.held() | dict(left)
+    known = {path: held[path] for path in alike if path in held}
+    paths, values = xxhash.xxh3_128(), xxhash.xxh3_128()
+    for path in sorted(known):
+        paths.update(path.encode() + b"\0")
+        values.update(known[path])
+    digests = (paths.digest(), values.digest()) if known else (b"", b"")
+    stamp = manifest.stamp
+    said = Word(stamp.epoch, stamp.shard, *digests, found(stamp))
+    return MARK + msgspec.msgpack.encode(said)
+
+
+def is_word(payload: bytes) -> bool:
+    """Say whether what came is a word, and none of the protocol's messages."""
+    return payload.startswith(MARK)
+
+
+class Hearsay:
+    """Says what one domain's rank holds, and hears the others where that is the first shard's."""
+
+    def __init__(self, route: Callable[[str, bytes], None]) -> None:
+        self._route = route
+        self._heard: dict[Epoch, dict[int, Word]] = {}
+        self.divergent: tuple[Divergence, ...] = ()
+        self.apart: Apart | None = None
+
+    def say(self, roster: Roster, manifest: Manifest, alike: Iterable[str]) -> None:
+        """Tell the first shard's agent of an epoch that was persisted here."""
+        if roster.configuration.shards > 1:
+            first = next(d.id for d in roster.configuration.domains if d.shard == 0)
+            self._route(first, word(manifest, alike))
+
+    def hear(self, payload: bytes, shards: int) -> bool:
+        """Take a word; say whether it completes an epoch of which there is something to tell.
+
+        Ranks that take other paths to be alike are not compared: that has been told already.
+        Raises ``msgspec.MsgspecError`` for what is no word.
+        """
+        try:
+            said = msgspec.msgpack.decode(payload[len(MARK) :], type=Word)
+        except UNREADABLE as error:
+            raise msgspec.DecodeError(str(error)) from error
+        heard = self._heard.setdefault(said.epoch, {})
+        heard[said.shard] = said
+        for old in sorted(self._heard)[:-EPOCHS]:
+            del self._heard[old]
+        if len(heard) < shards:
+            return False
+        self._heard.pop(said.epoch, None)
+        words = [heard[shard] for shard in sorted(heard)]
+        differ, apart = _divergence(words), unlike([each.brought for each in words])
+        if differ is not None:
+            self.divergent = (*self.divergent, differ)[-EPOCHS:]
+        former, self.apart = self.apart, None
+        if apart:
+            self.apart = Apart(said.epoch, tuple(each.brought for each in words))
+        return self.apart != former or differ is not None
+
+
+def _divergence(words: list[Word]) -> Divergence | None:
+    if len({each.paths for each in words}) > 1:
+        return None
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for each in words:
+        groups[each.values].append(each.shard)
+    if len(groups) == 1:
+        return None
+    ordered = sorted(map(tuple, groups.values()), key=lambda group: (-len(group), group))
+    return Divergence(words[0].epoch, tuple(ordered))

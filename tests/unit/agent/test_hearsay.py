@@ -1,0 +1,138 @@
+"""Shows what the first shard's agent makes of the words that it hears."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from agentkit import roster
+
+from handfast.agent.hearsay import EPOCHS, MARK, Apart, Divergence, Hearsay, Word, is_word, word
+from handfast.core.lattice import Epoch
+from handfast.core.messages import Knows, Message, encode
+from handfast.store.manifest import Left, Manifest, Source, Stamp, tensor_digest
+from handfast.store.provenance import NOTHING, Brought
+from handfast.testing.samples import picture
+
+
+def said(
+    step: int,
+    shard: int,
+    values: bytes = b"v",
+    paths: bytes = b"p",
+    came: Brought = NOTHING,
+) -> bytes:
+    """A word."""
+    return MARK + msgspec.msgpack.encode(Word(Epoch(1, step), shard, paths, values, came))
+
+
+def lost(to: str, payload: bytes) -> None:
+    """A route on which everything is lost."""
+
+
+def test_groups_are_told_once_all_were_heard_the_largest_first() -> None:
+    """Not before: who is late may agree with either."""
+    hearsay = Hearsay(lost)
+    assert not hearsay.hear(said(1, 2), 4)
+    assert not hearsay.hear(said(1, 0, b"other"), 4)
+    assert not hearsay.hear(said(1, 1), 4)
+    assert hearsay.hear(said(1, 3), 4)
+    assert hearsay.divergent == (Divergence(Epoch(1, 1), ((1, 2, 3), (0,))),)
+
+
+def test_nothing_is_told_where_all_agree_or_take_other_paths_to_be_alike() -> None:
+    """Ranks that each store their own of a tensor have said so already."""
+    hearsay = Hearsay(lost)
+    assert [hearsay.hear(said(1, shard), 2) for shard in (0, 1)] == [False, False]
+    hearsay.hear(said(2, 0, b"v", b"p"), 2)
+    assert not hearsay.hear(said(2, 1, b"other", b"fewer"), 2)
+    assert hearsay.divergent == ()
+
+
+def test_words_of_few_epochs_are_kept() -> None:
+    """A rank that skips leaves nothing behind for ever; nor do differences pile up."""
+    hearsay = Hearsay(lost)
+    for step in range(3 * EPOCHS):
+        hearsay.hear(said(step, 0), 2)
+    assert not hearsay.hear(said(0, 1, b"other"), 2)
+    for step in range(100, 100 + 3 * EPOCHS):
+        hearsay.hear(said(step, 0), 2)
+        assert hearsay.hear(said(step, 1, b"other"), 2)
+    assert len(hearsay.divergent) == EPOCHS
+
+
+def test_a_word_is_no_message_and_no_message_a_word() -> None:
+    """They come over the same links; an agent of before refuses a word as unreadable."""
+    message = encode(Message(0, 1, 1, "nonce", "c", (), Knows()))
+    assert is_word(said(1, 0))
+    assert not is_word(message)
+    with pytest.raises(msgspec.MsgspecError):
+        Hearsay(lost).hear(MARK + b"\xff\xff", 2)
+
+
+def test_a_rank_says_the_same_whether_it_stores_or_leaves_a_tensor() -> None:
+    """Ranks of one node leave what they hold alike to its first, and are compared all the same."""
+    layout, image = picture(1, nbytes=300)
+    digests = [
+        tensor_digest(slot.spec, image[slot.start : slot.start + slot.nbytes])
+        for slot in layout.slots
+    ]
+    paths = [slot.spec.path for slot in layout.slots]
+
+    def manifest(shard: int, **fields: object) -> Manifest:
+        stamp = Stamp("run", "main", 1, 2, f"d{shard}", shard, 2, 1, "c", None)
+        return Manifest(
+            stamp=stamp, aliases={}, objects=b"", environment={}, image_bytes=layout.nbytes,
+            chunk_bytes=4096, hashes=b"", sources=(), pieces=(), replicated=tuple(paths),
+            structure="", **fields,
+        )  # fmt: skip
+
+    stores = manifest(0, slots=layout.slots, digests=b"".join(digests))
+    leaves = manifest(1, slots=(), left=Left(0, dict(zip(paths, digests, strict=True))))
+    hearsay = Hearsay(lost)
+    assert not hearsay.hear(word(stores, paths), 2)
+    assert not hearsay.hear(word(leaves, paths), 2)
+    for silent in (word(stores, ()), word(manifest(1, slots=()), paths)):
+        assert not hearsay.hear(silent, 2)  # nothing is compared
+
+
+def came(step: int, lineage: str = "main") -> Brought:
+    return Brought(lineage, {"model": f"main 1/{step} of run a"})
+
+
+def test_an_epoch_whose_ranks_have_no_one_history_is_told_until_there_is_one_that_has() -> None:
+    """What ranks loaded from different epochs, or go on as; by shard, whoever came first."""
+    hearsay = Hearsay(lost)
+    assert not hearsay.hear(said(1, 1, came=came(4)), 2)
+    assert not hearsay.hear(said(1, 0, came=came(4)), 2)
+    assert hearsay.apart is None
+    hearsay.hear(said(2, 1, came=came(2)), 2)
+    assert hearsay.hear(said(2, 0, came=came(4)), 2)
+    assert hearsay.apart == Apart(Epoch(1, 2), (came(4), came(2)))
+    hearsay.hear(said(3, 1, came=came(4, "sft")), 2)
+    assert hearsay.hear(said(3, 0, came=came(4)), 2)
+    assert hearsay.apart == Apart(Epoch(1, 3), (came(4), came(4, "sft")))
+    hearsay.hear(said(4, 1, came=came(4)), 2)
+    assert hearsay.hear(said(4, 0, came=came(4)), 2)
+    assert hearsay.apart is None
+
+
+def test_a_word_goes_to_the_first_shard_and_says_what_the_stamp_does() -> None:
+    """A job of one rank has nobody to tell."""
+    sent: list[tuple[str, bytes]] = []
+    hearsay = Hearsay(lambda *one: sent.append(one))
+    stamp = Stamp(
+        "run", "main", 1, 2, "d1", 1, 2, 1, "c", None, came=(Source("model", "a", "main", 1, 4),)
+    )
+    layout, _ = picture(1, nbytes=300)
+    manifest = Manifest(
+        stamp=stamp, slots=layout.slots, aliases={}, objects=b"", environment={},
+        image_bytes=layout.nbytes, chunk_bytes=4096, hashes=b"", sources=(), pieces=(),
+        replicated=(), structure="",
+    )  # fmt: skip
+    hearsay.say(roster(["d0"]), manifest, ())
+    assert sent == []
+    hearsay.say(roster(["d0", "d1"]), manifest, ())
+    (to, payload) = sent[0]
+    assert (to, len(sent)) == ("d0", 1)
+    told = msgspec.msgpack.decode(payload[1:], type=Word)
+    assert told == Word(Epoch(1, 2), 1, b"", b"", came(4))
