@@ -26,6 +26,7 @@ from handfast.checkpoint.outline import outline
 from handfast.core import messages
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Configuration, Domain, RoundRecord
+from handfast.core.state import Member
 from handfast.core.verdict import Verdict
 from handfast.errors import FormatError, Refused
 from handfast.store import claims, journal, manifest, objects
@@ -215,6 +216,13 @@ LOCAL = tuple(
         frames.failure(frames.Call(1, "open", 0, {}), Refused("no", verdict=Verdict.TORN)),
     )
 )
+
+
+def hear_word(data: bytes) -> None:
+    """What an agent makes of a word."""
+    Hearsay(lambda *_: None, lambda: Member("d0", 1)).hear(data, 2)
+
+
 A_WORD = MARK + msgspec.msgpack.encode(Word(Epoch(1, 2), 0, bytes(16), bytes(16)))
 JSON = (FormatError, Refused)
 TARGETS: dict[str, Target] = {
@@ -233,9 +241,7 @@ TARGETS: dict[str, Target] = {
     "pins": Target(read_pins, (), (HOLDER,)),
     "round": Target(read_round, (FormatError,), (msgspec.json.encode(RoundRecord("a", 3)),)),
     "wire": Target(shake, (WireError,), (greeting(),)),
-    "word": Target(
-        lambda data: Hearsay(lambda *_: None).hear(data, 2), (msgspec.MsgspecError,), (A_WORD,)
-    ),
+    "word": Target(hear_word, (msgspec.MsgspecError,), (A_WORD,)),
     "local": Target(read_local, (FormatError,), LOCAL),
 }
 

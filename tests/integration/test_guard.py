@@ -32,6 +32,7 @@ from training import Training, digest
 import handfast
 from handfast import Keep
 from handfast.cli.main import app
+from handfast.core.lattice import GENESIS
 from handfast.core.verdict import Verdict
 from handfast.errors import Damaged, HandfastError, Poisoned, Refused, SaveFailed
 from handfast.model.optimizer import Index
@@ -635,9 +636,10 @@ def test_a_mixture_on_purpose_is_a_lineage_of_its_own(
     (stamp,) = stamps(run)
     assert stamp.lineage == "mended"
     assert [(fork.of, fork.step, fork.why) for fork in stamp.forks] == [
-        ("main", 1, correction.describe())
+        ("main", step, correction.describe()) for step in (1, 3)
     ]
     assert "heuristic" in stamp.forks[0].why
+    assert [(one.path, one.step) for one in stamp.came] == [("model", 3), ("optimizer", 1)]
 
 
 def test_a_correction_may_go_onto_a_live_optimizer(saved: Saved) -> None:
@@ -966,7 +968,8 @@ def others(saved: Saved, path: Path) -> dict[str, Callable[[], object]]:
         "dtype": lambda: guard.load(apart, w=torch.zeros(2, dtype=torch.float64)),
         "memory": lambda: guard.load(halves, one=tied[:2], two=tied[1:3]),
         "step": lambda: guard.load(saved.path, model=model, step=9),
-        "mixture": lambda: guard.load(saved.path, optimizer=moments, step=3),
+        "mixture": lambda: [plain, guard.load(saved.path, optimizer=moments, step=3)],
+        "nameless": lambda: guard.load(saved.path, optimizer=fresh[1]),
         "borne": lambda: guard.load(two(path / "x", model=borne), model=model, lineage="main"),
         "run": lambda: guard.load(str(path / "none"), model=model),
         "momentless": lambda: guard.load(
@@ -983,7 +986,8 @@ def others(saved: Saved, path: Path) -> dict[str, Callable[[], object]]:
 
 REFUSED = [
     "component", "no part", "a pattern", "state dict", "weights", "shape", "kind", "dtype",
-    "memory", "step", "mixture", "borne", "run", "momentless", "saved without moments", "optimizer",
+    "memory", "step", "mixture", "nameless", "borne", "run", "momentless",
+    "saved without moments", "optimizer",
 ]  # fmt: skip
 
 
@@ -1006,6 +1010,7 @@ GIVEN = {
     "no part": ["strict"],
     "a pattern": ["only"],
     "state dict": ["optimizer"],
+    "nameless": ["model", "optimizer"],
 }
 """Names that the caller gave: said back, and no option."""
 
@@ -1137,7 +1142,89 @@ def test_a_correction_is_not_applied_a_second_time(correction: Correction, tmp_p
     _, expected = script(straight, 7, before=partial(mend, straight))
     assert script(broken, 5, before=partial(mend, broken))[0] == 3
     assert script(broken, 7, before=partial(mend, broken)) == (5, expected)
-    assert [fork.why for fork in stamps(broken)[0].forks] == [correction.describe()]
+    assert {fork.why for fork in stamps(broken)[0].forks} == {correction.describe()}
+    assert [fork.step for fork in stamps(broken)[0].forks] == [1, 3]
+
+
+def test_what_is_loaded_before_a_restore_that_undoes_it_is_warned_of(
+    saved: Saved, run: str, warned: Callable[[], list[str]]
+) -> None:
+    """A script that was changed says another step, or another name: the run goes on as it was, and
+    that is said. One that says what it said before is silent.
+    """
+
+    def start(to: int, step: int, lineage: str) -> list[str]:
+        model, optimizer = build()
+        guard.load(saved.path, model=model, step=step, lineage=lineage)
+        with Checkpointer(run, {"model": model, "optimizer": optimizer}) as checkpointer:
+            checkpointer.restore()
+            train(model, optimizer)
+            checkpointer.save(to).converged(60)
+        return [line for line in warned() if "is undone by this restore" in line]
+
+    assert start(1, 3, "sft") == []
+    assert start(2, 3, "sft") == []
+    (said,) = start(3, 2, "sft")
+    assert "model of main 1/2" in said
+    assert "did not begin with it (sft at main 1/3 of run" in said
+    assert len(start(4, 3, "other")) == 1
+    assert [(fork.lineage, fork.step) for fork in stamps(run)[0].forks] == [("sft", 3)]
+
+
+def test_moments_are_loaded_with_or_after_the_module_that_names_them(saved: Saved) -> None:
+    """Alone nobody knows whose they are: said so, rather than by differences."""
+    model, optimizer = build()
+    with pytest.raises(
+        ValueError, match="optimizer: its state was saved by the names that its mod"
+    ):
+        guard.load(saved.path, optimizer=optimizer, step=3)
+    assert not optimizer.state
+    guard.load(saved.path, model=model, step=3)
+    guard.load(saved.path, optimizer=optimizer, step=3)
+    assert [guard.origin(part) is not None for part in (model, optimizer)] == [True, True]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_left_of_a_correction_is_kept_from_the_first_or_warned_of(
+    kept: bool, saved: Saved, run: str, tmp_path: Path, warned: Callable[[], list[str]]
+) -> None:
+    """Loads of two epochs after ``restore()``, said again at each start as they are: both are
+    behind it then, and the warm-up goes on where it was, if it is in the state.
+    """
+
+    def mend(state: dict[str, Any]) -> None:
+        model, optimizer = state["model"], state["optimizer"]
+        guard.load(saved.path, model=model, step=3, lineage="fixed")
+        loaded = guard.load(
+            saved.path, optimizer=optimizer, step=1, lineage="fixed", correction=Damp(skew=6)
+        )
+        left.append(loaded.applied[0].left)
+
+    def job(path: str, to: int) -> str:
+        model, optimizer = build()
+        state = {"model": model, "optimizer": optimizer}
+        more = {"applied": guard.Applied(optimizer)} if kept else {}
+        with Checkpointer(path, {**state, **more}, rng=False) as checkpointer:
+            step = checkpointer.restore()
+            mend(state)
+            while step < to:
+                step += 1
+                train(model, optimizer)
+                checkpointer.save(step).converged(60)
+        return whole(model, optimizer)
+
+    left: list[int] = []
+    expected = job(str(tmp_path / "straight"), 4)
+    job(run, 2)
+    assert (job(run, 4) == expected) is kept
+    assert left == [5, 5, 3 if kept else 0]
+    said = [line for line in warned() if "is not in the state that is saved" in line]
+    assert len(said) == (0 if kept else 2)
+    (stamp,) = stamps(run)
+    assert [(fork.step, fork.why) for fork in stamp.forks] == [
+        (1, Damp(skew=6).describe()),
+        (3, "guard.load of model"),
+    ]
 
 
 def test_what_a_lineage_began_with_must_be_the_same(saved: Saved, run: str, tmp_path: Path) -> None:
@@ -1604,11 +1691,11 @@ def load_by_hand(job: Job, path: str, steps: Sequence[int], **options: Any) -> N
 
 
 @pytest.mark.parametrize("lineage", ["", "sft"])
-def test_ranks_that_train_what_is_of_different_epochs_are_stopped(
+def test_what_ranks_have_loaded_from_different_epochs_never_converges(
     lineage: str, launch: Launch, tmp_path: Path
 ) -> None:
-    """No rank asks another when it loads or saves: the first one's agent hears what all stamps say.
-    The epoch that was saved so is a mixture to everybody who looks, and nobody trains on it.
+    """No rank asks another when it loads or saves: the first one's agent hears what all stamps say
+    before it votes. Each rank is told, and nothing is left to resume from.
     """
     path, run = str(tmp_path / "base"), str(tmp_path / "run")
     job = launch(2)
@@ -1616,12 +1703,38 @@ def test_ranks_that_train_what_is_of_different_epochs_are_stopped(
     job.all(deeds.resume, run, "fsdp")
     load_by_hand(job, path, (2, 1), lineage=lineage)
     job.all(deeds.train, 1)
+    for trainer in job:
+        trainer.tell(deeds.converged)
+    for trainer in job:
+        error = raised_by(trainer)
+        assert isinstance(error, SaveFailed)
+        assert "the ranks have loaded parts of different epochs: " in str(error)
+        assert "on rank 0 against 1/1" in str(error)
+    assert handfast.open(run).status().line == GENESIS
+
+
+def test_a_rank_that_loads_by_itself_is_stopped_once_that_is_saved(
+    launch: Launch, tmp_path: Path
+) -> None:
+    """Nobody had to wait for its word. The epoch is a mixture to everybody who looks, no restore
+    goes on with it, and what was saved before is there.
+    """
+    path, run = str(tmp_path / "base"), str(tmp_path / "run")
+    job = launch(2)
+    base_of_two(job, path)
+    job.all(deeds.resume, run, "fsdp")
+    load_by_hand(job, path, (2, 2))
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    job[1].tell(guarding.load, path, ("model", "optimizer"), step=1)
+    assert job[1].hear() == "1/1"
+    job.all(deeds.save, 2)
     job.all(deeds.converged)
     eventually(lambda: bool(job[0].do(guarding.histories)))
     job[0].tell(deeds.call, "check_for_errors")
     error = raised_by(job[0])
     assert isinstance(error, SaveFailed)
-    assert "on rank 0 against main 1/1" in str(error)
+    assert "on rank 0 against 1/1" in str(error)
     for trainer in job:
         trainer.tell(deeds.restore)
     for trainer in job:
@@ -1629,14 +1742,53 @@ def test_ranks_that_train_what_is_of_different_epochs_are_stopped(
         assert isinstance(error, Poisoned)
         assert "the epoch that was restored is a mixture: " in str(error)
     opened = handfast.open(run)
-    assert opened.inspect(1).verdict is Verdict.MIXED
+    assert opened.inspect(2).verdict is Verdict.MIXED
     assert not opened.status().sound
-    assert [f.verdict for f in opened.verify(1).findings] == [Verdict.MIXED]
-    with pytest.raises(Refused, match="mixed: the ranks of epoch 1/1 had loaded parts of it"):
-        opened.export(tmp_path / "weights.safetensors", 1)
+    assert [f.verdict for f in opened.verify(2).findings] == [Verdict.MIXED]
+    with pytest.raises(Refused, match="mixed: the ranks of epoch 1/2 had loaded parts of it"):
+        opened.export(tmp_path / "weights.safetensors", 2)
     shown = CliRunner().invoke(app, ["verify", run])
     assert shown.exit_code == 1
-    assert "a restore would come to 1/1, and refuse it" in shown.output
+    assert "a restore would come to 1/2, and refuse it" in shown.output
+    assert job.all(deeds.restore, step=1) == [1, 1]
+    job.all(deeds.train, 2)
+    job.all(deeds.converged)
+    job.all(deeds.close)
+    assert handfast.open(run).inspect().verdict is Verdict.COMPLETE
+
+
+def sft_on_rank_0(job: Job, path: str, run: str, start: int) -> list[list[str]]:
+    """A start of the common idiom: rank 0 loads for all, DDP broadcasts; gives the warnings."""
+    job.all(deeds.build, "ddp")
+    job[0].tell(guarding.load, path, ("model",), step=2, lineage="sft")
+    job[0].hear()
+    job.all(deeds.attach, run)
+    assert job.all(deeds.restore) == [start, start]
+    job.all(deeds.train, start + 1)
+    job.all(deeds.converged)
+    job.all(deeds.train, start + 2)
+    job.all(deeds.converged)
+    job.all(deeds.close)
+    return [[w for w in said if "one history" in w] for said in job.all(deeds.warnings)]
+
+
+def test_what_one_rank_has_loaded_for_all_goes_on_for_ever(launch: Launch, tmp_path: Path) -> None:
+    """Their lineages differ, which is warned of at each start, and their epochs do not: nothing is
+    ever called a mixture.
+    """
+    path, run = str(tmp_path / "base"), str(tmp_path / "run")
+    job = launch(2)
+    job.all(deeds.resume, path, "ddp")
+    job.all(deeds.train, 2)
+    job.all(deeds.converged)
+    job.all(deeds.close)
+    for start in (0, 2, 4):
+        first, second = sft_on_rank_0(job, path, run, start)
+        assert first
+        assert second == []
+    opened = handfast.open(run)
+    assert opened.status().sound
+    assert {stamp.lineage for stamp in stamps(run)} == {"sft", "main"}
 
 
 def test_ranks_that_bring_different_epochs_to_a_first_start_are_refused(
@@ -1662,6 +1814,30 @@ def test_ranks_that_bring_different_epochs_to_a_first_start_are_refused(
     job.all(deeds.converged)
     job.all(deeds.close)
     assert handfast.open(tmp_path / "run").inspect(1).verdict is Verdict.COMPLETE
+
+
+def test_what_one_rank_has_saved_each_of_several_can_load(launch: Launch, tmp_path: Path) -> None:
+    """An adopted run, say, that is fine-tuned by DDP: of one lineage on all ranks."""
+    path, run = str(tmp_path / "base"), str(tmp_path / "run")
+    alone = launch(1)
+    alone.all(deeds.resume, path)
+    alone.all(deeds.train, 1)
+    alone.all(deeds.converged)
+    alone.all(deeds.close)
+    job = launch(2)
+    job.all(deeds.build, "ddp")
+    for trainer in job:
+        trainer.tell(guarding.load, path, ("model",), step=1, lineage="sft")
+    assert [trainer.hear() for trainer in job] == ["1/1", "1/1"]
+    job.all(deeds.attach, run)
+    job.all(deeds.restore)
+    job.all(deeds.train, 1)
+    job.all(deeds.converged)
+    job.all(deeds.close)
+    assert [line for lines in job.all(deeds.warnings) for line in lines] == []
+    assert {(s.lineage, s.forks[0].step, s.came[0].path) for s in stamps(run)} == {
+        ("sft", 1, "model")
+    }
 
 
 def test_a_rank_that_has_loaded_alone_is_told_of(launch: Launch, tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ class DomainHost:
         self._journal = ThreadPoolExecutor(1, f"journal-{member.id}")
         self._writer = ThreadPoolExecutor(1, f"store-{member.id}")
         self._pending: dict[Epoch, _Pending] = {}
-        self._persisting = Persisting(keeper, self._blocking, self._witness)
-        self._hearsay = Hearsay(route)
+        self._hearsay = Hearsay(route, lambda: self.member)
+        self._persisting = Persisting(keeper, self._blocking, self._witness, self._hearsay)
         self.judging = Judging(keeper, self._blocking, self.post)
         self._jobs: set[asyncio.Task[None]] = set()
         self._outcomes: deque[Outcome] = deque(maxlen=OUTCOMES)
@@ -159,6 +159,7 @@ class DomainHost:
         """
         self._persisting.shelves, self.judging.by_trainer = dict(shelves or {}), by_trainer
         if event.generation > self.member.generation:
+            self._hearsay.leave(event.generation)
             await self.drain(drain_s)
             if self._persisting.interrupt(event.generation):
                 await self.drain(ENDING_S)  # for the vote, which says why
@@ -238,6 +239,7 @@ class DomainHost:
             if timer is not None:
                 timer.cancel()
         self._persisting.interrupt(self.member.generation + 1)
+        self._hearsay.leave(self.member.generation + 1)
         working = {*self._jobs, *self.judging.tasks}
         if working:
             await asyncio.wait(working)
@@ -463,8 +465,6 @@ class DomainHost:
             event = events.Persisted(epoch, written.digest)
             seconds, total = time.monotonic() - began, written.bytes_total
             pending.outcome = Outcome(epoch, "", written.bytes_written, total, seconds)
-            if roster is not None:
-                self._hearsay.say(roster, written.manifest, pending.image.plan.compared)
         pending.image.give_up("it is all taken")
         self.post(event)
 

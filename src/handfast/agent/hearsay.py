@@ -1,16 +1,20 @@
 """What ranks say of an epoch beside the protocol: what they hold alike, and where that came from.
 
 Each rank's agent sends one word to the first shard's agent, once it has persisted its own. That is
-no part of the protocol: a word that is lost is not sent again, and no epoch waits for one.
+no part of the protocol, and a word that is lost is not sent again.
 
 Of what all ranks should hold alike it has one digest. A difference is silent data corruption, or a
 training that is not deterministic where it was taken to be; which rank is right nobody can tell
 from digests. Of what its rank loaded, by a restore or by hand, it says from where: each rank loads
-by itself, and what two have from different epochs is a mixture, however well it is saved.
+by itself, and what two have from different epochs is a mixture, however well it is saved. So where
+its own rank has loaded by hand since, the first shard's agent casts its vote only when it has heard
+all, and skips a mixture. It waits no longer than the others' votes are outstanding.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -20,11 +24,21 @@ import xxhash
 
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Roster
+from handfast.core.state import Member
 from handfast.errors import UNREADABLE
-from handfast.store.manifest import Manifest
-from handfast.store.provenance import NOTHING, Brought, found, unlike
+from handfast.store.manifest import Manifest, Stamp
+from handfast.store.provenance import NOTHING, Brought, found, spell_mixed, unlike
 
-__all__ = ["Apart", "Divergence", "Hearsay", "Word", "is_word", "word"]
+__all__ = ["MIXTURE", "Apart", "Divergence", "Hearsay", "Word", "is_word", "word"]
+
+MIXTURE: Final = "the ranks have loaded parts of different epochs"
+"""How the reason of a SKIP begins where what is saved is no one epoch's."""
+
+LOOK_S: Final = 0.01
+GRACE_S: Final = 1.0
+"""So long a word may come later than the vote of its rank, which goes another way."""
+PATIENCE_S: Final = 30.0
+"""So long the first shard's vote waits for words, whatever the others do."""
 
 EPOCHS: Final = 16
 """Epochs of which words are kept while not all ranks were heard."""
@@ -84,11 +98,18 @@ def is_word(payload: bytes) -> bool:
 
 
 class Hearsay:
-    """Says what one domain's rank holds, and hears the others where that is the first shard's."""
+    """Says what one domain's rank holds, and hears the others where that is the first shard's.
 
-    def __init__(self, route: Callable[[str, bytes], None]) -> None:
+    ``route`` sends a message towards another domain, ``member`` is what the domain knows by now.
+    """
+
+    def __init__(self, route: Callable[[str, bytes], None], member: Callable[[], Member]) -> None:
         self._route = route
+        self._member = member
         self._heard: dict[Epoch, dict[int, Word]] = {}
+        self._said: dict[Epoch, tuple[Brought, ...]] = {}  # what all ranks have said
+        self._agreed: tuple[int, Brought] | None = None  # when they did the last time
+        self._over = 0
         self.divergent: tuple[Divergence, ...] = ()
         self.apart: Apart | None = None
 
@@ -97,6 +118,33 @@ class Hearsay:
         if roster.configuration.shards > 1:
             first = next(d.id for d in roster.configuration.domains if d.shard == 0)
             self._route(first, word(manifest, alike))
+
+    async def mixture(self, manifest: Manifest) -> str:
+        """Say what ranks have from different epochs in what was persisted here, if anything; waits
+        for their words where this rank has loaded by hand since they were heard last.
+
+        For the first shard alone; it goes on where a word was lost, or a rank, or another
+        generation begins (:meth:`leave`): then the mixture is found once it is saved.
+        """
+        stamp = manifest.stamp
+        mine = stamp.generation, found(stamp)
+        first = stamp.shard == 0 and stamp.shards > 1
+        if not first or mine == self._agreed or not _by_hand(stamp, self._member()):
+            return ""
+        began, quiet = time.monotonic(), 0.0
+        while (said := self._said.get(stamp.epoch)) is None:
+            quiet = 0.0 if _outstanding(self._member(), stamp.epoch) else quiet or time.monotonic()
+            late = (quiet and time.monotonic() > quiet + GRACE_S) or self._over > stamp.generation
+            if late or time.monotonic() > began + PATIENCE_S:
+                return ""
+            await asyncio.sleep(LOOK_S)
+        if not (parts := spell_mixed(said)):
+            self._agreed = mine
+        return f"{MIXTURE}: {'; '.join(parts)}" if parts else ""
+
+    def leave(self, generation: int) -> None:
+        """Wait for no word of generations before this one any more."""
+        self._over = generation
 
     def hear(self, payload: bytes, shards: int) -> bool:
         """Take a word; say whether it completes an epoch of which there is something to tell.
@@ -116,13 +164,34 @@ class Hearsay:
             return False
         self._heard.pop(said.epoch, None)
         words = [heard[shard] for shard in sorted(heard)]
-        differ, apart = _divergence(words), unlike([each.brought for each in words])
+        history = tuple(each.brought for each in words)
+        self._said[said.epoch] = history
+        for old in sorted(self._said)[:-EPOCHS]:
+            del self._said[old]
+        differ, apart = _divergence(words), unlike(history)
         if differ is not None:
             self.divergent = (*self.divergent, differ)[-EPOCHS:]
         former, self.apart = self.apart, None
         if apart:
-            self.apart = Apart(said.epoch, tuple(each.brought for each in words))
+            self.apart = Apart(said.epoch, history)
         return self.apart != former or differ is not None
+
+
+def _by_hand(stamp: Stamp, member: Member) -> bool:
+    """Say whether anything of an epoch was loaded otherwise than by the restore that all took."""
+    base = member.restored.base if member.restored is not None else None
+    return any((s.run, Epoch(s.generation, s.step)) != (stamp.run, base) for s in stamp.came)
+
+
+def _outstanding(member: Member, epoch: Epoch) -> bool:
+    """Say whether votes of others on an epoch may still come that would let it converge."""
+    roster = member.roster
+    if roster is None or not member.open or member.generation != epoch.generation:
+        return False
+    tier = roster.tier_of[member.me]
+    held = [b for b in member.tallies[tier].ballots if b.epoch == epoch]
+    others = {*roster.members[tier]} - {member.me}
+    return not held or not (held[0].skipped or all(held[0].staged >> i & 1 for i in others))
 
 
 def _divergence(words: list[Word]) -> Divergence | None:

@@ -1,4 +1,4 @@
-"""Persisting one image: written, held against its neighbours' and against its validators.
+"""Persisting one image: written, held against its neighbours', its validators and other ranks.
 
 All of that is before the vote: what fails here is a SKIP with its reason, and no epoch.
 """
@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from handfast.agent.examiner import Examiner
+from handfast.agent.hearsay import Hearsay
 from handfast.agent.keeper import Image, Keeper
 from handfast.agent.snapshot import INVALID, UNLIKE
 from handfast.agent.witness import Witness
@@ -31,12 +32,17 @@ class Persisting:
     """
 
     def __init__(
-        self, keeper: Keeper, blocking: Callable[..., Awaitable[Any]], witness: Witness
+        self,
+        keeper: Keeper,
+        blocking: Callable[..., Awaitable[Any]],
+        witness: Witness,
+        hearsay: Hearsay,
     ) -> None:
         self.shelves: Mapping[str, tuple[str, str]] = {}
         self._keeper = keeper
         self._blocking = blocking
         self._witness = witness
+        self._hearsay = hearsay
         self._examiner = Examiner()
 
     async def persist(
@@ -60,10 +66,15 @@ class Persisting:
             await self._compare(member, written.manifest)
         finally:
             refused = await examining
-        if refused:
+        problem = f"{INVALID}: {refused}" if refused else ""
+        if roster is not None and not refused:
+            image.give_up("it is all taken")
+            self._hearsay.say(roster, written.manifest, image.plan.compared)
+            problem = await self._hearsay.mixture(written.manifest)
+        if problem:
             with contextlib.suppress(HandfastError):
                 await self._blocking(self._keeper.withdraw, written.manifest)
-            raise SaveFailed(f"{INVALID}: {refused}")
+            raise SaveFailed(problem)
         return written
 
     async def _compare(self, member: Member, manifest: Manifest) -> None:

@@ -7,16 +7,21 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
-from handfast.checkpoint.spelling import some
 from handfast.core.verdict import Verdict
 from handfast.errors import Refused
-from handfast.store.provenance import Brought, mixed, unlike
+from handfast.store.provenance import Brought, ranks, spell_mixed, unlike
 
-__all__ = ["SAME", "refuse_mixed", "spell_mixed", "told", "warn"]
+__all__ = ["LEAVE", "refuse_mixed", "told", "warn"]
 
 logger = logging.getLogger("handfast")
 
-SAME: Final = "load the same on every rank by guard.load, with step= and lineage="
+SAME: Final = (
+    "load the same on every rank by guard.load, with step= and lineage=, which joins what is of "
+    "several runs"
+)
+LEAVE: Final = (
+    f"restore(step=) one before it; where there is none begin at a fresh path, and {SAME}"
+)
 
 
 def refuse_mixed(said: Sequence[Brought], what: str) -> None:
@@ -36,21 +41,9 @@ def told(said: Sequence[Brought], what: str) -> str:
     by: dict[str, list[int]] = defaultdict(list)
     for rank, one in enumerate(said):
         by[str(one)].append(rank)
-    each = "; ".join(f"{_ranks(ranks)}: {one}" for one, ranks in by.items())
+    each = "; ".join(f"{ranks(at)}: {one}" for one, at in by.items())
     return (
         f"the ranks do not have one history in {what}: {each}. Where each has loaded its shard of "
         "another epoch that is a mixture, and where one has loaded for all, the epochs of the "
         f"others bear no word of it. What to do: {SAME}"
     )
-
-
-def spell_mixed(said: Sequence[Brought]) -> list[str]:
-    """Spell out what ranks have loaded from different epochs: a line for each component."""
-    return [
-        f"{what}: " + " against ".join(f"{where} on {_ranks(ranks)}" for where, ranks in by.items())
-        for what, by in sorted(mixed(said).items())
-    ]
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return f"rank {some([str(rank) for rank in ranks], 8)}"

@@ -22,7 +22,7 @@ from handfast.agent.local import AgentGone
 from handfast.agent.snapshot import Proposal
 from handfast.checkpoint.alone import alone
 from handfast.checkpoint.arguments import kept, line, one_of, patterns, seconds, whole
-from handfast.checkpoint.brought import SAME, refuse_mixed, spell_mixed, warn
+from handfast.checkpoint.brought import LEAVE, refuse_mixed, warn
 from handfast.checkpoint.heard import Compared, Heard, Observer
 from handfast.checkpoint.port import State
 from handfast.checkpoint.refusal import Load, below, suggest, words
@@ -36,7 +36,7 @@ from handfast.core.retain import Keep
 from handfast.core.verdict import Verdict
 from handfast.core.view import Lattice
 from handfast.errors import Blocked, Damaged, HandfastError, Poisoned, Refused, SaveFailed
-from handfast.store.provenance import found
+from handfast.store.provenance import found, spell_mixed
 
 __all__ = ["Busy", "Checkpointer", "OnError", "Policy"]
 
@@ -306,7 +306,7 @@ class Checkpointer:
             raise failure or Poisoned(f"another rank could not load: {self._poison}")
         if parts := spell_mixed([load.found for load in loads]):
             self._poison = f"the epoch that was restored is a mixture: {'; '.join(parts)}"
-            raise Poisoned(f"{self._poison}. What to do: restore(step=) one before it, or {SAME}")
+            raise Poisoned(f"{self._poison}. What to do: {LEAVE}")
         if collective.place.rank == 0:
             suggest([load.replicas for load in loads])
             warn([load.found for load in loads], "the epoch that was restored")

@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
-from handfast.checkpoint.brought import SAME, spell_mixed, told
+from handfast.checkpoint.brought import LEAVE, told
 from handfast.checkpoint.session import Session
 from handfast.errors import SaveFailed
-from handfast.store.provenance import Brought
+from handfast.store.provenance import Brought, spell_mixed
 
 __all__ = ["Compared", "Heard", "Observer"]
 
@@ -114,7 +114,6 @@ class Heard:
                 logger.warning("%s", problem)
         if parts and not self._mild:
             raise SaveFailed(
-                f"what is trained is a mixture: {'; '.join(parts)}. Each epoch of it is refused by "
-                f"a restore. What to do: begin anew, and {SAME}. With on_error='warn' this is but "
-                "a warning"
+                f"what is trained is a mixture: {'; '.join(parts)}. No restore goes on with an "
+                f"epoch of it. What to do: {LEAVE}. With on_error='warn' this is but a warning"
             )

@@ -167,9 +167,10 @@ def apart(epoch: Epoch, groups: Sequence[Sequence[int]]) -> str:
     """Tell of the groups of ranks that hold the same of what all should."""
     return (
         f"epoch {epoch}: ranks differ in what they hold alike by design: {groups_apart(groups)}. "
-        "Which is right can't be told from here. What to do: `handfast inspect --step "
-        f"{epoch.step}` names the tensors; restore an epoch before it; look at the memory and the "
-        "device of the rank that stands alone, and for operations that are not deterministic"
+        "Which is right can't be told from here. What to do: `handfast inspect RUN "
+        f"--step {epoch.step}` names the tensors; restore an epoch before it; look at the memory "
+        "and the device of the rank that stands alone, and for operations that are not "
+        "deterministic"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from handfast.checkpoint.agents import AgentView
-from handfast.checkpoint.brought import SAME, spell_mixed
+from handfast.checkpoint.brought import LEAVE
 from handfast.checkpoint.survey import TOGETHER, Found, Survey
 from handfast.core.lattice import GENESIS, Epoch, Skew, skew
 from handfast.core.membership import Domain
@@ -287,7 +287,7 @@ def apart(survey: Survey, epoch: Epoch) -> list[str]:
     stamps = [entry.manifest.stamp for entry in entries if entry is not None and entry.manifest]
     said = {stamp.shard: provenance.found(stamp) for stamp in stamps}
     shards = range(max(said, default=-1) + 1)
-    return spell_mixed([said.get(shard, provenance.NOTHING) for shard in shards])
+    return provenance.spell_mixed([said.get(shard, provenance.NOTHING) for shard in shards])
 
 
 def troubles(survey: Survey) -> tuple[Trouble, ...]:
@@ -325,7 +325,7 @@ def _mixtures(survey: Survey) -> Iterator[Trouble]:
         if parts := apart(survey, epoch):
             problem = (
                 f"its ranks had loaded this from different epochs: {'; '.join(parts)}. A restore "
-                f"refuses it. What to do: restore(step=) one before it, or {SAME}"
+                f"refuses it. What to do: {LEAVE}"
             )
             yield Trouble("", None, Verdict.MIXED, problem, epoch)
 

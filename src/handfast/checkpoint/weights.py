@@ -206,13 +206,14 @@ def holding(
 ) -> Iterator[list[Validated]]:
     """Hold one whole epoch by pins, and give the copies that one shard's rank loads from.
 
-    They are its own, and what holds what it left to another. Raises Refused where the epoch is not
-    whole, or has no such shard.
+    They are its own, and what holds what it left to another. Where the epoch has one shard only,
+    that is each rank's. Raises Refused where the epoch is not whole, or has no such shard.
     """
     with ExitStack() as held:
         epoch, places, _ = location.steadily(
             lambda survey: _hold(location, survey, step, purpose, held)
         )
+        shard = shard if len(places) > 1 else 0
         if shard >= len(places):
             raise Refused(
                 f"epoch {epoch} has {len(places)} shards, and this is rank {shard}",

@@ -16,7 +16,7 @@ import msgspec
 from handfast.core.lattice import Epoch
 from handfast.store.manifest import Fork, Source, Stamp
 
-__all__ = ["NOTHING", "Brought", "brought", "found", "mixed", "unlike"]
+__all__ = ["NOTHING", "Brought", "brought", "found", "mixed", "ranks", "spell_mixed", "unlike"]
 
 
 class Brought(msgspec.Struct, frozen=True):
@@ -38,17 +38,27 @@ NOTHING: Final = Brought()
 def brought(lineage: str, forks: Iterable[Fork], came: Iterable[Source]) -> Brought:
     """What goes on as ``lineage``, which began at ``forks``, with what ``came`` from epochs.
 
-    What goes on as the lineage that it was of stands by its path: it can be of one epoch only.
-    What has begun another stands by its run, too: so two may be joined on purpose.
+    A component stands by its run, so that stages of two may be joined on purpose; what goes on as
+    the lineage that it was of stands by its path alone, too: it can be of one run only. Epochs go
+    by their numbers, as a run has each once, whatever each rank calls its lineage; those that came
+    by one name, as two towers may, are put in one order.
     """
-    sources = {f"{f.why} of {f.run}": f"{f.of} {Epoch(f.generation, f.step)}" for f in forks}
+    found: dict[str, set[Epoch]] = defaultdict(set)
+    runs: dict[str, str] = {}
+    for fork in forks:
+        found[f"{fork.why} of {fork.run}"].add(Epoch(fork.generation, fork.step))
     for one in came:
-        at = f"{one.lineage} {Epoch(one.generation, one.step)}"
-        if one.lineage == lineage:
-            sources[one.path] = f"{at} of run {one.run}"
-        else:
-            sources[f"{one.path} of {one.run}"] = at
-    return Brought(lineage, sources)
+        kept = [one.path] if one.lineage == lineage else []
+        for what in (*kept, f"{one.path} of {one.run}"):
+            found[what].add(Epoch(one.generation, one.step))
+        runs |= dict.fromkeys(kept, f" of run {one.run}")
+    return Brought(
+        lineage,
+        {
+            what: ", ".join(map(str, sorted(epochs))) + runs.get(what, "")
+            for what, epochs in found.items()
+        },
+    )
 
 
 def found(stamp: Stamp) -> Brought:
@@ -66,6 +76,20 @@ def mixed(said: Sequence[Brought]) -> dict[str, dict[str, list[int]]]:
         for what, where in one.sources.items():
             places[what][where].append(rank)
     return {what: dict(by) for what, by in places.items() if len(by) > 1}
+
+
+def spell_mixed(said: Sequence[Brought]) -> list[str]:
+    """Spell out what ranks have loaded from different epochs: a line for each component."""
+    return [
+        f"{what}: " + " against ".join(f"{where} on {ranks(at)}" for where, at in by.items())
+        for what, by in sorted(mixed(said).items())
+    ]
+
+
+def ranks(some: Sequence[int]) -> str:
+    """Name ranks, the first of them where they are many."""
+    more = f" and {len(some) - 8} more" if len(some) > 8 else ""
+    return f"rank {', '.join(map(str, some[:8]))}{more}"
 
 
 def unlike(said: Sequence[Brought]) -> bool:

@@ -4,16 +4,20 @@ Each is a **heuristic**. None makes of a mixture a state of the training's traje
 begins a lineage of its own, and how one trains on is measured, not promised (docs/optimizer.md).
 Going back to an epoch that is whole is no heuristic, and the default.
 
-    applied = Reset(warmup=100).apply(optimizer)
-    checkpointer = Checkpointer(path, {"model": model, "optimizer": optimizer, "reset": applied})
+    state = {"model": model, "optimizer": optimizer, "applied": Applied(optimizer)}
+    with Checkpointer(path, state) as checkpointer:
+        if not checkpointer.restore():
+            Reset(warmup=100).apply(optimizer)
 
 What is left to do after that, step by step, is state: :class:`Applied` says how it is saved.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Final
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import msgspec
 import torch
@@ -21,7 +25,9 @@ from torch.optim import SGD, Adafactor, Adam, AdamW, NAdam, Optimizer, RAdam
 
 from handfast.torch.indices import anew
 
-__all__ = ["Applied", "Correction", "Damp", "Rescale", "Reset", "check", "standing"]
+__all__ = ["Applied", "Correction", "Damp", "Rescale", "Reset", "check", "standing", "warn_unsaved"]
+
+logger = logging.getLogger("handfast")
 
 _COUNTING: Final = (Adam, AdamW, NAdam, RAdam, Adafactor)
 """Whose update depends on how many steps the moments have seen."""
@@ -70,7 +76,7 @@ class Reset(msgspec.Struct, frozen=True, tag="reset"):
         """
         check(self, optimizer)
         anew(optimizer, self.describe())
-        applied = Applied(optimizer, self)
+        applied = _begun(optimizer, self)
         optimizer.state.clear()
         return applied
 
@@ -108,7 +114,7 @@ class Rescale(msgspec.Struct, frozen=True, tag="rescale"):
             raise ValueError(
                 f"{type(optimizer).__name__} has no moments: restore them first, or begin anew"
             )
-        applied = Applied(optimizer, self)
+        applied = _begun(optimizer, self)
         for group in optimizer.param_groups:
             states = [state for p in group["params"] if (state := optimizer.state.get(p))]
             for state in states:
@@ -153,7 +159,7 @@ class Damp(msgspec.Struct, frozen=True, tag="damp"):
 
     def apply(self, optimizer: Optimizer) -> Applied:
         """Do so. Raises TypeError for an optimizer that is not known; then nothing is changed."""
-        return Applied(optimizer, self)
+        return _begun(optimizer, self)
 
 
 Correction = Reset | Rescale | Damp
@@ -177,8 +183,9 @@ class Applied:
     damped only where it binds. A CUDA graph replays no hooks.
 
     It is state, or a resume in the middle would go on at the whole rate: keep it in the state
-    that is saved, beside its optimizer. A process that resumes makes ``Applied(optimizer)``,
-    which does nothing until its ``load_state_dict``, and goes on from there to the bit.
+    that is saved, beside its optimizer: ``{"optimizer": optimizer, "applied": Applied(optimizer)}``
+    from the first. It does nothing until a correction is applied to its optimizer, or its
+    ``load_state_dict`` goes on with one, to the bit.
 
     An optimizer has one of these: what is made or loaded later ends the earlier. Raises TypeError
     for an optimizer other than torch's own Adam, AdamW, NAdam, RAdam, Adafactor, SGD and Muon.
@@ -190,7 +197,7 @@ class Applied:
         self._optimizer = optimizer
         self._watching = False
         self._damped: list[tuple[dict[str, Any], Any, Any]] = []
-        self._begin(correction, 0)
+        self.begin(correction)
 
     @property
     def name(self) -> str:
@@ -223,14 +230,15 @@ class Applied:
         except msgspec.ValidationError as error:
             raise ValueError(f"this is not the state of a correction: {error}") from error
         self.end()
-        self._begin(found.correction, found.done)
+        self.begin(found.correction, found.done)
 
     def end(self) -> None:
         """Take all further steps at the whole rate."""
         self._put_back()
         self._done += self.left
 
-    def _begin(self, correction: Correction | None, done: int) -> None:
+    def begin(self, correction: Correction | None, done: int = 0) -> None:
+        """Go on with a correction of which so many steps are done."""
         earlier = _at_work.get(self._optimizer, lambda: None)()
         if earlier is not None and earlier is not self:
             earlier.end()
@@ -284,6 +292,8 @@ class Applied:
         self._damped.clear()
 
 
+_told: WeakSet[Applied] = WeakSet()
+
 _at_work: WeakKeyDictionary[Optimizer, ref[Applied]] = WeakKeyDictionary()
 """Whose hooks an optimizer has: two would take each other's rate for the training's."""
 
@@ -298,6 +308,34 @@ def check(correction: Correction, optimizer: Optimizer) -> None:
     known = _COUNTING if isinstance(correction, Rescale) else _KNOWN
     if type(optimizer) not in known:
         raise TypeError(f"{_refusal(optimizer, known)}: for others go back to a whole epoch")
+
+
+def _begun(optimizer: Optimizer, correction: Correction) -> Applied:
+    """Begin a correction in the :class:`Applied` that the optimizer has, which may be in the state
+    already, or in a new one. Raises TypeError where that does.
+    """
+    found = _at_work.get(optimizer, lambda: None)()
+    if found is None:
+        return Applied(optimizer, correction)
+    found.end()
+    found.begin(correction)
+    return found
+
+
+def warn_unsaved(parts: Sequence[object]) -> None:
+    """Warn, once each, of what is left of a correction of an optimizer among some parts that are
+    saved, and is none of them.
+    """
+    for part in parts:
+        found = _at_work.get(part, lambda: None)() if isinstance(part, Optimizer) else None
+        if found is None or not found.left or found in _told or any(found is p for p in parts):
+            continue
+        _told.add(found)
+        logger.warning(
+            "%r is not in the state that is saved: a resume goes on at the whole rate. What to do: "
+            "keep guard.Applied(optimizer) in the state, beside the optimizer, from the first",
+            found,
+        )
 
 
 def standing(optimizer: Optimizer) -> Applied:

@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 
 from handfast.checkpoint.arguments import line, patterns
 from handfast.checkpoint.reader import open_run
+from handfast.checkpoint.spelling import some
 from handfast.checkpoint.validated import Validated
 from handfast.checkpoint.weights import holding
 from handfast.core.lattice import Epoch
@@ -56,7 +57,7 @@ from handfast.torch.marked import again, mark, origin
 from handfast.torch.origins import Origin, refuse_apart
 from handfast.torch.saved import Saved
 from handfast.torch.state import TorchState
-from handfast.torch.tree import Node, nodes
+from handfast.torch.tree import Kind, Node, nodes
 
 __all__ = [
     "Applied",
@@ -205,8 +206,10 @@ def _load(
     mixes = begins and wish.correction is not None
     saved = state.read(copies)
     check_components(saved, parts)
+    _check_named(saved, wish.held, named)
     if mixes:
         wish.check_moments(saved)
+        came = wish.mixed(came, others)
     else:
         refuse_apart([*(replace(came, path=p) for p in wish.held), *others.values()], WHAT)
     state.compare(copies, only, strict=True)
@@ -227,6 +230,18 @@ def _check_options(
         raise ValueError("correction=: what it begins is another lineage: name it, lineage='...'")
     if onto and correction is None:
         raise ValueError("onto=: name what is to be done with these optimizers, correction=...")
+
+
+def _check_named(saved: Saved, held: Mapping[str, Any], named: Mapping[str, Any]) -> None:
+    """Raise ValueError for optimizers whose state goes by names, with no module that gives them."""
+    if any(isinstance(part, nn.Module) for part in (*held.values(), *named.values())):
+        return
+    if lost := [path for path in held if saved.kinds.get(path) == Kind.OPTIMIZER]:
+        raise ValueError(
+            f"{some(lost, 3)}: its state was saved by the names that its module gives to "
+            "parameters, and no module is loaded with it or was before. What to do: give the "
+            "module, too, guard.load(..., model=model, optimizer=optimizer), or load that first"
+        )
 
 
 def _held(parts: Mapping[str, Any]) -> dict[str, nn.Module | Optimizer]:
@@ -334,6 +349,19 @@ class _Wish:
         history = was.onward(self.lineage, stamp.run, index, self.why)
         return Origin(stamp.run, index, "", history), history != was
 
+    def mixed(self, came: Origin, others: Mapping[Any, Origin]) -> Origin:
+        """Where parts come from that are put together with others, on purpose: they are of one
+        index since, that of the weights, and of a lineage that began at each of theirs.
+
+        Raises ValueError for the name of a lineage that one of them came from.
+        """
+        if not others:
+            return came
+        weights = (o.index for part, o in others.items() if isinstance(part, nn.Module))
+        ways = (o.history.onward(self.lineage, o.run, o.index, self.why) for o in others.values())
+        index, history = next(weights, came.index), came.history.joined(ways)
+        return replace(came, index=index, history=history, loaded=came.index)
+
     def apply(self) -> list[Applied]:
         """Apply the correction."""
         return [self.correction.apply(one) for one in self._optimizers] if self.correction else []
@@ -349,10 +377,9 @@ def _remember(
     others: Mapping[Any, Origin],
     known: Mapping[str, frozenset[int]],
 ) -> None:
-    """Let the parts know where they came from; mixed on purpose, they are of one index since."""
-    if others:
-        weights = [c for part, c in others.items() if isinstance(part, nn.Module)]
-        index = weights[0].index if weights else came.index
-        came = replace(came, index=index)
-        again((part, replace(came, path=was.path)) for part, was in others.items())
+    """Let the parts know where they came from, and others with which they were mixed on purpose."""
+    again(
+        (part, replace(came, path=was.path, loaded=was.loaded or was.index))
+        for part, was in others.items()
+    )
     mark((part, replace(came, path=path, known=known[path])) for path, part in parts.items())

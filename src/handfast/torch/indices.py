@@ -221,10 +221,10 @@ def brought(parts: Callable[[], Sequence[object]]) -> Brought:
 
 def sources(parts: Sequence[object]) -> tuple[Source, ...]:
     """Where what is trained among some parts was loaded from, for the stamp."""
+    came = [(one, one.loaded or one.index) for one in _led(parts).values() if one.run != HERE]
     return tuple(
-        Source(one.path, one.run, one.index.lineage, one.index.generation, one.index.step)
-        for one in _led(parts).values()
-        if one.run != HERE
+        Source(one.path, one.run, index.lineage, index.generation, index.step)
+        for one, index in came
     )
 
 

@@ -34,6 +34,7 @@ class Origin:
     that have come with it and that the epoch has both weights and moments of, be it the one or the
     other that this part holds; ``moved`` those that were stepped since. What began here is to be
     saved ``into`` a run. What ``follows`` is no component: it came as a part of one, or in several.
+    ``loaded`` is the index that it really came from where that is another, on purpose.
     """
 
     run: str
@@ -44,6 +45,7 @@ class Origin:
     moved: frozenset[int] = frozenset()
     into: str = ""
     follows: bool = False
+    loaded: Index | None = None
 
     def within(self, own: frozenset[int]) -> Origin:
         """The origin of a part of it, or of what it is a part of, with ``own`` parameters."""

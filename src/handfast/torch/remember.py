@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -22,7 +23,9 @@ from handfast.torch.origins import Origin, numbers, refuse_apart
 from handfast.torch.saved import Saved
 from handfast.torch.tree import Kind, Node
 
-__all__ = ["known", "refuse_torn", "remember", "rests", "unmark"]
+__all__ = ["known", "refuse_torn", "remember", "rests", "unmark", "warn_undone"]
+
+logger = logging.getLogger("handfast")
 
 
 def unmark(parts: Sequence[Node], saved: Saved, only: Sequence[str]) -> None:
@@ -152,6 +155,27 @@ def refuse_torn(
         came = Origin(stamp.run, index_of(stamp), some(list(stays), 3), History.of(stamp))
         others = beside(node.value for node in _touched(parts, saved, only)).values()
         refuse_apart([came, *stays.values(), *others], "what this restore would leave")
+
+
+def warn_undone(parts: Sequence[Node], stamp: Stamp) -> None:
+    """Warn of what was loaded from another run to begin a lineage, and is about to be loaded over
+    by an epoch that did not begin so: a script that was changed, say, and is started again.
+    """
+    loaded = [came for node in parts if (came := origin(node.value)) and came.run != stamp.run]
+    undone = [came for came in loaded if not set(came.history.began()) <= set(stamp.forks)]
+    if undone:
+        began = [
+            f"{f.lineage} at {f.of} {f.generation}/{f.step} of run {f.run}" for f in stamp.forks
+        ]
+        logger.warning(
+            "%s: what was loaded so is undone by this restore of %s, which is of lineage %s and "
+            "did not begin with it (%s). What to do: for another beginning give another path; to "
+            "go on from here with other weights load them after restore(), by a new lineage=",
+            some([str(came) for came in undone], 3),
+            stamp.epoch,
+            stamp.lineage,
+            some(began, 3) or "from nothing",
+        )
 
 
 def _touched(parts: Sequence[Node], saved: Saved, only: Sequence[str]) -> list[Node]:

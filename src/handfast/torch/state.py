@@ -35,6 +35,7 @@ from handfast.store.provenance import Brought
 from handfast.torch import apply as restore
 from handfast.torch import boxes, compare, optimizers
 from handfast.torch.capture import Captured, Names, capture, walk
+from handfast.torch.corrections import warn_unsaved
 from handfast.torch.garbage import uncollected
 from handfast.torch.gradients import Watch, unclean_gradients, unowned
 from handfast.torch.hints import own_digests
@@ -44,7 +45,7 @@ from handfast.torch.marked import changes, forgotten
 from handfast.torch.names import matches
 from handfast.torch.origins import HERE, Origin
 from handfast.torch.pieces import Pieces
-from handfast.torch.remember import known, refuse_torn, remember, rests, unmark
+from handfast.torch.remember import known, refuse_torn, remember, rests, unmark, warn_undone
 from handfast.torch.rng import unmoved_streams
 from handfast.torch.saved import EXTRA, GRADS, KINDS, RNG, Saved, read_manifests
 from handfast.torch.stage import Canvas, stage
@@ -174,13 +175,9 @@ class TorchState:
         """See the port."""
         before = self._captured
         now = capture(
-            self._state,
-            rng=self._rng,
-            replicated=self._declared,
-            extra=extra,
-            grads=grads,
+            self._state, rng=self._rng, replicated=self._declared, extra=extra, grads=grads,
             previous=before,
-        )
+        )  # fmt: skip
         same = before is not None and now.specs is before.specs
         former, self._plan = self._plan, None  # until it is whole: an interrupt leaves none
         self._captured = now
@@ -305,8 +302,10 @@ class TorchState:
         if self._watch is not None:
             self._watch.look(things)
         self._follow()
-        refuse_trained_apart([node.value for node in things], "this epoch")
-        for came in forgotten([node.value for node in things]):
+        values = [node.value for node in things]
+        refuse_trained_apart(values, "this epoch")
+        warn_unsaved(values)
+        for came in forgotten(values):
             logger.warning(
                 "%s was loaded around the guard since: what is saved from here on bears the name "
                 "of lineage %s, and holds values that are not of it. What to do: load by restore() "
@@ -389,7 +388,7 @@ class TorchState:
     ) -> object:
         """See the port."""
         known, self._compared = self._compared, None  # what is applied may be changed by it
-        only = self._asked(only)
+        only = WHOLE if self._whole else only
         if known is None or known.copies != tuple(copies):
             known = _Compared(tuple(copies), self.read(copies), Stored(copies), None, True)
         if not self._rng:
@@ -424,6 +423,8 @@ class TorchState:
                 tuple(only),
             )
             self.compare(copies, WHOLE, self._compared.strict)
+        if copies and not self._seen and "**" in only:  # nothing was saved since the start
+            warn_undone(self._parts(), copies[0].manifest.stamp)
         history = self._onward(copies, only, lineage)
         if copies and history == History.of(copies[0].manifest.stamp):
             stamp, saved = copies[0].manifest.stamp, self.read(copies)
@@ -447,13 +448,11 @@ class TorchState:
         """See the port."""
         self._history, self._plan = self._onward(copies, only, lineage), None
         if copies:
-            stamp, saved, only = copies[0].manifest.stamp, self.read(copies), self._asked(only)
+            stamp, saved = copies[0].manifest.stamp, self.read(copies)
+            only = WHOLE if self._whole else only
             remember(self._parts(), saved, stamp, only, self._history, self._rests)
         else:
             begin([(node.value, node.path) for node in self._parts()], self._history, run)
-
-    def _asked(self, only: Sequence[str]) -> Sequence[str]:
-        return WHOLE if self._whole else only
 
     def known(self, copies: Sequence[Validated]) -> dict[str, frozenset[int]]:
         """Give what comes with each part by path, of what the epoch has weights and moments of."""

@@ -180,6 +180,7 @@ class Mesh:
         self.shown: dict[int, Snapshot] = {}
         self.messages: list[tuple[int, int, Message]] = []
         self.lose: Callable[[int, int, Message], bool] = lambda *_: False
+        self.deaf = False  # whether words beside the protocol are lost
         self.images: list[Image] = []
 
     async def open(self, n: int, files: Files | None = None) -> DomainHost:
@@ -202,7 +203,9 @@ class Mesh:
     def route(self, n: int, to: str, data: bytes) -> None:
         at = self.among.index(to)
         assert at is not None
-        if is_word(data):  # no part of the protocol
+        if is_word(data):
+            if (host := self.hosts.get(at)) is not None and not self.deaf:
+                asyncio.get_running_loop().call_soon(host.hear, data)
             return
         message = decode_message(data)
         self.messages.append((n, at, message))

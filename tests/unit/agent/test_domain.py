@@ -22,8 +22,9 @@ import pytest
 from agentkit import HASTY, begin, looped, until
 from meshkit import Mesh
 
-from handfast.agent import domain
+from handfast.agent import domain, hearsay
 from handfast.agent.examiner import Examined
+from handfast.agent.hearsay import MIXTURE
 from handfast.agent.keeper import Keeper
 from handfast.agent.snapshot import FORGONE, Snapshot
 from handfast.checkpoint import fate
@@ -32,6 +33,7 @@ from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import Bad, Converged, Frozen, Released, Restored, Skipped, Staged
 from handfast.core.retain import Keep
 from handfast.store.claims import domain_path
+from handfast.store.manifest import Source
 from handfast.testing.faults import FaultyFiles, Hasty
 
 ONE, TWO, THREE = Epoch(1, 1), Epoch(1, 2), Epoch(1, 3)
@@ -353,6 +355,91 @@ async def test_an_image_is_not_free_before_its_vote_is_durable(root: str) -> Non
     assert "still being persisted for 1/1" in refused.reason
     await mesh.converged(ONE)
     assert await host.stage(THREE, one, b"") is None
+    await mesh.close()
+
+
+async def save_of(mesh: Mesh, epoch: Epoch, *steps: int) -> None:
+    """Save at each domain what was loaded from these steps of another run."""
+    for n, step in enumerate(steps):
+        held = mesh.image(n)
+        came = (Source("model", "base", "main", 1, step),)
+        held.plan = msgspec.structs.replace(held.plan, came=came)
+        await mesh.hosts[n].stage(epoch, held, b"")
+
+
+@looped
+async def test_what_ranks_have_from_different_epochs_converges_in_no_epoch(root: str) -> None:
+    """The first shard's domain hears all before it votes where anything was loaded, and skips; the
+    bytes are taken away. Once all are of one epoch it goes on, and asks no more."""
+    mesh = await opened(root, 3)
+    for epoch in (ONE, TWO):
+        await save_of(mesh, epoch, 4, 4, 2)
+        await until(lambda: mesh.shown[0].outcomes[-1:] and not mesh.hosts[0].busy, "the vote")
+        problem = mesh.shown[0].outcomes[-1].problem
+        assert problem.startswith(
+            f"{MIXTURE}: model: 1/4 of run base on rank 0, 1 against 1/2 of run base on rank 2"
+        )
+    await until(lambda: len(mesh.shown[1].skipped) == 2, "the others hear of it")
+    assert mesh.shown[0].retained == (GENESIS,)
+    await save_of(mesh, THREE, 4, 4, 4)
+    await mesh.converged(THREE)
+    assert mesh.shown[0].apart is None
+    mesh.deaf = True
+    await save_of(mesh, Epoch(1, 4), 4, 4, 4)
+    await mesh.converged(Epoch(1, 4))
+    await mesh.close()
+
+
+@looped
+async def test_one_that_loads_later_by_itself_is_heard_of_once_it_is_saved(root: str) -> None:
+    """The first shard's domain does not wait where its own rank has loaded nothing since."""
+    mesh = await opened(root, 2)
+    await save_of(mesh, ONE, 4, 4)
+    await mesh.converged(ONE)
+    await save_of(mesh, TWO, 4, 2)
+    await mesh.converged(TWO)
+    await until(lambda: mesh.shown[0].apart is not None, "the words")
+    await mesh.close()
+
+
+@looped
+async def test_a_word_that_is_lost_costs_the_first_vote_a_moment(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no epoch, here or where a rank skips: it waits no longer than others may still vote."""
+    monkeypatch.setattr(hearsay, "PATIENCE_S", 1e9)
+    mesh = await opened(root, 2)
+    mesh.deaf = True
+    await save_of(mesh, ONE, 4, 4)
+    await mesh.converged(ONE)
+    await save_of(mesh, TWO, 2)
+    mesh.hosts[1].post(events.Forgone(TWO, FORGONE))
+    await until(lambda: not mesh.hosts[0].busy, "the vote")
+    assert mesh.shown[0].outcomes[-1].problem == ""
+    monkeypatch.setattr(hearsay, "PATIENCE_S", 0.0)
+    await save_of(mesh, THREE, 3)  # and for no rank for ever that is silent
+    await until(lambda: not mesh.hosts[0].busy, "the vote")
+    await mesh.close()
+
+
+@looped
+@pytest.mark.parametrize("end", ["begin", "close"])
+async def test_who_waits_for_words_is_in_nobody_s_way(
+    root: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank died before it said one: the next generation waits for none, nor who ends."""
+    monkeypatch.setattr(hearsay, "PATIENCE_S", 1e9)
+    mesh = await opened(root, 2)
+    await save_of(mesh, ONE, 4)
+    await until(lambda: bool(mesh.hosts[0].busy), "the waiting")
+    await asyncio.sleep(0.2)
+    assert mesh.hosts[0].busy
+    async with asyncio.timeout(60):
+        if end == "begin":
+            await mesh.begin(2, 0, drain_s=1e9)
+            assert ONE in [copy.epoch for copy in mesh.hosts[0].member.retained]
+        else:
+            await mesh.hosts.pop(0).close()
     await mesh.close()
 
 

@@ -9,8 +9,9 @@ from agentkit import roster
 from handfast.agent.hearsay import EPOCHS, MARK, Apart, Divergence, Hearsay, Word, is_word, word
 from handfast.core.lattice import Epoch
 from handfast.core.messages import Knows, Message, encode
+from handfast.core.state import Member
 from handfast.store.manifest import Left, Manifest, Source, Stamp, tensor_digest
-from handfast.store.provenance import NOTHING, Brought
+from handfast.store.provenance import NOTHING, Brought, found
 from handfast.testing.samples import picture
 
 
@@ -29,9 +30,19 @@ def lost(to: str, payload: bytes) -> None:
     """A route on which everything is lost."""
 
 
+def nobody() -> Member:
+    """A member that knows of nothing."""
+    return Member("d0", 1)
+
+
+def hearing() -> Hearsay:
+    """One that only hears."""
+    return Hearsay(lost, nobody)
+
+
 def test_groups_are_told_once_all_were_heard_the_largest_first() -> None:
     """Not before: who is late may agree with either."""
-    hearsay = Hearsay(lost)
+    hearsay = hearing()
     assert not hearsay.hear(said(1, 2), 4)
     assert not hearsay.hear(said(1, 0, b"other"), 4)
     assert not hearsay.hear(said(1, 1), 4)
@@ -41,7 +52,7 @@ def test_groups_are_told_once_all_were_heard_the_largest_first() -> None:
 
 def test_nothing_is_told_where_all_agree_or_take_other_paths_to_be_alike() -> None:
     """Ranks that each store their own of a tensor have said so already."""
-    hearsay = Hearsay(lost)
+    hearsay = hearing()
     assert [hearsay.hear(said(1, shard), 2) for shard in (0, 1)] == [False, False]
     hearsay.hear(said(2, 0, b"v", b"p"), 2)
     assert not hearsay.hear(said(2, 1, b"other", b"fewer"), 2)
@@ -50,7 +61,7 @@ def test_nothing_is_told_where_all_agree_or_take_other_paths_to_be_alike() -> No
 
 def test_words_of_few_epochs_are_kept() -> None:
     """A rank that skips leaves nothing behind for ever; nor do differences pile up."""
-    hearsay = Hearsay(lost)
+    hearsay = hearing()
     for step in range(3 * EPOCHS):
         hearsay.hear(said(step, 0), 2)
     assert not hearsay.hear(said(0, 1, b"other"), 2)
@@ -66,7 +77,7 @@ def test_a_word_is_no_message_and_no_message_a_word() -> None:
     assert is_word(said(1, 0))
     assert not is_word(message)
     with pytest.raises(msgspec.MsgspecError):
-        Hearsay(lost).hear(MARK + b"\xff\xff", 2)
+        hearing().hear(MARK + b"\xff\xff", 2)
 
 
 def test_a_rank_says_the_same_whether_it_stores_or_leaves_a_tensor() -> None:
@@ -88,7 +99,7 @@ def test_a_rank_says_the_same_whether_it_stores_or_leaves_a_tensor() -> None:
 
     stores = manifest(0, slots=layout.slots, digests=b"".join(digests))
     leaves = manifest(1, slots=(), left=Left(0, dict(zip(paths, digests, strict=True))))
-    hearsay = Hearsay(lost)
+    hearsay = hearing()
     assert not hearsay.hear(word(stores, paths), 2)
     assert not hearsay.hear(word(leaves, paths), 2)
     for silent in (word(stores, ()), word(manifest(1, slots=()), paths)):
@@ -101,7 +112,7 @@ def came(step: int, lineage: str = "main") -> Brought:
 
 def test_an_epoch_whose_ranks_have_no_one_history_is_told_until_there_is_one_that_has() -> None:
     """What ranks loaded from different epochs, or go on as; by shard, whoever came first."""
-    hearsay = Hearsay(lost)
+    hearsay = hearing()
     assert not hearsay.hear(said(1, 1, came=came(4)), 2)
     assert not hearsay.hear(said(1, 0, came=came(4)), 2)
     assert hearsay.apart is None
@@ -119,7 +130,7 @@ def test_an_epoch_whose_ranks_have_no_one_history_is_told_until_there_is_one_tha
 def test_a_word_goes_to_the_first_shard_and_says_what_the_stamp_does() -> None:
     """A job of one rank has nobody to tell."""
     sent: list[tuple[str, bytes]] = []
-    hearsay = Hearsay(lambda *one: sent.append(one))
+    hearsay = Hearsay(lambda *one: sent.append(one), nobody)
     stamp = Stamp(
         "run", "main", 1, 2, "d1", 1, 2, 1, "c", None, came=(Source("model", "a", "main", 1, 4),)
     )
@@ -135,4 +146,5 @@ def test_a_word_goes_to_the_first_shard_and_says_what_the_stamp_does() -> None:
     (to, payload) = sent[0]
     assert (to, len(sent)) == ("d0", 1)
     told = msgspec.msgpack.decode(payload[1:], type=Word)
-    assert told == Word(Epoch(1, 2), 1, b"", b"", came(4))
+    assert told.brought == found(stamp)
+    assert told == Word(Epoch(1, 2), 1, b"", b"", told.brought)

@@ -397,11 +397,15 @@ def test_a_state_that_is_none_is_refused(state: Any) -> None:
 
 
 def test_a_later_correction_ends_the_earlier() -> None:
-    """Two at once would each take the other's rate for the training's."""
+    """Two at once would each take the other's rate for the training's. What is applied goes on in
+    what there is, since that may be in the state.
+    """
     job, plain = Job(torch.optim.AdamW), Job(torch.optim.AdamW)
     first = Damp(skew=50).apply(job.optimizer)
     job.go(1)
-    second = Damp(skew=3).apply(job.optimizer)
+    assert Damp(skew=7).apply(job.optimizer) is first
+    assert first.left == 6
+    second = Applied(job.optimizer, Damp(skew=3))
     assert (first.left, second.left) == (0, 2)
     plain.go(1, lambda _: 1 / 50).go(2, lambda step: 1 / (4 - step)).go(2)
     assert alike(job.go(4), plain)
