@@ -1735,12 +1735,15 @@ def test_a_rank_that_loads_by_itself_is_stopped_once_that_is_saved(
     error = raised_by(job[0])
     assert isinstance(error, SaveFailed)
     assert "on rank 0 against 1/1" in str(error)
+    before = job.all(deeds.digest)
     for trainer in job:
         trainer.tell(deeds.restore)
     for trainer in job:
         error = raised_by(trainer)
-        assert isinstance(error, Poisoned)
-        assert "the epoch that was restored is a mixture: " in str(error)
+        assert isinstance(error, Refused)
+        assert error.verdict is Verdict.MIXED
+        assert "epoch 1/2, which all were to restore, is a mixture" in str(error)
+    assert job.all(deeds.digest) == before
     opened = handfast.open(run)
     assert opened.inspect(2).verdict is Verdict.MIXED
     assert not opened.status().sound
@@ -2110,3 +2113,41 @@ def test_old_moments_in_a_new_optimizer_are_warned_of_whenever_they_come(
         assert ["moments of no known epoch" in line for line in warned()] == [True]
         train(model, state["optimizer"])
     assert warned() == []
+
+
+class Several(Optimizer):
+    """Steps others, and has no state of its own."""
+
+    def __init__(self, *inner: Optimizer, boxed: bool) -> None:
+        self.inner: Any = {str(n): one for n, one in enumerate(inner)} if boxed else list(inner)
+        super().__init__(
+            [p for one in inner for group in one.param_groups for p in group["params"]], {}
+        )
+
+    def step(self, closure: Any = None) -> None:
+        """All of them."""
+        for one in self.inner.values() if isinstance(self.inner, dict) else self.inner:
+            one.step()
+
+
+@pytest.mark.parametrize("boxed", [True, False])
+def test_what_steps_the_optimizers_that_are_saved_may_be_an_optimizer(
+    boxed: bool, run: str
+) -> None:
+    """A wrapper in the training, its inner ones in the state, as ``ZeroRedundancyOptimizer.optim``
+    is: these are asked, when it steps them.
+    """
+    for start in (0, 2, 4):
+        model, _ = build()
+        own = list(model.parameters())
+        inner = [SGD(own[:2], lr=0.1, momentum=0.9), AdamW(own[2:])]
+        outer = Several(*inner, boxed=boxed)
+        with Checkpointer(run, {"model": model, "inner": inner}) as checkpointer:
+            assert checkpointer.restore() == start
+            for step in (start + 1, start + 2):
+                train(model, outer)
+                checkpointer.save(step).converged(60)
+    model, _ = build()
+    guard.load(run, model=model, step=6)
+    with pytest.raises(Refused, match="without the optimizer state"):
+        train(model, Several(AdamW(model.parameters()), boxed=boxed))

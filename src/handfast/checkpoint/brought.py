@@ -24,10 +24,10 @@ LEAVE: Final = (
 )
 
 
-def refuse_mixed(said: Sequence[Brought], what: str) -> None:
+def refuse_mixed(said: Sequence[Brought], what: str, remedy: str = SAME) -> None:
     """Raise Refused, MIXED, where ranks have loaded the same from different epochs."""
     if parts := spell_mixed(said):
-        raise Refused(f"{what} is a mixture", verdict=Verdict.MIXED, shards=parts, remedy=SAME)
+        raise Refused(f"{what} is a mixture", verdict=Verdict.MIXED, shards=parts, remedy=remedy)
 
 
 def warn(said: Sequence[Brought], what: str) -> None:

@@ -22,7 +22,7 @@ from handfast.agent.local import AgentGone
 from handfast.agent.snapshot import Proposal
 from handfast.checkpoint.alone import alone
 from handfast.checkpoint.arguments import kept, line, one_of, patterns, seconds, whole
-from handfast.checkpoint.brought import LEAVE, refuse_mixed, warn
+from handfast.checkpoint.brought import refuse_mixed, warn
 from handfast.checkpoint.heard import Compared, Heard, Observer
 from handfast.checkpoint.port import State
 from handfast.checkpoint.refusal import Load, below, suggest, words
@@ -36,7 +36,6 @@ from handfast.core.retain import Keep
 from handfast.core.verdict import Verdict
 from handfast.core.view import Lattice
 from handfast.errors import Blocked, Damaged, HandfastError, Poisoned, Refused, SaveFailed
-from handfast.store.provenance import found, spell_mixed
 
 __all__ = ["Busy", "Checkpointer", "OnError", "Policy"]
 
@@ -182,6 +181,7 @@ class Checkpointer:
         session.accept(proposal)
         certificate = session.await_certificate(self._patience_s)
         if copies:
+            session.check_histories(copies[0].manifest.stamp)
             self._apply(copies, only, keep_live)
         self._state.began(copies, only, lineage, session.run)
         self._restored, self._poison, self._began = certificate, "", True
@@ -292,8 +292,7 @@ class Checkpointer:
         try:
             self.extra = self._state.apply(copies, only, keep_live)
             if collective.place.size > 1:
-                stamp = copies[0].manifest.stamp
-                mine = Load("", self._state.replicas(copies), found(stamp))
+                mine = Load("", self._state.replicas(copies))
         except Exception as error:
             failure, mine = error, Load(words(error))
         loads = [
@@ -304,12 +303,8 @@ class Checkpointer:
         if failed:
             self._poison = "; ".join(failed)
             raise failure or Poisoned(f"another rank could not load: {self._poison}")
-        if parts := spell_mixed([load.found for load in loads]):
-            self._poison = f"the epoch that was restored is a mixture: {'; '.join(parts)}"
-            raise Poisoned(f"{self._poison}. What to do: {LEAVE}")
         if collective.place.rank == 0:
             suggest([load.replicas for load in loads])
-            warn([load.found for load in loads], "the epoch that was restored")
 
     # --- save -----------------------------------------------------------------------------------
 

@@ -185,13 +185,10 @@ def below(proposal: Proposal) -> Refused:
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What one rank says once it has loaded: what went wrong, or digests of what it stores, and
-    what that was ``found`` to be of.
-    """
+    """What one rank says once it has loaded: what went wrong, or digests of what it stores."""
 
     problem: str = ""
     replicas: dict[str, bytes] = {}
-    found: Brought = NOTHING
 
 
 def words(error: Exception) -> str:

@@ -14,6 +14,7 @@ from handfast.agent.joining import Round
 from handfast.agent.local import Client
 from handfast.agent.snapshot import FORGONE, Proposal, Snapshot
 from handfast.checkpoint import fate, rounds
+from handfast.checkpoint.brought import LEAVE, refuse_mixed, warn
 from handfast.checkpoint.collective import Collective, address_among
 from handfast.checkpoint.connection import Connection, Joining
 from handfast.checkpoint.refusal import Hand, agree, apart, lay, read, refusal
@@ -28,7 +29,8 @@ from handfast.core.view import Lattice
 from handfast.errors import Blocked, Damaged, HandfastError, Refused, SaveFailed, Superseded
 from handfast.store import manifest as codec
 from handfast.store.files import Files
-from handfast.store.provenance import NOTHING, Brought
+from handfast.store.manifest import Stamp
+from handfast.store.provenance import NOTHING, Brought, found
 from handfast.store.shelf import Shelf
 
 __all__ = ["Session"]
@@ -392,6 +394,14 @@ class Session:
         """
         now = self.snapshot.apart
         return now.said if now is not None and now.epoch.generation == self.generation else ()
+
+    def check_histories(self, stamp: Stamp) -> None:
+        """Hear what all ranks' shards are of. Raises Refused, the same on all, for a mixture."""
+        laid = self.gather("history", msgspec.msgpack.encode(found(stamp)))
+        said = [msgspec.msgpack.decode(data, type=Brought) for data in laid]
+        refuse_mixed(said, f"epoch {stamp.epoch}, which all were to restore,", LEAVE)
+        if self.collective.place.rank == 0:
+            warn(said, f"epoch {stamp.epoch}")
 
     def wait_persisted(self, epoch: Epoch, timeout: float | None) -> None:
         """See :meth:`handfast.checkpoint.save.Save.persisted`."""

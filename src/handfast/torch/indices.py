@@ -41,7 +41,7 @@ from handfast.torch.marked import (
     table,
 )
 from handfast.torch.origins import HERE, Origin, alone, numbers, place, refuse_apart
-from handfast.torch.stepping import begun, is_no_update, parameters, shares, trained
+from handfast.torch.stepping import begun, inner, is_no_update, parameters, shares, trained
 
 __all__ = ["anew", "begin", "beside", "brought", "common", "refuse_trained_apart", "sources"]
 
@@ -340,6 +340,7 @@ def _check_tuned(
     if type(optimizer) is SGD and not any(group["momentum"] for group in optimizer.param_groups):
         there = [came.known for part, came in table.items() if isinstance(part, Optimizer)]
         waiting = waiting.difference(*there)
+    waiting = waiting.difference(*(table[one].known for one in inner(optimizer) if one in table))
     has = numbers(begun(optimizer))
     if waiting and waiting.isdisjoint(has):
         raise alone(_WITHOUT, [came for came in origins.values() if came.waiting & waiting])

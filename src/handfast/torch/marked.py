@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import compress
 from typing import Any, NamedTuple
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -18,6 +19,7 @@ from handfast.torch.hooks import Hook, watch
 from handfast.torch.marks import version_of
 from handfast.torch.names import unwrapped
 from handfast.torch.origins import HERE, Origin, number, numbers
+from handfast.torch.stepping import weights
 
 __all__ = [
     "Lost",
@@ -48,6 +50,7 @@ lost_parts: Any = WeakIdKeyDictionary()
 _roots: Any = WeakIdKeyDictionary()  # a module's own modules, to what was marked, weakly
 _came: Any = WeakIdKeyDictionary()  # modules, to what came with them: see _slots
 _gone: Any = WeakIdKeyDictionary()  # modules, to what of that has come otherwise since
+_attended: Any = WeakIdKeyDictionary()  # roots, to what was attended in them the last time
 _versions: Any = WeakIdKeyDictionary()  # modules, to those of their parameters when marked
 
 
@@ -178,7 +181,26 @@ def own_of(part: nn.Module) -> Iterator[Any]:
     """The parameters that came with a module, and are in it, but for what has come otherwise since;
     not what was put into it since.
     """
-    return _of_those(part, _came.get(part), _gone.get(part, frozenset()))
+    came, gone = _came.get(part), _gone.get(part)
+    there = list(weights(part))
+    ids = list(map(id, there))
+    kept: _Owned | None = _owned.get(part)
+    if kept is None or kept.came is not came or kept.gone is not gone or kept.ids != ids:
+        own = set(map(id, _of_those(part, came, gone or frozenset())))
+        kept = _owned[part] = _Owned(ids, came, gone, [one in own for one in ids])
+    return compress(there, kept.own)
+
+
+class _Owned(NamedTuple):
+    """Which parameters of a module are its own, while it has these: each optimizer asks that."""
+
+    ids: list[int]
+    came: frozenset[object] | None
+    gone: frozenset[object] | None
+    own: list[bool]
+
+
+_owned: Any = WeakIdKeyDictionary()
 
 
 def _of_those(
@@ -193,7 +215,7 @@ def _of_those(
 
 
 def _weights_in(part: object) -> Iterator[Any]:
-    yield from part.parameters() if isinstance(part, nn.Module) else ()
+    yield from weights(part) if isinstance(part, nn.Module) else ()
 
 
 def clear(parts: Iterable[object], arriving: frozenset[int] = frozenset()) -> None:
@@ -293,10 +315,14 @@ _LOADS, _LOADED = Hook(_loads), Hook(_loaded)
 
 def attend(part: nn.Module, root: nn.Module) -> None:
     """See from here on when a part of ``root``, or a module in it, is loaded."""
-    for module in part.modules():
+    there, seen = list(part.modules()), _attended.setdefault(root, {}).get(id(part), ())
+    if len(seen) == len(there) and all(ref() is one for ref, one in zip(seen, there, strict=True)):
+        return
+    for module in there:
         _roots.setdefault(module, WeakSet()).add(root)
         watch(module, module.register_load_state_dict_post_hook, _LOADED)
         watch(module, module.register_load_state_dict_pre_hook, _LOADS)
+    _attended[root][id(part)] = [ref(module) for module in there]
 
 
 def stirred(part: object) -> frozenset[int]:

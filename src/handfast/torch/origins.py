@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Final
 
 import torch
+from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from handfast.core.verdict import Verdict
@@ -88,10 +88,13 @@ def numbers(parameters: Iterable[object]) -> frozenset[int]:
 
 def place(parameter: Any) -> int:
     """Where a parameter's values lie, which another may share; its id where that has no address."""
-    failed = RuntimeError, NotImplementedError, ValueError  # the last of what is lazy
-    with suppress(*failed), torch.no_grad():
-        return local(parameter).data_ptr() or id(parameter)
-    return id(parameter)
+    try:
+        if type(parameter) is nn.Parameter:  # nothing else: each optimizer asks it of each
+            return parameter.data_ptr() or id(parameter)
+        with torch.no_grad():
+            return local(parameter).data_ptr() or id(parameter)
+    except (RuntimeError, NotImplementedError, ValueError):  # the last of what is lazy
+        return id(parameter)
 
 
 def refuse_apart(parts: Sequence[Origin], what: str) -> None:
