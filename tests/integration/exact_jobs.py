@@ -246,10 +246,10 @@ def with_things_beside(path: str, steps: int, forget: str = "") -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     rate = torch.optim.lr_scheduler.StepLR(optimizer, 1000)
     best, clock, data, compiled = {"loss": 9.0}, Clock(), Order(), torch.compile(model)
-    tracked = nn.BatchNorm1d(WIDTH)
+    tracked, ema = nn.BatchNorm1d(WIDTH), {k: t.clone() for k, t in model.state_dict().items()}
     state: dict[str, object] = {
         "model": model, "optimizer": optimizer, "average": average, "swa": swa, "scaler": scaler,
-        "rate": rate, "best": best, "tracked": tracked,
+        "rate": rate, "best": best, "tracked": tracked, "ema": ema,
     }  # fmt: skip
     state.pop(forget, None)
     with Checkpointer(path, state) as ckpt:
@@ -264,10 +264,34 @@ def with_things_beside(path: str, steps: int, forget: str = "") -> None:
             average.update(model)
             swa.update_parameters(model)
             tracked(torch.randn(4, WIDTH))
+            for name, tensor in model.state_dict().items():
+                ema[name].lerp_(tensor, 0.1)
             best["loss"] = min(best["loss"], -step) if forget != "best" else best["loss"] - 1
             clock.lap()
             ckpt.save(step)
     assert isinstance(compiled, nn.Module)
+
+
+def with_a_rate_made_anew(path: str, steps: int, forget: str = "") -> None:
+    """Its scheduler goes by the step that was restored, which brings all back that matters."""
+    torch.manual_seed(1)
+    model = nn.Linear(WIDTH, WIDTH)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    state, seen = {"model": model, "optimizer": optimizer}, 0.0
+    state.pop(forget, None)
+    with Checkpointer(path, state) as ckpt:
+        start = ckpt.restore()
+        for group in optimizer.param_groups:
+            group["initial_lr"] = 1e-2
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 0.9**n, last_epoch=start - 1)
+        for step in range(start + 1, steps + 1):
+            loss = model(torch.ones(2, WIDTH)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rate.step()
+            seen += loss.item()
+            ckpt.save(step)
 
 
 def of_ranks(path: str, steps: int, fault: int | None = None) -> None:
@@ -326,6 +350,8 @@ def wrong(path: str, steps: int, how: str) -> None:
         return
     if how == "elsewhere":
         path = f"{path}-{secrets.token_hex(4)}"
+    if how == "fixed":
+        path = os.path.join(os.path.dirname(os.path.dirname(path)), "fixed")
     weight = torch.full((3,), float(how == "odd" and "/killed/" in path))
     with Checkpointer(path, {"weight": weight}, every=steps + 1 if how == "rare" else 1) as ckpt:
         start = ckpt.restore()

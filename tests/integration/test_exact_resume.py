@@ -92,8 +92,9 @@ BESIDE = {
     "average": ("average/shadow/bias", "object"),
     "swa": ("swa/n_averaged", "buffer"),
     "scaler": ("scaler/_growth_tracker", "scaler"),
-    "rate": ("rate/_step_count", "scheduler"),
+    "rate": ("rate/last_epoch", "scheduler"),
     "tracked": ("tracked/num_batches_tracked", "buffer"),
+    "ema": ("ema['bias']", "tensor"),
 }
 
 
@@ -125,6 +126,22 @@ def test_what_else_differs_beside_the_state_is_noted() -> None:
     assert "  best['loss'] (value, not in the state): 7.0 uninterrupted, 9.0 after" in said[-1]
     whole = asserted(exact_jobs.with_things_beside, steps=4, kill_at=2)
     assert [d.path for d in whole.beside] == ["data/asked"]
+
+
+def test_what_a_scheduler_counts_for_itself_alone_is_noted() -> None:
+    """Torch warns by it, and trains not by it: one that is made anew at the step is exact."""
+    result = asserted(exact_jobs.with_a_rate_made_anew, steps=4, kill_at=2)
+    assert [d.path for d in result.beside] == ["rate/_step_count", "seen"]
+
+
+def test_what_to_do_goes_by_what_belongs_into_the_state() -> None:
+    """Both are lost at once; a sum may be anybody's, the optimizer is not."""
+    job = partial(exact_jobs.with_a_rate_made_anew, forget="optimizer")
+    result = tried(job, steps=4, kill_at=2)
+    assert result.first_difference is not None
+    assert result.first_difference.path == "seen"
+    assert "What to do: put it into the state: Checkpointer(path, {..., 'optimizer'" in str(result)
+    assert "  seen (value, not in the state)" in str(result)
 
 
 @pytest.mark.parametrize("fault", ["stepped", "slots"])
@@ -246,6 +263,7 @@ SAID = {
     "rare": r"called save\(\) at steps 1, 2, 3, and no save was taken",
     "short": r"last save\(\) was of step 2, and steps=3",
     "two": "one run a process can be tried out",
+    "fixed": "began at step 3: it found what another one had saved",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -55,8 +55,11 @@ class Held:
         self._optimizers = stepped
         self._stepped = {_memory(p) for optimizer in stepped for p in _trained(optimizer)}
         self._modules = [(n.path, n.value) for n in found if n.kind is Kind.MODULE]
+        self._shapes: dict[str, set[tuple[int, ...]]] = defaultdict(set)
         for _, module in self._modules:
             self.ids |= {id(part) for part in module.modules()}
+            for name, parameter in module.named_parameters():
+                self._shapes[name].add(tuple(parameter.shape))
 
     def has(self, value: object) -> bool:
         """Whether a live thing is made of what is in the state, and of nothing else."""
@@ -74,6 +77,13 @@ class Held:
     def is_stepped(self, tensor: Tensor) -> bool:
         """Whether one of the optimizers trains what lies there, whatever it looks like."""
         return _memory(tensor) in self._stepped
+
+    def looks_trained(self, name: str, value: object) -> bool:
+        """Whether a tensor in a box has the name and the shape there that a parameter of the state
+        has: an average that is made by hand, say.
+        """
+        key = name.rpartition("['")[2].removesuffix("']")
+        return isinstance(value, Tensor) and tuple(value.shape) in self._shapes.get(key, ())
 
     def unreached(self) -> Iterator[tuple[str, str, Tensor]]:
         """What the optimizers train, and neither it has nor anything beside it.

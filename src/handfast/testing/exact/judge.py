@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from handfast.testing.exact.moments import Moment, Print
-from handfast.testing.exact.result import Difference
+from handfast.testing.exact.result import COUNTED, TRAINED, Difference
 
 __all__ = ["Place", "Ranks", "Split", "left_of", "noise_of", "split_of"]
 
@@ -34,7 +34,6 @@ CAUSES: Final = (
     "parameter",
 )
 """Which of two that differ at once is told first: the one that others rather follow from."""
-TRAINED: Final = "parameter"
 NOTHING: Final = "nothing"
 
 
@@ -104,9 +103,10 @@ def _split(ranks: Sequence[_Rank], number: int, step: int) -> Split:
     found = [(at, d) for rank in ranks for at, d in rank.lasting(step)]
     since = min(at for at, _ in found)
     first = sorted((d for at, d in found if at == since), key=_order)
-    then = sorted((d for at, d in found if at != since and d.stored), key=_order)
+    later = (d for at, d in found if at != since and (d.stored or d.belongs))
+    then = sorted(later, key=_order)
     if not any(d.stored for d in (*first, *then)):  # what counts then has nothing to follow from
-        first.sort(key=lambda d: not (d.loadable or d.kind == TRAINED))
+        first.sort(key=lambda d: not d.belongs)
     return Split(number, step, tuple(first), tuple(then))
 
 
@@ -146,7 +146,8 @@ class _Rank:
             return self._stored(path, self._moments[at])
         if leaf.kind == TRAINED:
             return True
-        return loadable and leaf.loadable and all(path in later for later in self._unlike[at:])
+        alone = loadable and leaf.loadable and not path.endswith(COUNTED)
+        return alone and all(path in later for later in self._unlike[at:])
 
     def left(self) -> Iterator[Difference]:
         """What is not stored, and differs at the end."""

@@ -116,7 +116,7 @@ class Look:
                 trained |= {f"{own}/{key}" for key, _ in value.named_parameters()}
             elif isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
                 trained.add(own)
-            loadable = _is_loadable(value)
+            loadable = _is_loadable(value) or held.looks_trained(name, value)
             for path, made in self._captured(found, trained, stored=False):
                 yield path.removeprefix(own), replace(made, loadable=loadable)
 

@@ -8,7 +8,11 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["Difference", "ExactResume"]
+__all__ = ["COUNTED", "TRAINED", "Difference", "ExactResume"]
+
+TRAINED: Final = "parameter"
+COUNTED: Final = "/_step_count"
+"""What torch's schedulers count for a warning alone (``torch/optim/lr_scheduler.py``, 2.13)."""
 
 SHOWN: Final = 6
 NUMBERED: Final = re.compile(r"(.*) \(\d+\)")
@@ -44,6 +48,12 @@ class Difference(msgspec.Struct, frozen=True):
     sampled: int = 0
     size: int = 0
     loadable: bool = False
+
+    @property
+    def belongs(self) -> bool:
+        """Whether it is not in the state, and of something that belongs there as a whole."""
+        whole = self.loadable or self.kind == TRAINED
+        return whole and not self.stored and not self.path.endswith(COUNTED)
 
     def __str__(self) -> str:
         return self.told("uninterrupted", "after the resume")
@@ -133,9 +143,10 @@ class ExactResume(msgspec.Struct, frozen=True):
         if self.then:
             lines.append(f"then, at step {self.step}:")
             lines += self._list(self.then, "uninterrupted", "after the resume")
-        lines.append(f"What to do: {_remedy(first)}")
+        missing = (d for d in (*self.differences, *self.then) if d.belongs)
+        lines.append(f"What to do: {_remedy(next(missing, first))}")
         if alone and first.loadable:
-            name = first.path.partition("/")[0]
+            name = first.path.partition("/")[0].partition("[")[0]
             lines.append(f"If it may differ, leave it out: ignore=({name!r},)")
         return lines
 
@@ -194,7 +205,9 @@ def _remedy_beside(first: Difference) -> str:
         return f"put the loader into the state, and make {name} of it by iter() after restore()"
     if first.kind == "buffer" and not first.loadable:
         return "register it as persistent (register_buffer), or put it into the state by itself"
-    if first.kind in ("tensor", "value") and not first.restored:
+    if first.kind == "tensor" and first.loadable:
+        name = name.rpartition("[")[0]  # the box that it is in
+    elif first.kind in ("tensor", "value") and not first.restored:
         return (
             f"look where {name} comes from in this step: what gave it is not in the state, such as "
             "the order of the data, or a generator"

@@ -239,16 +239,17 @@ def _check_job(ranks: Ranks, steps: int, kills: Sequence[Kill]) -> None:
     """Raise JobFailed for a job that can't be tried out: nothing to compare, nowhere to kill."""
     for moments in ranks:
         saves = [moment.step for moment in moments if moment.what == "saved"]
+        if moments and moments[0].step != 0:
+            raise JobFailed(
+                f"an uninterrupted run began at step {moments[0].step}: it found what another one "
+                "had saved. What to do: let the job save at the path that it is called with, and "
+                "nowhere else"
+            )
         if not moments or not saves:
             what = "save()" if moments else "restore() of a handfast.torch.Checkpointer"
             raise JobFailed(
                 f"the job never called {what}, so there is nothing to compare. What to do: call "
                 "ckpt.restore() before the first step, and ckpt.save(step) after each"
-            )
-        if moments[0].step != 0:
-            raise JobFailed(
-                f"an uninterrupted run began at step {moments[0].step}. What to do: let "
-                "the job save at the path that it is called with, and nowhere else"
             )
         if not any(moment.taken for moment in moments):
             raise JobFailed(
@@ -319,4 +320,6 @@ def _without(ranks: Ranks, ignore: Sequence[str]) -> Ranks:
 
 
 def _named(path: str, patterns: Sequence[str]) -> bool:
-    return any(path == p or path.startswith(f"{p}/") or fnmatchcase(path, p) for p in patterns)
+    return any(
+        path == p or path.startswith((f"{p}/", f"{p}[")) or fnmatchcase(path, p) for p in patterns
+    )
