@@ -98,6 +98,39 @@ def test_a_reader_that_fails_is_told_and_the_others_go_on(
     assert any(listed.steps for listed in told.found)
 
 
+class Runs:
+    """What runs a command where pickle loads it."""
+
+    def __init__(self, what: object, *args: object) -> None:
+        self.what, self.args = what, args
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self.what, self.args
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("what", [os.system, eval, subprocess.check_call])
+def test_an_entry_that_would_run_code_is_told_of(
+    what: object, zipped: bool, tmp_path: Path
+) -> None:
+    """In a file that is sound otherwise: by name, strong, and not run; its like does no harm."""
+    touched = tmp_path / "touched"
+    state = {"model": torch.nn.Linear(2, 2).state_dict(), "step": 3}
+    command = f"open({str(touched)!r}, 'w')" if what is eval else f"touch {touched}"
+    torch.save(
+        {**state, "args": Runs(what, command)},
+        tmp_path / "step_3.pt",
+        _use_new_zipfile_serialization=zipped,
+    )
+    found = audit(tmp_path)
+    (told,) = [each for each in found.findings if each.code is Code.HARMFUL]
+    assert told.strength is Strength.STRONG
+    assert f".{getattr(what, '__name__', '')}, which runs code" in told.says
+    assert not touched.exists()
+    torch.save({**state, "args": Runs(sum, [1])}, tmp_path / "step_3.pt")
+    assert Code.HARMFUL not in [each.code for each in audit(tmp_path).findings]
+
+
 def test_odd_files_and_directories_are_no_trouble(tmp_path: Path) -> None:
     """Pipes, sockets, dangling links, loops, names of no text, a million levels' worth of depth."""
     os.mkfifo(tmp_path / "pipe.pt")

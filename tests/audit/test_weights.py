@@ -106,8 +106,17 @@ def test_a_missing_shard_is_found(tmp_path: Path) -> None:
     (finding,) = wrong(find, path)
     assert (finding.code, finding.strength) == (Code.MISSING, Strength.CERTAIN)
     os.remove(path / "model.safetensors.index.json")
-    (finding,) = wrong(find, path)
+    (finding,) = [each for each in wrong(find, path) if each.code is Code.MISSING]
     assert finding.parts == ("model-00002-of-00002.safetensors",)
+
+
+def test_an_index_that_is_not_there_is_a_hint(tmp_path: Path) -> None:
+    """All shards are, and can be put together by hand; transformers loads none of them."""
+    path = copied("safetensors/sharded", tmp_path)
+    os.remove(path / "model.safetensors.index.json")
+    (finding,) = wrong(find, path)
+    assert (finding.code, finding.strength) == (Code.INDEX, Strength.HINT)
+    assert "model.safetensors.index.json is not there" in finding.says
 
 
 def test_a_shard_of_another_count_is_found(tmp_path: Path) -> None:

@@ -2151,3 +2151,25 @@ def test_what_steps_the_optimizers_that_are_saved_may_be_an_optimizer(
     guard.load(run, model=model, step=6)
     with pytest.raises(Refused, match="without the optimizer state"):
         train(model, Several(AdamW(model.parameters()), boxed=boxed))
+
+
+def test_moments_that_are_begun_anew_at_each_start_are_warned_of(
+    run: str, warned: Callable[[], list[str]]
+) -> None:
+    """The script says ``Reset`` whenever it starts, and never gets beyond the warm-up; once is fine."""
+
+    def start(*, reset: bool) -> list[str]:
+        model, optimizer = build()
+        applied = guard.Applied(optimizer)
+        state = {"model": model, "optimizer": optimizer, "applied": applied}
+        with Checkpointer(run, state) as checkpointer:
+            step = checkpointer.restore()
+            if reset:
+                Reset(warmup=2).apply(optimizer)
+            train(model, optimizer)
+            checkpointer.save(step + 1).converged(60)
+        return [line for line in warned() if "are begun anew" in line]
+
+    assert [start(reset=reset) for reset in (False, True, False)] == [[], [], []]
+    (said,) = start(reset=True)
+    assert "over epoch 3/3, whose lineage reset-1/1 began with that already" in said

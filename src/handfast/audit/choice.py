@@ -161,7 +161,8 @@ def _unclear(what: str, fit: Sequence[tuple[Step, Found]]) -> Refused:
         what,
         verdict=Verdict.FOREIGN,
         shards=[f"{found.format}: {one.path or found.root or '.'}" for one, found in fit],
-        remedy="give the path of one of them, or --step where its name or its files say a step",
+        remedy="give the path of one of them, or --step where its name or its files say a step; "
+        "`handfast audit` says what speaks against each",
     )
 
 

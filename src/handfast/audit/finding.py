@@ -45,6 +45,7 @@ class Code(StrEnum):
     TIMES = "file-times-straddle-saves"
     UNSEEN = "directory-was-not-looked-at"
     UNREAD = "values-were-not-read"
+    HARMFUL = "pickle-names-what-runs-code"
 
 
 class Finding(msgspec.Struct, frozen=True):

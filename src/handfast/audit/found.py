@@ -123,7 +123,8 @@ class Part(msgspec.Struct):
     as plain ones (sparse tensors, conjugated ones, those of the meta device, texts, items of a
     handler that is not known); ``untold`` those of tensors of which the format makes nothing;
     ``aside`` those of entries without any tensor, such as a scheduler's state, and of a file that
-    has none at all. No check looks at these.
+    has none at all. No check looks at these. ``harmful`` is what its pickle names that runs code
+    where it is loaded.
     """
 
     path: str
@@ -139,6 +140,7 @@ class Part(msgspec.Struct):
     valueless: Sequence[str] = ()
     untold: Sequence[str] = ()
     aside: Sequence[str] = ()
+    harmful: Sequence[str] = ()
 
 
 class Step(msgspec.Struct):

@@ -24,6 +24,7 @@ __all__ = [
     "Global",
     "Key",
     "Persistent",
+    "is_harmful",
     "weighed",
 ]
 
@@ -49,6 +50,21 @@ class Global(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         """As Python spells it: "collections.OrderedDict"."""
         return f"{self.module}.{self.name}"
+
+
+_MODULES: Final = frozenset((
+    "commands", "ctypes", "importlib", "nt", "os", "posix", "pty", "runpy", "shutil", "socket",
+    "subprocess",
+))  # fmt: skip
+"""Commands is what protocol 2, torch's, calls subprocess (``Lib/_compat_pickle.py``, 3.11)."""
+_BUILTINS: Final = frozenset(["eval", "exec", "compile", "__import__", "open", "breakpoint"])
+
+
+def is_harmful(named: Global) -> bool:
+    """Whether it is what pickles that attack name, and no checkpoint needs. There are others."""
+    if named.module in ("builtins", "__builtin__"):
+        return named.name.partition(".")[0] in _BUILTINS
+    return named.module.partition(".")[0] in _MODULES
 
 
 class Persistent(msgspec.Struct, frozen=True, eq=False):

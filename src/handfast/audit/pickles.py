@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Any, Final, NamedTuple
 
+from handfast.audit.inert import is_harmful
 from handfast.audit.machine import CutError, LimitError, Limits, Machine, Stop, WrongError
 from handfast.audit.opcodes import ARGUED, NAMES, STEPS
 from handfast.audit.room import ROOM
@@ -28,10 +29,13 @@ class Cut(Damaged):
 
 
 class Pickle(NamedTuple):
-    """A value, and the offset in the bytes behind its STOP, where another pickle may begin."""
+    """A value, the offset in the bytes behind its STOP, where another pickle may begin, and what
+    it names that runs code of whoever wrote it, where it is loaded by pickle.
+    """
 
     value: Any
     end: int
+    harmful: tuple[str, ...] = ()
 
 
 def read(
@@ -61,7 +65,8 @@ def read(
         machine.check(at + 1 - start, limits.opcodes - left + done, room)
     except WrongError as error:
         raise _error(error, data, at, name, base) from None
-    return Pickle(value, at + 1)
+    harmful = (str(one) for one in machine.globals.values() if is_harmful(one))
+    return Pickle(value, at + 1, tuple(harmful))
 
 
 _WRONG: Final = (CutError, WrongError, struct.error, KeyError, IndexError, ValueError)

@@ -73,7 +73,8 @@ class TorchFile(msgspec.Struct, frozen=True, eq=False):
 
     ``damage`` is what is wrong with its storages and tensors, as far as that can be known without
     reading them; each says so again when it is read. ``facts`` are what the file says of itself:
-    of an archive "name" is the file's when it was written, without its ending.
+    of an archive "name" is the file's when it was written, without its ending. ``harmful`` is what
+    it names that runs code where pickle loads it.
     """
 
     path: str
@@ -82,6 +83,7 @@ class TorchFile(msgspec.Struct, frozen=True, eq=False):
     damage: tuple[FormatError, ...]
     facts: Mapping[str, str]
     archive: Archive | None = None
+    harmful: tuple[str, ...] = ()
 
     def verify_crc(self, progress: Progress | None = None) -> Iterator[Damaged]:
         """Read what has a checksum, and yield one error for each record that it does not fit.
@@ -210,9 +212,10 @@ def _read_zip(archive: Archive, limits: Limits) -> TorchFile:
     data = names["data.pkl"].bytes(limits.nbytes)
     name = names["data.pkl"].name
     storages = _Records(path, names, order == "big")
-    made = tree(pickles.read(data, limits=limits, name=name).value, storages, name=name)
+    read = pickles.read(data, limits=limits, name=name)
+    made = tree(read.value, storages, name=name)
     damage = (*archive.damage, *storages.damage, *made.damage)
-    return TorchFile(path, Kind.ZIP, made.root, damage, facts, archive)
+    return TorchFile(path, Kind.ZIP, made.root, damage, facts, archive, read.harmful)
 
 
 # Rows of pickles
@@ -227,6 +230,7 @@ class _Row:
         self._window = WINDOW
         self.at = 0
         self._data, self._base = b"", 0
+        self.harmful: tuple[str, ...] = ()
 
     def next(self) -> Any:
         """The value of the next one."""
@@ -251,6 +255,7 @@ class _Row:
                 self._window *= 2
             else:
                 self.at = self._base + found.end
+                self.harmful += found.harmful
                 return found.value
 
 
@@ -351,4 +356,5 @@ def _read_legacy(reader: Reader, path: str, limits: Limits) -> TorchFile:
     storages.lay_out(keys, row.at)
     little = about.get("little_endian") if type(about) is dict else None
     facts = {} if little is None else {"byteorder": "little" if little else "big"}
-    return TorchFile(path, Kind.LEGACY, made.root, (*storages.damage, *made.damage), facts)
+    damage = (*storages.damage, *made.damage)
+    return TorchFile(path, Kind.LEGACY, made.root, damage, facts, harmful=row.harmful)

@@ -181,7 +181,6 @@ class Checkpointer:
         session.accept(proposal)
         certificate = session.await_certificate(self._patience_s)
         if copies:
-            session.check_histories(copies[0].manifest.stamp)
             self._apply(copies, only, keep_live)
         self._state.began(copies, only, lineage, session.run)
         self._restored, self._poison, self._began = certificate, "", True
@@ -284,7 +283,11 @@ class Checkpointer:
     def _apply(
         self, copies: Sequence[Validated], only: Sequence[str], keep_live: Sequence[str]
     ) -> None:
-        """Load, and hear whether all ranks could: where one could not, none goes on to train."""
+        """Load, and hear whether all ranks could: where one could not, none goes on to train.
+
+        Raises Refused, the same on all, before anything is loaded, for a mixture.
+        """
+        self._session.check_histories(copies[0].manifest.stamp)
         self._poison = "a restore was interrupted"
         collective = self._session.collective
         mine = Load()

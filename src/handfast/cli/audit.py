@@ -128,6 +128,8 @@ def _show(found: Audit) -> None:
     if found.cut:
         read += f"; {found.cut} tensors not to their end" + ("" if found.deep else " (--deep does)")
     state = "[bold green]sound[/]" if found.sound else _count(found.findings)
+    if found.sound and found.findings:
+        state += f", {len(found.findings)} hint{'s' * (len(found.findings) > 1)}"
     console.print(f"{state} ({read})")
 
 

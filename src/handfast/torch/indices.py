@@ -94,6 +94,16 @@ def anew(optimizer: Optimizer, why: str) -> None:
     came = [replace(o, moved=frozenset()) for o in weights if o.waiting & stepped]
     refuse_apart(came, "what would go on together")
     for run, index, was in {(o.run, o.index, o.history) for o in came}:
+        if was.began() and was.began()[-1].why == why:
+            logger.warning(
+                "moments are begun anew over epoch %d/%d, whose lineage %s began with that already "
+                "(%s): a script that does so at each start never gets beyond it. What to do: apply "
+                "it once, where restore() gave 0, or keep it out of the restart",
+                index.generation,
+                index.step,
+                was.lineage,
+                why,
+            )
         now = was.onward(f"reset-{index.generation}/{index.step}", run, index, why)
         same = [(p, o) for p, o in table.items() if (o.run, o.history) == (run, was)]
         again((part, replace(o, history=now)) for part, o in same)

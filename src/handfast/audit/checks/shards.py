@@ -39,6 +39,13 @@ def structure(step: Step, look: Look) -> Iterator[Finding]:
             says = f"{path} {what}: {why}"
             yield Finding(code, step.strength(strength), step.path, says, (path,))
     for part in step.parts:
+        if part.harmful:
+            named = ", ".join(part.harmful[:3])
+            says = (
+                f"{part.path} names {named}, which runs code of whoever wrote it where "
+                "torch.load(weights_only=False) or pickle loads it; nothing was run here"
+            )
+            yield Finding(Code.HARMFUL, Strength.STRONG, step.path, says, (part.path,))
         if part.problem:
             code = Code.TRUNCATED if "ends there" in part.problem else Code.UNREADABLE
             strength = Strength.STRONG if BEYOND in part.problem else Strength.CERTAIN

@@ -65,7 +65,7 @@ def find(place: Place) -> Iterator[Found]:
             step.free = True
         for step, finding in apart(steps):
             step.findings = [*step.findings, finding]
-        resume = [Resume("all ranks", step.path, _LOADS) for step in steps if step.committed]
+        resume = [Resume("all ranks", step.path or ".", _LOADS) for step in steps if step.committed]
         own = (path for folder in group for path in own_files(place, folder))
         files = frozenset((*own, *latest.trackers(place, root)))
         told = [*latest.wrong(place, root, steps)]

@@ -87,6 +87,7 @@ def torch_part(place: Place, path: str, *, within: str = "") -> Read:
         name = place.absolute(path)
         part.problem = str(error) if name in str(error) else f"{name}: {error}"
         return Read(part, None, Said())
+    part.harmful = file.harmful
     if file.damage:
         part.problem = str(file.damage[0])
     part.tensors = with_checksums(said.tensors)

@@ -95,6 +95,9 @@ def read_weights(place: Place, paths: Iterable[str]) -> Weights:
         for at in sorted(set(range(1, total + 1)) - set(there)):
             name = f"{stem}-{at:05}-of-{total:05}.{kind}"
             found.missing.append((joined(folder, name), f"there should be {total} by their names"))
+        says = f"{stem}.{kind}.index.json is not there, without which nobody loads {total} shards"
+        first = joined(folder, f"{stem}-{min(there):05}-of-{total:05}.{kind}")
+        found.findings.append(Finding(Code.INDEX, Strength.HINT, "", says, (first,)))
     return found
 
 
