@@ -2156,7 +2156,7 @@ def test_what_steps_the_optimizers_that_are_saved_may_be_an_optimizer(
 def test_moments_that_are_begun_anew_at_each_start_are_warned_of(
     run: str, warned: Callable[[], list[str]]
 ) -> None:
-    """The script says ``Reset`` whenever it starts, and never gets beyond the warm-up; once is fine."""
+    """The script says ``Reset`` at each start, and never gets beyond the warm-up; once is fine."""
 
     def start(*, reset: bool) -> list[str]:
         model, optimizer = build()
