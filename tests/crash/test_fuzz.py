@@ -46,7 +46,7 @@ def test_what_is_nested_too_deep_is_refused_as_well(name: str) -> None:
 
 FED = {
     "agent/frames.py": ("local",),
-    "agent/replicas.py": ("word",),
+    "agent/hearsay.py": ("word",),
     "agent/wire.py": ("wire",),
     "checkpoint/outline.py": ("outline",),
     "checkpoint/rounds.py": ("round",),
@@ -65,6 +65,7 @@ BY_OUR_OWN = {
     "checkpoint/connection.py": "what a frame has carried: from the agent of this node",
     "checkpoint/export.py": "the header that was just written",
     "checkpoint/refusal.py": "what ranks gather of each other, over the job's own collective",
+    "checkpoint/session.py": "what ranks gather of each other, over the job's own collective",
     "cli/swarm.py": "the user's file of a tally, for which the command's tests are",
     "testing/exact/life.py": "what the trial's own process has written for its rank",
     "testing/exact/moments.py": "what a rank of the trial has written, in a directory of its own",
