@@ -886,3 +886,19 @@ def test_a_file_is_left_out_by_its_path(run: str, tmp_path: Path) -> None:
     assert adopted.without == ("ema.pt",)
     assert torch.equal(load(run, "model")["0.weight"], state["model"]["0.weight"])
     assert load(run, "exp_avg").keys() == state["model"].keys()
+
+
+def test_a_tracker_that_names_what_is_gone_is_told_with_the_choice(
+    run: str, tmp_path: Path
+) -> None:
+    """The newest that is there is taken, and that something newer was meant is not kept silent."""
+    home = tmp_path / "checkpoints"
+    home.mkdir()
+    for step in (10, 20):
+        state = {"model": nn.Linear(2, 2).state_dict(), "step": step}
+        torch.save(state, home / f"step_{step}.pt")
+    (home / "latest").write_text("step_30.pt")
+    adopted = adopt(home, run)
+    assert adopted.epoch.step == 20
+    assert adopted.why.startswith("the newest of 10, 20; though ")
+    assert "step_30" in adopted.why

@@ -65,7 +65,8 @@ def choose(every: Sequence[Found], number: int | None, place: Place, path: str) 
             raise _unclear(f"several are of step {most}", newest)
         return _chosen(*newest[0], f"of those of step {most} the one that a resume would take")
     _refuse_doubtful(newest[0][0], fit)
-    return _chosen(*newest[0], f"the newest of {known}")
+    told = [finding.says for finding in newest[0][1].findings if finding.code is Code.TRACKER]
+    return _chosen(*newest[0], "; though ".join([f"the newest of {known}", *told[:1]]))
 
 
 def _chosen(step: Step, found: Found, why: str) -> Chosen:
