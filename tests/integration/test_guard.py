@@ -1690,6 +1690,17 @@ def load_by_hand(job: Job, path: str, steps: Sequence[int], **options: Any) -> N
     assert [job[rank].hear() for rank in range(len(steps))] == [f"1/{step}" for step in steps]
 
 
+def assert_restore_is_mixed(job: Job, why: str) -> None:
+    """Each rank is refused, and hears why."""
+    for trainer in job:
+        trainer.tell(deeds.restore)
+    for trainer in job:
+        error = raised_by(trainer)
+        assert isinstance(error, Refused)
+        assert error.verdict is Verdict.MIXED
+        assert why in str(error)
+
+
 @pytest.mark.parametrize("lineage", ["", "sft"])
 def test_what_ranks_have_loaded_from_different_epochs_never_converges(
     lineage: str, launch: Launch, tmp_path: Path
@@ -1736,13 +1747,7 @@ def test_a_rank_that_loads_by_itself_is_stopped_once_that_is_saved(
     assert isinstance(error, SaveFailed)
     assert "on rank 0 against 1/1" in str(error)
     before = job.all(deeds.digest)
-    for trainer in job:
-        trainer.tell(deeds.restore)
-    for trainer in job:
-        error = raised_by(trainer)
-        assert isinstance(error, Refused)
-        assert error.verdict is Verdict.MIXED
-        assert "epoch 1/2, which all were to restore, is a mixture" in str(error)
+    assert_restore_is_mixed(job, "epoch 1/2, which all were to restore, is a mixture")
     assert job.all(deeds.digest) == before
     opened = handfast.open(run)
     assert opened.inspect(2).verdict is Verdict.MIXED
@@ -1804,13 +1809,9 @@ def test_ranks_that_bring_different_epochs_to_a_first_start_are_refused(
     job.all(deeds.build, "fsdp")
     load_by_hand(job, path, (2, 1), lineage="sft")
     job.all(deeds.attach, str(tmp_path / "run"))
-    for trainer in job:
-        trainer.tell(deeds.restore)
-    for trainer in job:
-        error = raised_by(trainer)
-        assert isinstance(error, Refused)
-        assert error.verdict is Verdict.MIXED
-        assert "what the ranks bring is a mixture [guard.load of model, optimizer of " in str(error)
+    assert_restore_is_mixed(
+        job, "what the ranks bring is a mixture [guard.load of model, optimizer "
+    )
     load_by_hand(job, path, (2, 2), lineage="sft")
     assert job.all(deeds.restore) == [0, 0]
     job.all(deeds.train, 1)
