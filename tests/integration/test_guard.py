@@ -1690,10 +1690,10 @@ def load_by_hand(job: Job, path: str, steps: Sequence[int], **options: Any) -> N
     assert [job[rank].hear() for rank in range(len(steps))] == [f"1/{step}" for step in steps]
 
 
-def assert_restore_is_mixed(job: Job, why: str) -> None:
+def assert_restore_is_mixed(job: Job, why: str, **options: Any) -> None:
     """Each rank is refused, and hears why."""
     for trainer in job:
-        trainer.tell(deeds.restore)
+        trainer.tell(deeds.restore, **options)
     for trainer in job:
         error = raised_by(trainer)
         assert isinstance(error, Refused)
@@ -1749,6 +1749,9 @@ def test_a_rank_that_loads_by_itself_is_stopped_once_that_is_saved(
     before = job.all(deeds.digest)
     assert_restore_is_mixed(job, "epoch 1/2, which all were to restore, is a mixture")
     assert job.all(deeds.digest) == before
+    assert_restore_is_mixed(job, "is a mixture", in_place=True)  # it has been read by then
+    job[0].tell(deeds.save, 3)
+    assert isinstance(raised_by(job[0]), Poisoned)
     opened = handfast.open(run)
     assert opened.inspect(2).verdict is Verdict.MIXED
     assert not opened.status().sound

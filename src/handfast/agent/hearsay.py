@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -73,15 +73,16 @@ class Apart(msgspec.Struct, frozen=True, array_like=True):
     said: tuple[Brought, ...]
 
 
-def word(manifest: Manifest, alike: Iterable[str]) -> bytes:
+def word(manifest: Manifest, alike: Sequence[str]) -> bytes:
     """Spell out what is to be said of an epoch.
 
     ``alike`` are the paths that this rank takes to be alike on all ranks, whether it stores them or
     has left them to another of its node.
     """
-    left: Mapping[str, bytes] = manifest.left.digests if manifest.left is not None else {}
-    held = manifest.held() | dict(left)
-    known = {path: held[path] for path in alike if path in held}
+    known: dict[str, bytes] = {}
+    if alike:  # else a digest of each tensor would be looked up in each epoch, for nothing
+        held = manifest.held() | (manifest.left.digests if manifest.left is not None else {})
+        known = {path: held[path] for path in alike if path in held}
     paths, values = xxhash.xxh3_128(), xxhash.xxh3_128()
     for path in sorted(known):
         paths.update(path.encode() + b"\0")
@@ -113,7 +114,7 @@ class Hearsay:
         self.divergent: tuple[Divergence, ...] = ()
         self.apart: Apart | None = None
 
-    def say(self, roster: Roster, manifest: Manifest, alike: Iterable[str]) -> None:
+    def say(self, roster: Roster, manifest: Manifest, alike: Sequence[str]) -> None:
         """Tell the first shard's agent of an epoch that was persisted here."""
         if roster.configuration.shards > 1:
             first = next(d.id for d in roster.configuration.domains if d.shard == 0)

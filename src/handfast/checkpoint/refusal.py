@@ -15,7 +15,7 @@ from handfast.core.lattice import Epoch
 from handfast.core.recover import APART
 from handfast.core.verdict import Verdict
 from handfast.errors import Blocked, HandfastError, Refused, Superseded
-from handfast.store.provenance import NOTHING, Brought
+from handfast.store.provenance import NOTHING, Brought, ranks
 
 __all__ = [
     "Hand", "Load", "agree", "apart", "below", "groups_apart", "lay", "read", "refusal", "suggest",
@@ -160,7 +160,7 @@ def refusal(stuck: Stuck, retained: Sequence[Epoch], want: int | None) -> Refuse
 
 def groups_apart(groups: Sequence[Sequence[int]]) -> str:
     """Name groups of ranks that hold the same."""
-    return " against ".join(f"rank {some([str(rank) for rank in group], 8)}" for group in groups)
+    return " against ".join(map(ranks, groups))
 
 
 def apart(epoch: Epoch, groups: Sequence[Sequence[int]]) -> str:

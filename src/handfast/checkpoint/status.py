@@ -285,6 +285,8 @@ def apart(survey: Survey, epoch: Epoch) -> list[str]:
     """Spell out what the ranks of an epoch had loaded from different epochs, if they had."""
     entries = (place.entries.get(epoch) for place in survey.places if place is not None)
     stamps = [entry.manifest.stamp for entry in entries if entry is not None and entry.manifest]
+    if len({(stamp.lineage, stamp.forks, stamp.came) for stamp in stamps}) < 2:
+        return []
     said = {stamp.shard: provenance.found(stamp) for stamp in stamps}
     shards = range(max(said, default=-1) + 1)
     return provenance.spell_mixed([said.get(shard, provenance.NOTHING) for shard in shards])

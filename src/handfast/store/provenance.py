@@ -71,6 +71,8 @@ def mixed(said: Sequence[Brought]) -> dict[str, dict[str, list[int]]]:
 
     Stages of a pipeline may load what others do not.
     """
+    if all(one == said[0] for one in said):  # as nearly always, of however many ranks
+        return {}
     places: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for rank, one in enumerate(said):
         for what, where in one.sources.items():
