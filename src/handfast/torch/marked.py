@@ -316,7 +316,7 @@ _LOADS, _LOADED = Hook(_loads), Hook(_loaded)
 def attend(part: nn.Module, root: nn.Module) -> None:
     """See from here on when a part of ``root``, or a module in it, is loaded."""
     there, seen = list(part.modules()), _attended.setdefault(root, {}).get(id(part), ())
-    if len(seen) == len(there) and all(ref() is one for ref, one in zip(seen, there, strict=True)):
+    if len(seen) == len(there) and all(was() is one for was, one in zip(seen, there, strict=True)):
         return
     for module in there:
         _roots.setdefault(module, WeakSet()).add(root)
