@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from handfast.core import probability as p
 from handfast.model import montecarlo as mc
+from handfast.model import probability as p
 from handfast.model.montecarlo import Estimate, proportion, ratio
 
 TRIALS = 20_000

@@ -7,9 +7,9 @@ from xml.etree import ElementTree as ET
 import msgspec
 import pytest
 
-from handfast.core.probability import torn
 from handfast.model.explained import Setting
 from handfast.model.plots import FLOOR, LOWEST, PLOTS, TOP, plot
+from handfast.model.probability import torn
 
 AT = Setting(
     domains=256, commits="uniform", window=60.0, interval=1800.0, mtbf=1e8, levels=3, failure=0.01,

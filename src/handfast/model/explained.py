@@ -1,4 +1,4 @@
-"""Every formula of :mod:`handfast.core.probability` for one setting, beside a simulation of it.
+"""Every formula of :mod:`handfast.model.probability` for one setting, beside a simulation of it.
 
 A figure without its conditions is worth little, so each finding carries them in words.
 """
@@ -12,7 +12,9 @@ from typing import Final
 
 import msgspec
 
-from handfast.core.probability import (
+from handfast.model import montecarlo
+from handfast.model.montecarlo import Estimate
+from handfast.model.probability import (
     Commit,
     Exponential,
     Shock,
@@ -31,8 +33,6 @@ from handfast.core.probability import (
     torn_if_waiting,
     young,
 )
-from handfast.model import montecarlo
-from handfast.model.montecarlo import Estimate
 
 __all__ = ["Finding", "Setting", "explain"]
 

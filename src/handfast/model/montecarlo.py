@@ -1,4 +1,4 @@
-"""Chance played out, to be held against the formulas of :mod:`handfast.core.probability`.
+"""Chance played out, to be held against the formulas of :mod:`handfast.model.probability`.
 
 Each simulation plays what the formula's conditions say, domain by domain, and knows no formula.
 Where the domains are many and only the first or the last of them matters, the least and the
@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from handfast.core.probability import Commit, Exponential, Shock
+from handfast.model.probability import Commit, Exponential, Shock
 
 __all__ = ["DIRECT", "MISTAKE", "Estimate", "extremes", "play_levels", "play_lost",
     "play_one_shot", "play_rounds", "play_slowdown", "play_torn", "play_waiting", "proportion",

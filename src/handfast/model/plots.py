@@ -14,10 +14,10 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from handfast.core.probability import torn, torn_if_overlapping, torn_if_waiting
 from handfast.drawing import Scale, frame, rule, tag, text
 from handfast.model.explained import Setting
 from handfast.model.montecarlo import play_torn, proportion
+from handfast.model.probability import torn, torn_if_overlapping, torn_if_waiting
 
 __all__ = ["PLOTS", "plot"]
 

@@ -10,7 +10,7 @@ from itertools import combinations, product
 
 import pytest
 
-from handfast.core import probability as p
+from handfast.model import probability as p
 
 HALF = Fraction(1, 2)
 
