@@ -1,0 +1,395 @@
+"""Every state of a small fleet: real nodes of :mod:`handfast.core.rollout`, slots, boots and plans.
+
+The network is a soup of facts, as in :mod:`handfast.model.soup`: whatever anyone has written may be
+heard by anyone in that round, at any time, in any order, again, or never. What a node has heard and
+not acted upon it may as well hear later, so of a machine its journal is kept, its slots, and what
+this incarnation has proven; a move is what it hears in silence, and what it does then.
+
+A machine has two slots, and a boot loader that may wake in either. A crash is a boot, and cuts what
+is written anywhere. Probes find good all that :class:`Setting` does not call unfit. Declines are
+never written, so they are not for the soup. Nothing is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, TypeAlias
+
+import msgspec
+
+from handfast.core import events as ev
+from handfast.core import messages as ms
+from handfast.core import recover, rollout
+from handfast.core.fold import fold
+from handfast.core.lattice import Epoch
+from handfast.core.member import boot
+from handfast.core.membership import Change, Configuration, Domain, Roster
+from handfast.core.rollout import Node
+from handfast.core.state import Member
+
+__all__ = ["Fleet", "Laws", "Machine", "Move", "Plan", "Setting", "World"]
+
+_replace = msgspec.structs.replace
+_SAID: Final = (ms.Frozen, ms.Staged, ms.Skipped, ms.Valid, ms.Bad, ms.Accepted, ms.Restored)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """One generation: the bundle that it aims at ("" only goes back), the step that it asks for,
+    and whether an operator will finalise it.
+    """
+
+    bundle: str
+    want: int | None = None
+    final: bool = False
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """A fleet of ``nodes``, its plans, and what may happen to it.
+
+    ``begins`` is what every machine runs at first; ``unfit`` are (node, bundle) whose probes fail;
+    ``boots`` is how often each machine may boot beside those that it is asked for. The last plan
+    is one without the last node where it ``leaves``: an engine has recorded that, on evidence that
+    it can't act any more; without that evidence it is not ``fenced``.
+    """
+
+    plans: tuple[Plan, ...]
+    nodes: int = 2
+    begins: str = "a"
+    unfit: tuple[tuple[int, str], ...] = ()
+    boots: int = 1
+    leaves: bool = False
+    fenced: bool = True
+
+
+class Machine(msgspec.Struct, frozen=True, array_like=True):
+    """One node: its journal and slots outlive boots; ``runs`` is the slot that it woke in.
+
+    ``lives`` are the bundles that its incarnations have proven, "" where the probes failed, and
+    ``boots`` counts those that nobody asked for. A ``fenced`` one does nothing any more.
+    """
+
+    journal: tuple[ms.Record, ...]
+    slots: tuple[str, str]
+    lives: tuple[str, ...]
+    runs: int = 0
+    boots: int = 0
+    fenced: bool = False
+
+
+World: TypeAlias = "tuple[Machine, ...]"
+
+
+class Move(msgspec.Struct, frozen=True):
+    """Who does what; ``calm`` where it needs no fault."""
+
+    who: int
+    what: str
+    calm: bool = True
+
+
+class _Deed(msgspec.Struct, frozen=True):
+    """What a node can do after hearing something: write records, or boot what it wants."""
+
+    what: str
+    records: tuple[ms.Record, ...] = ()
+    wants: str = ""
+
+
+class Fleet:
+    """The transition system of a setting, for :func:`handfast.model.explore.explore`."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.ids = tuple(f"node-{i}" for i in range(setting.nodes))
+        whole, fewer = _roster(self.ids), _roster(self.ids[:-1])
+        change = Change(whole.digest, fewer.digest, self.ids[-1:])
+        last = len(setting.plans) - 1 if setting.leaves else len(setting.plans)
+        self.begins = tuple(
+            ev.Begin(
+                at + 1,
+                rollout.round_name(f"plan-{at + 1}", plan.bundle),
+                whole if at < last else fewer,
+                founding=True,
+                changes=() if at < last else (change,),
+                want=plan.want,
+            )
+            for at, plan in enumerate(setting.plans)
+        )
+        self._deeds: dict[tuple[int, Machine, frozenset[ms.Fact], bool], tuple[_Deed, ...]] = {}
+        self._said: dict[tuple[ms.Record, ...], tuple[tuple[int, ms.Fact], ...]] = {}
+
+    def initial(self) -> Iterator[World]:
+        """Machines that run what they ran before anybody rolled anything out."""
+        first = self.setting.begins
+        yield (Machine((), (first, ""), (first,)),) * self.setting.nodes
+
+    def moves(self, world: World) -> Iterator[tuple[Move, World]]:
+        """Give what can happen: plans, facts that are heard, boots, an operator's word."""
+        last = len(self.ids) - 1
+        if self.setting.leaves and self.setting.fenced and not world[last].fenced:
+            move = Move(last, "is fenced")
+            yield move, _put(world, last, _replace(world[last], fenced=True))
+        for who, machine in enumerate(world):
+            if machine.fenced:
+                continue
+            for deed in self._all_deeds(world, who):
+                if deed.wants:
+                    yield from self._obeys(world, who, deed.wants)
+                else:
+                    yield from self._writes(world, who, machine, deed)
+            if machine.boots < self.setting.boots:
+                spent = _replace(machine, boots=machine.boots + 1)
+                for slot, digest in enumerate(machine.slots):
+                    if digest:
+                        move = Move(who, f"wakes in {digest}", calm=False)
+                        yield move, _put(world, who, self._woken(who, spent, slot))
+
+    def node(self, who: int, machine: Machine) -> Node:
+        """The node of a machine that has heard nothing yet in this incarnation."""
+        at = boot(self.ids[who], len(machine.lives), machine.journal)
+        return Node(at, machine.lives[-1])
+
+    def full(self, who: int, machine: Machine) -> bool:
+        """Whether a machine wants a bundle, and has no slot for it."""
+        node = self.node(who, machine)
+        wants = rollout.wants(node)
+        spare = machine.slots[1 - machine.runs]
+        new = wants != "" and wants not in machine.slots
+        return new and rollout.must_stay(node.member, spare)
+
+    def hopeless(self, world: World) -> bool:
+        """Whether the reports of the last plan, as they are, leave it no base."""
+        said = [fact for i, machine in enumerate(world) for fact in machine.journal
+                if isinstance(fact, ms.Frozen) and fact.generation == len(self.begins)]  # fmt: skip
+        roster = self.begins[-1].roster
+        if len(said) < roster.size:
+            return False
+        reports = [frozen.report for frozen in sorted(said, key=lambda f: f.domain)]
+        return not recover.candidates(roster, reports, said[0].want)
+
+    # --- what a node can do
+
+    def _all_deeds(self, world: World, who: int) -> tuple[_Deed, ...]:
+        machine, gone = world[who], world[-1].fenced
+        generation = self.node(who, machine).member.generation
+        facts = frozenset(
+            fact
+            for i, other in enumerate(world)
+            if i != who
+            for then, fact in self._facts(i, other.journal)
+            if then == generation
+        )
+        key = (who, machine, facts, gone)
+        if key not in self._deeds:
+            self._deeds[key] = tuple(dict.fromkeys(self._find_deeds(*key)))
+        return self._deeds[key]
+
+    def _find_deeds(
+        self, who: int, machine: Machine, facts: frozenset[ms.Fact], gone: bool
+    ) -> Iterator[_Deed]:
+        first = self.node(who, machine)
+        generation = first.member.generation
+        for number, begin in enumerate(self.begins):
+            early = begin.changes and self.setting.fenced and not gone
+            if begin.generation > generation and begin.roster.index(self.ids[who]) is not None:
+                if early:
+                    continue
+                yield _Deed(f"begins plan {number + 1}", rollout.step(first, begin)[1].persist)
+        if not generation:
+            return
+        first, effects = rollout.step(first, self.begins[generation - 1])
+        if effects.persist:  # what it does without hearing anything more
+            yield _Deed("goes on", effects.persist)
+            return
+        plan = self.setting.plans[generation - 1]
+        silent, told = [first], sorted(facts, key=repr)
+        for node in silent:  # which grows meanwhile
+            asked: list[tuple[str, rollout.Event]] = [
+                (f"hears {type(fact).__name__}", ev.Received(self._message(who, node, fact)))
+                for fact in told
+            ]
+            if plan.final:
+                asked.append(("finalises", rollout.Finalise(plan.bundle)))
+            if digest := rollout.wants(node):
+                if (who, digest) in self.setting.unfit:
+                    asked.append((f"can't have {digest}", rollout.Unfit(digest, "probes fail")))
+                else:
+                    yield _Deed(f"boots {digest}", wants=digest)
+            for what, event in asked:
+                after, effects = rollout.step(node, event)
+                after = _replace(after, member=_replace(after.member, peers=node.member.peers))
+                if effects.persist:
+                    yield _Deed(what, effects.persist)
+                elif after not in silent:
+                    silent.append(after)
+
+    def _message(self, who: int, node: Node, fact: ms.Fact) -> ms.Message:
+        at = node.member
+        assert at.roster is not None
+        sender = 1 if who == 0 else 0
+        return ms.Message(
+            sender, 0, at.generation, at.round, at.roster.digest, (fact,), ms.Knows()
+        )
+
+    def _facts(
+        self, who: int, journal: tuple[ms.Record, ...]
+    ) -> tuple[tuple[int, ms.Fact], ...]:
+        """List what a journal says, with the generation that each fact is of."""
+        if journal not in self._said:
+            state, said = Member(self.ids[who], 1), list[tuple[int, ms.Fact]]()
+            for record in journal:
+                state = fold(state, record)
+                if isinstance(record, _SAID):
+                    said.append((state.generation, record))
+                if state.open and (line := state.tallies[0].line) is not None:
+                    said.append((state.generation, ms.Converged(line)))
+            self._said[journal] = tuple(dict.fromkeys(said))
+        return self._said[journal]
+
+    # --- where it leads
+
+    def _writes(
+        self, world: World, who: int, machine: Machine, deed: _Deed
+    ) -> Iterator[tuple[Move, World]]:
+        after = _replace(machine, journal=machine.journal + deed.records)
+        yield Move(who, deed.what), _put(world, who, after)
+        if machine.boots < self.setting.boots:
+            for count in range(1, len(deed.records) + 1):
+                journal = machine.journal + deed.records[:count]
+                cut = _replace(machine, journal=journal, boots=machine.boots + 1)
+                move = Move(who, f"{deed.what}, and crashes after {count} records", calm=False)
+                yield move, _put(world, who, self._woken(who, cut, cut.runs))
+
+    def _obeys(self, world: World, who: int, digest: str) -> Iterator[tuple[Move, World]]:
+        """Boot what is wanted, installed first over what need not stay."""
+        machine, at = world[who], self.node(who, world[who]).member
+        slots = machine.slots
+        if digest not in slots:
+            spare = 1 - machine.runs
+            if rollout.must_stay(at, slots[spare]):
+                return
+            slots = (slots[0], digest) if spare else (digest, slots[1])
+        machine = _replace(machine, slots=slots)
+        yield (
+            Move(who, f"boots {digest}"),
+            _put(world, who, self._woken(who, machine, slots.index(digest))),
+        )
+
+    def _woken(self, who: int, machine: Machine, slot: int) -> Machine:
+        """A new incarnation in a slot, whose bundle was probed."""
+        digest = machine.slots[slot]
+        good = digest if (who, digest) not in self.setting.unfit else ""
+        return _replace(machine, lives=(*machine.lives, good), runs=slot)
+
+
+def _roster(ids: tuple[str, ...]) -> Roster:
+    domains = tuple(Domain(name, "fleet", i, name) for i, name in enumerate(ids))
+    return Roster(Configuration("fleet", len(ids), domains, (("fleet", 1),)))
+
+
+def _put(world: World, at: int, machine: Machine) -> World:
+    return (*world[:at], machine, *world[at + 1 :])
+
+
+# --- what must hold in every state --------------------------------------------------------------
+
+
+class Laws:
+    """The invariants of a fleet, each a predicate over its worlds."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def _acting(self, world: World) -> list[ms.Copy | None]:
+        return [
+            rollout.acts(self._fleet.node(i, machine))
+            for i, machine in enumerate(world)
+            if not machine.fenced
+        ]
+
+    def f1_two_bundles_at_most(self, world: World) -> bool:
+        """Nodes that act do so under at most two bundles."""
+        return len({rollout.bundle(copy) for copy in self._acting(world) if copy}) <= 2
+
+    def f3_floors_only_rise(self, world: World) -> bool:
+        """Nobody acts under what it has given up, nor below what is final."""
+        floors = [
+            r.certificate.epoch
+            for machine in world
+            for r in machine.journal
+            if isinstance(r, ms.Converged) and self._is_floor(world, r.certificate.epoch)
+        ]
+        there = [machine for machine in world if not machine.fenced]
+        for machine, copy in zip(there, self._acting(world), strict=True):
+            gone = [e for r in machine.journal if isinstance(r, ms.Released) for e in r.epochs]
+            if copy and (copy.epoch in gone or any(_below(copy.epoch, f) for f in floors)):
+                return False
+        return True
+
+    def _is_floor(self, world: World, epoch: Epoch) -> bool:
+        return any(
+            isinstance(r, ms.Staged) and r.epoch == epoch and "@" not in r.digest
+            for machine in world
+            for r in machine.journal
+        )
+
+    def f7_confirmed_by_who_has_proven_it(self, world: World) -> bool:
+        """A vote CONFIRMED is of a bundle that the incarnation it names has booted and proven."""
+        return all(
+            machine.lives[int(life) - 1 : int(life)] == (digest,)
+            for machine in world
+            for vote in machine.journal
+            if isinstance(vote, ms.Staged) and "@" in vote.digest
+            for digest, _, life in [vote.digest.partition("@")]
+        )
+
+    def f8_a_slot_that_boots(self, world: World) -> bool:
+        """Each machine has a slot with a bundle that must stay, where it holds any such."""
+        for i, machine in enumerate(world):
+            at = self._fleet.node(i, machine).member
+            held = {rollout.bundle(copy) for copy in at.retained}
+            held = {digest for digest in held if rollout.must_stay(at, digest)}
+            if held and held.isdisjoint(machine.slots):
+                return False
+        return True
+
+    def one_bundle_a_number(self, world: World) -> bool:
+        """A number means one bundle, on every node and for ever."""
+        meant: dict[Epoch, str] = {}
+        votes = [r for machine in world for r in machine.journal if isinstance(r, ms.Staged)]
+        return all(
+            meant.setdefault(vote.epoch, digest) == digest
+            for vote in votes
+            for digest in [vote.digest.partition("@")[0]]
+        )
+
+    def converged_is_attested_by_all(self, world: World) -> bool:
+        """What is reported converged every node of its configuration has attested, durably."""
+        voted = [{r.epoch for r in m.journal if isinstance(r, ms.Staged)} for m in world]
+        lines = [r.certificate for m in world for r in m.journal if isinstance(r, ms.Converged)]
+        sizes = {begin.roster.digest: begin.roster.size for begin in self._fleet.begins}
+        return all(
+            line.epoch in each for line in lines for each in voted[: sizes[line.configuration]]
+        )
+
+    def ends(self, world: World) -> bool:
+        """The last plan has converged, and is final where it was to be; or it says what is in the
+        way: no bundle is left to begin from, or a slot with one that must stay.
+        """
+        plan, count = self._fleet.setting.plans[-1], len(self._fleet.setting.plans)
+        there = [(i, machine) for i, machine in enumerate(world) if not machine.fenced]
+        nodes = [self._fleet.node(i, machine) for i, machine in there]
+        if any(node.member.generation != count for node in nodes):
+            return False
+        if all(node.member.open for node in nodes):
+            if any(self._fleet.full(i, m) for i, m in there):
+                return True
+            lines = [node.member.tallies[0].line for node in nodes]
+            reached = all(line is not None and line.epoch.generation == count for line in lines)
+            final = all(rollout.final(node.member) for node in nodes)
+            return not plan.bundle or (reached and (final or not plan.final))
+        return self._fleet.hopeless(world)
+
+
+def _below(epoch: Epoch, floor: Epoch) -> bool:
+    return epoch < floor and epoch.step < floor.step - 1
