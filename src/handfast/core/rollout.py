@@ -22,20 +22,21 @@ round, which ends in the bundle's digest: nodes that were told another one don't
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from handfast.core import events, member, recover
 from handfast.core.lattice import GENESIS, Epoch
-from handfast.core.messages import Copy
+from handfast.core.messages import Accepted, Copy, Record, Restored
 from handfast.core.recover import Phase
 from handfast.core.retain import Keep
 from handfast.core.state import Member
 
 __all__ = [
-    "Event", "Finalise", "Node", "Proved", "Unfit", "acts", "aim", "bundle", "final", "must_stay",
-    "round_name", "step", "wants",
+    "Event", "Finalise", "Node", "Proved", "Unfit", "acts", "aim", "boot", "bundle", "final",
+    "must_stay", "round_name", "step", "wants",
 ]  # fmt: skip
 
 CONFIRMED: Final = 1
@@ -45,10 +46,15 @@ _replace = msgspec.structs.replace
 
 
 class Node(msgspec.Struct, frozen=True, gc=False):
-    """A member, and the bundle that this incarnation has booted and probed: that is volatile."""
+    """A member, and the bundle that this incarnation has booted and probed: that is volatile.
+
+    ``promised`` is the base that was accepted last, until a plan that begins from it is certified:
+    the member forgets it where yet another plan begins.
+    """
 
     member: Member
     proven: str = ""
+    promised: Epoch | None = None
 
 
 class Proved(msgspec.Struct, frozen=True, gc=False):
@@ -104,16 +110,16 @@ def acts(node: Node) -> Copy | None:
     """Give the copy that this incarnation may act under; None where it may under none.
 
     It is what this incarnation has proven, of the base or what followed it in the newest plan whose
-    base is certified. Who has accepted the base of a plan that is not certified yet acts under that
-    one alone: once it is certified, that is all that anybody acts under.
+    base is certified. Who has promised to begin from another base acts under that one alone: the
+    plan may be certified elsewhere, and then that is all that others act under, and what follows.
     """
     at = node.member
     if at.restored is None or not node.proven:
         return None
     base = at.restored.base
     allowed = [base, *(Epoch(at.restored.generation, base.step + n) for n in (CONFIRMED, FLOOR))]
-    if at.recovery is not None and (said := at.recovery.accepted[_shard(at)]) is not None:
-        allowed = [said.epoch]
+    if node.promised is not None:
+        allowed = [node.promised]
     held = [copy for copy in at.retained if copy.epoch in allowed and bundle(copy) == node.proven]
     return held[-1] if held else None
 
@@ -134,6 +140,18 @@ def must_stay(at: Member, digest: str) -> bool:
 
 
 # --- the step -----------------------------------------------------------------------------------
+
+
+def boot(node_id: str, incarnation: int, records: Sequence[Record]) -> Node:
+    """Rebuild a node from its journal; what it runs has still to be proven."""
+    return Node(member.boot(node_id, incarnation, records), promised=_promised(None, records))
+
+
+def _promised(before: Epoch | None, records: Sequence[Record]) -> Epoch | None:
+    for record in records:
+        if isinstance(record, Accepted | Restored):
+            before = record.epoch if isinstance(record, Accepted) else None
+    return before
 
 
 def step(node: Node, event: Event) -> tuple[Node, events.Effects]:
@@ -160,7 +178,8 @@ def step(node: Node, event: Event) -> tuple[Node, events.Effects]:
         for each in told:
             at, effects = member.step(node.member, each)
             # Without a word on pins nothing is released, whatever any node skips.
-            node = _replace(node, member=_replace(at, pinned=None))
+            promised = _promised(node.promised, effects.persist)
+            node = _replace(node, member=_replace(at, pinned=None), promised=promised)
             done = events.Effects(
                 done.persist + effects.persist, done.send + effects.send, done.apply + effects.apply
             )
@@ -182,9 +201,8 @@ def _wanted(at: Member) -> str:
         own = _copy(at, standing.epoch)
         done = at.recovery.accepted[_shard(at)] is not None
         return bundle(own) if own is not None and not done else ""
-    if not _voted(at, CONFIRMED) or (_given_up(at) and not _voted(at, FLOOR)):
-        return aim(at)
-    return ""
+    skipped = _voted(at, CONFIRMED) and _copy(at, _epoch(at, CONFIRMED)) is None
+    return "" if skipped else aim(at)
 
 
 def _follows(node: Node) -> tuple[events.Event, ...]:
@@ -202,7 +220,8 @@ def _follows(node: Node) -> tuple[events.Event, ...]:
     elif at.open and node.proven and _wanted(at) == node.proven:
         if not _voted(at, CONFIRMED):
             return _vote(at, CONFIRMED, f"{node.proven}@{at.incarnation}")
-        return _vote(at, FLOOR, node.proven)
+        if _given_up(at) and not _voted(at, FLOOR):
+            return _vote(at, FLOOR, node.proven)
     return ()
 
 

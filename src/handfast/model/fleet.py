@@ -22,12 +22,11 @@ from handfast.core import messages as ms
 from handfast.core import recover, rollout
 from handfast.core.fold import fold
 from handfast.core.lattice import Epoch
-from handfast.core.member import boot
 from handfast.core.membership import Change, Configuration, Domain, Roster
 from handfast.core.rollout import Node
 from handfast.core.state import Member
 
-__all__ = ["Fleet", "Laws", "Machine", "Move", "Plan", "Setting", "World"]
+__all__ = ["LAWS", "Fleet", "Laws", "Machine", "Move", "Plan", "Setting", "World"]
 
 _replace = msgspec.structs.replace
 _SAID: Final = (ms.Frozen, ms.Staged, ms.Skipped, ms.Valid, ms.Bad, ms.Accepted, ms.Restored)
@@ -47,16 +46,18 @@ class Setting(msgspec.Struct, frozen=True):
     """A fleet of ``nodes``, its plans, and what may happen to it.
 
     ``begins`` is what every machine runs at first; ``unfit`` are (node, bundle) whose probes fail;
-    ``boots`` is how often each machine may boot beside those that it is asked for. The last plan
+    ``boots`` is how often machines may boot, all together, beside those that they are asked for. The last plan
     is one without the last node where it ``leaves``: an engine has recorded that, on evidence that
-    it can't act any more; without that evidence it is not ``fenced``.
+    it can't act any more; without that evidence it is not ``fenced``. The first plans that are
+    ``over`` have come to their end, as they do where nothing goes wrong, before the search begins.
     """
 
     plans: tuple[Plan, ...]
     nodes: int = 2
     begins: str = "a"
     unfit: tuple[tuple[int, str], ...] = ()
-    boots: int = 1
+    boots: int = 0
+    over: int = 0
     leaves: bool = False
     fenced: bool = True
 
@@ -116,12 +117,27 @@ class Fleet:
             for at, plan in enumerate(setting.plans)
         )
         self._deeds: dict[tuple[int, Machine, frozenset[ms.Fact], bool], tuple[_Deed, ...]] = {}
+        self._nodes: dict[tuple[int, Machine], Node] = {}
         self._said: dict[tuple[ms.Record, ...], tuple[tuple[int, ms.Fact], ...]] = {}
 
     def initial(self) -> Iterator[World]:
         """Machines that run what they ran before anybody rolled anything out."""
         first = self.setting.begins
-        yield (Machine((), (first, ""), (first,)),) * self.setting.nodes
+        world: World = (Machine((), (first, ""), (first,)),) * self.setting.nodes
+        for at in range(self.setting.over):
+            plans = self.setting.plans[: at + 1]
+            world = Fleet(_replace(self.setting, plans=plans, over=0, leaves=False)).end(world)
+        yield world
+
+    def end(self, world: World) -> World:
+        """Where the last plan ends if all do at once what there is to do."""
+        laws = Laws(self)
+        while not laws.ends(world):
+            said = len(self.begins)
+            moves = [(m, w) for m, w in self.moves(world) if m.calm]
+            newest = [w for m, w in moves if m.what == f"begins plan {said}"]
+            world = newest[0] if newest else moves[0][1]
+        return world
 
     def moves(self, world: World) -> Iterator[tuple[Move, World]]:
         """Give what can happen: plans, facts that are heard, boots, an operator's word."""
@@ -137,17 +153,23 @@ class Fleet:
                     yield from self._obeys(world, who, deed.wants)
                 else:
                     yield from self._writes(world, who, machine, deed)
-            if machine.boots < self.setting.boots:
+            if self._may_boot(world):
                 spent = _replace(machine, boots=machine.boots + 1)
                 for slot, digest in enumerate(machine.slots):
                     if digest:
                         move = Move(who, f"wakes in {digest}", calm=False)
                         yield move, _put(world, who, self._woken(who, spent, slot))
 
+    def _may_boot(self, world: World) -> bool:
+        return sum(machine.boots for machine in world) < self.setting.boots
+
     def node(self, who: int, machine: Machine) -> Node:
         """The node of a machine that has heard nothing yet in this incarnation."""
-        at = boot(self.ids[who], len(machine.lives), machine.journal)
-        return Node(at, machine.lives[-1])
+        key = who, machine
+        if key not in self._nodes:
+            node = rollout.boot(self.ids[who], len(machine.lives), machine.journal)
+            self._nodes[key] = _replace(node, proven=machine.lives[-1])
+        return self._nodes[key]
 
     def full(self, who: int, machine: Machine) -> bool:
         """Whether a machine wants a bundle, and has no slot for it."""
@@ -253,7 +275,7 @@ class Fleet:
     ) -> Iterator[tuple[Move, World]]:
         after = _replace(machine, journal=machine.journal + deed.records)
         yield Move(who, deed.what), _put(world, who, after)
-        if machine.boots < self.setting.boots:
+        if self._may_boot(world):
             for count in range(1, len(deed.records) + 1):
                 journal = machine.journal + deed.records[:count]
                 cut = _replace(machine, journal=journal, boots=machine.boots + 1)
@@ -307,9 +329,18 @@ class Laws:
             if not machine.fenced
         ]
 
-    def f1_two_bundles_at_most(self, world: World) -> bool:
-        """Nodes that act do so under at most two bundles."""
-        return len({rollout.bundle(copy) for copy in self._acting(world) if copy}) <= 2
+    def f1_a_base_and_its_successor(self, world: World) -> bool:
+        """Nodes that act do so under two bundles at most: the base of the newest plan that is
+        certified anywhere, and what that plan aims at.
+        """
+        held = [self._fleet.node(i, machine).member.restored for i, machine in enumerate(world)]
+        newest = max((c for c in held if c), key=lambda c: c.generation, default=None)
+        if newest is None:
+            return not any(self._acting(world))
+        votes = [r for machine in world for r in machine.journal if isinstance(r, ms.Staged)]
+        allowed = {vote.digest.partition("@")[0] for vote in votes if vote.epoch == newest.base}
+        allowed.add(self._fleet.setting.plans[newest.generation - 1].bundle)
+        return all(rollout.bundle(copy) in allowed for copy in self._acting(world) if copy)
 
     def f3_floors_only_rise(self, world: World) -> bool:
         """Nobody acts under what it has given up, nor below what is final."""
@@ -343,13 +374,13 @@ class Laws:
             for digest, _, life in [vote.digest.partition("@")]
         )
 
-    def f8_a_slot_that_boots(self, world: World) -> bool:
-        """Each machine has a slot with a bundle that must stay, where it holds any such."""
+    def f8_what_is_held_boots(self, world: World) -> bool:
+        """Each machine has all bundles in its slots that it holds and may have to go back to."""
         for i, machine in enumerate(world):
             at = self._fleet.node(i, machine).member
-            held = {rollout.bundle(copy) for copy in at.retained}
-            held = {digest for digest in held if rollout.must_stay(at, digest)}
-            if held and held.isdisjoint(machine.slots):
+            timeline = at.restored.timeline if at.restored is not None else ()
+            held = [copy for copy in at.retained if recover.eligible(copy.epoch, timeline)]
+            if not {rollout.bundle(copy) for copy in held} - {""} <= {*machine.slots}:
                 return False
         return True
 
@@ -393,3 +424,13 @@ class Laws:
 
 def _below(epoch: Epoch, floor: Epoch) -> bool:
     return epoch < floor and epoch.step < floor.step - 1
+
+
+LAWS: Final = (
+    "f1_a_base_and_its_successor",
+    "f3_floors_only_rise",
+    "f7_confirmed_by_who_has_proven_it",
+    "f8_what_is_held_boots",
+    "one_bundle_a_number",
+    "converged_is_attested_by_all",
+)
