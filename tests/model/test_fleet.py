@@ -10,7 +10,6 @@ import pytest
 from msgspec.structs import replace
 
 from handfast.core import converge, events, member, rollout
-from handfast.core.lattice import Epoch
 from handfast.core.rollout import Node, bundle
 from handfast.model.explore import Report, explore
 from handfast.model.fleet import LAWS, Fleet, Laws, Move, Plan, Setting, World
@@ -25,7 +24,9 @@ SETTINGS = {
     "an upgrade that is overtaken by another": Setting((A, OPEN, C), over=1),
     "adoption, that is overtaken, and overtaken": Setting((Plan("a"), OPEN, BACK)),
     "a rollback": Setting((A, OPEN, BACK), over=1),
-    "a rollback from one that one node can't have": Setting((A, OPEN, BACK), over=1, unfit=((1, "b"),)),  # noqa: E501
+    "a rollback from one that one node can't have": Setting(
+        (A, OPEN, BACK), over=1, unfit=((1, "b"),)
+    ),
     "a rollback that asks for a step": Setting((A, OPEN, Plan("", want=1)), over=1),
     "a node is fenced": Setting((A, OPEN, C), over=1, nodes=3, leaves=True),
 }
@@ -182,4 +183,6 @@ def test_a_wrong_rule_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_node_that_leaves_without_evidence_is_a_third_bundle() -> None:
     """It was taken for dead, and acts: nothing but fencing keeps it out."""
     report = search(Setting((Plan("a"), OPEN, C), over=1, nodes=3, leaves=True, fenced=False))
-    assert [breach.law for breach in report.breaches] == ["f1_a_base_and_its_successor"], told(report)
+    assert [breach.law for breach in report.breaches] == ["f1_a_base_and_its_successor"], told(
+        report
+    )

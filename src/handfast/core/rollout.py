@@ -5,7 +5,8 @@ content, which a digest names. A node holds its bootable bundles as a domain hol
 nothing is decided here that :mod:`~handfast.core.member` does not decide for a training run: who
 may say what, when all have said it, where a new generation begins, what may be forgotten. A plan
 is a generation. All nodes freeze and report; the *base* is the newest bundle that all of them hold
-and, booted once more, find good. Two epochs may follow it, the two stable facts of a node:
+and, booted once more, find good. Each node is a domain, and the only one of its shard, in one
+order. Two epochs may follow the base, the two stable facts of a node:
 
 - CONFIRMED(e, digest, incarnation), the vote on base + 1: this incarnation has booted the bundle
   that the plan aims at, and its probes say that it works. A new boot is a new incarnation, which
@@ -164,6 +165,7 @@ def step(node: Node, event: Event) -> tuple[Node, events.Effects]:
     match event:
         case Proved(digest=digest):
             node = _replace(node, proven=digest)
+            told = _follows(node)
         case Unfit():
             told = _unfit(node.member, event)
         case Finalise():
@@ -199,7 +201,7 @@ def _wanted(at: Member) -> str:
     if at.recovery is not None and at.roster is not None:
         standing = recover.standing(at.roster, at.recovery)
         own = _copy(at, standing.epoch)
-        done = at.recovery.accepted[_shard(at)] is not None
+        done = at.recovery.accepted[at.me] is not None
         return bundle(own) if own is not None and not done else ""
     skipped = _voted(at, CONFIRMED) and _copy(at, _epoch(at, CONFIRMED)) is None
     return "" if skipped else aim(at)
@@ -215,7 +217,7 @@ def _follows(node: Node) -> tuple[events.Event, ...]:
             return ()
         if at.checking == epoch:
             return (events.Checked(at.generation, epoch),)
-        if ready and at.recovery.accepted[_shard(at)] is None:
+        if ready and at.recovery.accepted[at.me] is None:
             return (events.Accept(at.generation, epoch, at.me),)
     elif at.open and node.proven and _wanted(at) == node.proven:
         if not _voted(at, CONFIRMED):
@@ -275,7 +277,3 @@ def _given_up(at: Member) -> bool:
 
 def _copy(at: Member, epoch: Epoch | None) -> Copy | None:
     return next((copy for copy in at.retained if copy.epoch == epoch), None)
-
-
-def _shard(at: Member) -> int:
-    return at.roster.configuration.domains[at.me].shard if at.roster is not None else 0

@@ -46,8 +46,8 @@ class Setting(msgspec.Struct, frozen=True):
     """A fleet of ``nodes``, its plans, and what may happen to it.
 
     ``begins`` is what every machine runs at first; ``unfit`` are (node, bundle) whose probes fail;
-    ``boots`` is how often machines may boot, all together, beside those that they are asked for. The last plan
-    is one without the last node where it ``leaves``: an engine has recorded that, on evidence that
+    ``boots`` is how often machines may boot, all together, beside those that they are asked for.
+    The last plan is one without the last node where it ``leaves``: an engine has recorded that, on evidence that
     it can't act any more; without that evidence it is not ``fenced``. The first plans that are
     ``over`` have come to their end, as they do where nothing goes wrong, before the search begins.
     """
@@ -211,33 +211,19 @@ class Fleet:
     ) -> Iterator[_Deed]:
         first = self.node(who, machine)
         generation = first.member.generation
-        for number, begin in enumerate(self.begins):
-            early = begin.changes and self.setting.fenced and not gone
-            if begin.generation > generation and begin.roster.index(self.ids[who]) is not None:
-                if early:
-                    continue
-                yield _Deed(f"begins plan {number + 1}", rollout.step(first, begin)[1].persist)
+        yield from self._begun(who, first, gone)
         if not generation:
             return
         first, effects = rollout.step(first, self.begins[generation - 1])
         if effects.persist:  # what it does without hearing anything more
             yield _Deed("goes on", effects.persist)
             return
-        plan = self.setting.plans[generation - 1]
         silent, told = [first], sorted(facts, key=repr)
         for node in silent:  # which grows meanwhile
-            asked: list[tuple[str, rollout.Event]] = [
-                (f"hears {type(fact).__name__}", ev.Received(self._message(who, node, fact)))
-                for fact in told
-            ]
-            if plan.final:
-                asked.append(("finalises", rollout.Finalise(plan.bundle)))
-            if digest := rollout.wants(node):
-                if (who, digest) in self.setting.unfit:
-                    asked.append((f"can't have {digest}", rollout.Unfit(digest, "probes fail")))
-                else:
-                    yield _Deed(f"boots {digest}", wants=digest)
-            for what, event in asked:
+            if (digest := rollout.wants(node)) and (who, digest) not in self.setting.unfit:
+                yield _Deed(f"boots {digest}", wants=digest)
+            heard = [(f"hears {type(f).__name__}", self._message(who, node, f)) for f in told]
+            for what, event in (*heard, *self._asked(who, node)):
                 after, effects = rollout.step(node, event)
                 after = _replace(after, member=_replace(after.member, peers=node.member.peers))
                 if effects.persist:
@@ -245,17 +231,31 @@ class Fleet:
                 elif after not in silent:
                     silent.append(after)
 
-    def _message(self, who: int, node: Node, fact: ms.Fact) -> ms.Message:
+    def _begun(self, who: int, node: Node, gone: bool) -> Iterator[_Deed]:
+        """The plans that a node may begin; one without a node that has gone only once it has."""
+        for number, begin in enumerate(self.begins):
+            early = begin.changes and self.setting.fenced and not gone
+            member = begin.roster.index(self.ids[who]) is not None
+            if begin.generation > node.member.generation and member and not early:
+                yield _Deed(f"begins plan {number + 1}", rollout.step(node, begin)[1].persist)
+
+    def _asked(self, who: int, node: Node) -> Iterator[tuple[str, rollout.Event]]:
+        """What an operator and the node's own probes may say."""
+        plan = self.setting.plans[node.member.generation - 1]
+        if plan.final:
+            yield "finalises", rollout.Finalise(plan.bundle)
+        if (who, digest := rollout.wants(node)) in self.setting.unfit:
+            yield f"can't have {digest}", rollout.Unfit(digest, "probes fail")
+
+    def _message(self, who: int, node: Node, fact: ms.Fact) -> ev.Received:
         at = node.member
-        assert at.roster is not None
+        configuration = self.begins[at.generation - 1].roster.digest
         sender = 1 if who == 0 else 0
-        return ms.Message(
-            sender, 0, at.generation, at.round, at.roster.digest, (fact,), ms.Knows()
+        return ev.Received(
+            ms.Message(sender, 0, at.generation, at.round, configuration, (fact,), ms.Knows())
         )
 
-    def _facts(
-        self, who: int, journal: tuple[ms.Record, ...]
-    ) -> tuple[tuple[int, ms.Fact], ...]:
+    def _facts(self, who: int, journal: tuple[ms.Record, ...]) -> tuple[tuple[int, ms.Fact], ...]:
         """List what a journal says, with the generation that each fact is of."""
         if journal not in self._said:
             state, said = Member(self.ids[who], 1), list[tuple[int, ms.Fact]]()
