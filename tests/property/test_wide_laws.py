@@ -11,11 +11,10 @@ from handfast.core.lattice import (
     Constraint,
     Epoch,
     Solution,
-    Wide,
     greatest_below,
     mask,
-    wide_line,
 )
+from handfast.model.wide import Wide, wide_line
 
 # Few values, so that equal epochs are common.
 epochs = st.builds(Epoch, st.integers(0, 2), st.integers(0, 3))

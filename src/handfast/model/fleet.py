@@ -49,7 +49,7 @@ class Setting(msgspec.Struct, frozen=True):
     ``boots`` is how often machines may boot, all together, beside those that they are asked for.
     The last plan is one without the last node where it ``leaves``: an engine has recorded that, on
     evidence that it can't act any more; without that evidence it is not ``fenced``. The first plans
-    that are ``over`` have come to their end, as they do where nothing goes wrong, before the search begins.
+    that are ``over`` have ended, as they do where nothing goes wrong, before the search begins.
     """
 
     plans: tuple[Plan, ...]
