@@ -15,7 +15,7 @@ __all__ = ["COMMANDS", "app"]
 
 COMMANDS: Final = (
     "demo", "status", "verify", "inspect", "export", "release", "audit", "adopt",
-    "plan", "prove", "simulate", "crashtest",
+    "plan", "prove", "simulate", "crashtest", "fleet",
 )  # fmt: skip
 
 

@@ -1,0 +1,191 @@
+"""``handfast fleet``: what runs on a node, and in what the nodes of a fleet differ."""
+
+from __future__ import annotations
+
+import click
+from rich.markup import escape
+
+from handfast.cli.console import (
+    DAMAGED,
+    NO_LOOK,
+    Number,
+    answer,
+    answering,
+    as_json,
+    out,
+    tabulate,
+)
+from handfast.fleet.identity import boot_id, load, sign, start
+from handfast.fleet.identity import enroll as make_key
+from handfast.fleet.inventory.collect import LIMIT_S, take
+from handfast.fleet.inventory.facts import Fact, Inventory, Kind, State, Tier
+from handfast.fleet.inventory.host import here
+from handfast.fleet.inventory.spelling import labels as as_labels
+from handfast.fleet.inventory.spelling import metrics as as_metrics
+from handfast.fleet.skew import Skew, TierSkew, read_fleet
+from handfast.fleet.skew import skew as compare
+
+__all__ = ["fleet"]
+
+SHOWN = 8  # nodes of a group that are named; --json names all
+COLOURS = {State.KNOWN: "", State.ABSENT: "[dim]", State.UNKNOWN: "[yellow]"}
+
+
+@click.group()
+def fleet() -> None:
+    """Say what runs on the nodes of a fleet, and in what they differ.
+
+    Nothing is changed on a node but by `enroll`, and by signing: that raises the node's counter.
+    """
+
+
+@fleet.command()
+@click.option(
+    "--tier",
+    "tiers",
+    type=click.Choice([str(tier) for tier in Tier]),
+    multiple=True,
+    help="Of some tiers only: of a node's agent host and fabric, of a rank job.",
+)
+@click.option("--root", default="/", metavar="DIR", help="Where the machine's files are seen.")
+@click.option(
+    "--limit",
+    type=Number(min=0.1, max=600),
+    default=LIMIT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="When a collector that does not answer is ended.",
+)
+@click.option("--state", metavar="DIR", help="Sign as the node enrolled here; begins a life of it.")
+@as_json
+@click.option("--labels", is_flag=True, help="Write labels for `kubectl label node`.")
+@click.option("--metrics", is_flag=True, help="Write metrics for a textfile collector.")
+def inventory(
+    tiers: tuple[str, ...],
+    root: str,
+    limit: float,
+    state: str | None,
+    as_json: bool,
+    labels: bool,
+    metrics: bool,
+) -> None:
+    """List what runs on this node, not what is installed on it.
+
+    What nobody can tell is unknown, with the reason; what is known not to be there is absent. Both
+    are exit code 0.
+    """
+    if as_json + labels + metrics > 1:
+        raise click.UsageError("--json, --labels, --metrics: one at a time")
+    if state is not None and not as_json:
+        raise click.UsageError("--state signs what --json writes: give both")
+    with answering(as_json):
+        key = load(state) if state is not None else None
+        node = start(state, key, boot_id()) if state is not None and key is not None else None
+        chosen = [Tier(tier) for tier in tiers] or list(Tier)
+        found = take(here(root), tiers=chosen, node=node, limit_s=limit)
+        if key is not None:
+            answer(sign(key, found))
+        elif as_json:
+            digests = {tier: found.digest(tier).hex() for tier in chosen}
+            answer(found, digests=digests)
+        elif labels:
+            for name, value in as_labels(found).items():
+                click.echo(f"{name}={value}")
+        elif metrics:
+            click.echo(as_metrics(found), nl=False)
+        else:
+            _show(found, chosen)
+
+
+@fleet.command()
+@click.argument("directory")
+@as_json
+def enroll(directory: str, as_json: bool) -> None:
+    """Make this node's key in DIRECTORY, once; that key is what the node is from now on.
+
+    Keep DIRECTORY out of disk images: two machines with one key are both refused.
+    """
+    with answering(as_json):
+        key = make_key(directory)
+        if as_json:
+            answer({"key": key.id})
+        else:
+            out().print(f"enrolled as {key.id}")
+
+
+@fleet.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False))
+@as_json
+def skew(directory: str, as_json: bool) -> None:
+    """Compare the inventories in DIRECTORY, a file NODE.json for each node.
+
+    Nodes that differ are no fault (exit code 0). Exit code 1: a key that two inventories name, so
+    that neither is counted; 3: a file can't be counted.
+    """
+    with answering(as_json):
+        nodes, unread = read_fleet(directory)
+        found = compare(nodes)
+        if as_json:
+            answer(found, unread=unread, sound=found.sound and not unread)
+        else:
+            _show_skew(found, unread)
+        if not found.sound:
+            raise click.exceptions.Exit(DAMAGED)
+        if unread or not nodes:
+            raise click.exceptions.Exit(NO_LOOK)
+
+
+def _show(found: Inventory, tiers: list[Tier]) -> None:
+    for tier in tiers:
+        out().print(f"[bold]{tier}[/] {found.digest(tier).hex()[:16]}")
+        facts = [fact for fact in found.facts if fact.tier is tier]
+        if facts:
+            tabulate(("fact", "value", "", "from"), map(_row, facts), words=range(4))
+
+
+def _row(fact: Fact) -> tuple[str, ...]:
+    colour = COLOURS[fact.state]
+    kind = "" if fact.kind is Kind.EXACT else str(fact.kind)
+    why = fact.problem or fact.source
+    return f"  {fact.name}", f"{colour}{escape(str(fact))}", f"[dim]{kind}", f"[dim]{escape(why)}"
+
+
+def _show_skew(found: Skew, unread: dict[str, str]) -> None:
+    console = out()
+    for node, why in unread.items():
+        console.print(f"[bold red]not counted[/] {escape(node)}: {escape(why)}")
+    for holders in found.refused:
+        names = escape(", ".join(holders.nodes))
+        console.print(f"[bold red]refused[/] {names}: all name the key {holders.key[:16]}")
+    if not found.nodes:
+        console.print("no inventory to compare: a file NODE.json for each node is looked for")
+    for tier in found.tiers:
+        _show_tier(tier)
+
+
+def _show_tier(tier: TierSkew) -> None:
+    console = out()
+    if len(tier.groups) == 1:
+        console.print(f"[bold]{tier.tier}[/]: {len(tier.groups[0].nodes)} nodes say the same")
+    elif tier.groups:
+        sizes = ", ".join(str(len(group.nodes)) for group in tier.groups[:SHOWN])
+        more = ", ..." if len(tier.groups) > SHOWN else ""
+        console.print(f"[bold]{tier.tier}[/]: {len(tier.groups)} groups, of {sizes}{more} nodes")
+    for difference in tier.differences:
+        rows = [
+            (
+                f"  {difference.name}" if at == 0 else "",
+                escape(reading.value or reading.state),
+                str(len(reading.nodes)),
+                escape(_names(reading.nodes)),
+            )
+            for at, reading in enumerate(difference.readings)
+        ]
+        tabulate((), rows, words=(0, 1, 3))
+    if unknown := sorted({name for group in tier.groups for name in group.unknown}):
+        console.print(f"  [yellow]unknown to some:[/] {escape(_names(tuple(unknown)))}")
+
+
+def _names(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

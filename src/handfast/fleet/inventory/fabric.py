@@ -1,0 +1,198 @@
+"""What nodes reach each other by: Fabric Manager and IMEX as they run, NICs and their firmware.
+
+**Of a running process.** Fabric Manager and IMEX are asked for the version by what they run from,
+`/proc/PID/exe --version`: the kernel keeps the program of a process for as long as it lives, also
+where its file was replaced or deleted since. Only what runs as root, or as we do, is run for that:
+anybody may name a process of his like that, and would have his program run as root. They print
+`Fabric Manager version is : 580.159.03` and `IMEX version is: 570.148.08` (as seen in public logs
+and parsers of these versions). A process is known by its name, of which the kernel keeps 15 bytes
+(TASK_COMM_LEN, proc_pid_comm(5)).
+
+That there is none can only be said by who sees all processes: of the first PID namespace, whose
+number is 4026531836 (PROC_PID_INIT_INO in include/linux/proc_ns.h), and not past `hidepid`.
+
+**NICs.** /sys/class/infiniband/DEVICE/fw_ver (Documentation/ABI/stable/sysfs-class-infiniband,
+Linux 4.10 and later) and board_id, which the mlx5, mlx4 and hfi1 drivers have (same document).
+RoCE devices are there too. Ethernet's firmware is what ETHTOOL_GDRVINFO says. What a NIC's kernel
+driver is besides the kernel's own, /sys/module/mlx5_core/version says where NVIDIA's OFED or DOCA
+is loaded; the driver of Linux itself has no such file, or the kernel's own release in it (so
+NVIDIA's container entry points, which compare the two).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final
+
+from handfast.fleet.inventory.collector import Collector
+from handfast.fleet.inventory.facts import Fact, Kind, Tier, Want, spell
+from handfast.fleet.inventory.host import DELETED, Host, Unsure, asked
+from handfast.fleet.inventory.machine import PROC, SYS
+
+__all__ = ["ETHERNET", "FABRIC_MANAGER", "IMEX", "INFINIBAND", "OFED"]
+
+FIRST_PIDS: Final = "pid:[4026531836]"
+COMM: Final = 15
+
+_VERSION: Final = re.compile(r"version is\s*:\s*(\S+)")
+_IB: Final = Want("nic", Tier.FABRIC, family=True)
+_ETHERNET: Final = Want("ethernet", Tier.FABRIC, family=True)
+_OFED: Final = Want("ofed.version", Tier.FABRIC)
+_OFED_DISK: Final = Want("ofed.version-on-disk", Tier.FABRIC, Kind.IGNORED)
+
+
+def _daemon(name: str, program: str) -> Collector:
+    """Make the collector of a daemon's running version."""
+    want = Want(f"{name}.version", Tier.FABRIC)
+
+    def collect(host: Host) -> Iterator[Fact]:
+        try:
+            pids = _processes(host, program[:COMM])
+        except Unsure as error:
+            yield want.unknown(str(error), "/proc")
+            return
+        if not pids:
+            yield want.absent(f"no process {program}")
+            return
+        said = [asked(want, link, partial(_runs, host, link)) for link in map(_exe, pids)]
+        lost = next((fact for fact in said if fact.value is None), None)
+        source = " ".join(_source(host, fact.source) for fact in said)
+        yield lost or want.known(spell(str(fact) for fact in said), source)
+
+    return Collector((want,), collect)
+
+
+def _processes(host: Host, comm: str) -> list[str]:
+    """Find processes by name. Raises Unsure where not all can be seen and none was found."""
+    names = [name for name in host.names("/proc", PROC) or () if name.isdigit()]
+    # one that ends meanwhile has no name any more
+    found = [pid for pid in names if host.text(f"/proc/{pid}/comm", PROC) == comm]
+    trusted = [pid for pid in found if _owners(host, pid) <= {0, os.getuid()}]
+    if found and not trusted:
+        raise Unsure(f"process {found[0]} is of another user than root, so its program is not run")
+    if not found:
+        if "1" not in names:
+            raise Unsure("/proc hides the processes of others (hidepid)")
+        # of another machine's /proc `self` is nobody
+        if (space := host.link(f"/proc/{'self' if host.live else 1}/ns/pid")) != FIRST_PIDS:
+            raise Unsure(f"only the processes of a container can be seen ({space})")
+    return trusted
+
+
+def _owners(host: Host, pid: str) -> set[int]:
+    """Give the users that a process runs as: not the owner of its directory, which may be another.
+
+    That is root's for each process that is not dumpable (proc(5)).
+    """
+    text = host.text(f"/proc/{pid}/status", PROC) or ""
+    match = re.search(r"^Uid:((\s+\d+){4})$", text, re.MULTILINE)
+    if match is None:
+        raise Unsure(f"/proc/{pid}/status names no user")
+    return set(map(int, match[1].split()))
+
+
+def _exe(pid: str) -> str:
+    return f"/proc/{pid}/exe"
+
+
+def _runs(host: Host, link: str) -> str:
+    told = host.run(link, "--version")
+    match = _VERSION.search(told)
+    if match is None:
+        raise Unsure(f"`{link} --version` names no version: {told[:100]!r}")
+    return match[1]
+
+
+def _source(host: Host, link: str) -> str:
+    """Name a process's program, and say so where its file is another one by now."""
+    try:
+        program = host.link(link)
+    except Unsure:
+        return link
+    gone = program.endswith(DELETED)
+    return f"{link} ({program.removesuffix(DELETED)}{', replaced since' if gone else ''})"
+
+
+def _infiniband(host: Host) -> Iterator[Fact]:
+    path = "/sys/class/infiniband"
+    boards: dict[str, list[str]] = defaultdict(list)
+    try:
+        for device in host.names(path, SYS) or ():
+            boards[_board(host, f"{path}/{device}")].append(device)
+    except Unsure as error:
+        yield _IB.unknown(str(error), path)
+        return
+    yield from _family(_IB, boards, path, lambda device: _firmware(host, f"{path}/{device}/fw_ver"))
+
+
+def _board(host: Host, device: str) -> str:
+    """Name a device's kind of board: by the vendor's own id, else by its PCI ids."""
+    for name in ("board_id", "hca_type"):
+        if found := host.text(f"{device}/{name}", SYS):
+            return found
+    ids = [host.text(f"{device}/device/{name}", SYS) for name in ("vendor", "device")]
+    return "-".join(each or "unknown" for each in ids)
+
+
+def _firmware(host: Host, path: str) -> str:
+    found = host.text(path, SYS)
+    if not found:
+        raise Unsure(f"{path}: its driver does not say")
+    return found
+
+
+def _family(
+    want: Want, boards: dict[str, list[str]], path: str, ask: Callable[[str], str | None]
+) -> Iterator[Fact]:
+    """Report what boards there are, and the firmware of each kind of board."""
+    if not boards:
+        yield want.absent(path)
+        return
+    yield want.known(spell(b for b, devices in boards.items() for _ in devices), path)
+    for board, devices in boards.items():
+
+        def versions(devices: list[str] = devices) -> str | None:
+            found = [ask(device) for device in devices]
+            return spell(each or "none" for each in found) if any(found) else None
+
+        yield asked(want.below(f"{board}.firmware"), f"{path} {' '.join(devices)}", versions)
+
+
+def _ethernet(host: Host) -> Iterator[Fact]:
+    path = "/sys/class/net"
+    drivers: dict[str, list[str]] = defaultdict(list)
+    said: dict[str, str] = {}
+    try:
+        for name in host.names(path, SYS) or ():
+            if host.names(f"{path}/{name}/device", path) is not None:  # there is hardware behind it
+                driver, said[name] = host.firmware(name)
+                drivers[driver or "unknown"].append(name)
+    except Unsure as error:
+        yield _ETHERNET.unknown(str(error), path)
+        return
+    yield from _family(_ETHERNET, drivers, path, lambda name: said[name] or None)
+
+
+def _ofed(host: Host) -> Iterator[Fact]:
+    home = "/sys/module/mlx5_core"
+
+    def loaded() -> str | None:
+        if host.names(home, "/sys/module") is None:
+            return None
+        own = host.text(f"{home}/version", home)
+        same = own == host.text("/proc/sys/kernel/osrelease", PROC)
+        return own if own and not same else "of the kernel"
+
+    yield asked(_OFED, f"{home}/version", loaded)
+    yield asked(_OFED_DISK, "ofed_info -s", lambda: host.run("ofed_info", "-s").rstrip(":"))
+
+
+FABRIC_MANAGER: Final = _daemon("fabric-manager", "nv-fabricmanager")
+IMEX: Final = _daemon("imex", "nvidia-imex")
+INFINIBAND: Final = Collector((_IB,), _infiniband)
+ETHERNET: Final = Collector((_ETHERNET,), _ethernet)
+OFED: Final = Collector((_OFED, _OFED_DISK), _ofed)

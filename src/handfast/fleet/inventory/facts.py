@@ -1,0 +1,245 @@
+"""What is known of a node, what is known not to be there, and what is not known.
+
+A fact has one of three states, and none is ever taken for another. KNOWN has a value. ABSENT is
+known, too: this node has no NVIDIA driver. UNKNOWN has the reason: nobody here may look, or what
+was found has no meaning. Nothing is guessed.
+
+**What equal digests say.** That the same is known, and that the same is not known: an unknown fact
+is in its tier's digest as unknown, without its reason, which would differ for no cause (a process
+number, say). Two nodes that both can't tell their driver are therefore in one group, and a fleet
+of ten thousand has a few digests and not as many as nodes. But *equal digests don't say that the
+nodes are equal*: whoever judges digests must judge each with itself as well, and
+:meth:`Inventory.unknown` names what a rule may not pass over. To salt an unknown with its node
+would look safer. It would make every pair of nodes a pair to be judged, and the answer would be
+the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from itertools import pairwise
+from typing import Annotated, Final
+
+import msgspec
+
+from handfast.errors import UNREADABLE, FormatError
+
+__all__ = [
+    "ALL", "FORMAT", "Fact", "Inventory", "Kind", "Node", "State", "Tier", "Want", "decode",
+    "encode", "gather", "look", "spell",
+]  # fmt: skip
+
+FORMAT: Final = 1
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$")]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+class Tier(StrEnum):
+    """Who has to agree on a fact, and where it is looked for."""
+
+    HOST = "host"  # of the machine: kernel, GPU driver and firmware, processor
+    FABRIC = "fabric"  # of what nodes reach each other by: NICs, Fabric Manager, IMEX
+    JOB = "job"  # of one rank's interpreter, container and environment
+
+
+ALL: Final = frozenset(Tier)
+
+
+class Kind(StrEnum):
+    """What a difference between two nodes means."""
+
+    EXACT = "exact"  # part of the digest
+    PER_NODE = "per_node"  # right on each node for itself: the name of an interface
+    IGNORED = "ignored"  # told, and never compared
+
+
+class State(StrEnum):
+    """How much is known."""
+
+    KNOWN = "known"
+    ABSENT = "absent"
+    UNKNOWN = "unknown"
+
+
+class Fact(msgspec.Struct, frozen=True):
+    """One thing about one node, and where that is from.
+
+    ``value`` is None unless the state is KNOWN; ``problem`` is the reason of what is UNKNOWN, and
+    empty else. ``source`` is the file, command or call that said so. Raises ValueError where these
+    don't fit together.
+    """
+
+    name: Name
+    tier: Tier
+    kind: Kind
+    state: State
+    value: Text | None = None
+    problem: Text = ""
+    source: Text = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a state that its value or its reason contradicts."""
+        if (self.state is State.KNOWN) != (self.value is not None):
+            raise ValueError(f"{self.name} is {self.state}, and its value is {self.value!r}")
+        if (self.state is State.UNKNOWN) != bool(self.problem):
+            raise ValueError(f"{self.name} is {self.state}, and its problem is {self.problem!r}")
+
+    def __str__(self) -> str:
+        """Spell what is known, for people."""
+        return self.value if self.value is not None else str(self.state)
+
+
+class Want(msgspec.Struct, frozen=True):
+    """A fact that a collector undertakes to report, whatever happens to it.
+
+    A ``family`` stands for itself and for all names below it, which can't be listed beforehand: the
+    variables that are set, the boards that are plugged in. What a known family does not list is
+    ABSENT. Only names of families have others below them.
+    """
+
+    name: Name
+    tier: Tier
+    kind: Kind = Kind.EXACT
+    family: bool = False
+
+    def known(self, value: str, source: str) -> Fact:
+        """Report a value; one that is too long is cut, with its hash in place of the rest."""
+        if len(value) > 4096:
+            value = value[:4000] + " sha256:" + hashlib.sha256(value.encode()).hexdigest()
+        return Fact(self.name, self.tier, self.kind, State.KNOWN, value, source=source)
+
+    def absent(self, source: str) -> Fact:
+        """Report that it is not there at all."""
+        return Fact(self.name, self.tier, self.kind, State.ABSENT, source=source)
+
+    def unknown(self, problem: str, source: str = "") -> Fact:
+        """Report that nobody can say, and why."""
+        reason = problem.strip()[:1000] or "no reason was given"
+        return Fact(
+            self.name, self.tier, self.kind, State.UNKNOWN, problem=reason, source=source[:1000]
+        )
+
+    def below(self, part: str, kind: Kind | None = None) -> Want:
+        """Give a member of this family; what a name can't hold becomes an underscore."""
+        clean = "".join(c if c.isascii() and (c.isalnum() or c in "._+-") else "_" for c in part)
+        return Want(f"{self.name}.{clean}"[:128], self.tier, kind or self.kind)
+
+    def covers(self, fact: Fact) -> bool:
+        """Say whether a fact is this one, or of this family."""
+        below = self.family and fact.name.startswith(f"{self.name}.")
+        return fact.tier is self.tier and (below or fact.name == self.name)
+
+
+class Node(msgspec.Struct, frozen=True):
+    """Which node, in which of its lives: see :mod:`handfast.fleet.identity`.
+
+    ``key`` is its public key, 64 hex digits; ``boot`` the kernel's boot id.
+    """
+
+    key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+    boot: str
+    counter: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Inventory(msgspec.Struct, frozen=True):
+    """All facts of one node, sorted by name, each name once; ValueError if they are not.
+
+    ``node`` is None where the node has not been enrolled, or nobody asked.
+    """
+
+    format: int
+    node: Node | None
+    facts: tuple[Fact, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse facts that are out of order, so that one inventory has one encoding."""
+        names = [fact.name for fact in self.facts]
+        if any(one >= other for one, other in pairwise(names)):
+            raise ValueError("the facts are not sorted by name, or a name is there twice")
+
+    def get(self, name: str) -> Fact:
+        """Give a fact by name, also one that nobody listed.
+
+        It is ABSENT if it belongs to a family that is known, else UNKNOWN.
+        """
+        found = look({fact.name: fact for fact in self.facts}, name)
+        return found or Want(name, Tier.HOST).unknown("no collector reported it")
+
+    def digest(self, tier: Tier) -> bytes:
+        """Give 32 bytes (SHA-256) over the names, states and values of a tier's exact facts."""
+        told = [
+            (fact.name, fact.state.value, fact.value)
+            for fact in self.facts
+            if fact.tier is tier and fact.kind is Kind.EXACT
+        ]
+        body = msgspec.msgpack.encode(told)
+        return hashlib.sha256(f"handfast.inventory/{FORMAT}/{tier}\n".encode() + body).digest()
+
+    def unknown(self, tier: Tier) -> tuple[str, ...]:
+        """Name the exact facts of a tier that nobody can tell here."""
+        return tuple(
+            fact.name
+            for fact in self.facts
+            if (fact.tier, fact.kind, fact.state) == (tier, Kind.EXACT, State.UNKNOWN)
+        )
+
+
+def look(listed: Mapping[str, Fact], name: str) -> Fact | None:
+    """Find a fact by name, or what its family says of it; None where no family has it."""
+    if name in listed:
+        return listed[name]
+    above = name
+    while "." in above:
+        above = above.rpartition(".")[0]
+        if family := listed.get(above):
+            want = Want(name, family.tier, family.kind)
+            if family.state is State.UNKNOWN:
+                return want.unknown(family.problem, family.source)
+            return want.absent(family.source)
+    return None
+
+
+def gather(facts: Iterable[Fact], node: Node | None = None) -> Inventory:
+    """Sort facts into an inventory; ValueError where two have one name."""
+    return Inventory(FORMAT, node, tuple(sorted(facts, key=lambda fact: fact.name)))
+
+
+def encode(inventory: Inventory) -> bytes:
+    """Write an inventory as JSON, on one line; :func:`decode` reads it."""
+    return msgspec.json.encode(inventory)
+
+
+class _Versioned(msgspec.Struct):
+    format: int
+
+
+def decode(data: bytes, where: str) -> Inventory:
+    """Read an inventory. Raises FormatError that names ``where`` it came from."""
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).format
+        if version != FORMAT:
+            raise FormatError(
+                f"{where}: an inventory of format {version}; this handfast reads format {FORMAT}. "
+                "What to do: take it again with the same release of handfast on all nodes"
+            )
+        return msgspec.json.decode(data, type=Inventory)
+    except UNREADABLE as error:
+        raise FormatError(
+            f"{where}: no inventory of a node: {error}. What to do: take it again, with "
+            "`handfast fleet inventory --json`"
+        ) from error
+
+
+def spell(values: Iterable[str]) -> str:
+    """Spell one value of several devices: the value where all agree, else each with its count.
+
+    So a version can be read as one where there is one; a mixture in one node can't be.
+    """
+    counted = sorted(Counter(values).items())
+    if len(counted) == 1:
+        return counted[0][0]
+    return ", ".join(f"{value} ({count})" for value, count in counted)
