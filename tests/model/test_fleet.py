@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from handfast.core import converge, events, member, rollout
+from handfast.core.lattice import Epoch
 from handfast.core.rollout import Node, bundle
 from handfast.model.explore import Report, explore
 from handfast.model.fleet import LAWS, Fleet, Laws, Move, Plan, Setting, World
@@ -28,6 +29,10 @@ SETTINGS = {
         (A, OPEN, BACK), over=1, unfit=((1, "b"),)
     ),
     "a rollback that asks for a step": Setting((A, OPEN, Plan("", want=1)), over=1),
+    "a node joins": Setting((A, OPEN), over=1, nodes=3, joins=Epoch(1, 2)),
+    "a node joins whose probes fail": Setting(
+        (A, OPEN), over=1, nodes=3, joins=Epoch(1, 2), unfit=((2, "a"),)
+    ),
     "a node is fenced": Setting((A, OPEN, C), over=1, nodes=3, leaves=True),
 }
 LARGE = {

@@ -10,7 +10,7 @@ import msgspec
 
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Change, Roster
-from handfast.core.messages import Certificate, Message, Record, RestoreCertificate
+from handfast.core.messages import Certificate, Copy, Message, Record, RestoreCertificate
 from handfast.core.recover import Phase
 from handfast.core.retain import Keep
 
@@ -32,6 +32,7 @@ class Begin(_Value, frozen=True):
     """A round of the job's engine starts this generation: freeze, then recover.
 
     The host has drained or abandoned what was being persisted. ``want`` asks for one step.
+    ``brought`` is what a domain that joins has already, said by who lets it join.
     """
 
     generation: int
@@ -42,6 +43,7 @@ class Begin(_Value, frozen=True):
     want: int | None = None
     keep: Keep = Keep()
     window: int = 2
+    brought: tuple[Copy, ...] = ()
 
 
 class Captured(_Value, frozen=True):

@@ -79,12 +79,13 @@ def _configured(state: Member, record: Configured) -> Member:
         raise ValueError(f"{state.id} is no member of configuration {roster.digest[:8]}")
     first = state.roster is None
     genesis = (Copy(GENESIS, ""),) if first and record.founding else ()
+    brought = record.brought if first else ()
     return _replace(
         state,
         roster=roster,
         me=me,
         founding=record.founding,
-        retained=(*genesis, *state.retained),
+        retained=(*genesis, *brought, *state.retained),
         round="",
         recovery=None,
         persisting=(),

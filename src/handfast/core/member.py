@@ -130,7 +130,8 @@ def _freeze(turn: _Turn, event: events.Begin) -> bool:
     lines = tuple(tally.line for tally in state.tallies if tally.line is not None)
     if state.roster != roster:
         founding = state.founding if known is not None else event.founding
-        turn.write(Configured(roster.configuration, founding))
+        brought = event.brought if known is None else ()
+        turn.write(Configured(roster.configuration, founding, brought))
     state = turn.state
     report = Report(state.retained, state.lost, state.restored, lines)
     turn.say(

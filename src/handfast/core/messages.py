@@ -197,10 +197,12 @@ class Configured(_Value, frozen=True, tag="configured"):
     """The configuration that this domain takes part in, and whether it was there from the first.
 
     Only a founding domain holds genesis: one that joins later has lost, or never had, the past.
+    ``brought`` is what one that joins has by another way; a recovery checks it like any copy.
     """
 
     configuration: Configuration
     founding: bool
+    brought: tuple[Copy, ...] = ()
 
 
 class Released(_Value, frozen=True, tag="released"):
@@ -270,7 +272,9 @@ _records: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
 def encode(value: Message | Record) -> bytes:
     """Encode a message for the wire, or a record for the journal, as msgpack."""
     if isinstance(value, Configured):
-        return _encoder.encode(("configured", value.configuration.content(), value.founding))
+        more = (value.brought,) if value.brought else ()
+        said = ("configured", value.configuration.content(), value.founding, *more)
+        return _encoder.encode(said)
     return _encoder.encode(value)
 
 

@@ -48,8 +48,10 @@ class Setting(msgspec.Struct, frozen=True):
     ``begins`` is what every machine runs at first; ``unfit`` are (node, bundle) whose probes fail;
     ``boots`` is how often machines may boot, all together, beside those that they are asked for.
     The last plan is one without the last node where it ``leaves``: an engine has recorded that, on
-    evidence that it can't act any more; without that evidence it is not ``fenced``. The first plans
-    that are ``over`` have ended, as they do where nothing goes wrong, before the search begins.
+    evidence that it can't act any more; without that evidence it is not ``fenced``. Or the last
+    node ``joins`` with the last plan: it runs what all began with, and is told under which epoch
+    the others hold that. The first plans that are ``over`` have ended, as they do where nothing
+    goes wrong, before the search begins.
     """
 
     plans: tuple[Plan, ...]
@@ -60,6 +62,7 @@ class Setting(msgspec.Struct, frozen=True):
     over: int = 0
     leaves: bool = False
     fenced: bool = True
+    joins: Epoch | None = None
 
 
 class Machine(msgspec.Struct, frozen=True, array_like=True):
@@ -102,14 +105,17 @@ class Fleet:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.ids = tuple(f"node-{i}" for i in range(setting.nodes))
-        whole, fewer = _roster(self.ids), _roster(self.ids[:-1])
-        change = Change(whole.digest, fewer.digest, self.ids[-1:])
-        last = len(setting.plans) - 1 if setting.leaves else len(setting.plans)
+        first, then, gone = _roster(self.ids), _roster(self.ids[:-1]), self.ids[-1:]
+        if setting.joins is not None:
+            first, then, gone = then, first, ()
+        change = Change(first.digest, then.digest, gone)
+        changes = setting.leaves or setting.joins is not None
+        last = len(setting.plans) - 1 if changes else len(setting.plans)
         self.begins = tuple(
             ev.Begin(
                 at + 1,
                 rollout.round_name(f"plan-{at + 1}", plan.bundle),
-                whole if at < last else fewer,
+                (then if at >= last else first) if changes else _roster(self.ids),
                 founding=True,
                 changes=() if at < last else (change,),
                 want=plan.want,
@@ -124,10 +130,14 @@ class Fleet:
         """Machines that run what they ran before anybody rolled anything out."""
         first = self.setting.begins
         world: World = (Machine((), (first, ""), (first,)),) * self.setting.nodes
+        good = "" if (self.setting.nodes - 1, first) in self.setting.unfit else first
+        late = (_replace(world[0], lives=(good,)),) if self.setting.joins is not None else ()
+        nodes = self.setting.nodes - len(late)
+        world = world[:nodes]
         for at in range(self.setting.over):
-            plans = self.setting.plans[: at + 1]
-            world = Fleet(_replace(self.setting, plans=plans, over=0, leaves=False)).end(world)
-        yield world
+            before = Setting(self.setting.plans[: at + 1], nodes, first, self.setting.unfit)
+            world = Fleet(before).end(world)
+        yield (*world, *late)
 
     def end(self, world: World) -> World:
         """Where the last plan ends if all do at once what there is to do."""
@@ -180,14 +190,14 @@ class Fleet:
         return new and rollout.must_stay(node.member, spare)
 
     def hopeless(self, world: World) -> bool:
-        """Whether the reports of the last plan, as they are, leave it no base."""
-        said = [fact for i, machine in enumerate(world) for fact in machine.journal
-                if isinstance(fact, ms.Frozen) and fact.generation == len(self.begins)]  # fmt: skip
-        roster = self.begins[-1].roster
-        if len(said) < roster.size:
-            return False
-        reports = [frozen.report for frozen in sorted(said, key=lambda f: f.domain)]
-        return not recover.candidates(roster, reports, said[0].want)
+        """Whether what all have said of the last plan, as it is, leaves it no base."""
+        count, roster = len(self.begins), self.begins[-1].roster
+        held = recover.begin(roster, count)
+        for who, machine in enumerate(world):
+            for then, fact in self._facts(who, machine.journal):
+                if then == count and isinstance(fact, ms.Frozen | ms.Valid | ms.Bad):
+                    held = recover.join(held, fact)
+        return recover.standing(roster, held).phase is recover.Phase.EXHAUSTED
 
     # --- what a node can do
 
@@ -214,7 +224,8 @@ class Fleet:
         yield from self._begun(who, first, gone)
         if not generation:
             return
-        first, effects = rollout.step(first, self.begins[generation - 1])
+        begin = self._joining(who, self.begins[generation - 1])
+        first, effects = rollout.step(first, begin)
         if effects.persist:  # what it does without hearing anything more
             yield _Deed("goes on", effects.persist)
             return
@@ -234,10 +245,19 @@ class Fleet:
     def _begun(self, who: int, node: Node, gone: bool) -> Iterator[_Deed]:
         """The plans that a node may begin; one without a node that has gone only once it has."""
         for number, begin in enumerate(self.begins):
-            early = begin.changes and self.setting.fenced and not gone
+            leaves = self.setting.leaves and begin.changes
+            early = leaves and self.setting.fenced and not gone
             member = begin.roster.index(self.ids[who]) is not None
             if begin.generation > node.member.generation and member and not early:
-                yield _Deed(f"begins plan {number + 1}", rollout.step(node, begin)[1].persist)
+                persist = rollout.step(node, self._joining(who, begin))[1].persist
+                yield _Deed(f"begins plan {number + 1}", persist)
+
+    def _joining(self, who: int, begin: ev.Begin) -> ev.Begin:
+        """What a node that joins is told besides: under which epoch the others hold what it has."""
+        at = self.setting.joins
+        if at is None or who < len(self.ids) - 1:
+            return begin
+        return _replace(begin, founding=False, brought=(ms.Copy(at, self.setting.begins),))
 
     def _asked(self, who: int, node: Node) -> Iterator[tuple[str, rollout.Event]]:
         """What an operator and the node's own probes may say."""

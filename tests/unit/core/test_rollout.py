@@ -7,8 +7,18 @@ import pytest
 from handfast.core import events, rollout
 from handfast.core.events import Stuck
 from handfast.core.lattice import GENESIS, Epoch
-from handfast.core.membership import Configuration, Domain, Roster
-from handfast.core.messages import Converged, Copy, Record, Released, Skipped, Staged
+from handfast.core.membership import Change, Configuration, Domain, Roster
+from handfast.core.messages import (
+    Configured,
+    Converged,
+    Copy,
+    Record,
+    Released,
+    Skipped,
+    Staged,
+    decode_record,
+    encode,
+)
 from handfast.core.recover import Phase
 from handfast.core.rollout import Finalise, Node, Proved, Unfit
 
@@ -248,3 +258,31 @@ def test_a_number_needs_a_base() -> None:
     """Before any plan there is none."""
     with pytest.raises(ValueError, match="n0 has no base"):
         rollout._epoch(Fleet().nodes[0].member, 1)
+
+
+def test_a_node_that_joins_holds_what_it_brought() -> None:
+    """Said once, by who lets it join, and durable; a later configuration brings it nothing more."""
+    ids = (*IDS, "n2")
+    domains = tuple(Domain(d, "fleet", i) for i, d in enumerate(ids))
+    roster = Roster(Configuration("fleet", 3, domains, (("fleet", 1),)))
+    brought = (Copy(Epoch(1, 2), "a"),)
+    begin = events.Begin(3, rollout.round_name("plan3", "b"), roster, brought=brought)
+    node, effects = rollout.step(rollout.boot("n2", 1, ()), begin)
+    configured = effects.persist[0]
+    assert isinstance(configured, Configured)
+    assert (configured.founding, configured.brought) == (False, brought)
+    assert decode_record(encode(configured)) == configured
+    assert node.member.retained == brought
+    assert rollout.boot("n2", 2, effects.persist).member.retained == brought
+    left = tuple(Domain(d, "fleet", i) for i, d in enumerate(ids[1:]))
+    fewer = Roster(Configuration("fleet", 2, left, (("fleet", 1),)))
+    change = Change(roster.digest, fewer.digest, ("n0",))
+    later = events.Begin(
+        4,
+        rollout.round_name("plan4", "b"),
+        fewer,
+        changes=(change,),
+        brought=(Copy(Epoch(9, 9), "x"),),
+    )
+    node, effects = rollout.step(node, later)
+    assert node.member.retained == brought
