@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
-from handfast.core import converge, events, member, rollout
+from handfast.core import converge, rollout
 from handfast.core.lattice import Epoch
 from handfast.core.rollout import Node, bundle
 from handfast.model.explore import Report, explore
@@ -134,20 +134,6 @@ def raises_the_floor_before_it_gives_up_what_is_below(patch: pytest.MonkeyPatch)
 def overwrites_what_it_holds(patch: pytest.MonkeyPatch) -> None:
     """The way back is gone."""
     patch.setattr(rollout, "must_stay", lambda at, digest: False)
-
-
-def rolls_back_under_the_same_number(patch: pytest.MonkeyPatch) -> None:
-    """A round of its own, and no generation of its own."""
-    original = member._HANDLERS[events.Begin]
-
-    def begin(turn: object, event: events.Begin) -> None:
-        state = turn.state  # type: ignore[attr-defined]
-        if state.roster is not None and state.round != event.round:
-            event = replace(event, generation=1)
-            turn.state = replace(state, generation=0)  # type: ignore[attr-defined]
-        original(turn, event)
-
-    patch.setitem(member._HANDLERS, events.Begin, begin)
 
 
 def counts_a_shard_that_has_not_voted(patch: pytest.MonkeyPatch) -> None:
