@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import click
 from rich.markup import escape
 
@@ -15,6 +17,12 @@ from handfast.cli.console import (
     out,
     tabulate,
 )
+from handfast.errors import HandfastError
+from handfast.fleet.compat.reading import load as load_rules
+from handfast.fleet.compat.reading import start as start_rules
+from handfast.fleet.compat.rules import Level
+from handfast.fleet.gate.node import PATH, write_node
+from handfast.fleet.gate.node import admit as judge_node
 from handfast.fleet.identity import boot_id, load, sign, start
 from handfast.fleet.identity import enroll as make_key
 from handfast.fleet.inventory.collect import LIMIT_S, take
@@ -24,6 +32,7 @@ from handfast.fleet.inventory.spelling import labels as as_labels
 from handfast.fleet.inventory.spelling import metrics as as_metrics
 from handfast.fleet.skew import Skew, TierSkew, read_fleet
 from handfast.fleet.skew import skew as compare
+from handfast.gate import EXIT
 
 __all__ = ["fleet"]
 
@@ -133,6 +142,35 @@ def skew(directory: str, as_json: bool) -> None:
             raise click.exceptions.Exit(DAMAGED)
         if unread or not nodes:
             raise click.exceptions.Exit(NO_LOOK)
+
+
+@fleet.command()
+@click.option("--root", default="/", metavar="DIR", help="Where the machine's files are seen.")
+@click.option("--rules", metavar="FILE", help="The rules; else those that are shipped.")
+@click.option(
+    "--into", default=PATH, show_default=True, metavar="FILE", help="Where ranks read it."
+)
+@click.option(
+    "--enforce", is_flag=True, help="End with 96 where a rule is broken, with 3 on error."
+)
+def admit(root: str, rules: str | None, into: str, enforce: bool) -> None:
+    """Judge this node, and leave its host and fabric facts for the gates of its ranks.
+
+    For a Slurm Prolog or an init container. A Prolog that fails drains its node, so the exit code
+    is 0 whatever was found, unless --enforce is given.
+    """
+    try:
+        found = take(here(root), tiers=[Tier.HOST, Tier.FABRIC])
+        write_node(into, found)
+        read = load_rules(rules) if rules else start_rules()
+        verdicts = judge_node(read, found, socket.gethostname())
+    except (HandfastError, OSError) as error:
+        click.echo(f"handfast admit: not judged: {error}", err=True)
+        raise click.exceptions.Exit(NO_LOOK if enforce else 0) from None
+    for ruling in verdicts.rulings:
+        click.echo(f"handfast admit: {ruling.level}: {' '.join(ruling.sentence.split())}", err=True)
+    if verdicts.level is Level.REFUSE and enforce:
+        raise click.exceptions.Exit(EXIT)
 
 
 def _show(found: Inventory, tiers: list[Tier]) -> None:

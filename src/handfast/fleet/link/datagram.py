@@ -1,0 +1,132 @@
+"""A link over UDP, which loses, doubles and reorders: one peer a socket.
+
+The handshake and the words of a change are sent again until the peer shows that it heard them.
+**Data is not**: a value that is lost stays lost, and what takes its place is the application's to
+say. Each value is taken at most once. What is not taken ``patience`` ticks after the peer has named
+its last old frame is given up, so that a change goes on. Nothing that is refused ends the link,
+but for a later life of the peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Self, TypeAlias
+
+from handfast.fleet.link.drive import ROOM, Driver
+from handfast.fleet.link.end import End
+from handfast.fleet.link.frame import KIND_AT, Kind, LinkError, Reason
+from handfast.fleet.link.session import Record
+
+__all__ = ["TICK_S", "Address", "Datagram"]
+
+TICK_S: Final = 0.25
+"""How often what was not heard is said again, in seconds."""
+
+Address: TypeAlias = tuple[Any, ...]
+
+
+class Datagram(Driver, asyncio.DatagramProtocol):
+    """A link over one UDP socket: ``async with Datagram(end, store, local=…, peer=…) as link``.
+
+    A listener leaves ``peer`` out. Both ends answer where the last frame came from that was not
+    refused: once the link is open, a frame of its session.
+    """
+
+    def __init__(
+        self,
+        end: End,
+        store: Callable[[Record], None],
+        *,
+        local: Address = ("127.0.0.1", 0),
+        peer: Address | None = None,
+        tick_s: float = TICK_S,
+        patience: int = 4,
+    ) -> None:
+        super().__init__(end, store, self._write)
+        self._local = local
+        self._peer = peer
+        self._tick_s = tick_s
+        self._patience = patience
+        self._frames: asyncio.Queue[tuple[bytes, Address]] = asyncio.Queue(ROOM)
+        self._transport: asyncio.DatagramTransport | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def address(self) -> Address:
+        """Where this end listens."""
+        transport = self._transport
+        if transport is None:
+            raise RuntimeError("not open: enter it by `async with`")
+        address: Address = transport.get_extra_info("sockname")
+        return address
+
+    def datagram_received(self, data: bytes, address: Address) -> None:
+        """Hold a datagram until its turn; where there is no room, it is as if it were lost."""
+        try:
+            self._frames.put_nowait((data, address))
+        except asyncio.QueueFull:
+            self.end.refused[Reason.FULL] += 1
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_datagram_endpoint(
+            lambda: self, local_addr=self._local
+        )
+        self._tasks = [asyncio.create_task(part()) for part in (self._listen, self._repeat)]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.fail(None)
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        if self._transport is not None:
+            self._transport.close()
+
+    def _write(self, frame: bytes) -> None:
+        if self._transport is not None and self._peer is not None:
+            self._transport.sendto(frame, self._peer)
+
+    async def _listen(self) -> None:
+        try:
+            await self.begin()
+            while True:
+                await self._next(*await self._frames.get())
+        except Exception as error:  # a later life, the store's, a codec's: all who wait hear it
+            self.fail(error)
+
+    async def _next(self, data: bytes, address: Address) -> None:
+        before = self._peer
+        if before is None:  # whoever it is has to be answered; it is kept if it was not refused
+            self._peer = address
+        try:
+            taken = await self.hear(data)
+        except LinkError as error:
+            self._peer = before
+            if error.reason is Reason.ANEW:
+                raise
+            return
+        inside = data[KIND_AT] >= Kind.WORD  # nobody has sent that before: not so a handshake's
+        self._peer = address if inside or not self._opened.is_set() else before
+        for each in taken:
+            try:
+                self.values.put_nowait(each)
+            except asyncio.QueueFull:
+                self.end.refused[Reason.FULL] += 1
+
+    async def _repeat(self) -> None:
+        waited = 0
+        while not self._down.is_set():
+            await asyncio.sleep(self._tick_s)
+            await self._do(self.end.again)
+            waited = waited + 1 if self.end.draining else 0
+            if waited >= self._patience:
+                await self._do(self.end.give_up)

@@ -1,0 +1,221 @@
+"""Ask, before a job's first communicator, whether its ranks may run together.
+
+``torchrun ... -m handfast.gate train.py ARGS`` (or ``-m handfast.gate -m module ARGS``) asks, and
+then runs the script in this process; :func:`check` does so from within a script. It is asked anew
+at every rendezvous round, since each starts the ranks' processes anew.
+
+The environment says how, the same on all ranks: HANDFAST_GATE_MODE (observe, warn or enforce),
+_RULES (a file; else the rules that are shipped), _GROUPS ("prefill=0-3 decode=4-7"; else the
+world), _TIMEOUT_S, _OVERRIDES and _AUDIT (files), _NODE (what the node's admission wrote).
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import socket
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from handfast.errors import Blocked, FormatError, HandfastError, Refused
+from handfast.fleet.compat.judge import Ruling
+from handfast.fleet.compat.reading import load, start
+from handfast.fleet.compat.rules import Level
+from handfast.fleet.gate.clock import now
+from handfast.fleet.gate.keys import Keys, Torch
+from handfast.fleet.gate.node import PATH, read_node
+from handfast.fleet.gate.overrides import excuse
+from handfast.fleet.gate.overrides import load as load_overrides
+from handfast.fleet.gate.round import (
+    Mode,
+    Posted,
+    Seat,
+    Verdict,
+    arrive,
+    attend,
+    decide,
+    ranks_of,
+)
+from handfast.fleet.gate.stack import Stack, stack
+from handfast.fleet.inventory.collect import take
+from handfast.fleet.inventory.facts import Tier
+from handfast.fleet.inventory.host import here
+
+__all__ = ["EXIT", "check", "main"]
+
+EXIT: Final = 96
+"""The exit code of a rank that the gate refused.
+
+It is none of Python's (1, 2, 120), sysexits.h's (64 to 78), timeout's (124 to 127), the shell's
+(126, 127, and 128 and a signal's number up) or handfast's own (1, 2, 3, 141). torchrun itself ends
+with 1, and names this one in its report.
+"""
+
+TIMEOUT_S: Final = 120.0
+
+
+def check(
+    *,
+    keys: Keys | None = None,
+    groups: Mapping[str, Sequence[int]] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Verdict:
+    """Ask whether this round's ranks may run together; call it before init_process_group.
+
+    Every rank calls it, once a round. ``keys`` is where they meet: else the store of torch's
+    `env://` rendezvous. ``groups`` are communicators by name, each judged by itself: else what
+    HANDFAST_GATE_GROUPS says. Prints at most one line to the standard error.
+
+    Raises Refused on every rank where the mode is enforce and a rule is broken, a rank did not
+    come, or the round could not be judged; Blocked where nobody could be heard; FormatError and
+    ValueError for settings that can't be read; and OSError.
+    """
+    env = dict(os.environ if environ is None else environ)
+    seat, mode = _seat(env), _mode(env)
+    timeout_s = _number(env, "HANDFAST_GATE_TIMEOUT_S", TIMEOUT_S)
+    store = keys or _rendezvous(timeout_s)
+    facts = _facts(env)  # after torch was loaded: what is mapped now is what will be called
+    place = arrive(store, env.get("TORCHELASTIC_RESTART_COUNT", "0"), seat, facts)
+
+    def court(posted: Mapping[int, Posted], stacks: Mapping[str, Stack]) -> Verdict:
+        rules = load(env["HANDFAST_GATE_RULES"]) if env.get("HANDFAST_GATE_RULES") else start()
+        of = ranks_of(env.get("HANDFAST_GATE_GROUPS", ""), seat.size) if groups is None else groups
+        return decide(
+            rules,
+            posted,
+            stacks,
+            size=seat.size,
+            mode=mode,
+            groups=of,
+            whose=_job(env),
+            excuse=lambda found: _excuse(env, found),
+        )
+
+    verdict = attend(store, place, seat, timeout_s, court, mode)
+    if verdict.refused:
+        raise Refused(f"handfast gate: {verdict.line}", verdict=None)
+    loud = verdict.level is Level.REFUSE and verdict.mode is not Mode.OBSERVE
+    if verdict.level is not Level.FINE and (loud or seat.rank == 0):
+        _say(f"handfast gate: {verdict.line}")
+    return verdict
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Ask, and then run the script that the arguments name, or end with exit code 96.
+
+    What keeps the gate from asking ends the rank in enforce mode only.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    module = arguments[:1] == ["-m"]
+    if len(arguments) < 1 + module:
+        _say("usage: python -m handfast.gate [-m] SCRIPT [ARGUMENTS]")
+        sys.exit(2)
+    try:
+        check()
+    except Refused as error:
+        _end(str(error))
+    except (HandfastError, ValueError, OSError) as error:
+        told = f"handfast gate: nobody was judged: {' '.join(str(error).split())}"
+        if os.environ.get("HANDFAST_GATE_MODE") == Mode.ENFORCE:
+            _end(told)
+        _say(told)
+    sys.argv = arguments[module:]
+    if module:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _end(line: str) -> NoReturn:
+    _say(line)
+    sys.exit(EXIT)
+
+
+def _say(line: str) -> None:
+    """Write a line in one piece: the ranks of a node share their standard error."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
+def _facts(env: Mapping[str, str]) -> Stack:
+    """What this rank runs; a node's file that does not count leaves the node's facts unknown."""
+    job = take(here(environ=env), tiers=[Tier.JOB])
+    try:
+        node = read_node(env.get("HANDFAST_GATE_NODE", PATH), now())
+    except FormatError as error:
+        _say(f"handfast gate: {error}")
+        node = None
+    return stack(job, node)
+
+
+def _excuse(env: Mapping[str, str], found: Iterable[Ruling]) -> tuple[Ruling, ...]:
+    path = env.get("HANDFAST_GATE_OVERRIDES")
+    if not path:
+        return tuple(found)
+    audit = env.get("HANDFAST_GATE_AUDIT") or f"{path}.log"
+    return excuse(found, load_overrides(path), now(), _job(env), audit)
+
+
+def _job(env: Mapping[str, str]) -> str:
+    name = env.get("SLURM_JOB_ID") or env.get("TORCHELASTIC_RUN_ID") or ""
+    return "this job" if name in {"", "none"} else f"job {name}"
+
+
+def _seat(env: Mapping[str, str]) -> Seat:
+    rank, size = _whole(env, "RANK"), _whole(env, "WORLD_SIZE")
+    if rank >= size:
+        raise ValueError(f"RANK is {rank} and WORLD_SIZE {size}. What to do: start it by torchrun")
+    first = rank - int(env.get("LOCAL_RANK", "0"))
+    return Seat(rank, size, socket.gethostname(), first, int(env.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _whole(env: Mapping[str, str], name: str) -> int:
+    text = env.get(name, "")
+    if not text.isdecimal():
+        raise ValueError(f"{name} is {text!r}, and no number. What to do: start it by torchrun")
+    return int(text)
+
+
+def _mode(env: Mapping[str, str]) -> Mode:
+    text = env.get("HANDFAST_GATE_MODE") or Mode.OBSERVE
+    if text not in tuple(Mode):
+        raise ValueError(f"HANDFAST_GATE_MODE is {text!r}: give one of {', '.join(Mode)}")
+    return Mode(text)
+
+
+def _number(env: Mapping[str, str], name: str, default: float) -> float:
+    text = env.get(name) or str(default)
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 < found <= 86_400:
+        raise ValueError(f"{name} is {text!r}: give seconds, up to a day")
+    return found
+
+
+def _rendezvous(timeout_s: float) -> Keys:
+    """Reach the store that torch's own `env://` would use; rank 0 may hold it."""
+    try:
+        module: Any = import_module("torch.distributed.rendezvous")
+        store, _, _ = next(module.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    except ImportError:
+        raise FormatError(
+            "the gate meets in torch's store, and torch is not installed. What to do: pip "
+            "install torch, or give check() its keys"
+        ) from None
+    except RuntimeError as error:
+        what = str(error).partition("\n")[0]
+        raise Blocked(f"the store of the rendezvous can't be reached: {what}") from error
+    return Torch(store)
+
+
+if __name__ == "__main__":
+    main()

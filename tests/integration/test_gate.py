@@ -1,0 +1,147 @@
+"""Shows what a rank under torchrun sees of the gate: one line and an exit code, or its script."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("yaml")
+pytest.importorskip("torch")
+
+from handfast.gate import EXIT
+
+SCRIPT = """
+import os, sys
+rank = os.environ["RANK"]
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+total = torch.ones(1)
+dist.all_reduce(total)
+open(f"{sys.argv[1]}.{rank}", "a").write(f"{__name__} {total.item():g} {sys.argv[2:]}\\n")
+dist.destroy_process_group()
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and "die" in sys.argv:
+    sys.exit(7)
+"""
+
+# A rank that sets another algorithm than the others: harmless to gloo, so the plain job goes on.
+ODD = """
+import os, runpy, sys
+rank, count = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
+if rank == "1" and count in os.environ["ODD_IN"].split():
+    os.environ["NCCL_ALGO"] = "Ring"
+if rank == "1" and "ABSENT" in os.environ:
+    import time
+    time.sleep(300)
+runpy.run_module("handfast.gate", run_name="__main__", alter_sys=True)
+"""
+
+RULES = """
+format: 1
+facts: {env.NCCL_ALGO: NCCL_ALGO}
+rules:
+  algorithm: {source: a test, scope: group, absent-differs: true, exact: [env.NCCL_ALGO]}
+"""
+
+
+class Job:
+    """A job of two ranks under torchrun, through the gate or without it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "log"
+        for name, text in (("train.py", SCRIPT), ("odd.py", ODD), ("rules.yaml", RULES)):
+            (folder / name).write_text(text)
+
+    def run(
+        self, *arguments: str, gate: bool = True, restarts: int = 0, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it to its end."""
+        argv = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
+        argv += [f"--max-restarts={restarts}", "--master-addr=127.0.0.1", "--master-port=0"]
+        argv += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--monitor-interval=0.1"]
+        script = [str(self.folder / "train.py"), str(self.log), *arguments]
+        gated = [str(self.folder / "odd.py"), *script] if gate else script
+        given = {"HANDFAST_GATE_RULES": str(self.folder / "rules.yaml"), "ODD_IN": "",
+                 "HANDFAST_GATE_NODE": str(self.folder / "node.json")} | env  # fmt: skip
+        return subprocess.run(
+            [sys.executable, *argv, *gated],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **given},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+
+    def told(self) -> list[str]:
+        """What the ranks' scripts wrote, in order of ranks."""
+        logs = sorted(self.folder.glob("log.*"))
+        return [line for log in logs for line in log.read_text().splitlines()]
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The lines of the gate."""
+    return re.findall(r"handfast gate: .*", done.stderr)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A job's files."""
+    return Job(tmp_path)
+
+
+@pytest.mark.xdist_group("jobs")
+def test_equal_ranks_run_their_script_as_if_started_without_a_gate(job: Job) -> None:
+    """As `__main__`, with its arguments, and its communicator forms after the gate."""
+    done = job.run("--lr", "3", HANDFAST_GATE_MODE="enforce")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert job.told() == ["__main__ 2 ['--lr', '3']"] * 2
+    assert lines(done) == []
+
+
+@pytest.mark.xdist_group("jobs")
+def test_a_mixture_is_one_line_on_each_rank_and_an_exit_code(job: Job) -> None:
+    """Before any communicator; observed, rank 0 says so and the job goes on, as it does plain."""
+    plain = job.run(gate=False)
+    seen = job.run(ODD_IN="0")
+    assert (plain.returncode, seen.returncode) == (0, 0), seen.stderr[-3000:]
+    assert job.told() == ["__main__ 2 []"] * 4
+    (line,) = lines(seen)
+    assert "would be refused: group world runs no NCCL_ALGO on rank 0 (" in line
+    warned = job.run(ODD_IN="0", HANDFAST_GATE_MODE="warn")
+    assert warned.returncode == 0
+    assert len(lines(warned)) == 2
+    before = job.told()
+    done = job.run(ODD_IN="0", HANDFAST_GATE_MODE="enforce")
+    assert job.told() == before
+    assert len(lines(done)) == 2, done.stderr[-3000:]
+    assert len(set(lines(done))) == 1
+    assert "NCCL_ALGO Ring on rank 1 (" in lines(done)[0]
+    assert set(re.findall(r"exitcode *: (-?\d+)", done.stderr)) == {str(EXIT)}
+
+
+@pytest.mark.xdist_group("jobs")
+def test_every_round_is_asked_again(job: Job) -> None:
+    """The first is fine, and dies; the second has a mixture, and is not judged by the first."""
+    done = job.run("die", restarts=1, ODD_IN="1", HANDFAST_GATE_MODE="enforce")
+    assert job.told() == ["__main__ 2 ['die']"] * 2
+    assert len(lines(done)) == 2, done.stderr[-3000:]
+    assert str(EXIT) in re.findall(r"exitcode *: (-?\d+)", done.stderr)
+    cured = job.run(restarts=1, ODD_IN="0", HANDFAST_GATE_MODE="enforce")
+    assert cured.returncode == 0, cured.stderr[-3000:]
+    assert len(lines(cured)) == 2
+
+
+@pytest.mark.xdist_group("jobs")
+def test_a_rank_that_never_comes_is_named_with_its_node(job: Job) -> None:
+    """At the timeout, by those who came; they end, instead of hanging in their communicator."""
+    env = {"HANDFAST_GATE_MODE": "enforce", "HANDFAST_GATE_TIMEOUT_S": "3", "ABSENT": "1"}
+    done = job.run(**env)
+    (line,) = lines(done)
+    assert re.search(r"refused: rank 1 \(.+\) of 2 did not come to the gate in time", line)
+    assert str(EXIT) in re.findall(r"exitcode *: (-?\d+)", done.stderr)
+    assert job.told() == []

@@ -1,0 +1,138 @@
+"""Show what the gate's call and command answer where settings are wrong or nobody can be met."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("yaml")
+
+from handfast.errors import FormatError, Refused
+from handfast.fleet.gate.keys import Memory
+from handfast.gate import EXIT, check
+
+ENV = {"RANK": "0", "WORLD_SIZE": "1", "PATH": os.environ["PATH"], "SLURM_JOB_ID": "17"}
+RULES = """
+format: 1
+facts: {env.NCCL_MIN_NCHANNELS: NCCL_MIN_NCHANNELS}
+rules:
+  algorithm: {source: us, scope: node, minimum: {fact: env.NCCL_MIN_NCHANNELS, version: 4}}
+"""
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    """A job of one rank, by a rule about one of its variables."""
+    (tmp_path / "rules.yaml").write_text(RULES)
+    return ENV | {
+        "HANDFAST_GATE_RULES": str(tmp_path / "rules.yaml"),
+        "HANDFAST_GATE_NODE": str(tmp_path / "node.json"),
+        "HANDFAST_GATE_TIMEOUT_S": "5",
+    }
+
+
+def test_a_call_answers_or_refuses(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Observed, warned of or refused; job and rank are named."""
+    assert check(keys=Memory(), environ=env).line == "fine: 1 ranks, 1 stacks"
+    assert capsys.readouterr().err == ""
+    odd = env | {"NCCL_MIN_NCHANNELS": "2"}
+    assert not check(keys=Memory(), environ=odd).refused
+    assert "gate: would be refused: rank 0 (" in capsys.readouterr().err
+    with pytest.raises(Refused, match=r"refused: rank 0 .* job 17 needs"):
+        check(keys=Memory(), environ=odd | {"HANDFAST_GATE_MODE": "enforce"})
+
+
+def test_an_override_lets_it_pass_on_record(env: dict[str, str], tmp_path: Path) -> None:
+    """Until its day; the audit lies beside the overrides."""
+    file = tmp_path / "overrides.yaml"
+    odd = env | {"NCCL_MIN_NCHANNELS": "2", "HANDFAST_GATE_MODE": "enforce",
+                 "HANDFAST_GATE_OVERRIDES": str(file)}  # fmt: skip
+    one = "overrides: [{name: x, rule: algorithm, who: ada, why: y, until: %s-01-01T00:00:00Z}]"
+    file.write_text(one % "9000")
+    assert "override x of ada (y) holds until 9000" in check(keys=Memory(), environ=odd).line
+    assert '"job 17"' in Path(f"{file}.log").read_text()
+    file.write_text(one % "2020")
+    with pytest.raises(Refused, match=r"override x of ada \(y\) expired at 2020"):
+        check(keys=Memory(), environ=odd)
+
+
+def test_a_file_of_the_node_that_does_not_count_is_said(
+    env: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And its facts are unknown."""
+    (tmp_path / "node.json").write_text("{")
+    check(keys=Memory(), environ=env)
+    assert "node.json: no inventory of a node" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"RANK": ""}, "RANK is '', and no number"),
+        ({"RANK": "1"}, "RANK is 1 and WORLD_SIZE 1"),
+        ({"HANDFAST_GATE_MODE": "strict"}, "observe, warn, enforce"),
+        ({"HANDFAST_GATE_TIMEOUT_S": "soon"}, "give seconds"),
+        ({"HANDFAST_GATE_TIMEOUT_S": "nan"}, "give seconds"),
+    ],
+)
+def test_settings_that_can_not_be_meant(env: dict[str, str], given: dict, why: str) -> None:
+    """They are named, with what to give."""
+    with pytest.raises(ValueError, match=why):
+        check(keys=Memory(), environ=env | given)
+
+
+def command(env: dict[str, str], *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run the gate's command."""
+    return subprocess.run(
+        [sys.executable, "-m", "handfast.gate", *arguments],
+        env={**env, "PYTHONPATH": os.pathsep.join(sys.path), **more},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_what_keeps_it_from_asking_ends_a_job_in_enforce_mode_only(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    """A job that only observes goes on, as a script or as a module, with its exit code."""
+    (tmp_path / "train.py").write_text("import sys, beside; sys.exit(len(sys.argv))")
+    (tmp_path / "beside.py").write_text("")
+    done = command(env, str(tmp_path / "train.py"), "a", "b", RANK="x")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "handfast gate: nobody was judged: RANK is 'x'" in done.stderr
+    module = command(env, "-m", "this", RANK="x")
+    assert "Zen" in module.stdout
+    ended = command(env, "-m", "this", RANK="x", HANDFAST_GATE_MODE="enforce")
+    assert (ended.returncode, ended.stdout) == (EXIT, "")
+    assert command(env).returncode == 2
+    assert command(env, "-m").returncode == 2
+
+
+def test_a_store_that_can_not_be_reached_is_said(env: dict[str, str]) -> None:
+    """Nobody listens at the port of the rendezvous: a rank ends, and not with torch's traceback."""
+    pytest.importorskip("torch")
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        asked = {"RANK": "1", "WORLD_SIZE": "2", "HANDFAST_GATE_TIMEOUT_S": "1",
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1]),
+                 "HANDFAST_GATE_MODE": "enforce"}  # fmt: skip
+        done = command(env, "-m", "this", **asked)
+    assert done.returncode == EXIT, done.stderr
+    assert "handfast gate: nobody was judged: the store of the rendezvous can't" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_torch_a_call_needs_keys(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so."""
+    monkeypatch.setitem(sys.modules, "torch.distributed.rendezvous", None)
+    with pytest.raises(FormatError, match="torch is not installed"):
+        check(environ=env)

@@ -1,0 +1,248 @@
+"""Show that all ranks of a round hear one verdict, whoever is late, gone or of another round."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+pytest.importorskip("yaml")
+
+from gate_scale import members
+from gatekit import FLEETS, meet, ranks, read, rules_of
+
+from handfast.errors import Blocked, FormatError
+from handfast.fleet.compat.rules import Level
+from handfast.fleet.gate import round as rounds
+from handfast.fleet.gate.keys import Keys, Memory, Torch
+from handfast.fleet.gate.round import (
+    Mode,
+    Seat,
+    Verdict,
+    arrive,
+    attend,
+    decide,
+    gather,
+    ranks_of,
+)
+
+Connect = Callable[[], Keys]
+
+SERVER = """
+import sys
+from torch.distributed import TCPStore
+store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+print(store.port, flush=True)
+sys.stdin.read()
+"""
+
+ONE = {"nccl.version": "2.27.5"}
+OTHER = {"nccl.version": "2.26.2"}
+
+
+class Counting(Memory):
+    """A store that counts the texts and the bytes that are put."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.puts: list[tuple[str, int]] = []
+
+    def set(self, key: str, text: str) -> None:
+        self.puts.append((key, len(text)))
+        super().set(key, text)
+
+
+def seat(rank: int, size: int) -> Seat:
+    """A rank, two a node."""
+    return Seat(rank, size, f"node-{rank // 2}", rank // 2 * 2, 2)
+
+
+def judging(size: int, mode: Mode = Mode.ENFORCE) -> Callable[..., Verdict]:
+    """A court by the shipped rules, over the whole world."""
+    groups = ranks_of("", size)
+    return lambda posted, stacks: decide(
+        rules_of(""), posted, stacks, size=size, mode=mode, groups=groups, whose="job 17"
+    )
+
+
+def crowd(
+    connect: Connect, facts: list[dict[str, str]], away: tuple[int, ...] = ()
+) -> list[object]:
+    """Hold a round with a thread a rank; what each heard, or the error that it got."""
+    size, heard = len(facts), [None] * len(facts)
+
+    def one(rank: int) -> None:
+        try:
+            keys, mine = connect(), seat(rank, size)
+            place = arrive(keys, "0", mine, dict(facts[rank]))
+            heard[rank] = attend(keys, place, mine, 0.3, judging(size), Mode.ENFORCE)
+        except Blocked as error:
+            heard[rank] = error
+
+    threads = [threading.Thread(target=one, args=(r,)) for r in range(size) if r not in away]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return heard
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for others not long."""
+    monkeypatch.setattr(rounds, "GRACE_S", 0.3)
+
+
+@pytest.fixture(params=["memory", "torch"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    """Reach one store: ours in memory, or torch's over loopback, with a socket a rank."""
+    if request.param == "memory":
+        keys = Memory()
+        yield lambda: keys
+        return
+    distributed = pytest.importorskip("torch.distributed")
+    served = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    yield lambda: Torch(distributed.TCPStore("127.0.0.1", served.port, is_master=False))
+
+
+def test_ten_thousand_ranks_are_judged_by_their_few_stacks() -> None:
+    """Facts travel once a stack, and what a rank posts and hears does not grow with the job."""
+    keys = Counting()
+    found = meet(members(10_000, 4), rules_of(""), keys=keys)
+    assert len(found) == 10_000
+    assert {verdict.line for verdict in found} == {found[0].line}
+    assert "NCCL 2.20.5 on rank 5000 (node-625)" in found[0].line
+    assert found[0].stacks == 5
+    assert sum("/facts/" in key for key, _ in keys.puts) == 5
+    assert max(size for _, size in keys.puts) < 4000
+
+
+def test_ranks_at_once_hear_one_verdict(connect: Connect) -> None:
+    """Over memory and over torch's own store, each rank a thread."""
+    heard = crowd(connect, [ONE, ONE, OTHER, ONE])
+    assert {each.line for each in heard} == {heard[0].line}
+    assert "NCCL 2.26.2 on rank 2 (node-1)" in heard[0].line
+
+
+@pytest.mark.usefixtures("short")
+def test_who_does_not_come_is_named(connect: Connect) -> None:
+    """With the node where another rank of it came; also rank 0, whom another judges for."""
+    heard = crowd(connect, [ONE] * 6, away=(0, 4, 5))
+    told = "refused: ranks 0 (node-0), 4, 5 of 6 did not come to the gate in time"
+    assert [each and each.line.partition(" (and")[0] for each in heard] == [
+        None, told, told, told, None, None,
+    ]  # fmt: skip
+
+
+def test_many_that_are_missing_are_counted() -> None:
+    """A line stays a line."""
+    found = meet([("a", dict(ONE))] * 20, rules_of(""), away=tuple(range(1, 20)))
+    assert "ranks 1 (a), 2 (a), 3 (a), 4 (a), 5 (a), 6 (a), 7 (a), 8 (a) and 11 others" in (
+        found[0].line
+    )
+
+
+def test_rounds_of_one_store_are_apart(connect: Connect) -> None:
+    """The same restart count twice, as when a node was replaced: nobody hears the old verdict."""
+    first = crowd(connect, [ONE, OTHER])
+    assert {each.refused for each in first} == {True}
+    assert {each.level for each in crowd(connect, [ONE, ONE])} == {Level.FINE}
+    assert {each.ranks for each in crowd(connect, [ONE, ONE, ONE])} == {3}
+
+
+def test_a_holder_that_dies_before_its_post_is_missing() -> None:
+    """Its stack is unknown to all others that have it, which is never taken for nothing."""
+    keys = Memory()
+    place = arrive(keys, "0", seat(0, 2), dict(ONE))
+    facts = rounds.encode({"nccl.version": "9"})
+    keys.claim(f"{place}/holders/{rounds.digest(facts)}")
+    arrive(keys, "0", seat(1, 2), {"nccl.version": "9"})
+    posted, stacks = gather(keys, place, 2, 0.01)
+    found = judging(2)(posted, stacks)
+    assert "rank 1 (node-0) runs an unknown NCCL" in " ".join(
+        each.sentence for each in found.findings
+    )
+
+
+def test_facts_that_are_not_those_of_their_digest_are_no_facts() -> None:
+    """Nor is a post that is no post: all hear that they could not be judged."""
+    keys = Memory()
+    place = arrive(keys, "0", seat(0, 1), dict(ONE))
+    keys.set(f"{place}/facts/{rounds.digest(rounds.encode(dict(ONE)))}", '{"nccl.version":"1"}')
+    with pytest.raises(FormatError, match="are those of"):
+        gather(keys, place, 1, 0.0)
+    keys.set(f"{place}/rank/0", "{")
+    found = attend(keys, place, seat(0, 1), 0.0, judging(1), Mode.ENFORCE)
+    assert found.refused
+    assert "could not be judged: what a rank posted can't be read" in found.line
+
+
+def test_a_court_that_fails_is_heard_by_all() -> None:
+    """A file of rules that is not there, say: the others do not wait for their timeout."""
+    keys = Memory()
+    places = [arrive(keys, "0", seat(rank, 2), dict(ONE)) for rank in (0, 1)]
+    keys.set(f"{places[0]}/heard/all", "1")
+
+    def court(posted: object, stacks: object) -> Verdict:
+        open("/nowhere/rules.yaml").close()
+        raise AssertionError
+
+    for rank in (0, 1):
+        heard = attend(keys, places[rank], seat(rank, 2), 0.01, court, Mode.OBSERVE)
+        assert heard.line.startswith("would be refused: this round could not be judged: /nowhere/")
+
+
+@pytest.mark.usefixtures("short")
+def test_a_judge_that_is_late_hears_what_the_others_heard() -> None:
+    """Two judges leave one verdict: no rank goes on where another was refused."""
+    keys = Memory()
+    place = arrive(keys, "0", seat(1, 2), dict(ONE))
+    first = attend(keys, place, seat(1, 2), 0.01, judging(2), Mode.ENFORCE)
+    assert arrive(keys, "0", seat(0, 2), dict(ONE)) == place
+    assert attend(keys, place, seat(0, 2), 0.01, judging(2), Mode.ENFORCE) == first
+    assert first.line.startswith("refused: rank 0 (node-0) of 2 did not come")
+
+
+@pytest.mark.usefixtures("short")
+def test_nobody_waits_for_ever() -> None:
+    """Where the one that took the judge's seat is gone, too."""
+    keys = Memory()
+    place = arrive(keys, "0", seat(1, 2), dict(ONE))
+    keys.claim(f"{place}/seat")
+    with pytest.raises(Blocked, match="had no verdict"):
+        attend(keys, place, seat(1, 2), 0.01, judging(2), Mode.ENFORCE)
+
+
+def test_groups_are_judged_by_themselves() -> None:
+    """Two stacks are a mixture in the world, and none in groups that do not mix them."""
+    who = ranks(read(FLEETS / "legit-prefill-decode.yaml"))
+    assert meet(who, rules_of(""), groups="prefill=0-3 decode=4-7")[0].level is Level.FINE
+    assert meet(who, rules_of(""))[0].refused
+    assert ranks_of("a=0-2,5 b=3", 6) == {"a": (0, 1, 2, 5), "b": (3,)}
+    assert ranks_of(" ", 2) == {"world": (0, 1)}
+    for wrong in ("a", "a=", "a=0 a=1", "a=x", "a=0-9", "a=-1"):
+        with pytest.raises(ValueError, match=r"group|ranks"):
+            ranks_of(wrong, 6)
+    with pytest.raises(ValueError, match=r"a: 7"):
+        decide(rules_of(""), {}, {}, size=2, mode=Mode.WARN, groups={"a": (7,)})
+
+
+def test_a_store_that_is_gone_is_an_error_of_ours() -> None:
+    """And not a RuntimeError of torch's."""
+    distributed = pytest.importorskip("torch.distributed")
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as served:
+        port = int(served.stdout.readline())
+        client = Torch(distributed.TCPStore("127.0.0.1", port, is_master=False))
+        client.set("there", "1")
+        assert client.get("there", 0) == "1"
+        assert client.get("not", 0) is None
+        assert client.get("not", 0.05) is None
+        served.stdin.close()
+        served.wait()
+        with pytest.raises(Blocked, match="of the rendezvous failed"):
+            client.get("there", 0)

@@ -1,0 +1,310 @@
+"""Shows links over real sockets, with a relay between that does what it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from linkkit import BACK, A, B, Side
+
+from handfast.core.lattice import Epoch
+from handfast.errors import HandfastError
+from handfast.fleet.link import switch as sw
+from handfast.fleet.link.datagram import Datagram
+from handfast.fleet.link.drive import ROOM
+from handfast.fleet.link.end import End
+from handfast.fleet.link.frame import LinkError, Reason
+from handfast.fleet.link.session import Record
+from handfast.fleet.link.stream import Stream
+
+HOST = "127.0.0.1"
+Meddle = Callable[[int, bytes], list[bytes]]
+"""What a relay does to the n-th bytes of a direction."""
+
+
+def settled(end: End, to: Epoch) -> bool:
+    """Whether an end is through with a change, and knows that its peer is, too."""
+    state = end.switch
+    through = state is not None and state.now.epoch == to and state.next is None
+    return through and sw.phase(state) is sw.Phase.OLD  # type: ignore[arg-type]  # not None here
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
+def run(test: Awaitable[None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await test
+
+    asyncio.run(bounded())
+
+
+# TCP
+
+
+async def relayed(
+    body: Callable[[Stream, Stream], Awaitable[None]], meddle: Meddle, *, many: int = 1 << 16
+) -> tuple[Side, Side]:
+    """Run two ends over TCP, with a relay between that meddles with what the dialer sends."""
+    sides = Side(0), Side(1)
+    ends: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+    pumps: list[asyncio.Task[None]] = []
+
+    async def pump(reader: Any, writer: Any, change: Meddle) -> None:
+        count = 0
+        with suppress(OSError):
+            while data := await reader.read(many):
+                for part in change(count, data):
+                    writer.write(part)
+                count += 1
+                await writer.drain()
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+    async def relay(reader: Any, writer: Any) -> None:
+        up = await asyncio.open_connection(*servers[0].sockets[0].getsockname())
+        pumps.append(asyncio.create_task(pump(reader, up[1], meddle)))
+        pumps.append(asyncio.create_task(pump(up[0], writer, lambda _, data: [data])))
+
+    async def arrived(reader: Any, writer: Any) -> None:
+        ends.put_nowait((reader, writer))
+
+    servers = [await asyncio.start_server(each, HOST, 0) for each in (arrived, relay)]
+    try:
+        dialed = await asyncio.open_connection(*servers[1].sockets[0].getsockname())
+        heard = await ends.get()
+        one = Stream(*dialed, sides[0].end, sides[0].disk.append)
+        other = Stream(*heard, sides[1].end, sides[1].disk.append)
+        async with one, other:
+            await body(one, other)
+        await asyncio.gather(*pumps)
+    finally:
+        for server in servers:
+            server.close()
+    return sides
+
+
+@pytest.mark.parametrize("many", [1 << 16, 7])
+def test_a_stream_goes_through_an_upgrade_and_a_rollback(many: int) -> None:
+    """In pieces of seven bytes, too: no value is lost, each is read under its own epoch."""
+
+    async def body(one: Stream, other: Stream) -> None:
+        await asyncio.gather(one.opened(), other.opened())
+        for number, to in enumerate((B, BACK)):
+            await one.send(f"{number} before")
+            await asyncio.gather(one.change(to), other.change(to))
+            await one.send(f"{number} meanwhile")
+            await until(lambda to=to: settled(one.end, to.epoch) and settled(other.end, to.epoch))
+            await one.send(f"{number} after")
+            await other.send("back")
+        taken = [await other.take() for _ in range(6)]
+        assert [value for _, value in taken] == [
+            f"{number} {when}" for number in (0, 1) for when in ("before", "meanwhile", "after")
+        ]
+        assert [taken[i][0] for i in (0, 2, 3, 5)] == [A.epoch, B.epoch, B.epoch, BACK.epoch]
+        assert (await one.take())[0] == B.epoch
+
+    async def test() -> None:
+        one, other = await relayed(body, lambda _, data: [data], many=many)
+        assert not one.end.refused
+        assert not other.end.refused
+        assert len(one.disk) == len(other.disk) == 6
+
+    run(test())
+
+
+def cut(data: bytes) -> list[bytes]:
+    """End the connection."""
+    raise ConnectionError
+
+
+async def talk(one: Stream, other: Stream) -> None:
+    """Send values one by one, each taken before the next, and every one as it was sent."""
+    await asyncio.gather(one.opened(), other.opened())
+    for number in range(50):
+        await one.send(f"{number}")
+        assert await other.take() == (A.epoch, f"{number}")
+
+
+@pytest.mark.parametrize(
+    ("meddle", "reason"),
+    [
+        (lambda n, data: [data[:-1] + bytes([data[-1] ^ 1])] if n == 2 else [data], Reason.MAC),
+        (lambda n, data: [b"GET / HTTP/1.1\r\n" * 5, data] if n == 2 else [data], Reason.MAGIC),
+        (lambda n, data: [data, data] if n == 2 else [data], Reason.LATE),
+        (lambda n, data: [data[:9] + b"\xff" * 3 + data[12:]] if n == 0 else [data],
+         Reason.LENGTH),
+        (lambda n, data: cut(data) if n == 2 else [data], None),
+    ],
+)  # fmt: skip
+def test_a_stream_that_is_meddled_with_goes_down(meddle: Meddle, reason: Reason | None) -> None:
+    """Nothing is taken that was not sent, and the reason is there to be read."""
+
+    async def body(one: Stream, other: Stream) -> None:
+        with pytest.raises(HandfastError, match="the link is down"):
+            await talk(one, other)
+        await until(lambda: other.error is not None)
+        if reason is not None:
+            assert isinstance(other.error, LinkError)
+            assert other.error.reason is reason
+            assert other.end.refused == {reason: 1}
+        else:
+            assert isinstance(other.error, asyncio.IncompleteReadError | OSError)
+
+    async def test() -> None:
+        await relayed(body, meddle)
+
+    run(test())
+
+
+# UDP
+
+
+class Relay(asyncio.DatagramProtocol):
+    """Loses, doubles, delays, changes and plays back, by chance."""
+
+    def __init__(self, seed: int, server: tuple[str, int], old: list[bytes]) -> None:
+        self.random = random.Random(seed)
+        self.server, self.old = server, old
+        self.dialer: Any = None
+        self.seen: list[bytes] = []
+        self.held: list[tuple[bytes, Any]] = []
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        if address != self.server:
+            self.dialer = address
+        to = self.dialer if address == self.server else self.server
+        self.seen.append(data)
+        chance = self.random.random()
+        if chance < 0.15:
+            return
+        if chance < 0.3:
+            self.held.append((data, to))
+            return
+        if chance < 0.4:
+            hurt = bytearray(data)
+            hurt[self.random.randrange(len(hurt))] ^= 1 << self.random.randrange(8)
+            self.transport.sendto(bytes(hurt), to)
+        self.transport.sendto(data, to)
+        if chance > 0.8:
+            self.transport.sendto(data, to)
+        for late in (self.old, self.seen):
+            if late and chance > 0.7:
+                self.transport.sendto(self.random.choice(late), to)
+        if len(self.held) > 2:
+            self.random.shuffle(self.held)
+            self.transport.sendto(*self.held.pop())
+
+
+async def over_udp(seed: int, old: list[bytes], life: int) -> list[bytes]:
+    """A link over a bad network, through an upgrade and a rollback; give all that was said."""
+    sides = Side(0, life=life), Side(1, life=life)
+    other = Datagram(sides[1].end, sides[1].disk.append, tick_s=0.01)
+    async with other:
+        loop = asyncio.get_running_loop()
+        transport, relay = await loop.create_datagram_endpoint(
+            lambda: Relay(seed, other.address, old), local_addr=(HOST, 0)
+        )
+        peer = transport.get_extra_info("sockname")
+        one = Datagram(sides[0].end, sides[0].disk.append, peer=peer, tick_s=0.01)
+        async with one:
+            await asyncio.gather(one.opened(), other.opened())
+            for to in (B, BACK):
+                await asyncio.gather(*(link.change(to) for link in (one, other)))
+                for number in range(20):
+                    await one.send(f"{to.epoch} {number}")
+                    await asyncio.sleep(0)
+                await until(lambda to=to: all(settled(x.end, to.epoch) for x in (one, other)))
+            await one.send("last")
+        taken = []
+        while not other.values.empty():
+            taken.append(await other.take())
+        values = [value for _, value in taken]
+        assert len(set(values)) == len(values)
+        assert {epoch for epoch, _ in taken} <= {A.epoch, B.epoch, BACK.epoch}
+        assert len(values) > 10
+        assert other.end.refused.total() > 0
+        assert Reason.EPOCH not in other.end.refused
+        assert Reason.CODEC not in other.end.refused
+        transport.close()
+    assert isinstance(relay, Relay)
+    return relay.seen
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_datagrams_through_a_hostile_relay(seed: int) -> None:
+    """Both come through, each value is taken at most once and by its own epoch's codec; and what
+    was said in another session is played into this one."""
+
+    async def test() -> None:
+        old = await over_udp(seed, [], life=1)
+        await over_udp(seed + 100, old, life=2)
+
+    run(test())
+
+
+def test_a_later_life_ends_a_datagram_link() -> None:
+    """And what waits for it is told so; a listener answers the later one in a new session."""
+
+    async def test() -> None:
+        sides = Side(0), Side(1)
+        async with Datagram(sides[1].end, sides[1].disk.append, tick_s=0.01) as other:
+            async with Datagram(
+                sides[0].end, sides[0].disk.append, peer=other.address, tick_s=0.01
+            ) as one:
+                await asyncio.gather(one.opened(), other.opened())
+            with pytest.raises(HandfastError, match="it was closed"):
+                await one.take()
+            born = Side(0, life=2)
+            async with Datagram(born.end, born.disk.append, peer=other.address, tick_s=0.01):
+                with pytest.raises(HandfastError, match=r"anew.*life 2.*shake hands anew"):
+                    await other.take()
+
+    run(test())
+
+
+def test_what_nobody_takes_is_let_go_and_counted() -> None:
+    """A datagram link holds so many values, and no more."""
+
+    async def test() -> None:
+        side = Side(1)
+        link = Datagram(side.end, side.disk.append)
+        for _ in range(ROOM + 3):
+            link.datagram_received(b"x", (HOST, 1))
+        assert side.end.refused == {Reason.FULL: 3}
+        with pytest.raises(RuntimeError, match="async with"):
+            _ = link.address
+
+    run(test())
+
+
+def test_a_store_that_fails_ends_the_link() -> None:
+    """Nothing is said that was to be durable first."""
+
+    def store(record: Record) -> None:
+        raise OSError("no space")
+
+    async def test() -> None:
+        side = Side(0)
+        sent = []
+        link = Datagram(side.end, store, peer=(HOST, 9))
+        link._write = sent.append  # type: ignore[method-assign]  # to see what would be said
+        with pytest.raises(OSError, match="no space"):
+            await link.begin()
+        with pytest.raises(HandfastError, match="down: no space"):
+            await link.opened()
+        assert not sent
+
+    run(test())
