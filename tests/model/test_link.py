@@ -13,11 +13,9 @@ from msgspec.structs import replace
 from handfast.errors import Refused
 from handfast.fleet.link import switch
 from handfast.fleet.link.frame import LinkError
-from handfast.model.explore import Report, explore
+from handfast.model.explore import explore
 from handfast.model.link import End, Frame, Link, State, calm, talking
-
-PLAN = ((1, "a"), (2, "b"), (3, "a"))
-"""An upgrade, and a rollback to the old bits under a new number."""
+from handfast.model.rollouts import PLAN, search_link
 
 GOALS: dict[str, Callable[[State], bool]] = {
     "both took the new epoch": lambda s: talking(s) and s.ends[0].step == 1,
@@ -33,12 +31,6 @@ GOALS: dict[str, Callable[[State], bool]] = {
         for i in (0, 1)
     ),
 }
-
-
-def search(link: Link, goals: dict[str, Callable[[State], bool]] | None = None) -> Report[Any, Any]:
-    """Search every state, for every law."""
-    laws = {"l1": link.l1, "own": link.own, "agreed": link.agreed, "promised": link.promised}
-    return explore(link, always=laws, sometimes=goals)
 
 
 def real(plan: tuple[tuple[int, str], ...] = PLAN, **bounds: Any) -> Link:
@@ -66,7 +58,7 @@ def test_no_frame_is_read_under_another_epoch(
     plan: tuple[tuple[int, str], ...], bounds: Any, states: int, depth: int
 ) -> None:
     """Every state: loss, doubling, any order, crashes, single stacks, and data that is given up."""
-    found = search(real(plan, **bounds), GOALS)
+    found = search_link(real(plan, **bounds), GOALS)
     assert found.exhaustive
     assert found.sound, found.breaches or found.unmet
     assert (found.states, found.depth) == (states, depth)
@@ -75,7 +67,7 @@ def test_no_frame_is_read_under_another_epoch(
 def test_after_a_rollback_both_speak_the_old_bits_under_a_new_number() -> None:
     """Within one session, and nothing that was sent under the first number is read."""
     goal = {"back": lambda s: talking(s) and s.ends[0].step == 2 and s.ends[0].life == 1}
-    assert search(real(lives=(1, 1)), goal).sound
+    assert search_link(real(lives=(1, 1)), goal).sound
 
 
 def test_whatever_happened_they_can_talk_again() -> None:
@@ -190,7 +182,7 @@ def test_a_wrong_link_is_found(name: str) -> None:
 
 def test_a_number_that_was_used_is_refused_by_both_ends() -> None:
     """The same plan with the real decisions: the rollback never begins."""
-    found = search(real(REUSED, lives=(1, 1)))
+    found = search_link(real(REUSED, lives=(1, 1)))
     assert found.sound
     never = {"back": lambda s: any(end.step == 2 for end in s.ends)}
-    assert search(real(REUSED, lives=(1, 1)), never).unmet == ("back",)
+    assert search_link(real(REUSED, lives=(1, 1)), never).unmet == ("back",)

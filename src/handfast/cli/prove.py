@@ -24,6 +24,7 @@ from handfast.cli.console import (
 )
 from handfast.cli.pipelines import prove_pipelines
 from handfast.cli.protocol import prove_protocol
+from handfast.cli.rollouts import prove_fleet
 from handfast.model.calibration import SOURCES, PaxosCommit, TwoPhase, orbit
 from handfast.model.exhibits import Exhibit, exhibits
 from handfast.model.explore import Report, explore
@@ -44,7 +45,7 @@ class Count(msgspec.Struct, frozen=True):
 
 
 CALIBRATE, EXHIBITS, CATALOGUE = "--calibrate", "--exhibits", "--catalogue"
-PROTOCOL, PIPELINE = "--protocol SCENARIO", "--pipeline FILE"
+PROTOCOL, PIPELINE, FLEET = "--protocol SCENARIO", "--pipeline FILE", "--fleet SETTING"
 
 
 @click.command(
@@ -58,6 +59,7 @@ PROTOCOL, PIPELINE = "--protocol SCENARIO", "--pipeline FILE"
 @click.option(EXHIBITS, "shown", is_flag=True, help="Knowledge, and the optimizer's algebra.")
 @click.option("--protocol", help="Search the shipped protocol: a scenario, `short`, or `list`.")
 @click.option("--limit", type=Whole(1), help="With --protocol: at most so many states.")
+@click.option("--fleet", metavar="SETTING", help="Search rollouts and links: one, `short`, `list`.")
 @click.option(CATALOGUE, is_flag=True, help="Attack the usual ways to save checkpoints.")
 @click.option("--pipeline", metavar="FILE", help="Attack a way of your own, described in Python.")
 @click.option("--svg", metavar="OUT", help="With --pipeline: draw a shortest schedule.")
@@ -70,6 +72,7 @@ def prove(
     shown: bool,
     protocol: str | None,
     limit: int | None,
+    fleet: str | None,
     catalogue: bool,
     pipeline: str | None,
     svg: str | None,
@@ -80,7 +83,7 @@ def prove(
     """Show by searching every state what holds, and how soon a claim is broken."""
     modes = {
         CALIBRATE: calibrate, EXHIBITS: shown, PROTOCOL: protocol is not None,
-        CATALOGUE: catalogue, PIPELINE: pipeline is not None,
+        FLEET: fleet is not None, CATALOGUE: catalogue, PIPELINE: pipeline is not None,
     }  # fmt: skip
     fitting(
         modes,
@@ -100,6 +103,9 @@ def prove(
     apart({"--pipeline": pipeline, "--svg": svg, "--promela": promela})
     if protocol is not None:
         prove_protocol(protocol, limit, as_json)
+        return
+    if fleet is not None:
+        prove_fleet(fleet, as_json)
         return
     if catalogue or pipeline is not None:
         prove_pipelines(pipeline, svg, claim or "", promela, as_json)

@@ -129,8 +129,7 @@ def _freeze(turn: _Turn, event: events.Begin) -> bool:
         return False
     lines = tuple(tally.line for tally in state.tallies if tally.line is not None)
     if state.roster != roster:
-        founding = state.founding if known is not None else event.founding
-        brought = event.brought if known is None else ()
+        founding, brought = (state.founding, ()) if known else (event.founding, event.brought)
         turn.write(Configured(roster.configuration, founding, brought))
     state = turn.state
     report = Report(state.retained, state.lost, state.restored, lines)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import product
 from typing import Any, Final
 
 import msgspec
 
+from handfast.core.lattice import Epoch
 from handfast.model.knowledge import (
     Convergence,
     Cuts,
@@ -18,10 +20,12 @@ from handfast.model.knowledge import (
     reachable,
 )
 from handfast.model.optimizer import AdamW, Values, moment_bound, moments_zeroed, step_reset
+from handfast.model.wide import Wide
 
 __all__ = ["Exhibit", "exhibits"]
 
 MESSAGES: Final = 4
+MANY: Final = 131_072  # domains
 LONG: Final = 400  # steps, after which earlier ones no longer count
 
 
@@ -40,6 +44,7 @@ def exhibits() -> Iterator[Exhibit]:
     yield from switching(MESSAGES)
     yield certificate(2)
     yield certificate(3, ((0, 1), (0, 2)))
+    yield lattice(3, 4)
     yield bounds()
 
 
@@ -125,6 +130,27 @@ def certificate(domains: int, edges: tuple[tuple[int, int], ...] | None = None) 
         },
         "in fair runs, where every message comes in the end. Where a run may just stop, who holds "
         "the certificate knows the fact, but not that others ever will",
+    )
+
+
+def lattice(epochs: int, domains: int) -> Exhibit:
+    """Compare each vector of epochs with each other one, as sets of those at or above an epoch."""
+    steps = [Epoch(1, step) for step in range(epochs)]
+    vectors = list(product(steps, repeat=domains))
+    pairs = same = 0
+    for one, other in product(vectors, repeat=2):
+        wide, beside = Wide.of(one), Wide.of(other)
+        pairs += 1
+        same += wide.meet(beside).vector() == tuple(map(min, one, other)) and wide.join(
+            beside
+        ).vector() == tuple(map(max, one, other))
+    many = Wide.of([steps[at % epochs] for at in range(MANY)])
+    return Exhibit(
+        "a vector of one epoch a domain is the chain of the sets that are at or above each epoch: "
+        "to meet is AND, to join is OR",
+        same == pairs,
+        {"pairs of vectors": pairs, "domains of the largest": MANY, "its sets": len(many.cuts)},
+        "a finite distributive lattice (Birkhoff); few epochs are about at one time",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from handfast.core import events, rollout
@@ -47,11 +49,11 @@ class Fleet:
             self.do(send.to, events.Received(send.message))
         return list(effects.apply)
 
-    def plan(self, number: int, digest: str, **options: object) -> None:
+    def plan(self, number: int, digest: str, **options: Any) -> None:
         """Begin a plan on all."""
         name = rollout.round_name(f"plan{number}", digest)
         for who in (0, 1):
-            self.do(who, events.Begin(number, name, ROSTER, founding=True, **options))  # type: ignore[arg-type]
+            self.do(who, events.Begin(number, name, ROSTER, founding=True, **options))
 
     def reboot(self, who: int, digest: str) -> None:
         """Wake up as the next incarnation, in a slot with this bundle."""
