@@ -6,7 +6,8 @@ at every rendezvous round, since each starts the ranks' processes anew.
 
 The environment says how, the same on all ranks: HANDFAST_GATE_MODE (observe, warn or enforce),
 _RULES (a file; else the rules that are shipped), _GROUPS ("prefill=0-3 decode=4-7"; else the
-world), _TIMEOUT_S, _OVERRIDES and _AUDIT (files), _NODE (what the node's admission wrote).
+world), _TIMEOUT_S, _OVERRIDES and _AUDIT (files), _PROBED (a file of what was probed), _NODE (the
+socket of the node's service, or the file that its admission wrote).
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from typing import Any, Final, NoReturn
 
 from handfast.errors import Blocked, FormatError, HandfastError, Refused
 from handfast.fleet.compat.judge import Ruling
+from handfast.fleet.compat.options import load_probed
 from handfast.fleet.compat.reading import load, start
 from handfast.fleet.compat.rules import Level
+from handfast.fleet.gate.ask import ASK_S, node_facts
 from handfast.fleet.gate.clock import now
 from handfast.fleet.gate.keys import Keys, Torch
-from handfast.fleet.gate.node import PATH, read_node
 from handfast.fleet.gate.overrides import excuse
 from handfast.fleet.gate.overrides import load as load_overrides
 from handfast.fleet.gate.round import (
@@ -79,11 +81,13 @@ def check(
     seat, mode = _seat(env), _mode(env)
     timeout_s = _number(env, "HANDFAST_GATE_TIMEOUT_S", TIMEOUT_S)
     store = keys or _rendezvous(timeout_s)
-    facts = _facts(env)  # after torch was loaded: what is mapped now is what will be called
+    # after torch was loaded: what is mapped now is what will be called
+    facts = _facts(env, timeout_s)
     place = arrive(store, env.get("TORCHELASTIC_RESTART_COUNT", "0"), seat, facts)
 
     def court(posted: Mapping[int, Posted], stacks: Mapping[str, Stack]) -> Verdict:
         rules = load(env["HANDFAST_GATE_RULES"]) if env.get("HANDFAST_GATE_RULES") else start()
+        tried = env.get("HANDFAST_GATE_PROBED")
         of = ranks_of(env.get("HANDFAST_GATE_GROUPS", ""), seat.size) if groups is None else groups
         return decide(
             rules,
@@ -92,6 +96,7 @@ def check(
             size=seat.size,
             mode=mode,
             groups=of,
+            probed=load_probed(tried, rules) if tried else (),
             whose=_job(env),
             excuse=lambda found: _excuse(env, found),
         )
@@ -144,13 +149,18 @@ def _say(line: str) -> None:
         sys.stderr.flush()
 
 
-def _facts(env: Mapping[str, str]) -> Stack:
-    """What this rank runs; a node's file that does not count leaves the node's facts unknown."""
+def _facts(env: Mapping[str, str], timeout_s: float) -> Stack:
+    """What this rank runs; a node that does not answer leaves the node's facts unknown.
+
+    Half of the time is left to come to the round.
+    """
     job = take(here(environ=env), tiers=[Tier.JOB])
     try:
-        node = read_node(env.get("HANDFAST_GATE_NODE", PATH), now())
-    except FormatError as error:
-        _say(f"handfast gate: {error}")
+        named = env.get("HANDFAST_GATE_NODE", "")
+        node = node_facts(named, now(), min(ASK_S, timeout_s / 2))
+    except HandfastError as error:
+        told = " ".join(str(error).split())
+        _say(f"handfast gate: what this node runs is unknown: {told}")
         node = None
     return stack(job, node)
 

@@ -428,6 +428,17 @@ def steps_of(desk: Desk, path: str) -> list[int]:
     return sorted({int(each.stem.split("-")[1].split(".")[0]) for each in found})
 
 
+def speak(desk: Desk, epochs: str) -> None:
+    """Let the next agent that this rank starts offer these epochs of the agents' protocol."""
+    os.environ["HANDFAST_SPEAKS"] = epochs
+
+
+def spoken(desk: Desk) -> dict[str, str]:
+    """Which epoch this rank's agent speaks with each other one."""
+    found: dict[str, str] = desk.checkpointer._session._line.call("status")["spoken"]
+    return found
+
+
 def divergent(desk: Desk) -> bool:
     """Whether this rank's agent has heard of ranks that differ."""
     return bool(desk.checkpointer._session.snapshot.divergent)

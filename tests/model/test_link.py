@@ -11,8 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from handfast.errors import Refused
-from handfast.fleet.link import switch
-from handfast.fleet.link.frame import LinkError
+from handfast.link import switch
+from handfast.link.frame import LinkError
 from handfast.model.explore import explore
 from handfast.model.link import End, Frame, Link, State, calm, talking
 from handfast.model.rollouts import PLAN, search_link

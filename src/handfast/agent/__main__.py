@@ -12,6 +12,7 @@ from handfast.agent.host import Agent
 from handfast.agent.joining import node_label
 from handfast.agent.manners import Manners
 from handfast.agent.process import Seat, settings, take_seat
+from handfast.link.switch import Spoken
 
 SWITCH_S: Final = 0.0005
 """For so long a thread at its own work keeps the loop from an answer; Python's 5 ms are felt."""
@@ -19,7 +20,7 @@ SWITCH_S: Final = 0.0005
 
 def main() -> int:
     """Serve until nobody needs this agent, or until SIGTERM; 0 also where another one serves."""
-    level, linger_s, manners = settings()
+    level, linger_s, manners, spoken = settings()
     sys.setswitchinterval(SWITCH_S)
     logging.basicConfig(
         level=level,
@@ -30,14 +31,16 @@ def main() -> int:
         return 0
     manners.keep()
     try:
-        asyncio.run(_serve(seat, linger_s, manners))
+        asyncio.run(_serve(seat, linger_s, manners, spoken))
     finally:
         seat.leave()
     return 0
 
 
-async def _serve(seat: Seat, linger_s: float, manners: Manners) -> None:
-    agent = Agent(seat.socket, manners.files(), label=node_label(), linger_s=linger_s)
+async def _serve(seat: Seat, linger_s: float, manners: Manners, spoken: tuple[Spoken, ...]) -> None:
+    agent = Agent(
+        seat.socket, manners.files(), label=node_label(), linger_s=linger_s, spoken=spoken
+    )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.stop)

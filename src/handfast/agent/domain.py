@@ -25,7 +25,9 @@ from handfast.agent.hearsay import Hearsay
 from handfast.agent.judging import Judging
 from handfast.agent.keeper import Image, Keeper
 from handfast.agent.persisting import Persisting
+from handfast.agent.routes import Route
 from handfast.agent.snapshot import FORGONE, Outcome, Proposal, Skip, Snapshot, Stuck, skips
+from handfast.agent.speech import Said
 from handfast.agent.witness import Witness
 from handfast.core import events
 from handfast.core.gossip import restless
@@ -69,9 +71,9 @@ class _Pending(msgspec.Struct):
 class DomainHost:
     """Drives one member over one claimed directory.
 
-    ``route(domain_id, payload)`` sends a message towards another domain and may lose it;
-    ``notify(snapshot)`` is called in the loop when there is something new to tell. ``witness``
-    knows what ranks of this node do not hold alike.
+    ``route(said)`` leads to other domains and may lose it; ``notify(snapshot)`` is called in the
+    loop when there is something new to tell. ``witness`` knows what ranks of this node do not hold
+    alike.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class DomainHost:
         member: Member,
         *,
         name: str,
-        route: Callable[[str, bytes], None],
+        route: Route,
         notify: Callable[[Snapshot], None],
         witness: Witness | None = None,
     ) -> None:
@@ -122,7 +124,7 @@ class DomainHost:
         root: str,
         name: str,
         *,
-        route: Callable[[str, bytes], None],
+        route: Route,
         notify: Callable[[Snapshot], None],
         witness: Witness | None = None,
     ) -> DomainHost:
@@ -303,7 +305,7 @@ class DomainHost:
         for _, roster, effects in batch:
             for send in effects.send:
                 if roster is not None:
-                    self._route(roster.ids[send.to], encode(send.message))
+                    self._route(Said(roster.ids[send.to], encode(send.message)))
         for event, _, effects in batch:
             if isinstance(event, events.Persisted | events.Failed):
                 self._conclude(event.epoch, voted=bool(effects.persist))

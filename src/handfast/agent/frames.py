@@ -33,6 +33,7 @@ __all__ = [
     "Push",
     "Reply",
     "Untrusted",
+    "agree",
     "close_all",
     "encode",
     "failure",
@@ -57,6 +58,12 @@ _LENGTH = struct.Struct(">I")
 _READ = 1 << 18
 _ANCILLARY = socket.CMSG_SPACE(MAX_FDS * array("i").itemsize)
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def agree(mine: tuple[int, int], theirs: tuple[int, int]) -> int | None:
+    """The highest version in both ranges (each: oldest, newest), or None if there is none."""
+    newest = min(mine[1], theirs[1])
+    return newest if newest >= max(mine[0], theirs[0]) else None
 
 
 class CallFailed(HandfastError):

@@ -14,6 +14,7 @@ all, and skips a mixture. It waits no longer than the others' votes are outstand
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from typing import Final
 import msgspec
 import xxhash
 
+from handfast.agent.routes import Route
+from handfast.agent.speech import Said
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Roster
 from handfast.core.state import Member
@@ -29,7 +32,9 @@ from handfast.errors import UNREADABLE
 from handfast.store.manifest import Manifest, Stamp
 from handfast.store.provenance import NOTHING, Brought, found, spell_mixed, unlike
 
-__all__ = ["MIXTURE", "Apart", "Divergence", "Hearsay", "Word", "is_word", "word"]
+__all__ = ["MIXTURE", "Apart", "Divergence", "Hearsay", "Word", "word"]
+
+logger = logging.getLogger(__name__)
 
 MIXTURE: Final = "the ranks have loaded parts of different epochs"
 """How the reason of a SKIP begins where what is saved is no one epoch's."""
@@ -42,9 +47,6 @@ PATIENCE_S: Final = 30.0
 
 EPOCHS: Final = 16
 """Epochs of which words are kept while not all ranks were heard."""
-
-MARK: Final = b"\xc1"
-"""What a word begins with among the protocol's messages: msgpack never uses this byte."""
 
 
 class Word(msgspec.Struct, frozen=True, array_like=True):
@@ -90,21 +92,16 @@ def word(manifest: Manifest, alike: Sequence[str]) -> bytes:
     digests = (paths.digest(), values.digest()) if known else (b"", b"")
     stamp = manifest.stamp
     said = Word(stamp.epoch, stamp.shard, *digests, found(stamp))
-    return MARK + msgspec.msgpack.encode(said)
-
-
-def is_word(payload: bytes) -> bool:
-    """Say whether what came is a word, and none of the protocol's messages."""
-    return payload.startswith(MARK)
+    return msgspec.msgpack.encode(said)
 
 
 class Hearsay:
     """Says what one domain's rank holds, and hears the others where that is the first shard's.
 
-    ``route`` sends a message towards another domain, ``member`` is what the domain knows by now.
+    ``route`` is the way to other domains, ``member`` is what the domain knows by now.
     """
 
-    def __init__(self, route: Callable[[str, bytes], None], member: Callable[[], Member]) -> None:
+    def __init__(self, route: Route, member: Callable[[], Member]) -> None:
         self._route = route
         self._member = member
         self._heard: dict[Epoch, dict[int, Word]] = {}
@@ -118,7 +115,7 @@ class Hearsay:
         """Tell the first shard's agent of an epoch that was persisted here."""
         if roster.configuration.shards > 1:
             first = next(d.id for d in roster.configuration.domains if d.shard == 0)
-            self._route(first, word(manifest, alike))
+            self._route(Said(first, word(manifest, alike), word=True))
 
     async def mixture(self, manifest: Manifest) -> str:
         """Say what ranks have from different epochs in what was persisted here, if anything; waits
@@ -132,6 +129,9 @@ class Hearsay:
         first = stamp.shard == 0 and stamp.shards > 1
         if not first or mine == self._agreed or not _by_hand(stamp, self._member()):
             return ""
+        if mute := self._mute():
+            logger.warning("%s can say no words: a mixture is found once it is saved", mute)
+            return ""
         began, quiet = time.monotonic(), 0.0
         while (said := self._said.get(stamp.epoch)) is None:
             quiet = 0.0 if _outstanding(self._member(), stamp.epoch) else quiet or time.monotonic()
@@ -142,6 +142,12 @@ class Hearsay:
         if not (parts := spell_mixed(said)):
             self._agreed = mine
         return f"{MIXTURE}: {'; '.join(parts)}" if parts else ""
+
+    def _mute(self) -> str:
+        """Name a domain whose agent has no words: it is of an earlier build; "" where all do."""
+        roster = self._member().roster
+        among = roster.configuration.domains if roster is not None else ()
+        return next((d.id for d in among if not self._route.has_words(d.id)), "")
 
     def leave(self, generation: int) -> None:
         """Wait for no word of generations before this one any more."""
@@ -154,7 +160,7 @@ class Hearsay:
         Raises ``msgspec.MsgspecError`` for what is no word.
         """
         try:
-            said = msgspec.msgpack.decode(payload[len(MARK) :], type=Word)
+            said = msgspec.msgpack.decode(payload, type=Word)
         except UNREADABLE as error:
             raise msgspec.DecodeError(str(error)) from error
         heard = self._heard.setdefault(said.epoch, {})

@@ -18,20 +18,23 @@ from typing import Any, Final
 import msgspec
 
 from handfast.agent.domain import DomainHost
-from handfast.agent.hearsay import is_word
-from handfast.agent.joining import Opened, Round, place_of_agents
+from handfast.agent.joining import Opened, Round, life_of, place_of_agents, records_of
 from handfast.agent.keeper import Image, Plan, held_alike
 from handfast.agent.links import Links
+from handfast.agent.routes import Routes
 from handfast.agent.seat import Seat
 from handfast.agent.server import Server, Trainer
 from handfast.agent.snapshot import encode as encode_snapshot
+from handfast.agent.speech import SPOKEN, Said
 from handfast.agent.witness import First, Witness
 from handfast.core import events
 from handfast.core.lattice import Epoch
 from handfast.core.membership import Roster
 from handfast.core.messages import decode_message
 from handfast.core.verdict import Verdict
-from handfast.errors import UNREADABLE, FormatError, Refused
+from handfast.errors import FormatError, Refused
+from handfast.link.records import Records
+from handfast.link.switch import Spoken
 from handfast.store import manifest as codec
 from handfast.store.claims import identify
 from handfast.store.files import Files
@@ -69,7 +72,8 @@ class Agent:
 
     To be made within a running event loop. ``label`` names the node; ``linger_s`` is how long an
     agent without trainers stays when it was not told that they are done, ``handover_s`` how long a
-    dying trainer may hold its domain against its successor.
+    dying trainer may hold its domain against its successor, ``spoken`` which epochs of the agents'
+    protocol are offered.
     """
 
     def __init__(
@@ -80,17 +84,21 @@ class Agent:
         label: str,
         linger_s: float = 60.0,
         handover_s: float = HANDOVER_S,
+        spoken: tuple[Spoken, ...] = SPOKEN,
     ) -> None:
         self._label = label
+        self._spoken = spoken
         self._place = place_of_agents(listener)
+        self._listening: str = listener.getsockname()
         self._files = files
         self._linger_s = linger_s
         self._handover_s = handover_s
         self._seats: dict[tuple[str, str], Seat] = {}
         self._hosts: dict[str, DomainHost] = {}
-        self._homes: dict[str, str] = {}
         self._leaving: set[asyncio.Task[None]] = set()
+        self._routes = Routes(label, self._deliver)
         self._links: Links | None = None
+        self._records: Records | None = None
         self._address = ("", 0)
         self._nonce = ""
         self._dialing = asyncio.Lock()
@@ -155,8 +163,7 @@ class Agent:
         for host in self._hosts.values():
             await host.close()
         await asyncio.gather(*self._leaving)
-        if self._links is not None:
-            await self._links.close()
+        await self._unlink()
 
     # --- trainers ------------------------------------------------------------------------------
 
@@ -216,7 +223,7 @@ class Agent:
                 try:
                     seat.host = await DomainHost.open(
                         self._files, seat.root, seat.name,
-                        route=self._route, notify=seat.tell, witness=self._witness,
+                        route=self._routes, notify=seat.tell, witness=self._witness,
                     )  # fmt: skip
                 except Exception:
                     await seat.rest()  # whoever asks again at once would wear the disk out
@@ -239,15 +246,18 @@ class Agent:
         async with self._dialing:
             if self._nonce == nonce:
                 return
-            if self._links is not None:
-                await self._links.close()
-            self._links = Links(
+            await self._unlink()
+            self._records = await asyncio.to_thread(records_of, self._listening, nonce)
+            self._links = self._routes.links = Links(
                 secret=secret,
                 run=run,
-                me=self._label,
-                on_message=self._on_message,
+                me=life_of(self._label),
+                records=self._records,
+                spoken=self._spoken,
+                on_said=lambda _, said: self._deliver(said),
                 on_up=self._on_up,
                 on_down=lambda peer: logger.info("agent %s is away", peer),
+                on_refused=self._on_refused,
             )
             try:
                 self._address = await self._links.listen(bind, port)
@@ -260,7 +270,7 @@ class Agent:
     ) -> dict[str, Any]:
         host = self._own(trainer, fields)
         spec = msgspec.msgpack.decode(fields["round"], type=Round)
-        self._homes.update(spec.homes)
+        self._routes.homes.update(spec.homes)
         self._leave_moved()
         if self._links is not None:
             others = {who: at for who, at in spec.agents.items() if who != self._label}
@@ -288,8 +298,9 @@ class Agent:
             host = seat.host
             if host is None or seat.trainer is not None:
                 continue
-            if self._homes.get(host.member.id, self._label) != self._label:
-                logger.info("%s has moved to agent %s", host.member.id, self._homes[host.member.id])
+            home = self._routes.homes.get(host.member.id, self._label)
+            if home != self._label:
+                logger.info("%s has moved to agent %s", host.member.id, home)
                 seat.host = None
                 self._hosts.pop(host.member.id, None)
                 self._leaving.add(task := asyncio.create_task(seat.leave(host)))
@@ -408,6 +419,9 @@ class Agent:
             "domains": [encode_snapshot(host.snapshot()) for host in hosts],
             "paths": [host.keeper.directory.path for host in hosts],
             "links": dict(counters),
+            "spoken": {peer: str(self._links.epoch(peer)) for peer in self._links.up}
+            if self._links
+            else {},
         }
 
     async def _close(self, trainer: Trainer, _: dict[str, Any], __: list[int]) -> dict[str, Any]:
@@ -444,39 +458,38 @@ class Agent:
 
     # --- other agents --------------------------------------------------------------------------
 
-    def _route(self, domain: str, payload: bytes) -> None:
-        """Send a message towards a domain; it may be lost, and the protocol sends by state."""
-        home = self._homes.get(domain)
-        if home == self._label:
-            asyncio.get_running_loop().call_soon(self._deliver, domain, payload)
-        elif self._links is not None and home is not None:
-            self._links.send(home, msgspec.msgpack.encode((domain, payload)))
-
-    def _on_message(self, peer: str, data: bytes) -> None:
-        try:
-            domain, payload = msgspec.msgpack.decode(data, type=tuple[str, bytes])
-        except UNREADABLE as error:
-            logger.warning("agent %s sent what is no message: %s", peer, error)
-            return
-        self._deliver(domain, payload)
-
-    def _deliver(self, domain: str, payload: bytes) -> None:
-        host = self._hosts.get(domain)
+    def _deliver(self, said: Said) -> None:
+        host = self._hosts.get(said.domain)
         if host is None:
             return
         try:
-            if is_word(payload):
-                host.hear(payload)
+            if said.word:
+                host.hear(said.body)
             else:
-                host.post(events.Received(decode_message(payload)))
+                host.post(events.Received(decode_message(said.body)))
         except msgspec.MsgspecError as error:
-            logger.warning("a message for %s can't be read: %s", domain, error)
+            logger.warning("a message for %s can't be read: %s", said.domain, error)
+
+    async def _unlink(self) -> None:
+        """Take all links down, and give back what is recorded of them."""
+        if self._links is not None:
+            await self._links.close()
+            self._links = self._routes.links = None
+        if self._records is not None:
+            self._records.close()
+            self._records = None
+
+    def _on_refused(self, peer: str, why: str) -> None:
+        """Tell the trainers why an agent that they wait for is not linked; "" once it is."""
+        for trainer in self._server.trainers:
+            trainer.push("unlinked", agent=peer, why=why)
 
     def _on_up(self, peer: str) -> None:
         """A link is up, perhaps again: greet every domain that lives there."""
+        self._on_refused(peer, "")
         for host in self._hosts.values():
             roster = host.member.roster
-            for domain, agent in self._homes.items():
+            for domain, agent in self._routes.homes.items():
                 at = roster.index(domain) if roster is not None and agent == peer else None
                 if at is not None:
                     host.post(events.Greet(at))

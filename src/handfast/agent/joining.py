@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
+import time
 
 import msgspec
 
 from handfast.core.membership import Change, Configuration
 from handfast.core.retain import Keep
+from handfast.errors import HandfastError
+from handfast.link.life import Node, boot_id
+from handfast.link.records import Records
 
-__all__ = ["Opened", "Round", "node_label", "place_of_agents"]
+__all__ = ["Opened", "Round", "life_of", "node_label", "place_of_agents", "records_of"]
 
 
 def node_label() -> str:
@@ -42,10 +47,34 @@ def place_of_agents(listener: socket.socket) -> str:
 
     Agents that follow each other on one node have one such place; two nodes never do.
     """
-    with contextlib.suppress(OSError, TypeError), open("/proc/sys/kernel/random/boot_id") as file:
+    with contextlib.suppress(OSError, TypeError, HandfastError):
         met = os.stat(os.path.dirname(listener.getsockname()))
-        return f"{file.read().strip()} {met.st_dev} {met.st_ino}"
+        return f"{boot_id()} {met.st_dev} {met.st_ino}"
     return ""
+
+
+def life_of(label: str) -> Node:
+    """Begin a life of the agent of a node.
+
+    Agents of a machine follow each other, since each holds the lock of its place for life; and the
+    time since a boot only rises, so each life has a higher number than those before it.
+    """
+    return Node(label, boot_id(), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+
+
+def records_of(path: str, nonce: str) -> Records:
+    """Open what the links of a round must not forget, for the agent that listens at ``path``.
+
+    Those of earlier rounds are over, and go. They outlive the agent, and end with the machine, as
+    do all its lives.
+    """
+    place, agent = os.path.split(path)
+    name = f"{agent}.links-{hashlib.sha256(nonce.encode()).hexdigest()[:16]}"
+    for old in os.listdir(place):
+        if old.startswith(f"{agent}.links-") and not old.startswith(name):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(place, old))
+    return Records(os.path.join(place, name))
 
 
 class Round(msgspec.Struct, frozen=True):

@@ -1,6 +1,8 @@
 """A mesh of authenticated connections between the agents of a run, over TCP.
 
-A link carries messages in order and at most once, and may lose any of them: what is sent while a
+Each is a link gated by epochs (:mod:`handfast.link`): what is said is read under the epoch that it
+was said under (:mod:`~handfast.agent.speech`), so an old and a new agent run side by side. A link
+carries what is said in order and at most once, and may lose any of it: what is sent while a
 link is down or its queue full is dropped, because the protocol sends again by state, not by history
 (DESIGN section 2, Edges). A link that comes up is therefore the moment to tell the peer where one
 stands, which is what ``on_up`` is for.
@@ -16,12 +18,20 @@ import logging
 import random
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Container, Coroutine, Mapping
+from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handfast.agent.wire import MAX_PAYLOAD, VERSIONS, Wire, WireError
+from handfast.agent.speech import CODECS, MAX_SAID, SPOKEN, Said, words_at
+from handfast.core.lattice import Epoch
 from handfast.errors import HandfastError
+from handfast.link.end import Effect, End, Taken
+from handfast.link.frame import MAX_BODY, MAX_TALK, LinkError, Reason, cut
+from handfast.link.life import Node
+from handfast.link.records import Records
+from handfast.link.session import Persist, Send, Session
+from handfast.link.switch import Spoken
+from handfast.link.trust import Secret
 
 __all__ = ["Address", "Links", "Pace"]
 
@@ -53,36 +63,56 @@ class Pace:
 
 
 class _Link:
-    """One authenticated connection to one peer, with the messages that wait to be sent on it."""
+    """One authenticated connection to one peer, with what waits to be said on it."""
 
     def __init__(
-        self, wire: Wire, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, end: End, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        self.peer = wire.peer
-        self.wire = wire
+        self.end = end
         self.reader = reader
         self.writer = writer
-        self.queue: deque[bytes] = deque()
+        self.arrived = bytearray()
+        self.queue: deque[Said] = deque()
         self.queued = 0
         self.filled = asyncio.Event()
 
-    def offer(self, payload: bytes) -> bool:
-        """Queue a message, unless that would break the bounds."""
-        if len(self.queue) >= _QUEUE_MESSAGES or self.queued + len(payload) > _QUEUE_BYTES:
+    @property
+    def peer(self) -> str:
+        """Who is at the other end, proved."""
+        return self.end.session.bound.theirs.key
+
+    @property
+    def epoch(self) -> Epoch:
+        """Under which epoch this end speaks."""
+        return self.end.switch.sending if self.end.switch is not None else SPOKEN[0].epoch
+
+    def offer(self, said: Said) -> bool:
+        """Queue what is to be said, unless that would break the bounds."""
+        if len(self.queue) >= _QUEUE_MESSAGES or self.queued + len(said.body) > _QUEUE_BYTES:
             return False
-        self.queue.append(payload)
-        self.queued += len(payload)
+        self.queue.append(said)
+        self.queued += len(said.body)
         self.filled.set()
         return True
+
+    def put(self, effects: Sequence[Effect]) -> list[Said]:
+        """Write the frames of an open link, and give what was taken of the peer's."""
+        taken = []
+        for effect in effects:
+            if isinstance(effect, Send):
+                self.writer.write(effect.frame)
+            elif isinstance(effect, Taken):
+                taken.append(effect.value)
+        return taken
 
     async def pump(self, beat: float) -> None:
         """Send what is queued, and a heartbeat where nothing is; ends with the connection."""
         try:
             while True:
                 if self.queue:
-                    payload = self.queue.popleft()
-                    self.queued -= len(payload)
-                    self.writer.write(self.wire.message(payload))
+                    said = self.queue.popleft()
+                    self.queued -= len(said.body)
+                    self.put(self.end.send(said))
                 else:
                     self.filled.clear()
                     try:
@@ -90,7 +120,7 @@ class _Link:
                             await self.filled.wait()
                         continue
                     except TimeoutError:
-                        self.writer.write(self.wire.beat())
+                        self.put(self.end.beat())
                 await self.writer.drain()
         finally:
             self.writer.transport.abort()
@@ -105,14 +135,17 @@ def _another(error: OSError) -> bool:
 class Links:
     """This agent's links to its peers. To be used from within one running event loop.
 
-    ``secret`` and ``run`` are what all agents of a run share (see :class:`Wire`), ``me`` is this
-    agent's id. ``on_message(peer, payload)``, ``on_up(peer)`` and ``on_down(peer)`` are called in
-    the loop and must not block; a message of a peer comes only between its ``on_up`` and its
-    ``on_down``. A callback that raises is logged and counted, and harms no link.
+    ``secret`` and ``run`` are what all agents of a run share, ``me`` is this agent's label and its
+    life, ``records`` what it must not forget of its peers' lives, ``spoken`` the epochs that it
+    offers. ``on_said(peer, said)``, ``on_up(peer)`` and ``on_down(peer)`` are called in the loop
+    and must not block; what a peer says comes only between its ``on_up`` and its ``on_down``.
+    ``on_refused(peer, why)`` tells of a peer that is who it says and can't be linked. A callback
+    that raises is logged and counted, and harms no link.
 
     ``counters`` counts by name what happened: ``up``, ``down``, ``replaced``, ``silent``, ``lost``,
-    ``unreachable``, ``dropped_down``, ``dropped_full``, ``callback_failed``, ``refused_busy``,
-    ``refused_timeout`` and ``refused_<reason>`` for each :class:`Reason`.
+    ``unreachable``, ``dropped_down``, ``dropped_full``, ``unsayable``, ``callback_failed``,
+    ``refused_busy``, ``refused_timeout``, ``refused_unwritten`` and ``refused_<reason>`` for each
+    :class:`Reason`.
     """
 
     def __init__(
@@ -120,20 +153,25 @@ class Links:
         *,
         secret: bytes,
         run: str,
-        me: str,
-        on_message: Callable[[str, bytes], None],
+        me: Node,
+        records: Records,
+        on_said: Callable[[str, Said], None],
         on_up: Callable[[str], None],
         on_down: Callable[[str], None],
-        versions: tuple[int, int] = VERSIONS,
+        on_refused: Callable[[str, str], None] = lambda _, __: None,
+        spoken: tuple[Spoken, ...] = SPOKEN,
         pace: Pace | None = None,
     ) -> None:
-        self._secret = secret
+        self._trust = Secret(secret, me.key)
         self._run = run
-        self._me = me
-        self._on_message = on_message
+        self._me = me.key
+        self._life = me
+        self._records = records
+        self._on_said = on_said
         self._on_up = on_up
         self._on_down = on_down
-        self._versions = versions
+        self._on_refused = on_refused
+        self._spoken = spoken
         self._pace = pace or Pace()
         self._server: asyncio.Server | None = None
         self._peers: dict[str, Address] = {}
@@ -149,10 +187,10 @@ class Links:
         """The peers whose link is up now, as far as this side knows."""
         return frozenset(self._links)
 
-    def version(self, peer: str) -> int | None:
-        """The wire version spoken with ``peer``, or None while its link is down."""
+    def epoch(self, peer: str) -> Epoch | None:
+        """The epoch spoken with ``peer``, or None while its link is down."""
         link = self._links.get(peer)
-        return None if link is None else link.wire.version
+        return None if link is None else link.epoch
 
     async def listen(self, host: str, port: int = 0) -> Address:
         """Wait for peers on ``host``; port 0 takes a free one. Returns the address listened on.
@@ -188,21 +226,25 @@ class Links:
             if peer > self._me and peer not in self._dialers and not self._closed:
                 self._dialers[peer] = self._start(self._keep_dialing(peer, address))
 
-    def send(self, peer: str, payload: bytes) -> bool:
-        """Queue a message; False where it was dropped, the link being down or its queue full.
+    def send(self, peer: str, said: Said) -> bool:
+        """Queue what is to be said; False where it was dropped: the link is down, its queue full,
+        or the epoch that it speaks has no form for this.
 
-        Raises ValueError for a payload above MAX_PAYLOAD.
+        Raises ValueError for what is longer than MAX_SAID.
         """
-        if len(payload) > MAX_PAYLOAD:
-            raise ValueError(f"a message has at most {MAX_PAYLOAD} bytes, this one {len(payload)}")
+        if len(said.domain) + len(said.body) > MAX_SAID:
+            raise ValueError(f"at most {MAX_SAID} bytes are said at once, not {len(said.body)}")
         link = self._links.get(peer)
+        why = ""
         if link is None:
-            self.counters["dropped_down"] += 1
-            return False
-        if not link.offer(payload):
-            self.counters["dropped_full"] += 1
-            return False
-        return True
+            why = "dropped_down"
+        elif said.word and not words_at(link.epoch):
+            why = "unsayable"
+        elif not link.offer(said):
+            why = "dropped_full"
+        if why:
+            self.counters[why] += 1
+        return not why
 
     async def close(self) -> None:
         """Drop all links and end all tasks. No callback comes after this was called."""
@@ -229,7 +271,7 @@ class Links:
             writer.transport.abort()
             return
         lower = {peer for peer in self._peers if peer < self._me}
-        task = self._start(self._converse(self._wire(lower, dialer=False), reader, writer))
+        task = self._start(self._converse(self._end(lower, dialer=False), reader, writer))
         # a task that is cancelled before its first step never reaches its own clean-up
         task.add_done_callback(lambda _: writer.transport.abort())
 
@@ -249,82 +291,109 @@ class Links:
         except OSError as error:
             self._count("unreachable", f"agent {peer} at {address}: {error}")
             return 0.0
-        return await self._converse(self._wire({peer}, dialer=True), reader, writer)
+        return await self._converse(self._end({peer}, dialer=True), reader, writer)
 
-    def _wire(self, expect: Container[str], *, dialer: bool) -> Wire:
-        return Wire(
-            secret=self._secret,
-            run=self._run,
-            me=self._me,
-            expect=expect,
+    def _end(self, expect: Container[str], *, dialer: bool) -> End:
+        session = Session(
+            self._trust,
+            self._life,
+            self._spoken,
+            peers=expect,
             dialer=dialer,
-            versions=self._versions,
+            realm=self._run,
+            known=self._records.known,
         )
+        return End(session, CODECS, most=MAX_BODY)
 
     async def _converse(
-        self, wire: Wire, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, end: End, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> float:
         """Serve one connection from handshake to end; returns the seconds that it was up."""
         clock = asyncio.get_running_loop().time
-        link, began = None, clock()
+        link, began, where = _Link(end, reader, writer), 0.0, writer.get_extra_info("peername")
         try:
-            if await self._greet(wire, reader, writer):
-                link, began = _Link(wire, reader, writer), clock()
+            if await self._greet(link):
+                began = clock()
                 self._adopt(link)
                 await self._exchange(link)
-        except WireError as error:
-            where = writer.get_extra_info("peername")
+        except LinkError as error:
             self._count(f"refused_{error.reason}", f"a connection with {where}: {error}")
+            if end.session.met in self._peers and not began:
+                self._call(self._on_refused, end.session.met, str(error))
+        except HandfastError as error:
+            self._count("refused_unwritten", f"a connection with {where}: {error}")
         except OSError as error:
-            self._count("lost", f"the connection with {wire.peer or 'a stranger'}: {error!r}")
+            self._count("lost", f"the connection with {where}: {error!r}")
         finally:
             writer.transport.abort()
-            if link is not None:
+            if began:
                 self._down(link)
-        return clock() - began if link is not None else 0.0
+        return clock() - began if began else 0.0
 
-    async def _greet(
-        self, wire: Wire, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> bool:
+    async def _greet(self, link: _Link) -> bool:
         """The handshake; False where the other end left or was too slow."""
         self._greeting += 1
         try:
             async with asyncio.timeout(self._pace.handshake):
-                while True:
-                    writer.write(wire.outgoing())
-                    if wire.open:
-                        return True
-                    data = await reader.read(_READ)
+                await self._do(link, link.end.begin())
+                while link.end.switch is None:
+                    frame = cut(link.arrived, MAX_TALK)
+                    if frame is not None:
+                        await self._do(link, link.end.receive(frame))
+                        continue
+                    data = await link.reader.read(_READ)
                     if not data:
                         return False
-                    wire.feed(data)
-                    wire.shake()
+                    link.arrived += data
+                return True
         except TimeoutError:
             self._count("refused_timeout", f"no handshake within {self._pace.handshake} s")
             return False
         finally:
             self._greeting -= 1
 
+    async def _do(self, link: _Link, effects: Sequence[Effect]) -> None:
+        """Do what a handshake asks for: what follows from a record is said once it is durable."""
+        waiting = deque(effects)
+        while waiting:
+            effect = waiting.popleft()
+            if isinstance(effect, Persist):
+                await asyncio.to_thread(self._records, effect.record)
+                waiting.extend(link.end.persisted(effect.record))
+            else:
+                link.put([effect])
+
     async def _exchange(self, link: _Link) -> None:
-        """Take and send messages until either direction fails or the link is replaced."""
+        """Take and say until either direction fails or the link is replaced."""
         pump = asyncio.create_task(link.pump(self._pace.beat))
         try:
             while self._links.get(link.peer) is link:
-                payload = link.wire.take()
-                if payload is not None:
-                    self._call(self._on_message, link.peer, payload)
+                frame = cut(link.arrived)
+                if frame is not None:
+                    for said in self._take(link, frame):
+                        self._call(self._on_said, link.peer, said)
                     continue
                 async with asyncio.timeout(self._pace.silent):
                     data = await link.reader.read(_READ)
                 if not data:
                     return
-                link.wire.feed(data)
+                link.arrived += data
         except TimeoutError:
             # half open, or frozen: all that follows from it is a new connection
             self._count("silent", f"nothing from {link.peer} for {self._pace.silent} s")
         finally:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
+
+    def _take(self, link: _Link, frame: bytes) -> list[Said]:
+        """Take a frame; what its epoch's codec can't read is counted, and harms no link."""
+        try:
+            return link.put(link.end.receive(frame))
+        except LinkError as error:
+            if error.reason is not Reason.CODEC:
+                raise
+            self._count("refused_codec", f"a frame from {link.peer}: {error}")
+            return []
 
     # -- who is up -------------------------------------------------------------------------
 

@@ -32,7 +32,9 @@ from collections.abc import Iterator, Sequence
 from handfast.agent.frames import Untrusted
 from handfast.agent.local import AgentGone, AgentStuck, Client
 from handfast.agent.manners import Manners
+from handfast.agent.speech import told
 from handfast.errors import HandfastError
+from handfast.link.switch import Spoken
 
 __all__ = ["Seat", "connect", "connect_or_start", "meeting_place", "settings", "take_seat"]
 
@@ -59,8 +61,9 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def settings() -> tuple[int, float, Manners]:
-    """The agent's log level, how many seconds it lingers, and its manners, as the environment says.
+def settings() -> tuple[int, float, Manners, tuple[Spoken, ...]]:
+    """The agent's log level, how many seconds it lingers, its manners, and the epochs of the
+    agents' protocol that it offers, as the environment says.
 
     Raises HandfastError, naming the variable, for what means nothing.
     """
@@ -74,7 +77,7 @@ def settings() -> tuple[int, float, Manners]:
     linger = os.environ.get("HANDFAST_LINGER_S") or "60"
     with contextlib.suppress(ValueError):
         if (seconds := float(linger)) >= 0:
-            return levels[level.upper()], seconds, Manners.told()
+            return levels[level.upper()], seconds, Manners.told(), told()
     raise HandfastError(
         f"HANDFAST_LINGER_S={linger!r} is no number of seconds. What to do: set 60, say, or leave "
         "it unset"

@@ -24,13 +24,13 @@ from handfast.agent.frames import (
     Message,
     Push,
     Reply,
+    agree,
     close_all,
     encode,
     failure,
     passing,
     peer,
 )
-from handfast.agent.wire import agree
 from handfast.errors import FormatError, HandfastError
 
 __all__ = ["Handler", "Server", "Trainer"]

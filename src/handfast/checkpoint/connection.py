@@ -71,6 +71,7 @@ class Connection:
         self._unjoined = False
         self._revivals = 0
         self._revived = 0.0
+        self._unlinked: dict[str, str] = {}  # why, by agent
         self.patience_s: float | None = 600.0
         """How long an agent that lives may leave a call unanswered."""
         self.snapshot = Snapshot("", 0)
@@ -207,7 +208,12 @@ class Connection:
             return (self._opened.domain,) if self._opened is not None else ()
         domains = self._round.configuration.domains if self._round is not None else ()
         hosts = {domain.id: domain.host for domain in domains}
-        return tuple(f"{name} (on {hosts.get(name, '?')})" for name in by)
+        return tuple(f"{name} (on {self._place(hosts.get(name, '?'))})" for name in by)
+
+    def _place(self, host: str) -> str:
+        """Name a node, and why its agent and ours are not linked, where that is known."""
+        why = self._unlinked.get(host, "")
+        return f"{host}, whose agent is refused: {why}" if why else host
 
     def _dial(self) -> Client:
         try:
@@ -218,7 +224,9 @@ class Connection:
         return client
 
     def _take(self, topic: str, fields: dict[str, Any]) -> None:
-        """Keep the newest snapshot; called in the client's reader thread."""
+        """Keep the newest of what is told; called in the client's reader thread."""
+        if topic == "unlinked":
+            self._unlinked[fields["agent"]] = fields["why"]
         if topic == "snapshot":
             snapshot = decode_snapshot(fields["data"])
             with self._changed:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import click
 from rich.markup import escape
 
+from handfast.cli.compat import choose, judge
 from handfast.cli.console import (
     DAMAGED,
     NO_LOOK,
@@ -17,13 +19,19 @@ from handfast.cli.console import (
     out,
     tabulate,
 )
+from handfast.cli.rehearse import rehearse
 from handfast.errors import HandfastError
+from handfast.fleet.compat.options import load_probed
 from handfast.fleet.compat.reading import load as load_rules
 from handfast.fleet.compat.reading import start as start_rules
 from handfast.fleet.compat.rules import Level
+from handfast.fleet.gate.ask import ask as ask_node
+from handfast.fleet.gate.ask import ask_signed
 from handfast.fleet.gate.node import PATH, write_node
 from handfast.fleet.gate.node import admit as judge_node
-from handfast.fleet.identity import boot_id, load, sign, start
+from handfast.fleet.gate.serve import FRESH_S, serve
+from handfast.fleet.gate.wire import SOCKET
+from handfast.fleet.identity import Key, load, sign, start
 from handfast.fleet.identity import enroll as make_key
 from handfast.fleet.inventory.collect import LIMIT_S, take
 from handfast.fleet.inventory.facts import Fact, Inventory, Kind, State, Tier
@@ -33,19 +41,39 @@ from handfast.fleet.inventory.spelling import metrics as as_metrics
 from handfast.fleet.skew import Skew, TierSkew, read_fleet
 from handfast.fleet.skew import skew as compare
 from handfast.gate import EXIT
+from handfast.link.life import Node, boot_id
 
 __all__ = ["fleet"]
 
 SHOWN = 8  # nodes of a group that are named; --json names all
+ON_NODE = [Tier.HOST, Tier.FABRIC]  # the tiers that a node tells its ranks
 COLOURS = {State.KNOWN: "", State.ABSENT: "[dim]", State.UNKNOWN: "[yellow]"}
+
+
+root = click.option(
+    "--root", default="/", metavar="DIR", help="Where the machine's files are seen."
+)
+limit = click.option(
+    "--limit",
+    type=Number(min=0.1, max=600),
+    default=LIMIT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="When a collector that does not answer is ended.",
+)
 
 
 @click.group()
 def fleet() -> None:
     """Say what runs on the nodes of a fleet, and in what they differ.
 
-    Nothing is changed on a node but by `enroll`, and by signing: that raises the node's counter.
+    All of it only reads, but: `enroll` makes a key, and signing raises its counter; `admit` and
+    `node` write below /run/handfast; `rehearse` runs what its file says.
     """
+
+
+for command in (choose, judge, rehearse):
+    fleet.add_command(command)
 
 
 @fleet.command()
@@ -56,15 +84,8 @@ def fleet() -> None:
     multiple=True,
     help="Of some tiers only: of a node's agent host and fabric, of a rank job.",
 )
-@click.option("--root", default="/", metavar="DIR", help="Where the machine's files are seen.")
-@click.option(
-    "--limit",
-    type=Number(min=0.1, max=600),
-    default=LIMIT_S,
-    show_default=True,
-    metavar="SECONDS",
-    help="When a collector that does not answer is ended.",
-)
+@root
+@limit
 @click.option("--state", metavar="DIR", help="Sign as the node enrolled here; begins a life of it.")
 @as_json
 @click.option("--labels", is_flag=True, help="Write labels for `kubectl label node`.")
@@ -88,8 +109,7 @@ def inventory(
     if state is not None and not as_json:
         raise click.UsageError("--state signs what --json writes: give both")
     with answering(as_json):
-        key = load(state) if state is not None else None
-        node = start(state, key, boot_id()) if state is not None and key is not None else None
+        key, node = _life(state)
         chosen = [Tier(tier) for tier in tiers] or list(Tier)
         found = take(here(root), tiers=chosen, node=node, limit_s=limit)
         if key is not None:
@@ -104,6 +124,66 @@ def inventory(
             click.echo(as_metrics(found), nl=False)
         else:
             _show(found, chosen)
+
+
+def _life(state: str | None) -> tuple[Key | None, Node | None]:
+    """Begin a life of the node that is enrolled in a directory; nothing where none is given."""
+    if state is None:
+        return None, None
+    key = load(state)
+    return key, start(state, key, boot_id())
+
+
+@fleet.command("node")
+@click.option("--at", default=SOCKET, show_default=True, metavar="SOCKET", help="Where it answers.")
+@root
+@limit
+@click.option("--state", metavar="DIR", help="Sign as the node enrolled here; begins a life of it.")
+@click.option(
+    "--fresh",
+    type=Number(min=0, max=3600),
+    default=FRESH_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long facts count that were just collected.",
+)
+def serve_node(at: str, root: str, limit: float, state: str | None, fresh: float) -> None:
+    """Tell this node's ranks what it runs.
+
+    It answers at a socket, in the foreground, until SIGTERM. Any local user may ask; `ask` shows
+    what is answered, and a job's gate asks by itself.
+    """
+    with answering(as_json=False):
+        key, node = _life(state)
+
+        def collect() -> Inventory:
+            return take(here(root), tiers=ON_NODE, node=node, limit_s=limit)
+
+        def ready() -> None:
+            click.echo(f"handfast node: answers at {at}")
+
+        asyncio.run(serve(at, collect, fresh_s=fresh, key=key, ready=ready))
+
+
+@fleet.command()
+@click.argument("at", default=SOCKET, metavar="[SOCKET]")
+@click.option("--challenge", metavar="HEX", help="Have the node sign its answer over this.")
+@as_json
+def ask(at: str, challenge: str | None, as_json: bool) -> None:
+    """Ask what this node's ranks would be told.
+
+    A challenge has 1 to 64 bytes. That the answer is signed says that the node of that key spoke
+    after the challenge was made, and not that the asker is on it.
+    """
+    if challenge is not None and not as_json:
+        raise click.UsageError("--challenge asks for what --json writes: give both")
+    with answering(as_json):
+        if challenge is not None:
+            answer(ask_signed(at, bytes.fromhex(challenge)))
+        elif as_json:
+            answer(ask_node(at))
+        else:
+            _show(ask_node(at), ON_NODE)
 
 
 @fleet.command()
@@ -145,25 +225,31 @@ def skew(directory: str, as_json: bool) -> None:
 
 
 @fleet.command()
-@click.option("--root", default="/", metavar="DIR", help="Where the machine's files are seen.")
+@root
 @click.option("--rules", metavar="FILE", help="The rules; else those that are shipped.")
 @click.option(
     "--into", default=PATH, show_default=True, metavar="FILE", help="Where ranks read it."
 )
+@click.option("--ask", "asked", metavar="SOCKET", help="Ask the node's service; write no file.")
+@click.option("--probed", metavar="FILE", help="What was probed, for rules of must-probe.")
 @click.option(
     "--enforce", is_flag=True, help="End with 96 where a rule is broken, with 3 on error."
 )
-def admit(root: str, rules: str | None, into: str, enforce: bool) -> None:
+def admit(
+    root: str, rules: str | None, into: str, asked: str | None, probed: str | None, enforce: bool
+) -> None:
     """Judge this node, and leave its host and fabric facts for the gates of its ranks.
 
     For a Slurm Prolog or an init container. A Prolog that fails drains its node, so the exit code
     is 0 whatever was found, unless --enforce is given.
     """
     try:
-        found = take(here(root), tiers=[Tier.HOST, Tier.FABRIC])
-        write_node(into, found)
+        found = ask_node(asked) if asked else take(here(root), tiers=ON_NODE)
+        if not asked:
+            write_node(into, found)
         read = load_rules(rules) if rules else start_rules()
-        verdicts = judge_node(read, found, socket.gethostname())
+        tried = load_probed(probed, read) if probed else ()
+        verdicts = judge_node(read, found, socket.gethostname(), tried)
     except (HandfastError, OSError) as error:
         click.echo(f"handfast admit: not judged: {error}", err=True)
         raise click.exceptions.Exit(NO_LOOK if enforce else 0) from None

@@ -10,7 +10,8 @@ from rich.markup import escape
 
 from handfast.cli.console import DAMAGED, answer, answering, out, telling_how_far
 from handfast.errors import Refused
-from handfast.fleet.link import LinkError, switch
+from handfast.link import switch
+from handfast.link.frame import LinkError
 from handfast.model.explore import Report
 from handfast.model.link import Link
 from handfast.model.rollouts import HEAVY, LINKS, SETTINGS, search_fleet, search_link

@@ -39,18 +39,18 @@ import msgspec
 
 from handfast.core.verdict import Verdict
 from handfast.errors import UNREADABLE, Damaged, FormatError, HandfastError, Refused
-from handfast.fleet.inventory.facts import Inventory, Node, decode, encode
+from handfast.fleet.inventory.facts import Inventory, decode, encode
+from handfast.link.life import Node, count, counted, write_new
 from handfast.store.files import Posix, describe, make_directory, remedy
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 __all__ = [
-    "BOOT_ID", "Clone", "Key", "Sighting", "Statement", "boot_id", "clones", "enroll", "load",
-    "read_statement", "sign", "start", "verify",
+    "EXTRA", "Clone", "Key", "Sighting", "Statement", "clones", "enroll", "load", "read_statement",
+    "sign", "start", "verify",
 ]  # fmt: skip
 
-BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 SIGNED: Final = b"handfast.statement/1\n"
 KEY: Final = "node.key"
 COUNTER: Final = "counter"
@@ -132,14 +132,14 @@ def enroll(directory: str) -> Key:
         make_directory(Posix(), directory)
         try:
             with suppress(FileExistsError):
-                _write(counter, b"0\n")
-            if _read_counter(counter) and not os.path.lexists(path):
+                write_new(counter, b"0\n")
+            if counted(counter, _ANEW) and not os.path.lexists(path):
                 raise Refused(
                     f"{directory} has a counter and no key: it was a node's, whose key is gone",
                     verdict=Verdict.MISSING,
                     remedy="put the key back, or enroll in an empty directory as another node",
                 )
-            _write(temporary, pem)
+            write_new(temporary, pem)
             os.link(temporary, path)
             Posix().fsync_dir(directory)
         except FileExistsError as error:
@@ -197,38 +197,7 @@ def start(directory: str, key: Key, boot: str) -> Node:
     """
     path = f"{directory}/{COUNTER}"
     with _writing(path), _locked(f"{directory}/{LOCK}"):
-        number = _read_counter(path) + 1
-        temporary = f"{path}.tmp"
-        with suppress(FileNotFoundError):  # of one who died here; the lock is ours now
-            os.unlink(temporary)
-        _write(temporary, f"{number}\n".encode())
-        os.rename(temporary, path)
-        Posix().fsync_dir(directory)
-    return Node(key.id, boot, number)
-
-
-def _read_counter(path: str) -> int:
-    try:
-        with open(path, encoding="ascii") as file:
-            text = file.read(32)
-    except FileNotFoundError as error:  # from 0 on numbers would be used twice
-        raise Damaged(f"{path}: missing, though the key is there. What to do: {_ANEW}") from error
-    except UnicodeDecodeError:
-        text = ""
-    if not text.strip().isdigit():
-        raise Damaged(f"{path}: {text!r} is no number. What to do: {_ANEW}")
-    return int(text)
-
-
-def boot_id(path: str = BOOT_ID) -> str:
-    """Read the kernel's boot id, made anew by each boot (random(4)). Raises HandfastError."""
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read(64).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise HandfastError(
-            f"{path}: {error}. What to do: run this where the kernel's /proc can be read"
-        ) from error
+        return Node(key.id, boot, count(path, _ANEW))
 
 
 def sign(key: Key, inventory: Inventory, challenge: bytes = b"") -> Statement:
@@ -363,12 +332,3 @@ def _locked(path: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def _write(path: str, data: bytes) -> None:
-    """Make a new file of this user's alone, and its bytes durable."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb", buffering=0) as file:
-        os.fchmod(fd, 0o600)  # whatever this process's umask is
-        file.write(data)
-        os.fsync(fd)

@@ -5,11 +5,11 @@ and come back as new incarnations; the operator upgrades and rolls back, over op
 taking an end down. Each moment of durability is a move of its own, so a crash falls on both sides.
 
 **What is the real code**: every decision on epochs, from the choice of a handshake to each phase of
-a change, is a call of ``rules``, which the fleet's room fills with its own functions (this room may
-not import that one). **What is abstracted**: signatures hold (an offer is its content, a session is
-the pair of two offers); nonces and ephemeral keys are left out, as if chance repeated itself, as
-that of a cloned memory image does; there is no replay window, so a frame is taken any number of
-times; and what was not taken may be given up at once. Each makes the receiver weaker than it is.
+a change, is a call of ``rules``: the functions of ``handfast.link.switch``, or wrong ones. **What
+is abstracted**: signatures hold (an offer is its content, a session is the pair of two offers);
+nonces and ephemeral keys are left out, as if chance repeated itself, as that of a cloned memory
+image does; there is no replay window, so a frame is taken any number of times; and what was not
+taken may be given up at once. Each makes the receiver weaker than it is.
 
 Data frames need no delivery: a law is held, in each state, of every frame that was ever sent and
 either end, as if it came now. ``step`` numbers the operator's plan and is the ghost by which a
@@ -32,7 +32,7 @@ SETTLED: Final = 1 << 30
 
 
 class Rules(Protocol):
-    """The decisions that are searched, as :mod:`handfast.fleet.link.switch` has them."""
+    """The decisions that are searched, as :mod:`handfast.link.switch` has them."""
 
     def Spoken(self, epoch: Epoch, digest: str) -> Any:  # noqa: N802 - a class where it is real
         """Name a bundle by an epoch."""

@@ -3,17 +3,22 @@
 import asyncio
 import os
 import sys
+import tempfile
 
+from handfast.agent.joining import life_of
 from handfast.agent.links import Links, Pace
+from handfast.agent.speech import Said
+from handfast.link.records import Records
 
 
 async def main(me: str, host: str, port: int) -> None:
     links = Links(
         secret=b"the secret of one run, 32 bytes.",
         run="run",
-        me=me,
-        on_message=lambda peer, payload: None,
-        on_up=lambda peer: print_error(links.send(peer, b"%d" % os.getpid())),
+        me=life_of(me),
+        records=Records(os.path.join(tempfile.mkdtemp(), "links")),
+        on_said=lambda peer, said: None,
+        on_up=lambda peer: print_error(links.send(peer, Said("d", b"%d" % os.getpid()))),
         on_down=lambda peer: None,
         pace=Pace(beat=0.05, silent=60.0, handshake=2.0, backoff=0.01, backoff_most=0.05),
     )

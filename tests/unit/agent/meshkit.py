@@ -18,9 +18,9 @@ import msgspec
 from agentkit import NBYTES, begin, born, image, until
 
 from handfast.agent.domain import DomainHost
-from handfast.agent.hearsay import is_word
 from handfast.agent.keeper import Image
 from handfast.agent.snapshot import Snapshot
+from handfast.agent.speech import Said
 from handfast.core import events
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import (
@@ -164,6 +164,19 @@ def _read(journal: str, length: int) -> tuple[Record, ...]:
     return tuple(decode_record(data) for data in scan(Hasty(), journal, length).records[1:])
 
 
+class Way:
+    """The way from one domain of a mesh to the others."""
+
+    def __init__(self, mesh: Mesh, n: int) -> None:
+        self.mesh, self.n = mesh, n
+
+    def __call__(self, said: Said) -> None:
+        self.mesh.route(self.n, said)
+
+    def has_words(self, domain: str) -> bool:
+        return domain not in self.mesh.mute
+
+
 class Mesh:
     """All domains of one run, in one loop; messages pass through ``deliver``.
 
@@ -180,6 +193,7 @@ class Mesh:
         self.shown: dict[int, Snapshot] = {}
         self.messages: list[tuple[int, int, Message]] = []
         self.lose: Callable[[int, int, Message], bool] = lambda *_: False
+        self.mute: set[str] = set()  # domains whose agents have no words
         self.deaf = False  # whether words beside the protocol are lost
         self.images: list[Image] = []
 
@@ -193,21 +207,21 @@ class Mesh:
             self.shown[n] = now
 
         host = await DomainHost.open(
-            files, self.root, self.names[n], route=lambda to, data: self.route(n, to, data),
+            files, self.root, self.names[n], route=Way(self, n),
             notify=tell,
         )  # fmt: skip
         self.hosts[n] = host
         self.shown.pop(n, None)
         return host
 
-    def route(self, n: int, to: str, data: bytes) -> None:
-        at = self.among.index(to)
+    def route(self, n: int, said: Said) -> None:
+        at = self.among.index(said.domain)
         assert at is not None
-        if is_word(data):
+        if said.word:
             if (host := self.hosts.get(at)) is not None and not self.deaf:
-                asyncio.get_running_loop().call_soon(host.hear, data)
+                asyncio.get_running_loop().call_soon(host.hear, said.body)
             return
-        message = decode_message(data)
+        message = decode_message(said.body)
         self.messages.append((n, at, message))
         self.witness.sent(self.names[n], message)
         host = self.hosts.get(at)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 from agentkit import roster
+from msgspec.structs import replace
 
-from handfast.agent.hearsay import EPOCHS, MARK, Apart, Divergence, Hearsay, Word, is_word, word
+from handfast.agent.hearsay import EPOCHS, Apart, Divergence, Hearsay, Word, word
+from handfast.agent.speech import Said
 from handfast.core.lattice import Epoch
 from handfast.core.messages import Knows, Message, encode
 from handfast.core.state import Member
@@ -23,11 +25,20 @@ def said(
     came: Brought = NOTHING,
 ) -> bytes:
     """A word."""
-    return MARK + msgspec.msgpack.encode(Word(Epoch(1, step), shard, paths, values, came))
+    return msgspec.msgpack.encode(Word(Epoch(1, step), shard, paths, values, came))
 
 
-def lost(to: str, payload: bytes) -> None:
+class Lost:
     """A route on which everything is lost."""
+
+    def __init__(self) -> None:
+        self.said: list[Said] = []
+
+    def __call__(self, said: Said) -> None:
+        self.said.append(said)
+
+    def has_words(self, domain: str) -> bool:
+        return True
 
 
 def nobody() -> Member:
@@ -37,7 +48,7 @@ def nobody() -> Member:
 
 def hearing() -> Hearsay:
     """One that only hears."""
-    return Hearsay(lost, nobody)
+    return Hearsay(Lost(), nobody)
 
 
 def test_groups_are_told_once_all_were_heard_the_largest_first() -> None:
@@ -71,13 +82,11 @@ def test_words_of_few_epochs_are_kept() -> None:
     assert len(hearsay.divergent) == EPOCHS
 
 
-def test_a_word_is_no_message_and_no_message_a_word() -> None:
-    """They come over the same links; an agent of before refuses a word as unreadable."""
-    message = encode(Message(0, 1, 1, "nonce", "c", (), Knows()))
-    assert is_word(said(1, 0))
-    assert not is_word(message)
-    with pytest.raises(msgspec.MsgspecError):
-        hearing().hear(MARK + b"\xff\xff", 2)
+def test_what_is_no_word_is_refused() -> None:
+    """A message of the protocol, say, and bytes."""
+    for data in (encode(Message(0, 1, 1, "nonce", "c", (), Knows())), b"\xff\xff"):
+        with pytest.raises(msgspec.MsgspecError):
+            hearing().hear(data, 2)
 
 
 def test_a_rank_says_the_same_whether_it_stores_or_leaves_a_tensor() -> None:
@@ -129,8 +138,8 @@ def test_an_epoch_whose_ranks_have_no_one_history_is_told_until_there_is_one_tha
 
 def test_a_word_goes_to_the_first_shard_and_says_what_the_stamp_does() -> None:
     """A job of one rank has nobody to tell."""
-    sent: list[tuple[str, bytes]] = []
-    hearsay = Hearsay(lambda *one: sent.append(one), nobody)
+    route = Lost()
+    hearsay = Hearsay(route, nobody)
     stamp = Stamp(
         "run", "main", 1, 2, "d1", 1, 2, 1, "c", None, came=(Source("model", "a", "main", 1, 4),)
     )
@@ -141,10 +150,21 @@ def test_a_word_goes_to_the_first_shard_and_says_what_the_stamp_does() -> None:
         replicated=(), structure="",
     )  # fmt: skip
     hearsay.say(roster(["d0"]), manifest, ())
-    assert sent == []
+    assert route.said == []
     hearsay.say(roster(["d0", "d1"]), manifest, ())
-    (to, payload) = sent[0]
-    assert (to, len(sent)) == ("d0", 1)
-    told = msgspec.msgpack.decode(payload[1:], type=Word)
+    (said,) = route.said
+    assert (said.domain, said.word) == ("d0", True)
+    told = msgspec.msgpack.decode(said.body, type=Word)
     assert told.brought == found(stamp)
     assert told == Word(Epoch(1, 2), 1, b"", b"", told.brought)
+
+
+def test_nobody_waits_for_words_of_an_agent_that_has_none() -> None:
+    """One of an earlier build; who is asked what it speaks is the way to it."""
+    silent = Lost()
+    silent.has_words = lambda domain: domain != "d1"  # type: ignore[method-assign]
+    among = roster(["d0", "d1"])
+    hearsay = Hearsay(silent, lambda: replace(Member("d0", 1), roster=among))
+    assert hearsay._mute() == "d1"
+    assert Hearsay(Lost(), lambda: replace(Member("d0", 1), roster=among))._mute() == ""
+    assert hearing()._mute() == ""

@@ -29,14 +29,16 @@ from handfast.agent import frames, witness
 from handfast.agent import seat as seats
 from handfast.agent.domain import DomainHost
 from handfast.agent.frames import CallFailed
-from handfast.agent.joining import Opened, Round
+from handfast.agent.joining import Opened, Round, life_of
 from handfast.agent.links import Links
 from handfast.agent.local import AgentGone, Client
 from handfast.agent.server import Trainer
+from handfast.agent.speech import Said
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.core.messages import Knows, Message, Staged, decode_record, encode
 from handfast.core.verdict import Verdict
 from handfast.errors import FormatError, Refused, SaveFailed
+from handfast.link.records import Records
 from handfast.store.claims import domain_path, identify
 from handfast.store.manifest import tensor_digest
 from handfast.store.shelf import Shelf
@@ -381,8 +383,8 @@ def test_what_strangers_and_the_past_say_changes_nothing_and_is_counted(
             async with friend(opened.address) as (links, up):
                 await begin_round(client, opened, other, links)
                 await asyncio.wait_for(up.wait(), 20)
-                await try_links(node, "wrong_secret", secret=bytes(31) + b"x")
-                await try_links(node, "wrong_run", run="another run")
+                await try_links(node, "signature", secret=bytes(31) + b"x")
+                await try_links(node, "realm", run="another run")
                 home = node.agent._hosts[opened.domain]
                 await poll(lambda: home.member.generation == 1 and not home.busy)
                 before = home.snapshot()
@@ -395,10 +397,10 @@ def test_what_strangers_and_the_past_say_changes_nothing_and_is_counted(
                 ]
                 for change in wrong:
                     said = encode(msgspec.structs.replace(good, **change))
-                    links.send("node0", msgspec.msgpack.encode((opened.domain, said)))
-                links.send("node0", b"\xc1 no message")
-                links.send("node0", msgspec.msgpack.encode((opened.domain, b"\xc1")))
-                links.send("node0", msgspec.msgpack.encode(("nobody", encode(good))))
+                    links.send("node0", Said(opened.domain, said))
+                links.send("node0", Said(opened.domain, b"\xc1 no message"))
+                links.send("node0", Said(opened.domain, b"\xc1 no word", word=True))
+                links.send("node0", Said("nobody", encode(good)))
                 await poll(lambda: home.rejected >= len(wrong))
                 await poll(lambda: not home.busy)
                 assert home.snapshot() == before
@@ -407,8 +409,8 @@ def test_what_strangers_and_the_past_say_changes_nothing_and_is_counted(
 
         asyncio.run(intrude())
         counted = client.call("status")["links"]
-        assert counted["refused_wrong_secret"]
-        assert counted["refused_wrong_run"]
+        assert counted["refused_signature"]
+        assert counted["refused_realm"]
         client.call("close")
 
 
@@ -435,8 +437,10 @@ async def begin_round(client: Client, opened: Opened, other: str, links: Links) 
 async def friend(address: tuple[str, int], secret: bytes = SECRET, run: str = RUN) -> Any:
     """Links of an agent named ``a`` that dials ``node0``."""
     up = asyncio.Event()
+    place = tempfile.mkdtemp()
+    held = Records(f"{place}/links")
     links = Links(
-        secret=secret, run=run, me="a", on_message=lambda *_: None,
+        secret=secret, run=run, me=life_of("a"), records=held, on_said=lambda *_: None,
         on_up=lambda _: up.set(), on_down=lambda _: None,
     )  # fmt: skip
     links.set_peers({"node0": address})
@@ -444,6 +448,8 @@ async def friend(address: tuple[str, int], secret: bytes = SECRET, run: str = RU
         yield links, up
     finally:
         await links.close()
+        held.close()
+        shutil.rmtree(place)
 
 
 async def try_links(node: Node, why: str, **options: Any) -> None:

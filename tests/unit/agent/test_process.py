@@ -27,6 +27,7 @@ from handfast.agent.frames import Untrusted
 from handfast.agent.local import AgentGone, AgentStuck, Client
 from handfast.agent.manners import Manners
 from handfast.agent.process import connect, connect_or_start, meeting_place, settings, take_seat
+from handfast.agent.speech import SPOKEN
 from handfast.errors import FormatError, HandfastError
 
 SMALL_AGENT = str(Path(__file__).with_name("small_agent.py"))
@@ -371,13 +372,15 @@ def test_a_setting_that_means_nothing_is_named_before_an_agent_is_started(
 def test_settings_are_read_as_they_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HANDFAST_LOG", raising=False)
     monkeypatch.delenv("HANDFAST_LINGER_S", raising=False)
-    assert settings() == (logging.INFO, 60.0, Manners())
+    monkeypatch.delenv("HANDFAST_SPEAKS", raising=False)
+    assert settings() == (logging.INFO, 60.0, Manners(), SPOKEN)
     monkeypatch.setenv("HANDFAST_LOG", "")
-    assert settings() == (logging.INFO, 60.0, Manners())
+    assert settings() == (logging.INFO, 60.0, Manners(), SPOKEN)
     monkeypatch.setenv("HANDFAST_LOG", "debug")
     monkeypatch.setenv("HANDFAST_LINGER_S", "0.5")
     monkeypatch.setenv("HANDFAST_NICE", "7")
-    assert settings() == (logging.DEBUG, 0.5, Manners(nice=7))
+    monkeypatch.setenv("HANDFAST_SPEAKS", "1")
+    assert settings() == (logging.DEBUG, 0.5, Manners(nice=7), SPOKEN[:1])
 
 
 def test_an_agent_that_was_dead_before_anybody_looked_is_reported(node: Node) -> None:

@@ -11,7 +11,8 @@ from inventorykit import inventory, machine
 
 from handfast.cli.fleet import fleet
 from handfast.fleet.identity import read_statement, verify
-from handfast.fleet.inventory.facts import Node, Tier, decode, encode, gather
+from handfast.fleet.inventory.facts import Tier, decode, encode, gather
+from handfast.link.life import Node
 
 
 def command(*arguments: object) -> Result:

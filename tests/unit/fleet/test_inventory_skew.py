@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from inventorykit import fact, inventory
 
 from handfast.fleet.identity import enroll, load, sign, start
-from handfast.fleet.inventory.facts import Inventory, Kind, Node, Tier, Want, encode, gather
+from handfast.fleet.inventory.facts import Inventory, Kind, Tier, Want, encode, gather
 from handfast.fleet.skew import Holders, Skew, TierSkew, read_fleet, skew
+from handfast.link.life import Node
 
 ENV = Want("env", Tier.JOB, family=True)
 

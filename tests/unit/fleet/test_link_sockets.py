@@ -13,13 +13,13 @@ from linkkit import BACK, A, B, Side
 
 from handfast.core.lattice import Epoch
 from handfast.errors import HandfastError
-from handfast.fleet.link import switch as sw
 from handfast.fleet.link.datagram import Datagram
 from handfast.fleet.link.drive import ROOM
-from handfast.fleet.link.end import End
-from handfast.fleet.link.frame import LinkError, Reason
-from handfast.fleet.link.session import Record
 from handfast.fleet.link.stream import Stream
+from handfast.link import switch as sw
+from handfast.link.end import End
+from handfast.link.frame import LinkError, Reason
+from handfast.link.session import Record
 
 HOST = "127.0.0.1"
 Meddle = Callable[[int, bytes], list[bytes]]

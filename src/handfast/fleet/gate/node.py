@@ -1,14 +1,15 @@
 """What a node says of itself when it is admitted: written once by its prolog, read by its ranks.
 
 A rank is another user in another image than its node, and often can't see the driver, the firmware
-or the Fabric Manager. So `handfast fleet admit` writes the host and fabric tiers to a file. A node
-agent will answer for it some day; until then this file is all that a rank is told.
+or the Fabric Manager. So `handfast fleet admit` writes the host and fabric tiers to a file. Where a
+node's service answers (:mod:`~handfast.fleet.gate.serve`) nobody reads it.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Final
@@ -16,23 +17,24 @@ from typing import Final
 from handfast.errors import FormatError
 from handfast.fleet.compat.judge import Verdicts, judge
 from handfast.fleet.compat.meaning import reads
-from handfast.fleet.compat.rules import Rules, Scope
+from handfast.fleet.compat.rules import Probed, Rules, Scope
 from handfast.fleet.gate.stack import held, stack
 from handfast.fleet.inventory.facts import Inventory, decode, encode
 
-__all__ = ["AGE", "PATH", "admit", "read_node", "write_node"]
+__all__ = ["AGE", "PATH", "admit", "read_node", "trusted", "write_node"]
 
 PATH: Final = "/run/handfast/node.json"  # gone with the boot that it was true of
 AGE: Final = timedelta(days=1)
+OVERFLOW: Final = "/proc/sys/kernel/overflowuid"
 MOST: Final = 4 << 20  # bytes; an inventory has some twenty thousand
 
 
-def admit(rules: Rules, node: Inventory, name: str) -> Verdicts:
+def admit(rules: Rules, node: Inventory, name: str, probed: Iterable[Probed] = ()) -> Verdicts:
     """Judge one node by the rules about nodes; those that need a rank's facts say nothing yet."""
     alone = tuple(rule for rule in rules.rules if rule.scope is Scope.NODE)
     wanted = {fact for rule in alone for fact in chain(*reads(rule))}
     facts = held(stack(node, node), wanted)
-    return judge(Rules(rules.name, alone, rules.words), {name: facts})
+    return judge(Rules(rules.name, alone, rules.words), {name: facts}, probed=probed)
 
 
 def write_node(path: str, node: Inventory) -> None:
@@ -66,7 +68,7 @@ def read_node(path: str, at: datetime, age: timedelta = AGE) -> Inventory | None
         written = datetime.fromtimestamp(found.st_mtime, UTC)
         if not stat.S_ISREG(found.st_mode):
             raise _distrust(path, "it is no plain file")
-        if found.st_uid not in {0, os.geteuid()}:
+        if not trusted(found.st_uid):
             raise _distrust(path, f"it is of user {found.st_uid}, and neither root's nor ours")
         if found.st_mode & 0o022:
             raise _distrust(path, "others may write it")
@@ -76,6 +78,20 @@ def read_node(path: str, at: datetime, age: timedelta = AGE) -> Inventory | None
     if len(data) > MOST:
         raise _distrust(path, f"it has more than {MOST} bytes")
     return decode(data, path)
+
+
+def trusted(uid: int) -> bool:
+    """Whether a rank believes what is this user's: root's, or its own.
+
+    In a user namespace all users that it does not map look like one (user_namespaces(7), "Unmapped
+    user and group IDs"); that one is nobody's own.
+    """
+    try:
+        with open(OVERFLOW, encoding="ascii") as file:
+            unmapped = int(file.read(16))
+    except (OSError, ValueError):
+        unmapped = 65534
+    return uid in {0, os.geteuid()} - {unmapped}
 
 
 def _distrust(path: str, why: str) -> FormatError:

@@ -25,7 +25,7 @@ import msgspec
 from handfast.errors import UNREADABLE, Blocked, FormatError, HandfastError
 from handfast.fleet.compat.judge import Ruling, judge
 from handfast.fleet.compat.meaning import reads
-from handfast.fleet.compat.rules import Level, Place, Rules, Scope
+from handfast.fleet.compat.rules import Level, Place, Probed, Rules, Scope
 from handfast.fleet.gate.keys import Keys
 from handfast.fleet.gate.stack import Stack, decode, digest, encode, held
 from handfast.store.files import describe
@@ -139,13 +139,14 @@ def decide(
     size: int,
     mode: Mode,
     groups: Mapping[str, Iterable[int]],
+    probed: Iterable[Probed] = (),
     whose: str = "",
     excuse: Callable[[Iterable[Ruling]], tuple[Ruling, ...]] = tuple,
 ) -> Verdict:
     """Judge the ranks that came, group by group; those that did not are a refusal of their own.
 
-    ``groups`` are communicators, by name; each is judged by itself. Raises ValueError for a group
-    with a rank that the round has not.
+    ``groups`` are communicators, by name; each is judged by itself. ``probed`` are the results that
+    rules of must-probe ask for. Raises ValueError for a group with a rank that the round has not.
     """
     if wrong := [f"{g}: {r}" for g, ranks in groups.items() for r in ranks if not 0 <= r < size]:
         raise ValueError(f"a group names a rank that this round of {size} has not: {wrong[0]}")
@@ -158,7 +159,7 @@ def decide(
         Place(Scope.GROUP, name, tuple(names[rank] for rank in ranks if rank in names))
         for name, ranks in groups.items()
     ]
-    rulings = excuse(judge(rules, nodes, places=places, whose=whose).rulings)
+    rulings = excuse(judge(rules, nodes, places=places, probed=probed, whose=whose).rulings)
     missing = tuple(rank for rank in range(size) if rank not in posted)
     if missing:
         rulings = (_absent(missing, posted, size), *rulings)

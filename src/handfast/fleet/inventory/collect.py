@@ -25,16 +25,9 @@ import msgspec
 from handfast.errors import UNREADABLE
 from handfast.fleet.inventory.child import MOST, Job
 from handfast.fleet.inventory.collector import Entry, found
-from handfast.fleet.inventory.facts import (
-    ALL,
-    Fact,
-    Inventory,
-    Node,
-    Tier,
-    Want,
-    gather,
-)
+from handfast.fleet.inventory.facts import ALL, Fact, Inventory, Tier, Want, gather
 from handfast.fleet.inventory.host import Host
+from handfast.link.life import Node
 
 __all__ = ["LIMIT_S", "take"]
 

@@ -17,6 +17,7 @@ the same.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -26,10 +27,11 @@ from typing import Annotated, Final
 import msgspec
 
 from handfast.errors import UNREADABLE, FormatError
+from handfast.link.life import Node
 
 __all__ = [
-    "ALL", "FORMAT", "Fact", "Inventory", "Kind", "Node", "State", "Tier", "Want", "decode",
-    "encode", "gather", "look", "spell",
+    "ALL", "FORMAT", "Fact", "Inventory", "Kind", "State", "Tier", "Want", "decode", "encode",
+    "gather", "look", "spell",
 ]  # fmt: skip
 
 FORMAT: Final = 1
@@ -134,21 +136,11 @@ class Want(msgspec.Struct, frozen=True):
         return fact.tier is self.tier and (below or fact.name == self.name)
 
 
-class Node(msgspec.Struct, frozen=True):
-    """Which node, in which of its lives: see :mod:`handfast.fleet.identity`.
-
-    ``key`` is its public key, 64 hex digits; ``boot`` the kernel's boot id.
-    """
-
-    key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
-    boot: str
-    counter: Annotated[int, msgspec.Meta(ge=1)]
-
-
 class Inventory(msgspec.Struct, frozen=True):
     """All facts of one node, sorted by name, each name once; ValueError if they are not.
 
-    ``node`` is None where the node has not been enrolled, or nobody asked.
+    ``node`` is None where the node has not been enrolled, or nobody asked; its key has 64 hex
+    digits, else ValueError.
     """
 
     format: int
@@ -160,6 +152,8 @@ class Inventory(msgspec.Struct, frozen=True):
         names = [fact.name for fact in self.facts]
         if any(one >= other for one, other in pairwise(names)):
             raise ValueError("the facts are not sorted by name, or a name is there twice")
+        if self.node is not None and not re.fullmatch(r"[0-9a-f]{64}", self.node.key):
+            raise ValueError("the node's key is none of 64 hex digits")
 
     def get(self, name: str) -> Fact:
         """Give a fact by name, also one that nobody listed.

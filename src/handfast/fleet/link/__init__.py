@@ -1,27 +1,20 @@
-"""Links whose every frame is read under the epoch that it was sent under, and no other.
+"""Links between services that one owns, whose frames are read under their own epoch alone.
 
-Read in this order: ``frame`` (the outer header, which never changes), ``switch`` (how an open link
-changes its epoch), ``session`` (the handshake), ``window`` (what came), ``end`` (one end of a
-link, without I/O), ``stream`` and ``datagram`` (TCP and UDP).
+Read :mod:`handfast.link` first: all that is decided is there. Here are the keys of a fleet's nodes
+(``keyed``), and two transports: ``drive`` (what both do), ``stream`` (TCP), ``datagram`` (UDP).
 """
 
 from handfast.fleet.link.datagram import Datagram
-from handfast.fleet.link.end import Codec, End, Opened, Taken
-from handfast.fleet.link.frame import LinkError, Reason
-from handfast.fleet.link.session import (
-    Bound,
-    Offered,
-    Persist,
-    Record,
-    Send,
-    Session,
-    Taking,
-    recall,
-)
+from handfast.fleet.link.keyed import Keyed
 from handfast.fleet.link.stream import Stream
-from handfast.fleet.link.switch import Phase, Spoken
+from handfast.link.end import Codec, End, Opened, Taken
+from handfast.link.frame import LinkError, Reason
+from handfast.link.records import Records
+from handfast.link.session import Bound, Offered, Persist, Record, Send, Session, Taking
+from handfast.link.switch import Phase, Spoken
 
 __all__ = [
-    "Bound", "Codec", "Datagram", "End", "LinkError", "Offered", "Opened", "Persist", "Phase",
-    "Reason", "Record", "Send", "Session", "Spoken", "Stream", "Taken", "Taking", "recall",
+    "Bound", "Codec", "Datagram", "End", "Keyed", "LinkError", "Offered", "Opened", "Persist",
+    "Phase", "Reason", "Record", "Records", "Send", "Session", "Spoken", "Stream", "Taken",
+    "Taking",
 ]  # fmt: skip

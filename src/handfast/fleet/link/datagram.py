@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
 
 from handfast.fleet.link.drive import ROOM, Driver
-from handfast.fleet.link.end import End
-from handfast.fleet.link.frame import KIND_AT, Kind, LinkError, Reason
-from handfast.fleet.link.session import Record
+from handfast.link.end import End
+from handfast.link.frame import KIND_AT, Kind, LinkError, Reason
+from handfast.link.session import Record
 
 __all__ = ["TICK_S", "Address", "Datagram"]
 

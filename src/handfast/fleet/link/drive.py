@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from handfast.core.lattice import Epoch
 from handfast.errors import HandfastError
-from handfast.fleet.link.end import Effect, End, Opened, Taken
-from handfast.fleet.link.session import Persist, Record, Send
-from handfast.fleet.link.switch import Spoken
+from handfast.link.end import Effect, End, Opened, Taken
+from handfast.link.session import Persist, Record, Send
+from handfast.link.switch import Spoken
 
 __all__ = ["ROOM", "Driver"]
 

@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from handfast.fleet.link.drive import Driver
-from handfast.fleet.link.end import End
-from handfast.fleet.link.frame import HEADER, MAX_BODY, LinkError, Reason, read_header
-from handfast.fleet.link.session import Record
+from handfast.link.end import End
+from handfast.link.frame import HEADER, MAX_BODY, LinkError, Reason, read_header
+from handfast.link.session import Record
 
 __all__ = ["Stream"]
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from handfast.core.lattice import Epoch
 from handfast.fleet.identity import Key
-from handfast.fleet.inventory.facts import Node
-from handfast.fleet.link.end import Effect, End, Opened, Taken
-from handfast.fleet.link.frame import LinkError
-from handfast.fleet.link.session import Persist, Record, Send, Session
-from handfast.fleet.link.switch import Spoken
+from handfast.fleet.link.keyed import Keyed
+from handfast.link.end import Effect, End, Opened, Taken
+from handfast.link.frame import LinkError
+from handfast.link.life import Node
+from handfast.link.session import Persist, Record, Send, Session
+from handfast.link.switch import Spoken
+from handfast.link.trust import Trust
 
 ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
 
@@ -47,6 +49,7 @@ def key(number: int) -> Key:
 
 
 KEYS = (key(1), key(2))
+KEYED = tuple(map(Keyed, KEYS))
 
 
 def chance(number: int) -> Callable[[int], bytes]:
@@ -63,12 +66,18 @@ def chance(number: int) -> Callable[[int], bytes]:
 class Side:
     """One end, what it made durable, what it sent and took."""
 
-    def __init__(self, who: int, spoken: tuple[Spoken, ...] = (A,), life: int = 1, **more: Any):
-        node = Node(KEYS[who].id, f"boot-{life}", life)
-        options = {name: more.pop(name) for name in ("known", "chance") if name in more}
-        session = Session(
-            KEYS[who], node, spoken, peer=KEYS[1 - who].id, dialer=who == 0, **options
-        )
+    def __init__(
+        self,
+        who: int,
+        spoken: tuple[Spoken, ...] = (A,),
+        life: int = 1,
+        trusts: Sequence[Trust] = KEYED,
+        **more: Any,
+    ) -> None:
+        node = Node(trusts[who].id, f"boot-{life}", life)
+        options = {name: more.pop(name) for name in ("known", "chance", "realm") if name in more}
+        peers = more.pop("peers", {trusts[1 - who].id})
+        session = Session(trusts[who], node, spoken, peers=peers, dialer=who == 0, **options)
         self.end = End(session, CODECS, **more)
         self.disk: list[Record] = []
         self.out: list[bytes] = []

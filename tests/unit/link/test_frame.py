@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handfast.core.lattice import Epoch
-from handfast.fleet.link.frame import (
+from handfast.link.frame import (
     HEADER,
     MAX_BODY,
     MAX_TALK,
@@ -19,6 +19,7 @@ from handfast.fleet.link.frame import (
     Kind,
     LinkError,
     Reason,
+    cut,
     read_header,
     seal,
     unseal,
@@ -99,7 +100,7 @@ def test_a_bound_holds_by_kind_and_by_caller() -> None:
     long = bytearray(OFFER)
     long[8:12] = (MAX_TALK + 1).to_bytes(4)
     assert refusal(bytes(long)) is Reason.LENGTH
-    with pytest.raises(ValueError, match="at most 2048"):
+    with pytest.raises(ValueError, match="at most 4096"):
         seal(KEY, Kind.WORD, bytes(MAX_TALK + 1))
     with pytest.raises(ValueError, match="no place for it"):
         seal(KEY, Kind.DATA, b"", epoch=Epoch(1 << 32, 0))
@@ -153,3 +154,27 @@ def test_a_length_is_never_allocated() -> None:
     assert header.length == MAX_BODY
     assert peak < MAX_BODY // 4
     assert len(claims) == HEADER
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6), st.data())
+def test_however_a_stream_is_cut_the_same_frames_come_out(
+    bodies: list[bytes], data: st.DataObject
+) -> None:
+    """Whole frames, in order, as soon as the last byte of each is there."""
+    frames = [seal(KEY, Kind.DATA, body, session=SESSION) for body in bodies]
+    stream, buffer, found = b"".join(frames), bytearray(), []
+    while stream:
+        size = data.draw(st.integers(1, len(stream)))
+        buffer += stream[:size]
+        stream = stream[size:]
+        while (frame := cut(buffer)) is not None:
+            found.append(frame)
+    assert found == frames
+    assert not buffer
+
+
+def test_a_stream_of_no_frames_is_refused_from_its_header_alone() -> None:
+    """Whatever length it claims."""
+    with pytest.raises(LinkError, match="magic"):
+        cut(bytearray(b"GET / HTTP/1.1\r\n" * 4))
+    assert cut(bytearray(GOLDEN[:40])) is None

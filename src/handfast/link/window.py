@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from handfast.fleet.link.frame import LinkError, Reason
+from handfast.link.frame import LinkError, Reason
 
 __all__ = ["SPAN", "Window"]
 

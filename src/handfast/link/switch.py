@@ -27,7 +27,7 @@ import msgspec
 
 from handfast.core.lattice import Epoch
 from handfast.errors import Refused
-from handfast.fleet.link.frame import LinkError, Reason
+from handfast.link.frame import LinkError, Reason
 
 __all__ = [
     "Phase", "Spoken", "Switch", "Word", "accepted", "ask", "begin", "choose", "closed", "hear",

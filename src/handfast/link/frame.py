@@ -32,7 +32,7 @@ from handfast.errors import HandfastError
 
 __all__ = [
     "HEADER", "KIND_AT", "MAX_BODY", "MAX_TALK", "NO_KEY", "NO_SESSION", "Header", "Kind",
-    "LinkError", "Reason", "read_header", "seal", "unseal", "whole",
+    "LinkError", "Reason", "cut", "read_header", "seal", "unseal", "whole",
 ]  # fmt: skip
 
 MAGIC: Final = b"\x89HFL"
@@ -43,10 +43,10 @@ HEADER: Final = 64
 KIND_AT: Final = 7
 """Where the kind's last byte lies in the header."""
 
-MAX_BODY: Final = 1 << 20
+MAX_BODY: Final = 16 << 20
 """The most bytes in the body of a data frame."""
 
-MAX_TALK: Final = 2048
+MAX_TALK: Final = 4096
 """The most bytes in the body of an offer, a proof or a word: of a peer that proved nothing yet."""
 
 NO_SESSION: Final = bytes(16)
@@ -82,8 +82,9 @@ class Reason(StrEnum):
     EPOCH = "epoch"  # of an epoch that is not taken now; or no epoch in common
     DIGEST = "digest"  # one number for two bundles
     CODEC = "codec"  # its own epoch's codec can't read the body
-    SIGNATURE = "signature"  # not signed by the key that it names, or not over this transcript
-    PEER = "peer"  # another node than the one that is expected
+    SIGNATURE = "signature"  # not signed by who it names, or not over this transcript
+    REALM = "realm"  # an end of another run, or of another fleet
+    PEER = "peer"  # another node than those that are expected
     INCARNATION = "incarnation"  # an older life of the peer, or two machines with one key
     ANEW = "anew"  # the peer is in a new life: this session is over
     FULL = "full"  # nobody takes what came before: it was let go
@@ -138,7 +139,7 @@ def read_header(data: bytes | memoryview, most: int = MAX_BODY) -> Header:
         raise LinkError(Reason.SHORT, f"{len(data)} bytes, a header has {HEADER}")
     magic, version, number, length, generation, step, session, sequence = _HEAD.unpack_from(data)
     if magic != MAGIC:
-        raise LinkError(Reason.MAGIC, f"it begins with {magic!r}: no frame of a link")
+        raise _no_frame(magic)
     if version != VERSION:
         raise LinkError(Reason.VERSION, f"header version {version}; this end reads {VERSION}")
     if not Kind.OFFER <= number <= Kind.DATA:
@@ -152,6 +153,24 @@ def read_header(data: bytes | memoryview, most: int = MAX_BODY) -> Header:
     if kind < Kind.WORD and (session != NO_SESSION or sequence):
         raise LinkError(Reason.MALFORMED, f"kind {kind.name} inside a session")
     return Header(kind, length, epoch, session, sequence, bytes(data[HEADER - _MAC : HEADER]))
+
+
+def cut(buffer: bytearray, most: int = MAX_BODY) -> bytes | None:
+    """Cut the first frame off what a stream has brought; None while it is not all there.
+
+    Nothing is held for a length that is only claimed. Raises LinkError as :func:`read_header` does.
+    """
+    if not MAGIC.startswith(buffer[: len(MAGIC)]):  # at once: no more of it may ever come
+        raise _no_frame(buffer[: len(MAGIC)])
+    if len(buffer) < HEADER:
+        return None
+    with memoryview(buffer) as view:
+        end = HEADER + read_header(view[:HEADER], most).length
+        if len(buffer) < end:
+            return None
+        frame = bytes(view[:end])
+    del buffer[:end]
+    return frame
 
 
 def whole(data: bytes, most: int = MAX_BODY) -> Header:
@@ -170,6 +189,10 @@ def unseal(key: bytes, header: Header, data: bytes) -> bytes:
     if not hmac.compare_digest(header.mac, _mac(key, data[: HEADER - _MAC], body)):
         raise LinkError(Reason.MAC, "a frame that was changed on the way, or of another key")
     return body
+
+
+def _no_frame(magic: bytes | bytearray) -> LinkError:
+    return LinkError(Reason.MAGIC, f"it begins with {bytes(magic)!r}: no frame of a link")
 
 
 def _bound(kind: Kind) -> int:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
 from handfast.core.lattice import GENESIS, Epoch
 from handfast.errors import UNREADABLE, Refused
-from handfast.fleet.link import switch as sw
-from handfast.fleet.link.frame import (
-    MAX_BODY,
+from handfast.link import switch as sw
+from handfast.link.frame import (
     NO_KEY,
     Header,
     Kind,
@@ -26,11 +25,14 @@ from handfast.fleet.link.frame import (
     unseal,
     whole,
 )
-from handfast.fleet.link.session import Persist, Record, Send, Session, Taking
-from handfast.fleet.link.switch import Spoken, Word
-from handfast.fleet.link.window import Window
+from handfast.link.session import Persist, Record, Send, Session, Taking
+from handfast.link.switch import Spoken, Word
+from handfast.link.window import Window
 
-__all__ = ["Codec", "Effect", "End", "Opened", "Taken"]
+__all__ = ["USUAL", "Codec", "Effect", "End", "Opened", "Taken"]
+
+USUAL: Final = 1 << 20
+"""The most bytes of data in a frame, unless it is said otherwise."""
 
 
 class Codec(Protocol):
@@ -73,7 +75,7 @@ class End:
         session: Session,
         codecs: Mapping[Epoch, Codec],
         *,
-        most: int = MAX_BODY,
+        most: int = USUAL,
         single: bool = False,
     ) -> None:
         self.session = session
@@ -119,6 +121,10 @@ class End:
         open_ = self._open()
         self.switch = sw.accepted(open_) if len(record.spoken) == 2 else sw.closed(open_)
         return [self._word(), *self._advance()]
+
+    def beat(self) -> list[Effect]:
+        """Say once more how this end stands: that it is here."""
+        return [self._word()]
 
     def send(self, value: Any) -> list[Effect]:
         """Send a value under the epoch that is spoken now. It may be lost on the way.

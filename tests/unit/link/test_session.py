@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from linkkit import BACK, CODECS, KEYS, A, B, Dead, Side, Words, chance, deliver, linked, pair
 
 from handfast.errors import HandfastError, Refused
-from handfast.fleet.inventory.facts import Node
-from handfast.fleet.link import switch as sw
-from handfast.fleet.link.frame import HEADER, NO_KEY, Kind, LinkError, Reason, seal, whole
-from handfast.fleet.link.session import Bound, Offered, Session, Taking, recall
-from handfast.fleet.link.switch import Phase, Spoken
+from handfast.fleet.link.keyed import Keyed
+from handfast.link import switch as sw
+from handfast.link.frame import HEADER, MAX_BODY, NO_KEY, Kind, LinkError, Reason, seal, whole
+from handfast.link.life import Node
+from handfast.link.records import recall
+from handfast.link.session import Bound, Offered, Session, Taking
+from handfast.link.switch import Phase, Spoken
 
 Fault = Callable[[list[bytes], int], list[bytes]]
 
@@ -158,8 +160,8 @@ def test_every_end_has_made_durable_what_it_says() -> None:
     pair(one, other)
     session = one.end.session.bound.session
     assert one.disk[2:] == [Taking(session, (A, B)), Taking(session, (B,))]
-    assert recall(one.disk) == ((B,), other.end.session.offer.node)
-    assert recall([]) == ((), None)
+    assert recall(one.disk) == ((B,), {KEYS[1].id: other.end.session.offer.node})
+    assert recall([]) == ((), {})
     assert one.end.persisted(one.disk[0]) == []
     assert one.end.persisted(one.disk[2]) == []
 
@@ -209,9 +211,9 @@ def test_a_past_life_and_a_twin_are_refused() -> None:
         old = Side(0, life=number)
         if boot == "another":
             node = Node(KEYS[0].id, boot, 2)
-            old.end.session = Session(KEYS[0], node, (A,), peer=KEYS[1].id, dialer=True)
+            old.end.session = Session(Keyed(KEYS[0]), node, (A,), peers={KEYS[1].id}, dialer=True)
         old.do(old.end.begin())
-        new = Side(1, known=Node(KEYS[0].id, "boot-2", 2))
+        new = Side(1, known={KEYS[0].id: Node(KEYS[0].id, "boot-2", 2)})
         with pytest.raises(LinkError, match="incarnation"):
             new.end.receive(old.out[0])
         assert new.end.refused == {Reason.INCARNATION: 1}
@@ -224,10 +226,15 @@ def test_a_stripped_or_forged_offer_is_refused() -> None:
     other.do(other.end.begin())
     raw, signature = msgspec.msgpack.decode(one.out[0][HEADER:])
     offer = msgspec.msgpack.decode(raw)
-    for changes in ({"successor": None}, {"nonce": bytes(32)}, {"ephemeral": bytes(32)}):
+    for changes in (
+        {"successor": None},
+        {"nonce": bytes(32)},
+        {"share": bytes(32)},
+        {"realm": "x"},
+    ):
         body = msgspec.msgpack.encode([msgspec.msgpack.encode(offer | changes), signature])
         for kind in (Kind.OFFER, Kind.PROOF):
-            with pytest.raises(LinkError, match="signature"):
+            with pytest.raises(LinkError, match="realm" if "realm" in changes else "signature"):
                 other.end.receive(seal(NO_KEY, kind, body))
     with pytest.raises(LinkError, match="peer"):
         other.end.receive(other.out[0])
@@ -252,7 +259,7 @@ def test_a_peer_that_signs_nonsense_is_refused() -> None:
     other.do(other.end.begin())
     offer = one.end.session.offer
     for changes in (
-        {"nonce": b"short"}, {"ephemeral": b""}, {"successor": A}, {"ephemeral": bytes(32)},
+        {"nonce": b"short"}, {"share": b""}, {"successor": A}, {"share": bytes(32)},
     ):  # fmt: skip
         frame = signed(0, b"handfast.link.offer/1\n", msgspec.structs.replace(offer, **changes))
         with pytest.raises(LinkError, match="malformed"):
@@ -316,9 +323,9 @@ def test_what_is_offered_must_make_sense() -> None:
     node = Node(KEYS[0].id, "boot", 1)
     for spoken in ((), (B, A), (A, A), (A, B, BACK)):
         with pytest.raises(ValueError, match="a base and at most one successor"):
-            Session(KEYS[0], node, spoken, peer=KEYS[1].id, dialer=True)
+            Session(Keyed(KEYS[0]), node, spoken, peers={KEYS[1].id}, dialer=True)
     with pytest.raises(ValueError, match="this key's node"):
-        Session(KEYS[1], node, (A,), peer=KEYS[1].id, dialer=True)
+        Session(Keyed(KEYS[1]), node, (A,), peers={KEYS[1].id}, dialer=True)
     with pytest.raises(ValueError, match="no codec for epoch 9/9"):
         Side(0, (Spoken(type(A.epoch)(9, 9), "z"),))
     with pytest.raises(RuntimeError, match="wait for Opened"):
@@ -419,7 +426,7 @@ def test_bounds_hold_on_what_is_sent() -> None:
     with pytest.raises(ValueError, match="this link's bound"):
         one.end.send("x" * (1 << 20))
     with pytest.raises(ValueError, match="at most"):
-        seal(NO_KEY, Kind.DATA, bytes((1 << 20) + 1))
+        seal(NO_KEY, Kind.DATA, bytes(MAX_BODY + 1))
 
 
 def test_a_session_is_the_same_in_every_release() -> None:
@@ -435,9 +442,9 @@ def test_a_session_is_the_same_in_every_release() -> None:
     assert hashlib.sha256(b"".join(one.end.session.keys)).hexdigest() == FRAME_KEYS
 
 
-OFFERED = "8520f8812082634df6637cf38101dd586606abf75d9013ff8798f3bea66729b3"
-SESSION = "aee260b9d66bcac26d44a58e4dee7af6"
-FRAME_KEYS = "37ff580d643420ea03f5649028237044df20b651b27d90185c9d12be5c0142aa"
+OFFERED = "8656c3fcf627211c40aeaad109122c1a32681187d7a8a1cd111d689e93dd1cb7"
+SESSION = "44300c39b7105787860d9af8d4d0bf63"
+FRAME_KEYS = "9d188e4f7e1d62fe07b3cc114b0fea7fc854f3ab2f3c809dae04e253ee6919bf"
 
 
 @settings(deadline=None, max_examples=60)

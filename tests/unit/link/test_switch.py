@@ -9,10 +9,10 @@ from linkkit import BACK, A, B
 
 from handfast.core.lattice import Epoch
 from handfast.errors import Refused
-from handfast.fleet.link import switch as sw
-from handfast.fleet.link.frame import LinkError, Reason
-from handfast.fleet.link.switch import Phase, Spoken, Word
-from handfast.fleet.link.window import SPAN, Window
+from handfast.link import switch as sw
+from handfast.link.frame import LinkError, Reason
+from handfast.link.switch import Phase, Spoken, Word
+from handfast.link.window import SPAN, Window
 
 OTHER_B = Spoken(B.epoch, "bundle x")
 

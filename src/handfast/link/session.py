@@ -2,8 +2,8 @@
 
 ::
 
-    OFFER   node, incarnation, epochs (base, successor: numbers and digests), nonce, X25519 key;
-            signed by the node's Ed25519 key
+    OFFER   realm, node, incarnation, epochs (base, successor: numbers and digests), nonce, and a
+            share of the keys; signed by the node
     PROOF   the offer again, and a signature over the role and both offers, byte for byte
 
 Each end sends OFFER, answers an offer by PROOF, and is open once it holds the peer's proof and has
@@ -11,40 +11,36 @@ proved itself. A proof covers this end's nonce, so it is fresh; what was narrowe
 replayed on the way breaks a signature. Both ends choose the highest epoch in common, by the same
 function of the same offers.
 
-The session's id and its two frame keys come from the signed transcript (HKDF, RFC 5869, over
-X25519, RFC 7748). **Durable first**: an end's incarnation and epochs before its offer, both
-incarnations and the choice before its proof. A :class:`Persist` is done before anything that
-follows from it is sent: go on by :meth:`Session.persisted`. No timer changes anything;
-:meth:`Session.again` only repeats what was sent.
+The session's id and its two frame keys come from the signed transcript, the keys by what the ends
+trust in (:mod:`~handfast.link.trust`). **Durable first**: an end's incarnation and epochs before
+its offer, both incarnations and the choice before its proof. A :class:`Persist` is done before
+anything that follows from it is sent: go on by :meth:`Session.persisted`. No timer changes
+anything; :meth:`Session.again` only repeats what was sent.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from collections.abc import Container, Mapping
+from typing import Final, TypeAlias
 
 import msgspec
 
-from handfast.errors import UNREADABLE, HandfastError
-from handfast.fleet.identity import EXTRA, Key
-from handfast.fleet.inventory.facts import Node
-from handfast.fleet.link.frame import NO_KEY, Kind, LinkError, Reason, seal
-from handfast.fleet.link.switch import Spoken, choose
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from handfast.errors import UNREADABLE
+from handfast.link.frame import NO_KEY, Kind, LinkError, Reason, seal
+from handfast.link.life import Node
+from handfast.link.switch import Spoken, choose
+from handfast.link.trust import Chance, Trust
 
 __all__ = [
     "Bound", "Effect", "Offer", "Offered", "Persist", "Record", "Send", "Session", "Taking",
-    "recall",
 ]  # fmt: skip
 
 _OFFER: Final = b"handfast.link.offer/1\n"
 _PROOF: Final = b"handfast.link.proof/1\n"
 _SESSION: Final = b"handfast.link.session/1\n"
-_KEYS: Final = b"handfast.link.keys/1\n"
+NONCE: Final = 32  # bytes
 
 
 class Offered(msgspec.Struct, frozen=True, tag=True):
@@ -76,22 +72,6 @@ class Taking(msgspec.Struct, frozen=True, tag=True):
 Record: TypeAlias = Offered | Bound | Taking
 
 
-def recall(records: Iterable[Record]) -> tuple[tuple[Spoken, ...], Node | None]:
-    """Read a link's records, in order: what a new session is to offer, and whom it knows.
-
-    A new life offers what the disk says, not what an earlier one offered: the peer may have been
-    promised more by then, or less. Epochs are () and the node None where nothing is recorded.
-    """
-    spoken: tuple[Spoken, ...] = ()
-    known = None
-    for record in records:
-        if isinstance(record, Bound):
-            known = record.theirs
-        else:
-            spoken = record.spoken
-    return spoken, known
-
-
 class Persist(msgspec.Struct, frozen=True):
     """Make the record durable, then say so. Until then nothing that follows from it is sent."""
 
@@ -108,13 +88,14 @@ Effect: TypeAlias = Persist | Send
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What an end says of itself: ``nonce`` and ``ephemeral`` (X25519) have 32 bytes each."""
+    """What an end says of itself. ``realm`` names all who may link; ``nonce`` has 32 bytes."""
 
+    realm: str
     node: Node
     base: Spoken
     successor: Spoken | None
     nonce: bytes
-    ephemeral: bytes
+    share: bytes
 
     @property
     def spoken(self) -> tuple[Spoken, ...]:
@@ -141,43 +122,41 @@ class _Peer(msgspec.Struct, frozen=True):
 class Session:
     """One handshake of one end; ``dialer`` tells the two ends apart.
 
-    ``spoken`` are the epochs of this end, base and at most one successor; ``peer`` is the key of
-    the node that is expected; ``known`` its newest incarnation that a :class:`Bound` of this node
-    holds. Raises ValueError for epochs that can't be offered, HandfastError without the extra.
+    ``spoken`` are the epochs of this end, base and at most one successor; ``peers`` are the keys of
+    those that may be at the other end; ``known`` the newest incarnation of each that a
+    :class:`Bound` of this node holds. Raises ValueError for epochs that can't be offered.
     """
 
     def __init__(
         self,
-        key: Key,
+        trust: Trust,
         node: Node,
         spoken: tuple[Spoken, ...],
         *,
-        peer: str,
+        peers: Container[str],
         dialer: bool,
-        known: Node | None = None,
-        chance: Callable[[int], bytes] = secrets.token_bytes,
+        realm: str = "",
+        known: Mapping[str, Node] | None = None,
+        chance: Chance = secrets.token_bytes,
     ) -> None:
         numbers = [each.epoch for each in spoken]
-        if not 1 <= len(spoken) <= 2 or sorted(set(numbers)) != numbers or node.key != key.id:
+        if not 1 <= len(spoken) <= 2 or sorted(set(numbers)) != numbers or node.key != trust.id:
             raise ValueError("offer a base and at most one successor, above it, as this key's node")
-        self._key = key
-        self._peer = peer
-        self._known = known
+        self._trust = trust
+        self._peers = peers
+        self._known = known or {}
         self._dialer = dialer
-        self._ephemeral = _x25519(chance(32))
-        self.offer = Offer(
-            node,
-            spoken[0],
-            spoken[1] if len(spoken) == 2 else None,
-            chance(32),
-            self._ephemeral.public_key().public_bytes_raw(),
-        )
+        self._agreement = trust.begin(chance)
+        successor = spoken[1] if len(spoken) == 2 else None
+        self.offer = Offer(realm, node, spoken[0], successor, chance(NONCE), self._agreement.share)
         self._mine = msgspec.msgpack.encode(self.offer)
         self._heard: _Peer | None = None
         self._waiting: Record | None = None
         self._offered = False
         self._bound = False  # our Bound is durable
         self._proved = False  # the peer's proof was heard
+        self.met = ""
+        """Who has signed an offer, or a proof, last: linked or not."""
 
     @property
     def open(self) -> bool:
@@ -229,22 +208,28 @@ class Session:
             raise LinkError(Reason.MALFORMED, f"an offer that can't be read: {error}") from None
         self._admit(offer)
         if kind is Kind.OFFER:
-            _verify(offer.node, signed.signature, _OFFER + signed.offer)
+            self._verify(offer.node, signed.signature, _OFFER + signed.offer)
             return self._meet(offer, signed.offer)
         transcript = self._transcript(signed.offer)
-        _verify(offer.node, signed.signature, self._to_sign(transcript, mine=False))
+        self._verify(offer.node, signed.signature, self._to_sign(transcript, mine=False))
         return self._believe(offer, signed.offer)
 
     # -- what an offer must be -----------------------------------------------------------------
 
     def _admit(self, offer: Offer) -> None:
-        node, known = offer.node, self._known
-        if node.key != self._peer:
-            raise LinkError(Reason.PEER, f"node {node.key[:16]}; {self._peer[:16]} is expected")
-        lengths = len(offer.nonce), len(offer.ephemeral)
-        successor = offer.successor
-        if lengths != (32, 32) or (successor and successor.epoch <= offer.base.epoch):
-            raise LinkError(Reason.MALFORMED, "an offer without a sound nonce, key or successor")
+        node, mine, successor = offer.node, self.offer, offer.successor
+        if offer.realm != mine.realm:
+            raise LinkError(
+                Reason.REALM, f"an end of {offer.realm[:80]!r}; this one is of {mine.realm!r}"
+            )
+        heard = self._heard.bound.theirs if self._heard is not None else None
+        another = self._proved and heard is not None and heard.key != node.key
+        if another or node.key not in self._peers:
+            raise LinkError(Reason.PEER, f"{node.key[:80]!r} is not expected on this connection")
+        if len(offer.nonce) != NONCE or (successor and successor.epoch <= offer.base.epoch):
+            raise LinkError(Reason.MALFORMED, "an offer without a sound nonce or successor")
+        same = heard is not None and heard.key == node.key
+        known = heard if same else self._known.get(node.key)
         if known is None:
             return
         if node.counter < known.counter:
@@ -257,6 +242,11 @@ class Session:
                 Reason.INCARNATION,
                 f"life {node.counter} of the peer under two boots: two machines have one key",
             )
+
+    def _verify(self, node: Node, signature: bytes, data: bytes) -> None:
+        if not self._trust.believes(node.key, signature, data):
+            raise LinkError(Reason.SIGNATURE, f"not signed by {node.key[:80]!r}")
+        self.met = node.key
 
     def _meet(self, offer: Offer, raw: bytes) -> list[Effect]:
         if self._proved:
@@ -289,10 +279,13 @@ class Session:
         spoken = choose(self.offer.spoken, offer.spoken)
         transcript = self._transcript(raw)
         session = hashlib.sha256(_SESSION + transcript).digest()[:16]
-        to_listener, to_dialer = _derive(self._ephemeral, offer.ephemeral, transcript)
-        keys = (to_listener, to_dialer) if self._dialer else (to_dialer, to_listener)
+        try:
+            dialers, listeners = self._agreement.agree(offer.share, transcript)
+        except ValueError:
+            raise LinkError(Reason.MALFORMED, "a share of keys that agrees on nothing") from None
+        keys = (dialers, listeners) if self._dialer else (listeners, dialers)
         bound = Bound(session, self.offer.node, offer.node, spoken)
-        self._heard, self._known = _Peer(raw, transcript, bound, keys), offer.node
+        self._heard = _Peer(raw, transcript, bound, keys)
         self._bound = False
 
     # -- what is said and signed ---------------------------------------------------------------
@@ -305,7 +298,7 @@ class Session:
         over = _OFFER + self._mine
         if kind is Kind.PROOF:
             over = self._to_sign(self._have().transcript, mine=True)
-        body = msgspec.msgpack.encode(_Signed(self._mine, self._key.sign(over)))
+        body = msgspec.msgpack.encode(_Signed(self._mine, self._trust.sign(over)))
         return Send(seal(NO_KEY, kind, body))
 
     def _transcript(self, theirs: bytes) -> bytes:
@@ -320,35 +313,3 @@ class Session:
         if self._heard is None:
             raise RuntimeError("no offer of the peer was heard yet")
         return self._heard
-
-
-def _x25519(secret: bytes) -> X25519PrivateKey:
-    try:
-        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-    except ImportError as error:
-        raise HandfastError(EXTRA) from error
-    return X25519PrivateKey.from_private_bytes(secret)
-
-
-def _verify(node: Node, signature: bytes, data: bytes) -> None:
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(node.key)).verify(signature, data)
-    except (InvalidSignature, ValueError):
-        raise LinkError(Reason.SIGNATURE, f"not signed by node {node.key[:16]}") from None
-
-
-def _derive(secret: X25519PrivateKey, theirs: bytes, transcript: bytes) -> tuple[bytes, bytes]:
-    """Derive the frame keys, 32 bytes each: from the dialer to the listener, and back."""
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
-    from cryptography.hazmat.primitives.hashes import SHA256
-    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
-    try:
-        shared = secret.exchange(X25519PublicKey.from_public_bytes(theirs))
-    except ValueError:
-        raise LinkError(Reason.MALFORMED, "a key of the peer's that agrees on nothing") from None
-    both = HKDF(SHA256(), 64, transcript, _KEYS).derive(shared)
-    return both[:32], both[32:]

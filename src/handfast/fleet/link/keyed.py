@@ -1,0 +1,65 @@
+"""The trust of nodes that have a key each: Ed25519 signatures, keys agreed on by X25519."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from handfast.errors import HandfastError
+from handfast.fleet.identity import EXTRA, Key
+from handfast.link.trust import Chance
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+__all__ = ["Keyed"]
+
+_KEYS: Final = b"handfast.link.keys/1\n"
+
+
+class Keyed:
+    """A node's enrolled key as its :class:`~handfast.link.trust.Trust`."""
+
+    def __init__(self, key: Key) -> None:
+        self._key = key
+        self.id = key.id
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign by Ed25519 (RFC 8032): 64 bytes."""
+        return self._key.sign(data)
+
+    def believes(self, who: str, signature: bytes, data: bytes) -> bool:
+        """Verify the signature of the node that has this public key, in hex."""
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        try:
+            Ed25519PublicKey.from_public_bytes(bytes.fromhex(who)).verify(signature, data)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+    def begin(self, chance: Chance) -> Exchange:
+        """Make a key for one session."""
+        try:
+            from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+        except ImportError as error:
+            raise HandfastError(EXTRA) from error
+        return Exchange(X25519PrivateKey.from_private_bytes(chance(32)))
+
+
+class Exchange:
+    """X25519 (RFC 7748) with a key that ends with its session; HKDF-SHA-256 (RFC 5869) over it."""
+
+    def __init__(self, secret: X25519PrivateKey) -> None:
+        self._secret = secret
+        self.share = secret.public_key().public_bytes_raw()
+
+    def agree(self, theirs: bytes, transcript: bytes) -> tuple[bytes, bytes]:
+        """Derive the frame keys from the shared secret, with the transcript as salt."""
+        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+        shared = self._secret.exchange(X25519PublicKey.from_public_bytes(theirs))
+        both = HKDF(SHA256(), 64, transcript, _KEYS).derive(shared)
+        return both[:32], both[32:]
