@@ -9,6 +9,7 @@ fed twice: as the bytes are, and under a right digest, or nothing would get past
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import struct
 import zlib
@@ -17,10 +18,11 @@ from typing import NamedTuple
 
 import msgspec
 import xxhash
+from fuzz_fleet import FLEET
 
 from handfast.agent import frames
-from handfast.agent.hearsay import MARK, Hearsay, Word
-from handfast.agent.wire import Wire, WireError
+from handfast.agent.hearsay import Hearsay, Word
+from handfast.agent.speech import CODECS, SPOKEN, Said
 from handfast.checkpoint import rounds
 from handfast.checkpoint.outline import outline
 from handfast.core import messages
@@ -28,7 +30,14 @@ from handfast.core.lattice import Epoch
 from handfast.core.membership import Configuration, Domain, RoundRecord
 from handfast.core.state import Member
 from handfast.core.verdict import Verdict
-from handfast.errors import FormatError, Refused
+from handfast.errors import Damaged, FormatError, Refused
+from handfast.link.end import End, read_word
+from handfast.link.frame import Kind, LinkError, cut
+from handfast.link.life import Node
+from handfast.link.records import Records
+from handfast.link.session import Offered, Persist, Send, Session
+from handfast.link.switch import begin, says
+from handfast.link.trust import Secret
 from handfast.store import claims, journal, manifest, objects
 from handfast.store.pins import Holder, pins
 from handfast.testing.powerloss import Disk
@@ -163,19 +172,68 @@ def read_round(data: bytes) -> object:
 # Wires
 
 
+def end_of(me: str, other: str) -> End:
+    """One end of a link between two agents."""
+    trust = Secret(b"secret" * 6, me)
+    session = Session(trust, Node(me, "boot", 1), SPOKEN, peers=(other,), dialer=me < other)
+    return End(session, CODECS)
+
+
+def begun(end: End) -> bytes:
+    """What an end says first, once its life is durable."""
+    said = b""
+    for effect in end.begin():
+        assert isinstance(effect, Persist)
+        said += b"".join(e.frame for e in end.persisted(effect.record) if isinstance(e, Send))
+    return said
+
+
 def shake(data: bytes) -> object:
-    """A wire that somebody speaks into, a few bytes at a time."""
-    wire = Wire(secret=b"secret" * 6, run="run", me="a1", expect=("a2",), dialer=False)
+    """An end that somebody speaks to, a few bytes at a time."""
+    end, buffer = end_of("a1", "a2"), bytearray()
+    begun(end)
     for at in range(0, len(data), 7):
-        wire.feed(data[at : at + 7])
-        if wire.shake():
-            raise AssertionError("opened without the secret")
-    return wire
+        buffer += data[at : at + 7]
+        while (frame := cut(buffer)) is not None:
+            end.receive(frame)
+            if end.switch is not None:
+                raise AssertionError("opened without the secret")
+    return end
 
 
-def greeting() -> bytes:
-    """What the other end says first."""
-    return Wire(secret=b"secret" * 6, run="run", me="a2", expect=("a1",), dialer=True).outgoing()
+def offered(inner: bytes) -> object:
+    """An offer of any content, rightly signed: by a peer whose program is wrong."""
+    end, trust = end_of("a1", "a2"), Secret(b"secret" * 6, "a2")
+    begun(end)
+    signature = trust.sign(b"handfast.link.offer/1\n" + inner)
+    body = msgspec.msgpack.encode([inner, signature])
+    return end.session.receive(Kind.OFFER, body)
+
+
+def an_offer() -> bytes:
+    """The offer that such a peer would sign."""
+    return msgspec.msgpack.encode(end_of("a2", "a1").session.offer)
+
+
+A_LINKS_WORD = msgspec.msgpack.encode(says(begin(SPOKEN[0])))
+
+
+def read_records(data: bytes) -> object:
+    """A record of a link, in a journal that is sound."""
+    path = f"/dev/shm/handfast-fuzz-{os.getpid()}"
+    try:
+        held = Records(path)
+        held._journal.append(data)
+        held._journal.sync()
+        held.close()
+        Records(path).close()
+    finally:
+        os.unlink(path)
+    return None
+
+
+A_RECORD = msgspec.msgpack.encode(Offered(Node("a", "boot", 1), SPOKEN))
+SAID = tuple(CODECS[each.epoch].encode(Said("d0", b"body")) for each in SPOKEN)
 
 
 def read_local(data: bytes) -> object:
@@ -223,7 +281,7 @@ def hear_word(data: bytes) -> None:
     Hearsay(lambda *_: None, lambda: Member("d0", 1)).hear(data, 2)
 
 
-A_WORD = MARK + msgspec.msgpack.encode(Word(Epoch(1, 2), 0, bytes(16), bytes(16)))
+A_WORD = msgspec.msgpack.encode(Word(Epoch(1, 2), 0, bytes(16), bytes(16)))
 JSON = (FormatError, Refused)
 TARGETS: dict[str, Target] = {
     "journal": Target(read_journal, (FormatError,), (a_journal(b"seal", b"", b"x" * 90),)),
@@ -240,9 +298,15 @@ TARGETS: dict[str, Target] = {
     "seal": Target(read_seal, JSON, (SEAL,)),
     "pins": Target(read_pins, (), (HOLDER,)),
     "round": Target(read_round, (FormatError,), (msgspec.json.encode(RoundRecord("a", 3)),)),
-    "wire": Target(shake, (WireError,), (greeting(),)),
+    "link": Target(shake, (LinkError,), (begun(end_of("a2", "a1")),)),
+    "link-offer": Target(offered, (LinkError,), (an_offer(),)),
+    "link-word": Target(read_word, (LinkError,), (A_LINKS_WORD,)),
+    "link-records": Target(read_records, (Damaged,), (A_RECORD,)),
+    "said-1": Target(CODECS[SPOKEN[0].epoch].decode, (ValueError,), SAID[:1]),
+    "said-2": Target(CODECS[SPOKEN[1].epoch].decode, (ValueError,), SAID[1:]),
     "word": Target(hear_word, (msgspec.MsgspecError,), (A_WORD,)),
     "local": Target(read_local, (FormatError,), LOCAL),
+    **{name: Target(*target) for name, target in FLEET.items()},
 }
 
 

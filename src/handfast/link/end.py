@@ -29,7 +29,7 @@ from handfast.link.session import Persist, Record, Send, Session, Taking
 from handfast.link.switch import Spoken, Word
 from handfast.link.window import Window
 
-__all__ = ["USUAL", "Codec", "Effect", "End", "Opened", "Taken"]
+__all__ = ["USUAL", "Codec", "Effect", "End", "Opened", "Taken", "read_word"]
 
 USUAL: Final = 1 << 20
 """The most bytes of data in a frame, unless it is said otherwise."""
@@ -185,7 +185,7 @@ class End:
         body = unseal(self.session.keys[1], header, data)
         self.window.check(header.sequence)
         if header.kind is Kind.WORD:
-            word = _word(body)
+            word = read_word(body)
             state = sw.hear(self.switch, word)
             self.window.take(header.sequence)
             return self._hear(state, word)
@@ -250,7 +250,8 @@ class End:
         return self.switch
 
 
-def _word(body: bytes) -> Word:
+def read_word(body: bytes) -> Word:
+    """Read what a peer says of its end. Raises LinkError."""
     try:
         return msgspec.msgpack.decode(body, type=Word)
     except UNREADABLE as error:
