@@ -1,5 +1,4 @@
-"""Shows that a training's checkpoints and a fleet's bundles rest on one core: what is wrong in it is
-found in both halves, by the law of each."""
+"""Shows that checkpoints and bundles rest on one core: what is wrong in it both halves find."""
 
 from __future__ import annotations
 

@@ -332,8 +332,8 @@ async def test_what_can_t_be_recorded_is_no_link() -> None:
         def full(_: object) -> None:
             raise SaveFailed("no space. What to do: free some")
 
-        full.known = {}  # type: ignore[attr-defined]
-        b.links._records = full  # type: ignore[assignment]
+        full.known = {}  # type: ignore[attr-defined]  # as Records has it
+        b.links._records = full  # type: ignore[assignment]  # a store that fails
         a.links.set_peers(peers)
         b.links.set_peers(peers)
         await until(lambda: b.links.counters["refused_unwritten"] >= 2)

@@ -88,7 +88,8 @@ def test_a_clash_names_rules_and_nodes_and_nothing_that_can_be_spared():
     ]
     assert found.sentence == (
         "no versions that are at hand keep all of this: a: driver at least 525 from CUDA 12 on, "
-        "580 from CUDA 13 on [rule cuda: s]; a: both equal [rule equal: s]"
+        "580 from CUDA 13 on, of driver 570 or 580 with CUDA 13.0 [rule cuda: s]; a: both equal, "
+        "of driver 570 or 580 with FM 570 [rule equal: s]"
     )
     found = choose(
         rules(EQUAL, CUDA, ONE), {**options, "a": {"driver": ["580"]}, "c": {"driver": ["570"]}}

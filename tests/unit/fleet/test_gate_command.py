@@ -12,7 +12,10 @@ import pytest
 
 pytest.importorskip("yaml")
 
+from inventorykit import machine
+
 from handfast.errors import FormatError, Refused
+from handfast.fleet.compat.rules import Level
 from handfast.fleet.gate.keys import Memory
 from handfast.gate import EXIT, check
 
@@ -68,6 +71,68 @@ def test_a_file_of_the_node_that_does_not_count_is_said(
     (tmp_path / "node.json").write_text("{")
     check(keys=Memory(), environ=env)
     assert "node.json: no inventory of a node" in capsys.readouterr().err
+
+
+DRIVER = """
+format: 1
+facts: {gpu.driver: driver}
+rules:
+  driver: {source: us, scope: node, minimum: {fact: gpu.driver, version: 590}}
+"""
+
+
+def test_the_nodes_service_is_asked_and_a_dead_one_is_said(
+    env: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it tells is judged; one that was killed leaves the node's facts unknown, in one line."""
+    machine("hgx", tmp_path / "root")
+    path = str(tmp_path / "n.sock")
+    (tmp_path / "rules.yaml").write_text(DRIVER)
+    asked = env | {"HANDFAST_GATE_NODE": path}
+    argv = ["-m", "handfast", "fleet", "node", "--at", path, "--root", str(tmp_path / "root")]
+    with subprocess.Popen(
+        [sys.executable, *argv],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as served:
+        assert "answers at" in served.stdout.readline()
+        found = check(keys=Memory(), environ=asked)
+        assert "would be refused: rank 0 (" in found.line
+        assert "runs driver 580.65.06; job 17 needs at least 590" in found.line
+        served.kill()
+        served.wait()
+    capsys.readouterr()
+    found = check(keys=Memory(), environ=asked)
+    assert found.level is Level.WARN
+    assert "an unknown driver" in found.line
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert first.startswith(
+        f"handfast gate: what this node runs is unknown: {path}: nobody answers"
+    )
+
+
+PROBE = """
+format: 1
+facts: {env.NCCL_MIN_NCHANNELS: NCCL_MIN_NCHANNELS}
+rules:
+  tried: {source: us, scope: node, must-probe: {probe: x, facts: [env.NCCL_MIN_NCHANNELS]}}
+"""
+
+
+def test_what_was_probed_is_read_from_a_file(env: dict[str, str], tmp_path: Path) -> None:
+    """A rule of must-probe holds by it; a file that can't be read refuses, and says the line."""
+    (tmp_path / "rules.yaml").write_text(PROBE)
+    file = tmp_path / "probed"
+    odd = env | {"NCCL_MIN_NCHANNELS": "2", "HANDFAST_GATE_PROBED": str(file)}
+    line = '{"probe":"x","client":["%s"],"server":["%s"],"passed":true}\n'
+    file.write_text(line % ("2", "2"))
+    assert check(keys=Memory(), environ=odd).line == "fine: 1 ranks, 1 stacks"
+    file.write_text(line % ("3", "3"))
+    assert "needs probe x to have passed" in check(keys=Memory(), environ=odd).line
+    file.write_text(line % ("2", "2") + "{\n")
+    with pytest.raises(Refused, match=r"not be judged: .*probed: line 2: no result of a probe"):
+        check(keys=Memory(), environ=odd | {"HANDFAST_GATE_MODE": "enforce"})
 
 
 @pytest.mark.parametrize(

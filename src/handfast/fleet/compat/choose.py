@@ -21,11 +21,12 @@ from handfast.errors import Refused
 from handfast.fleet.compat import words
 from handfast.fleet.compat.meaning import Results, answer, results
 from handfast.fleet.compat.plan import Menu, Options, Plan, Tie, compiled
-from handfast.fleet.compat.rules import ABSENT, Level, Matrix, MustProbe, Place, Probed, Rules
+from handfast.fleet.compat.rules import ABSENT, Level, Matrix, MustProbe, Place, Probed, Rule, Rules
 
 __all__ = ["TRIES", "Choice", "Clash", "Part", "choose"]
 
 TRIES: Final = 10_000
+DEAR: Final = 4_000  # constraints: with so many more, a try counts as one more
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -40,12 +41,16 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """One rule between some nodes and others; they are the same where it is about one node."""
+    """One rule between some nodes and others; they are the same where it is about one node.
+
+    ``sentence`` says what it needs, and what they have to choose from.
+    """
 
     rule: str
     place: str
     nodes: tuple[str, ...]
     others: tuple[str, ...]
+    sentence: str
 
 
 class Clash(msgspec.Struct, frozen=True):
@@ -88,6 +93,8 @@ class _Search:
     def __init__(self, plan: Plan, probed: Results) -> None:
         self.plan = plan
         self.probed = probed
+        self.tries = 0
+        self.told: dict[tuple[str, tuple[str, ...], tuple[str, ...]], bool] = {}
 
     def choice(self, ties: Sequence[int]) -> Choice | None:
         """Find a choice, from the greatest downwards; None where there is none.
@@ -115,9 +122,10 @@ class _Search:
             for menu in lower:
                 if at[menu.at]:  # else it has nothing older
                     below(tops | {menu.at: at[menu.at] - 1})
-            if len(seen) > TRIES:
+            if self.tries > TRIES:
                 raise Refused(
-                    f"matrices and probes leave more than {TRIES:,} ways to look through",
+                    f"more than {TRIES:,} ways to look through: so many matrices and probes leave, "
+                    "or so many there are to make a clash small",
                     verdict=None,
                     remedy="give the nodes fewer options, or choose for fewer of them at once",
                 )
@@ -130,8 +138,9 @@ class _Search:
             held[menu.at] = (1,)
             for i in range(1, tops.get(menu.at, len(menu.options) - 1) + 1):
                 held[menu.at + i] = (0, 1)
-        edges = chain(self.plan.chains, *(tie.edges for tie in ties))
-        return greatest_retained(held, tuple(dict.fromkeys(edges)))
+        edges = tuple(dict.fromkeys(chain(self.plan.chains, *(tie.edges for tie in ties))))
+        self.tries += 1 + len(edges) // DEAR
+        return greatest_retained(held, edges)
 
     def _greatest(self, ties: Iterable[Tie], tops: Mapping[int, int]) -> dict[int, int] | None:
         """Turn the greatest cuts into the index of each menu."""
@@ -145,10 +154,17 @@ class _Search:
         """The menus of the first matrix or probe that fails: one of them has to be lower."""
         for tie in ties:
             if isinstance(tie.rule.body, Matrix | MustProbe):
-                a, b = ([s.options[at[s.at]] for s in side] for side in (tie.left, tie.right))
-                if not answer(tie.rule, a, b, self.probed).holds:
+                a, b = (tuple([s.options[at[s.at]] for s in e]) for e in (tie.left, tie.right))
+                if not self._holds(tie.rule, a, b):
                     return [*dict.fromkeys((*tie.left, *tie.right))]
         return []
+
+    def _holds(self, rule: Rule, a: tuple[str, ...], b: tuple[str, ...]) -> bool:
+        """Read a rule at two ends, once: a matrix may be long."""
+        key = (rule.name, a, b)
+        if key not in self.told:
+            self.told[key] = answer(rule, a, b, self.probed).holds is True
+        return self.told[key]
 
     def _spelled(self, at: Mapping[int, int], *, greatest: bool) -> Choice:
         values = {
@@ -187,11 +203,14 @@ class _Search:
             rest = [n for n in ties if n not in group]
             if len(rest) < len(ties) and self.choice(rest) is None:
                 ties = rest
-        left = [every[n] for n in ties]
-        flocks = self.plan.flocks
-        parts = tuple(
-            Part(tie.rule.name, tie.place, flocks[tie.first].names, flocks[tie.second].names)
-            for tie in left
+        parts = tuple(self._part(rules, every[n]) for n in ties)
+        return Clash(parts, words.clash(part.sentence for part in parts))
+
+    def _part(self, rules: Rules, tie: Tie) -> Part:
+        nodes, others = (self.plan.flocks[n].names for n in (tie.first, tie.second))
+        menus = dict.fromkeys(
+            (menu.at, menu.fact, menu.options) for menu in (*tie.left, *tie.right)
         )
-        said = zip((tie.rule for tie in left), parts, strict=True)
-        return Clash(parts, words.clash(rules, ((r, part.nodes, part.others) for r, part in said)))
+        could = [(fact, options) for _, fact, options in menus]
+        said = words.need(rules, tie.rule, nodes, others, could)
+        return Part(tie.rule.name, tie.place, nodes, others, said)

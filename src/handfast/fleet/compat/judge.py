@@ -219,9 +219,10 @@ def natural(names: Iterable[str]) -> list[str]:
 
 
 @lru_cache(maxsize=1 << 16)  # each name is sorted once a rule
-def _natural_key(name: str) -> tuple[tuple[str, int], ...]:
-    """Take a name apart into what is between its numbers, and the numbers."""
-    return tuple((word, int(digits or "-1")) for word, digits in re.findall(r"(\D*)(\d*)", name))
+def _natural_key(name: str) -> tuple[tuple[tuple[str, int], ...], str]:
+    """Take a name apart into what is between its numbers, and the numbers; then node-1, node-01."""
+    parts = re.findall(r"(\D*)(\d*)", name)
+    return tuple((word, int(digits or "-1")) for word, digits in parts), name
 
 
 def _grouped(

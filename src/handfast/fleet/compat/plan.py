@@ -19,17 +19,20 @@ from typing import TypeAlias
 import msgspec
 
 from handfast.core.lattice import Constraint
-from handfast.errors import FormatError
+from handfast.errors import FormatError, Refused
 from handfast.fleet.compat import words
 from handfast.fleet.compat.judge import natural
 from handfast.fleet.compat.meaning import gap, place_of, reads
 from handfast.fleet.compat.rules import ABSENT, Adjacent, Exact, Minimum, Place, Rule, Scope
 from handfast.fleet.compat.versions import compare, sort_key
 
-__all__ = ["NEVER", "Flock", "Menu", "Options", "Plan", "Tie", "compiled"]
+__all__ = ["NEVER", "Flock", "Menu", "Options", "Plan", "Tie", "compiled", "ordered"]
 
 NEVER = 0
 """The cut that nothing reaches."""
+
+KINDS = 400
+"""Of nodes, at most: each pair of kinds is compiled for each rule; 200 take 3 s on one core."""
 
 Options: TypeAlias = Mapping[str, Mapping[str, Collection[str]]]
 
@@ -97,6 +100,13 @@ def compiled(rules: Sequence[Rule], options: Options, places: Iterable[Place]) -
                 "are chosen for: give its options, or leave it out"
             )
     flocks = _flocks(rules, options, sides)
+    if len(flocks) > KINDS:
+        raise Refused(
+            f"{len(flocks):,} kinds of nodes, by what they could have and where they are; at most "
+            f"{KINDS} are chosen for, pair by pair",
+            verdict=None,
+            remedy="choose for some of them, or let nodes that are alike have the same options",
+        )
     menus = [menu for each in flocks for menu in each.menus.values()]
     return Plan(
         flocks,
@@ -122,7 +132,7 @@ def _flocks(
     for names in equal.values():
         menus = {}
         for fact in facts:
-            found = _ordered(rules, fact, set(options[names[0]].get(fact, ())), names)
+            found = ordered(rules, fact, set(options[names[0]].get(fact, ())), names)
             menus[fact] = Menu(fact, at, found)
             at += len(found)
         flocks.append(Flock(tuple(names), menus))
@@ -151,7 +161,7 @@ def _ties(
                 yield Tie(rule, place, a, b, one, other, tuple(_edges(rule, one, other)))
 
 
-def _ordered(
+def ordered(
     rules: Sequence[Rule], fact: str, options: Collection[str], names: Sequence[str]
 ) -> tuple[str, ...]:
     """Order options by the releases that a rule lists where it lists all, else as versions."""

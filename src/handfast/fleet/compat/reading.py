@@ -34,7 +34,7 @@ from handfast.fleet.compat.rules import (
     Text,
 )
 
-__all__ = ["load", "parse", "start"]
+__all__ = ["MOST", "Wrong", "composed", "load", "parse", "start"]
 
 MOST: Final = 1 << 20  # bytes; the file that is shipped has some 10,000
 KINDS: Final = ("exact", "adjacent", "minimum", "matrix", "must_probe")
@@ -47,7 +47,7 @@ TAGS: Final = MappingProxyType(  # what nodes have that were given none
 )
 
 
-class _Wrong(Exception):
+class Wrong(Exception):
     """What is wrong with a part of the file, and the line where it stands."""
 
     def __init__(self, what: str, line: int) -> None:
@@ -99,33 +99,38 @@ def parse(data: bytes, name: str, known: Collection[str] = ()) -> Rules:
     FormatError, with file, line and rule, for what can't be read, or can't be meant; and where
     PyYAML is not installed.
     """
-    if len(data) > MOST:
-        raise FormatError(
-            f"{name}: more than {MOST:,} bytes, which are read at most. What to do: give the "
-            "file of rules, or split it"
-        )
     lines: dict[tuple[str, ...], int] = {}
     try:
-        document = _compose(data, name, lines)
+        document = composed(data, name, "rules", lines)
         head, rules = _split(document)
         read = [_rule(each, body, lines[("rules", each)]) for each, body in rules.items()]
         for rule in read:
             if what := consistency.alone(rule):
-                raise _Wrong(f"rule {rule.name}: {what}", lines[("rules", rule.name)])
+                raise Wrong(f"rule {rule.name}: {what}", lines[("rules", rule.name)])
         _check_facts(head, read, known, lines)
         for at_fault, what in consistency.together(read):
-            raise _Wrong(f"rule {at_fault}: {what}", lines[("rules", at_fault)])
-    except _Wrong as wrong:
+            raise Wrong(f"rule {at_fault}: {what}", lines[("rules", at_fault)])
+    except Wrong as wrong:
         raise FormatError(f"{name}: line {wrong.line}: {wrong}") from None
     return Rules(name, tuple(read), head.facts | head.brought)
 
 
-def _compose(data: bytes, name: str, lines: dict[tuple[str, ...], int]) -> object:
+def composed(data: bytes, name: str, what: str, lines: dict[tuple[str, ...], int]) -> object:
+    """Read plain YAML, and fill in the line of each key, by the keys and numbers that lead to it.
+
+    Raises Wrong; FormatError where there is too much of it, or PyYAML is not installed, with what
+    the file holds (``what``).
+    """
+    if len(data) > MOST:
+        raise FormatError(
+            f"{name}: more than {MOST:,} bytes, which are read at most. What to do: give the "
+            f"file of {what}, or split it"
+        )
     try:
         yaml: Any = import_module("yaml")  # it has no types of its own
     except ImportError:
         raise FormatError(
-            f"{name}: rules are YAML, which the package PyYAML reads, and it is not installed. "
+            f"{name}: {what} are YAML, which the package PyYAML reads, and it is not installed. "
             "What to do: pip install 'handfast[fleet]'"
         ) from None
     try:
@@ -134,10 +139,10 @@ def _compose(data: bytes, name: str, lines: dict[tuple[str, ...], int]) -> objec
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
-        what = getattr(error, "problem", None) or str(error)
-        raise _Wrong(f"no YAML: {what}. What to do: correct that line", line) from None
+        problem = getattr(error, "problem", None) or str(error)
+        raise Wrong(f"no YAML: {problem}. What to do: correct that line", line) from None
     except UNREADABLE as error:
-        raise _Wrong(f"no YAML: {error}. What to do: save it as UTF-8 text", 1) from None
+        raise Wrong(f"no YAML: {error}. What to do: save it as UTF-8 text", 1) from None
 
 
 def _plain(
@@ -145,13 +150,13 @@ def _plain(
 ) -> object:
     """Turn a node of PyYAML into texts, lists and dictionaries, keeping the line of each key."""
     if node is None:
-        raise _Wrong("the file is empty. What to do: begin it with `format: 1`", 1)
+        raise Wrong("the file is empty. What to do: begin it with `format: 1`", 1)
     line = node.start_mark.line + 1
     if id(node) in seen:
-        raise _Wrong("an alias (*name) is not read. What to do: write it out", line)
+        raise Wrong("an alias (*name) is not read. What to do: write it out", line)
     seen.add(id(node))
     if node.tag != TAGS[node.id]:
-        raise _Wrong(f"the tag {node.tag} is not read. What to do: take it away", line)
+        raise Wrong(f"the tag {node.tag} is not read. What to do: take it away", line)
     if node.id == "scalar":
         return node.value
     if node.id == "sequence":
@@ -161,9 +166,9 @@ def _plain(
         line = key.start_mark.line + 1
         word = _plain(key, path, lines, seen)
         if not isinstance(word, str):
-            raise _Wrong("a key that is no text. What to do: give it a plain name", line)
+            raise Wrong("a key that is no text. What to do: give it a plain name", line)
         if word in found:
-            raise _Wrong(
+            raise Wrong(
                 f"{word} stands twice; the first is in line {lines[(*path, word)]}. What to do: "
                 "keep one of them, or rename one",
                 line,
@@ -176,35 +181,35 @@ def _plain(
 def _split(document: object) -> tuple[_Head, dict[str, object]]:
     """Take the rules out of the file."""
     if not isinstance(document, dict):
-        raise _Wrong("no mapping. What to do: begin with `format: 1`, then `rules:`", 1)
+        raise Wrong("no mapping. What to do: begin with `format: 1`, then `rules:`", 1)
     rest = dict(document)
     rules = rest.pop("rules", None)
     if not isinstance(rules, dict):
-        raise _Wrong("it has no rules. What to do: name them under `rules:`, as a mapping", 1)
+        raise Wrong("it has no rules. What to do: name them under `rules:`, as a mapping", 1)
     try:
         return msgspec.convert(rest, _Head, strict=False), rules
     except msgspec.ValidationError as error:
-        raise _Wrong(f"{error}. What to do: correct it; this handfast reads format 1", 1) from None
+        raise Wrong(f"{error}. What to do: correct it; this handfast reads format 1", 1) from None
 
 
 def _rule(name: str, spelled: object, line: int) -> Rule:
     if not NAME.fullmatch(name):
-        raise _Wrong(
+        raise Wrong(
             f"{name!r} can't name a rule. What to do: use small letters, digits and dashes", line
         )
     try:
         found = msgspec.convert(spelled, _Spelled, strict=False)
     except msgspec.ValidationError as error:
-        raise _Wrong(f"rule {name}: {error}. What to do: correct it", line) from None
+        raise Wrong(f"rule {name}: {error}. What to do: correct it", line) from None
     kinds = [kind for kind in KINDS if getattr(found, kind) is not None]
     if len(kinds) != 1:
-        raise _Wrong(
+        raise Wrong(
             f"rule {name}: it has {' and '.join(kinds) or 'no kind'}. What to do: give it exactly "
             "one of exact, adjacent, minimum, matrix and must-probe",
             line,
         )
     if found.absent_differs and kinds != ["exact"]:
-        raise _Wrong(
+        raise Wrong(
             f"rule {name}: absent-differs is for exact rules over several nodes. What to do: take "
             "it out",
             line,
@@ -231,21 +236,21 @@ def _check_facts(
         for fact in chain(*reads(rule)):
             used.add(fact)
             if fact not in there and not fact.startswith(families):
-                raise _Wrong(
+                raise Wrong(
                     f"rule {rule.name}: no inventory has the fact {fact}. What to do: correct its "
                     "spelling, or, if the site brings it, say so under `brought:`",
                     lines[("rules", rule.name)],
                 )
     for fact in head.facts:
         if known and fact not in there and not fact.startswith(families):
-            raise _Wrong(
+            raise Wrong(
                 f"facts has words for {fact}, which no inventory has. What to do: correct its "
                 "spelling, or move it to `brought:`",
                 lines[("facts", fact)],
             )
     for fact in head.brought:
         if fact in head.facts or fact not in used:
-            raise _Wrong(
+            raise Wrong(
                 f"brought has {fact}, which no rule names, or `facts:` has too. What to do: take "
                 "it out, or correct its spelling",
                 lines[("brought", fact)],

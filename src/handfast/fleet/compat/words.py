@@ -9,18 +9,19 @@ from typing import Final, TypeAlias
 from handfast.fleet.compat.meaning import needs, reads
 from handfast.fleet.compat.rules import ABSENT, Matrix, MustProbe, Place, Rule, Rules
 
-__all__ = ["clash", "differ", "meets", "runs", "sentence", "several"]
+__all__ = ["clash", "differ", "meets", "need", "runs", "sentence", "several"]
 
 FEW: Final = 3
 
 Side: TypeAlias = tuple[Sequence[str], Iterable[tuple[str, str | None]]]
+Options: TypeAlias = Iterable[tuple[str, Sequence[str]]]
 
 
-def several(names: Sequence[str]) -> str:
+def several(names: Sequence[str], last: str = "and") -> str:
     """Name the first few, and count the rest."""
     if len(names) <= FEW + 1:
-        return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-    return f"{', '.join(names[:FEW])} and {len(names) - FEW} others"
+        return f" {last} ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return f"{', '.join(names[:FEW])} {last} {len(names) - FEW} others"
 
 
 def runs(rules: Rules, names: Sequence[str], facts: Mapping[str, str | None]) -> str:
@@ -62,14 +63,28 @@ def sentence(rules: Rules, rule: Rule, subject: str, why: str, whose: str) -> st
     return f"{subject}; {wants}{tail} [rule {rule.name}: {rule.source}]"
 
 
-def clash(rules: Rules, parts: Iterable[tuple[Rule, Sequence[str], Sequence[str]]]) -> str:
+def need(
+    rules: Rules, rule: Rule, nodes: Sequence[str], others: Sequence[str], could: Options
+) -> str:
+    """Say what a rule needs of nodes (and of others, where they are not the same).
+
+    ``could`` is what they have to choose from, fact by fact; it may name a fact for each side.
+    """
+    word = {fact: rules.word(fact) for fact in chain(*reads(rule))}
+    who = several(nodes) if nodes == others else f"{several(nodes)} with {several(others)}"
+    have = " with ".join(_could(rules, fact, options) for fact, options in could)
+    return f"{who}: {needs(rule, word)}, of {have} [rule {rule.name}: {rule.source}]"
+
+
+def clash(said: Iterable[str]) -> str:
     """Say which needs can't be met together."""
-    said = []
-    for rule, nodes, others in parts:
-        word = {fact: rules.word(fact) for fact in chain(*reads(rule))}
-        who = several(nodes) if nodes == others else f"{several(nodes)} with {several(others)}"
-        said.append(f"{who}: {needs(rule, word)} [rule {rule.name}: {rule.source}]")
     return f"no versions that are at hand keep all of this: {'; '.join(said)}"
+
+
+def _could(rules: Rules, fact: str, options: Sequence[str]) -> str:
+    if options == (ABSENT,):
+        return f"no {rules.word(fact)}"
+    return f"{rules.word(fact)} {several(options, 'or')}"
 
 
 def _things(rules: Rules, facts: Iterable[tuple[str, str | None]]) -> str:

@@ -93,6 +93,8 @@ class _Service:
             return refusal(f"a request of more than {LINE} bytes")
         except asyncio.IncompleteReadError as error:
             line = error.partial
+        except OSError:  # he is gone
+            line = b""
         try:
             challenge = read_request(line)
             if challenge and self._key is None:

@@ -1,0 +1,186 @@
+"""A rehearsal, gone through: uniform fleets first, then every walk, each with a fresh fleet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from itertools import pairwise, product
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from handfast.fleet.rehearse.fleet import Fleet, Found, Outcome, worst
+from handfast.fleet.rehearse.reading import Rehearsal
+from handfast.fleet.rehearse.walks import State, Walk, edges, orders, pick
+
+__all__ = ["Did", "Kind", "Rehearsed", "Trail", "rehearse"]
+
+
+class Kind(StrEnum):
+    """What was done to a fleet: started as a whole, or something to one of its nodes."""
+
+    START = "start"
+    UPGRADE = "upgrade"
+    DOWNGRADE = "downgrade"
+    RESTART = "restart"
+
+
+class Did(msgspec.Struct, frozen=True):
+    """A move, what the nodes ran after it, and what came of it.
+
+    ``node`` is empty for a start. ``pairs`` are those that were probed: client and server by
+    their numbers, and whether they worked.
+    """
+
+    kind: Kind
+    node: str
+    versions: tuple[str, ...]
+    found: Found
+    pairs: tuple[tuple[int, int, bool], ...] = ()
+
+    @property
+    def works(self) -> bool:
+        """Whether the fleet worked afterwards."""
+        return self.found.outcome is Outcome.WORKS
+
+
+Trail = tuple[Did, ...]
+"""What was done to one fleet, from its start; only the last may not have worked."""
+
+
+class Rehearsed(msgspec.Struct, frozen=True):
+    """What came of a rehearsal.
+
+    ``judged`` is False where a fleet of one version did not work: then mixtures were not tried.
+    ``unmade`` counts moves that no walk could come to; ``untidy`` says what came of teardowns that
+    did not work.
+    """
+
+    trails: tuple[Trail, ...]
+    judged: bool
+    unmade: int
+    untidy: tuple[str, ...]
+    seconds: float
+
+
+def rehearse(
+    rehearsal: Rehearsal, *, quick: bool = False, tell: Callable[[str], None] = lambda _: None
+) -> Rehearsed:
+    """Go through a rehearsal. ``tell`` is told how far it is, in one line.
+
+    ``quick``: each move from each state once, and not in every order. Whatever ends the call, no
+    process that it started is left. Raises OSError where there is no room for a fleet.
+    """
+    return _Stage(rehearsal, quick, tell).play()
+
+
+class _Stage:
+    """What has come of it so far."""
+
+    def __init__(self, rehearsal: Rehearsal, quick: bool, tell: Callable[[str], None]) -> None:
+        self._is = rehearsal
+        self._size = len(rehearsal.nodes)
+        self._quick = quick
+        self._tell = tell
+        self._trails: list[Trail] = []
+        self._unmade = 0
+        self._untidy: list[str] = []
+
+    def play(self) -> Rehearsed:
+        """All of it."""
+        begun = time.monotonic()
+        versions = tuple(self._is.versions)
+        uniform = [(version,) * self._size for version in versions]
+        for each in uniform:
+            self._together(each)
+        judged = all(trail[0].works for trail in self._trails)
+        if judged and not self._is.run:
+            for mixed in product(versions, repeat=self._size):
+                if mixed not in uniform:
+                    self._together(mixed)
+        elif judged:
+            for old, new in pairwise(versions):
+                self._neighbours(old, new)
+        took = round(time.monotonic() - begun, 1)
+        return Rehearsed(tuple(self._trails), judged, self._unmade, tuple(self._untidy), took)
+
+    def _together(self, versions: tuple[str, ...]) -> None:
+        """A fleet that is started as it is, once."""
+        with self._fleet(versions) as (fleet, trail):
+            self._do(fleet, trail, Kind.START)
+
+    def _neighbours(self, old: str, new: str) -> None:
+        """Every walk between two versions."""
+        walks = orders(self._size)
+        gone: set[Walk] = set()
+        broken: set[Walk] = set()
+        restarted: set[tuple[State, int]] = set()
+        while (walk := pick(walks, gone, broken, quick=self._quick)) is not None:
+            came, works = self._walk(old, new, walk, restarted)
+            if came is not None:
+                (gone if works else broken).add(came)
+        made = {edge for walk in gone | broken for edge in edges(walk)}
+        self._unmade += len({edge for walk in walks for edge in edges(walk)} - made)
+
+    def _walk(
+        self, old: str, new: str, walk: Walk, restarted: set[tuple[State, int]]
+    ) -> tuple[Walk | None, bool]:
+        """Go a walk as far as it works; gives what was gone of it, and whether that worked.
+
+        It gives None where a restart did not work. A node is restarted once at each state, so the
+        same walk, gone again, comes further.
+        """
+        with self._fleet((old,) * self._size) as (fleet, trail):
+            if not self._do(fleet, trail, Kind.START):
+                return (), False
+            for at, node in enumerate((*walk, None)):
+                state = tuple(sorted(walk[:at]))
+                for each in range(self._size):
+                    if (state, each) not in restarted:
+                        restarted.add((state, each))
+                        if not self._do(fleet, trail, Kind.RESTART, each, fleet.versions[each]):
+                            return None, False
+                if node is not None:
+                    up = node not in walk[:at]
+                    kind, version = (Kind.UPGRADE, new) if up else (Kind.DOWNGRADE, old)
+                    if not self._do(fleet, trail, kind, node, version):
+                        return walk[: at + 1], False
+        return walk, True
+
+    @contextmanager
+    def _fleet(self, versions: tuple[str, ...]) -> Iterator[tuple[Fleet, list[Did]]]:
+        """Make a fleet, and in the end away with it; what was done to it is kept."""
+        trail: list[Did] = []
+        with TemporaryDirectory(prefix="handfast-", ignore_cleanup_errors=True) as root:
+            fleet = Fleet(self._is, root, versions)
+            try:
+                yield fleet, trail
+            finally:
+                end = fleet.close()
+        self._trails.append(tuple(trail))
+        if end.outcome is not Outcome.WORKS and end.sentence not in self._untidy:
+            self._untidy.append(end.sentence)
+
+    def _do(
+        self, fleet: Fleet, trail: list[Did], kind: Kind, at: int = 0, version: str = ""
+    ) -> bool:
+        """Do one thing to a fleet, and see what came of it."""
+        node = "" if kind is Kind.START else self._is.nodes[at]
+        what = f"{kind} {node} to {version}" if node else f"{kind} all"
+        self._tell(f"fleet {len(self._trails) + 1}: {', '.join(fleet.versions)}: {what}")
+        found = fleet.lost()  # since the last look: to stop it now would hide that
+        if found.outcome is Outcome.WORKS:
+            found = fleet.move(node, version) if node else fleet.start()
+        probed = fleet.probe() if found.outcome is Outcome.WORKS else {}
+        # a node that ended says more than a probe that failed for it
+        found = worst([fleet.lost(), found, *probed.values()])
+        numbers = {name: number for number, name in enumerate(self._is.nodes)}
+        pairs = tuple(
+            (numbers[ends[0]], numbers[ends[1]], each.outcome is Outcome.WORKS)
+            for ends, each in probed.items()
+            if len(ends) == 2
+        )
+        trail.append(Did(kind, node, fleet.versions, found, pairs))
+        return trail[-1].works
