@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from handfast.agent.frames import make_image
 from handfast.agent.keeper import Image, Keeper, Plan
@@ -30,6 +31,12 @@ from handfast.core.messages import Record, Released, Skipped, decode_record, enc
 from handfast.core.retain import Keep
 from handfast.core.state import Member
 from handfast.errors import Damaged, HandfastError, Superseded
+from handfast.fleet import identity
+from handfast.link import life
+from handfast.link import records as links
+from handfast.link.life import Node
+from handfast.link.session import Bound, Offered, Taking
+from handfast.link.switch import Spoken
 from handfast.store import delta, directory, journal, manifest
 from handfast.store.claims import domains_below, identify, incarnations, lengths_now
 from handfast.store.files import Files, read_file
@@ -43,6 +50,7 @@ ROOT, NAME, RUN = "/disk/runs/gpt", "rank0", "run-1"
 NBYTES = 300  # behind a header of 4096: two chunks, of which the first is the same in all epochs
 CHUNK = 4096
 TAIL = 6000
+OLD, NEW = Spoken(Epoch(1, 1), "old"), Spoken(Epoch(1, 2), "new")
 
 
 class Lost(AssertionError):
@@ -100,6 +108,28 @@ class Allocated(NamedTuple):
     path: str
     nonce: str
     generation: int
+
+
+class Enrolled(NamedTuple):
+    """A node was told its key, which stands in this directory; "" is about to be."""
+
+    path: str
+    key: str
+
+
+class Counted(NamedTuple):
+    """A node's life was given this number, by the counter in this file."""
+
+    path: str
+    number: int
+
+
+class Recorded(NamedTuple):
+    """These records of links are durable in this file, or the last of them is about to be."""
+
+    path: str
+    records: tuple[Record, ...]
+    done: bool = True
 
 
 class Exported(NamedTuple):
@@ -350,6 +380,36 @@ def story_export(disk: Disk, files: Files) -> None:
             disk.tell(Exported(f"{home}/{n}", n))
 
 
+def story_lives(disk: Disk, files: Files) -> None:
+    """A node is enrolled, and begins ten lives: the tenth number is longer."""
+    home = f"{ROOT}/node"
+    disk.tell(Enrolled(home, ""))
+    disk.tell(Enrolled(home, identity.enroll(home, files).id))
+    for number in range(1, 11):
+        assert life.count(files, f"{home}/counter", "") == number
+        disk.tell(Counted(f"{home}/counter", number))
+
+
+def story_links(disk: Disk, files: Files) -> None:
+    """Two lives of an end of links: what they record, and a file that is written anew."""
+    path, told = "/disk/runs/links", ()
+    for born in (1, 2):
+        held = links.Records(path, files)
+        for record in (
+            Offered(Node("me", "boot", born), (OLD, NEW)),
+            *(
+                Bound(bytes(16), Node("me", "boot", born), Node(who, "b", born), OLD)
+                for who in "ab"
+            ),
+            Taking(bytes(16), (NEW,)),
+        ):
+            told = (*told, record)
+            disk.tell(Recorded(path, told, done=False))
+            held(record)
+            disk.tell(Recorded(path, told))
+        held.close()
+
+
 def story_looks(disk: Disk, files: Files) -> None:
     """Somebody looks at all that a domain holds, and writes nothing."""
     story_saves(disk, disk)
@@ -362,13 +422,13 @@ def story_looks(disk: Disk, files: Files) -> None:
         shelf.read(epoch)
     pins(files, ROOT, NAME)
     rounds.peek(files, ROOT, "node", 0)
-    identity = f"{ROOT}/domains/{NAME}/domain.json"
-    disk.rename(identity, f"{identity}.away")
+    path = f"{ROOT}/domains/{NAME}/domain.json"
+    disk.rename(path, f"{path}.away")
     try:
         with contextlib.suppress(Damaged):  # it is not made anew over incarnations
             identify(files, ROOT, NAME, run=RUN, shard=0)
     finally:
-        disk.rename(f"{identity}.away", identity)
+        disk.rename(f"{path}.away", path)
 
 
 Story = Callable[[Disk, Files], None]
@@ -506,12 +566,12 @@ def judge(
     Epochs that were `unreadable` for a while may have been given up for it, but not in silence.
     """
     _judge_files(files, told, root)
-    if any(isinstance(fact, Allocated | Exported) for fact in told):
+    if any(isinstance(fact, Allocated | Exported | Enrolled | Recorded) for fact in told):
         return  # of no domain
     found = identify(files, root, NAME, run=RUN, shard=0)
-    identity = next((fact for fact in told if isinstance(fact, Identified)), None)
-    if identity is not None and found.id != identity.id:
-        raise Lost(f"the identity {identity.id} is gone")
+    known = next((fact for fact in told if isinstance(fact, Identified)), None)
+    if known is not None and found.id != known.id:
+        raise Lost(f"the identity {known.id} is gone")
     keeper, member = Keeper.claim(files, root, NAME)
     meant: tuple[bytes, ...] = ()
     said = 0
@@ -602,6 +662,7 @@ def _judge_files(files: Files, told: tuple[object, ...], root: str) -> None:
                 f"1/{fact.step}"
             ):
                 raise Lost(f"{fact.path} is there or was exported, and is not what was written")
+    _judge_lives(files, told)
     published = [f.epoch for f in told if isinstance(f, Published)]
     data = _bytes(files, f"{root}/certificates/{NAME}.json")
     if published and data is None:
@@ -611,6 +672,25 @@ def _judge_files(files: Files, told: tuple[object, ...], root: str) -> None:
         epoch = Epoch(shown["generation"], shown["step"])
         if published and epoch < published[-1]:
             raise Lost(f"the certificate of {published[-1]} was shown, and {epoch}'s is there")
+
+
+def _judge_lives(files: Files, told: tuple[object, ...]) -> None:
+    """What nodes and links were told of themselves and of each other."""
+    for fact in told:
+        if isinstance(fact, Enrolled):
+            pem = _bytes(files, f"{fact.path}/node.key")
+            found = "" if pem is None else identity.Key(load_pem_private_key(pem, None)).id
+            if fact.key not in ("", found):
+                raise Lost(f"the key {fact.key[:8]} was given, and is gone")
+    for fact in [f for f in told if isinstance(f, Counted)][-1:]:
+        if (number := life.counted(files, fact.path, "")) < fact.number:
+            raise Lost(f"life {fact.number} was begun, and the counter is at {number}")
+    for fact in [f for f in told if isinstance(f, Recorded)][-1:]:
+        held = links.Records(fact.path, files)
+        durable = [fact.records] if fact.done else [fact.records, fact.records[:-1]]
+        if (held.spoken, held.known) not in [links.recall(each) for each in durable]:
+            raise Lost(f"{len(fact.records)} records are durable, and others are there")
+        held.close()
 
 
 def _bytes(files: Files, path: str) -> bytes | None:

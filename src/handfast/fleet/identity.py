@@ -40,8 +40,8 @@ import msgspec
 from handfast.core.verdict import Verdict
 from handfast.errors import UNREADABLE, Damaged, FormatError, HandfastError, Refused
 from handfast.fleet.inventory.facts import Inventory, decode, encode
-from handfast.link.life import Node, count, counted, write_new
-from handfast.store.files import Posix, describe, make_directory, remedy
+from handfast.link.life import Node, Private, count, counted
+from handfast.store.files import Files, describe, make_directory, remedy, write_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -110,7 +110,7 @@ class Clone(msgspec.Struct, frozen=True):
     where: tuple[str, ...]
 
 
-def enroll(directory: str) -> Key:
+def enroll(directory: str, files: Files | None = None) -> Key:
     """Make a node's key, once, durably, for this user only. Changes nothing where there is one.
 
     The key is written under another name, synced, linked, and its name synced: two that enroll at
@@ -128,20 +128,21 @@ def enroll(directory: str) -> Key:
         serialization.NoEncryption(),
     )
     temporary = f"{path}.{os.urandom(8).hex()}.tmp"
+    files = files or Private()
     with _writing(path):
-        make_directory(Posix(), directory)
+        make_directory(files, directory)
         try:
             with suppress(FileExistsError):
-                write_new(counter, b"0\n")
-            if counted(counter, _ANEW) and not os.path.lexists(path):
+                write_file(files, counter, b"0\n")
+            if counted(files, counter, _ANEW) and not files.exists(path):
                 raise Refused(
                     f"{directory} has a counter and no key: it was a node's, whose key is gone",
                     verdict=Verdict.MISSING,
                     remedy="put the key back, or enroll in an empty directory as another node",
                 )
-            write_new(temporary, pem)
-            os.link(temporary, path)
-            Posix().fsync_dir(directory)
+            write_file(files, temporary, pem)
+            files.link(temporary, path)
+            files.fsync_dir(directory)
         except FileExistsError as error:
             raise Refused(
                 f"{path}: this node is enrolled already",
@@ -150,7 +151,7 @@ def enroll(directory: str) -> Key:
             ) from error
         finally:
             with suppress(FileNotFoundError):
-                os.unlink(temporary)
+                files.unlink(temporary)
     return Key(secret)
 
 
@@ -197,7 +198,7 @@ def start(directory: str, key: Key, boot: str) -> Node:
     """
     path = f"{directory}/{COUNTER}"
     with _writing(path), _locked(f"{directory}/{LOCK}"):
-        return Node(key.id, boot, count(path, _ANEW))
+        return Node(key.id, boot, count(Private(), path, _ANEW))
 
 
 def sign(key: Key, inventory: Inventory, challenge: bytes = b"") -> Statement:

@@ -9,9 +9,9 @@ from typing import Annotated, Final
 import msgspec
 
 from handfast.errors import Damaged, HandfastError
-from handfast.store.files import Posix
+from handfast.store.files import Files, Posix, read_file, write_file
 
-__all__ = ["BOOT_ID", "Node", "boot_id", "count", "counted", "write_new"]
+__all__ = ["BOOT_ID", "Node", "Private", "boot_id", "count", "counted"]
 
 BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 
@@ -38,39 +38,36 @@ def boot_id(path: str = BOOT_ID) -> str:
         ) from error
 
 
-def count(path: str, remedy: str) -> int:
+class Private(Posix):
+    """Files of this user's alone, whatever this process's umask is."""
+
+    def create(self, path: str) -> int:
+        """Create a file that nobody else may read."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.fchmod(fd, 0o600)
+        return fd
+
+
+def count(files: Files, path: str, remedy: str) -> int:
     """Raise the counter in a file by one, durably, and only then give it. The caller holds a lock.
 
     Raises as :func:`counted` does, and OSError where it can't be written.
     """
-    number = counted(path, remedy) + 1
+    number = counted(files, path, remedy) + 1
     temporary = f"{path}.tmp"
     with suppress(FileNotFoundError):  # of one who died here; the lock is ours now
-        os.unlink(temporary)
-    write_new(temporary, f"{number}\n".encode())
-    os.rename(temporary, path)
-    Posix().fsync_dir(os.path.dirname(path))
+        files.unlink(temporary)
+    write_file(files, temporary, f"{number}\n".encode())
+    files.rename(temporary, path)
+    files.fsync_dir(os.path.dirname(path))
     return number
 
 
-def counted(path: str, remedy: str) -> int:
+def counted(files: Files, path: str, remedy: str) -> int:
     """Read a counter. Raises Damaged, with the ``remedy``, where it is missing or no number."""
-    try:
-        with open(path, encoding="ascii") as file:
-            text = file.read(32)
-    except FileNotFoundError as error:  # from 0 on numbers would be used twice
-        raise Damaged(f"{path}: the counter is missing. What to do: {remedy}") from error
-    except UnicodeDecodeError:
-        text = ""
-    if not text.strip().isdigit():
+    if not files.exists(path):  # from 0 on numbers would be used twice
+        raise Damaged(f"{path}: the counter is missing. What to do: {remedy}")
+    text = read_file(files, path, 32).decode(errors="replace")
+    if not (text.isascii() and text.strip().isdigit()):
         raise Damaged(f"{path}: {text!r} is no number. What to do: {remedy}")
     return int(text)
-
-
-def write_new(path: str, data: bytes) -> None:
-    """Make a new file of this user's alone, and its bytes durable. Raises OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb", buffering=0) as file:
-        os.fchmod(fd, 0o600)  # whatever this process's umask is
-        file.write(data)
-        os.fsync(fd)

@@ -91,7 +91,7 @@ class Records:
             self._journal.close()
 
     def _read(self) -> list[Record]:
-        if not os.path.lexists(self._path):
+        if not self._files.exists(self._path):
             return []
         try:
             found = scan(self._files, self._path).records
@@ -101,7 +101,7 @@ class Records:
 
     def _anew(self) -> Journal:
         """Write all that counts into a new file, and put that in the old one's place."""
-        temporary = f"{self._path}.new"
+        temporary = f"{self._path}.tmp"
         with writing("write the records", self._path):
             with suppress(FileNotFoundError):  # of one who died here
                 self._files.unlink(temporary)

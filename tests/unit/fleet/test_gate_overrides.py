@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,6 +57,16 @@ def test_each_use_is_a_line_that_is_never_overwritten(file: Path) -> None:
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     assert [line["job"] for line in lines] == ["job 17", "job 18"]
     assert (lines[0]["override"]["who"], lines[0]["sentence"]) == ("ada", "two NCCLs")
+
+
+def test_a_use_is_on_the_disk_before_it_counts(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line is there whole when it is synced, and is synced when the ruling comes back."""
+    audit, synced = file.with_suffix(".log"), []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(audit.read_bytes()))
+    excuse([NCCL], load(str(file)), AT, "job 17", str(audit))
+    assert [line.count(b"\n") for line in synced] == [1]
 
 
 def test_what_can_not_be_recorded_is_not_used(file: Path) -> None:

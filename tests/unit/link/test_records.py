@@ -144,7 +144,7 @@ def test_what_one_died_over_is_in_nobodys_way(tmp_path: Path) -> None:
     held = Records(str(path))
     held(Offered(ME, (Spoken(Epoch(1, 1), "x"),)))
     held.close()
-    (tmp_path / "records.new").write_bytes(b"half")
+    (tmp_path / "records.tmp").write_bytes(b"half")
     held = Records(str(path))
     assert held.spoken == (Spoken(Epoch(1, 1), "x"),)
     held.close()
