@@ -223,6 +223,8 @@ def read_records(data: bytes) -> object:
     path = f"/dev/shm/handfast-fuzz-{os.getpid()}"
     try:
         held = Records(path)
+        held(Offered(Node("b", "boot", 1), SPOKEN[:1]))
+        assert held._journal is not None
         held._journal.append(data)
         held._journal.sync()
         held.close()

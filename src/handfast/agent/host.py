@@ -475,6 +475,7 @@ class Agent:
         if self._links is not None:
             await self._links.close()
             self._links = self._routes.links = None
+            self._nonce = ""
         if self._records is not None:
             self._records.close()
             self._records = None
@@ -482,7 +483,7 @@ class Agent:
     def _on_refused(self, peer: str, why: str) -> None:
         """Tell the trainers why an agent that they wait for is not linked; "" once it is."""
         for trainer in self._server.trainers:
-            trainer.push("unlinked", agent=peer, why=why)
+            trainer.push(f"unlinked {peer}", agent=peer, why=why)
 
     def _on_up(self, peer: str) -> None:
         """A link is up, perhaps again: greet every domain that lives there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import socket
 import time
@@ -17,6 +18,8 @@ from handfast.link.life import Node, boot_id
 from handfast.link.records import Records
 
 __all__ = ["Opened", "Round", "life_of", "node_label", "place_of_agents", "records_of"]
+
+logger = logging.getLogger(__name__)
 
 
 def node_label() -> str:
@@ -47,9 +50,10 @@ def place_of_agents(listener: socket.socket) -> str:
 
     Agents that follow each other on one node have one such place; two nodes never do.
     """
-    with contextlib.suppress(OSError, TypeError, HandfastError):
+    with contextlib.suppress(OSError, TypeError):
         met = os.stat(os.path.dirname(listener.getsockname()))
-        return f"{boot_id()} {met.st_dev} {met.st_ino}"
+        if boot := _boot():
+            return f"{boot} {met.st_dev} {met.st_ino}"
     return ""
 
 
@@ -59,7 +63,15 @@ def life_of(label: str) -> Node:
     Agents of a machine follow each other, since each holds the lock of its place for life; and the
     time since a boot only rises, so each life has a higher number than those before it.
     """
-    return Node(label, boot_id(), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+    return Node(label, _boot(), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+
+
+def _boot() -> str:
+    """Give the boot's id; "" where it can't be read, which then tells nothing apart."""
+    try:
+        return boot_id()
+    except HandfastError:
+        return ""
 
 
 def records_of(path: str, nonce: str) -> Records:
@@ -70,11 +82,18 @@ def records_of(path: str, nonce: str) -> Records:
     """
     place, agent = os.path.split(path)
     name = f"{agent}.links-{hashlib.sha256(nonce.encode()).hexdigest()[:16]}"
-    for old in os.listdir(place):
-        if old.startswith(f"{agent}.links-") and not old.startswith(name):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(place, old))
-    return Records(os.path.join(place, name))
+    with contextlib.suppress(OSError):
+        for old in os.listdir(place):
+            if old.startswith(f"{agent}.links-") and not old.startswith(name):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(place, old))
+    path = os.path.join(place, name)
+    try:
+        return Records(path)
+    except HandfastError as error:  # it is of this round alone: to begin anew costs no safety
+        logger.warning("%s", error)
+        os.unlink(path)
+        return Records(path)
 
 
 class Round(msgspec.Struct, frozen=True):

@@ -26,7 +26,7 @@ from handfast.agent.speech import CODECS, MAX_SAID, SPOKEN, Said, words_at
 from handfast.core.lattice import Epoch
 from handfast.errors import HandfastError
 from handfast.link.end import Effect, End, Taken
-from handfast.link.frame import MAX_BODY, MAX_TALK, LinkError, Reason, cut
+from handfast.link.frame import MAX_BODY, LinkError, Reason, cut
 from handfast.link.life import Node
 from handfast.link.records import Records
 from handfast.link.session import Persist, Send, Session
@@ -43,6 +43,8 @@ Address = tuple[str, int]
 _READ = 1 << 16
 _QUEUE_MESSAGES = 1024
 _QUEUE_BYTES = 32 << 20
+_SHAKES = 16
+"""The most frames of one handshake; two are enough."""
 _GREETING = 64
 """The most connections that may stand in the handshake at once: strangers hold no more."""
 
@@ -80,11 +82,6 @@ class _Link:
     def peer(self) -> str:
         """Who is at the other end, proved."""
         return self.end.session.bound.theirs.key
-
-    @property
-    def epoch(self) -> Epoch:
-        """Under which epoch this end speaks."""
-        return self.end.switch.sending if self.end.switch is not None else SPOKEN[0].epoch
 
     def offer(self, said: Said) -> bool:
         """Queue what is to be said, unless that would break the bounds."""
@@ -143,9 +140,9 @@ class Links:
     that raises is logged and counted, and harms no link.
 
     ``counters`` counts by name what happened: ``up``, ``down``, ``replaced``, ``silent``, ``lost``,
-    ``unreachable``, ``dropped_down``, ``dropped_full``, ``unsayable``, ``callback_failed``,
-    ``refused_busy``, ``refused_timeout``, ``refused_unwritten`` and ``refused_<reason>`` for each
-    :class:`Reason`.
+    ``unreachable``, ``failed``, ``dropped_down``, ``dropped_full``, ``unsayable``,
+    ``callback_failed``, ``refused_busy``, ``refused_timeout``, ``refused_unwritten`` and
+    ``refused_<reason>`` for each :class:`Reason`.
     """
 
     def __init__(
@@ -190,7 +187,7 @@ class Links:
     def epoch(self, peer: str) -> Epoch | None:
         """The epoch spoken with ``peer``, or None while its link is down."""
         link = self._links.get(peer)
-        return None if link is None else link.epoch
+        return None if link is None else link.end.sending
 
     async def listen(self, host: str, port: int = 0) -> Address:
         """Wait for peers on ``host``; port 0 takes a free one. Returns the address listened on.
@@ -238,7 +235,7 @@ class Links:
         why = ""
         if link is None:
             why = "dropped_down"
-        elif said.word and not words_at(link.epoch):
+        elif said.word and not words_at(link.end.sending):
             why = "unsayable"
         elif not link.offer(said):
             why = "dropped_full"
@@ -271,27 +268,38 @@ class Links:
             writer.transport.abort()
             return
         lower = {peer for peer in self._peers if peer < self._me}
-        task = self._start(self._converse(self._end(lower, dialer=False), reader, writer))
+        try:
+            end = self._end(lower, dialer=False)
+        except Exception:
+            writer.transport.abort()
+            raise
+        task = self._start(self._converse(end, reader, writer))
         # a task that is cancelled before its first step never reaches its own clean-up
         task.add_done_callback(lambda _: writer.transport.abort())
 
     async def _keep_dialing(self, peer: str, address: Address) -> None:
         failures = 0
         while True:
-            lived = await self._dial(peer, address)
+            try:
+                lived = await self._dial(peer, address)
+            except Exception:  # whatever it is, the peer must be dialed again
+                self.counters["failed"] += 1
+                logger.exception("dialing agent %s at %s failed", peer, address)
+                lived = 0.0
             # a link that breaks as soon as it is up is no reason to hurry
             failures = 0 if lived > self._pace.backoff_most else min(failures + 1, 30)
             most = min(self._pace.backoff * 2**failures, self._pace.backoff_most)
             await asyncio.sleep(most * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
 
     async def _dial(self, peer: str, address: Address) -> float:
+        end = self._end({peer}, dialer=True)
         try:
             async with asyncio.timeout(self._pace.handshake):
                 reader, writer = await asyncio.open_connection(*address, limit=_READ)
         except OSError as error:
             self._count("unreachable", f"agent {peer} at {address}: {error}")
             return 0.0
-        return await self._converse(self._end({peer}, dialer=True), reader, writer)
+        return await self._converse(end, reader, writer)
 
     def _end(self, expect: Container[str], *, dialer: bool) -> End:
         session = Session(
@@ -301,9 +309,9 @@ class Links:
             peers=expect,
             dialer=dialer,
             realm=self._run,
-            known=self._records.known,
+            known=self._records,
         )
-        return End(session, CODECS, most=MAX_BODY)
+        return End(session, CODECS, most=MAX_BODY, order=True)
 
     async def _converse(
         self, end: End, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -318,10 +326,10 @@ class Links:
                 await self._exchange(link)
         except LinkError as error:
             self._count(f"refused_{error.reason}", f"a connection with {where}: {error}")
-            if end.session.met in self._peers and not began:
-                self._call(self._on_refused, end.session.met, str(error))
+            self._refuse(end.session.met, str(error))
         except HandfastError as error:
             self._count("refused_unwritten", f"a connection with {where}: {error}")
+            self._refuse(end.session.met, str(error))
         except OSError as error:
             self._count("lost", f"the connection with {where}: {error!r}")
         finally:
@@ -330,16 +338,26 @@ class Links:
                 self._down(link)
         return clock() - began if began else 0.0
 
+    def _refuse(self, peer: str, why: str) -> None:
+        """Tell why a peer can't be linked, if it is none that is linked; an offer may be old."""
+        if peer in self._peers and peer not in self._links:
+            self._call(self._on_refused, peer, why)
+
     async def _greet(self, link: _Link) -> bool:
         """The handshake; False where the other end left or was too slow."""
         self._greeting += 1
         try:
             async with asyncio.timeout(self._pace.handshake):
                 await self._do(link, link.end.begin())
+                heard = 0
                 while link.end.switch is None:
-                    frame = cut(link.arrived, MAX_TALK)
+                    frame = cut(link.arrived, link.end.bound)
                     if frame is not None:
+                        heard += 1
+                        if heard > _SHAKES:
+                            raise LinkError(Reason.FULL, f"{heard} frames, and no end of it")
                         await self._do(link, link.end.receive(frame))
+                        await link.writer.drain()
                         continue
                     data = await link.reader.read(_READ)
                     if not data:
@@ -358,7 +376,8 @@ class Links:
         while waiting:
             effect = waiting.popleft()
             if isinstance(effect, Persist):
-                await asyncio.to_thread(self._records, effect.record)
+                if self._records.news(effect.record):
+                    await asyncio.to_thread(self._records, effect.record)
                 waiting.extend(link.end.persisted(effect.record))
             else:
                 link.put([effect])

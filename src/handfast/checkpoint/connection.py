@@ -84,7 +84,7 @@ class Connection:
         the agent raised, AgentGone where none can be kept alive, and Blocked where one does not
         answer.
         """
-        self._joining, self._round = joining, None
+        self._joining, self._round, self._unlinked = joining, None, {}
         for attempt in range(REVIVALS):
             try:
                 if self._client is None or self._client.ended:
@@ -225,7 +225,7 @@ class Connection:
 
     def _take(self, topic: str, fields: dict[str, Any]) -> None:
         """Keep the newest of what is told; called in the client's reader thread."""
-        if topic == "unlinked":
+        if topic.startswith("unlinked "):
             self._unlinked[fields["agent"]] = fields["why"]
         if topic == "snapshot":
             snapshot = decode_snapshot(fields["data"])

@@ -84,7 +84,12 @@ Event = events.Event | Proved | Unfit | Finalise
 
 
 def round_name(nonce: str, digest: str) -> str:
-    """Name the round of a plan by the bundle that it aims at; by none where it only goes back."""
+    """Name the round of a plan by the bundle that it aims at; by none where it only goes back.
+
+    Raises ValueError for a digest with a colon or an at sign, which part names.
+    """
+    if ":" in digest or "@" in digest:
+        raise ValueError(f"{digest!r}: name a bundle by its digest alone, without ':' and '@'")
     return f"{nonce}:{digest}"
 
 

@@ -16,6 +16,7 @@ from handfast.core.lattice import GENESIS, Epoch
 from handfast.errors import UNREADABLE, Refused
 from handfast.link import switch as sw
 from handfast.link.frame import (
+    MAX_TALK,
     NO_KEY,
     Header,
     Kind,
@@ -67,7 +68,8 @@ class End:
 
     ``most`` bounds the body of a data frame that is taken or sent, in bytes. ``single`` says that
     the parts behind this link speak one epoch at a time: then it is never changed while it is open.
-    ``refused`` counts the frames that were not taken, by reason.
+    ``order`` says that the transport keeps the order of frames and loses none: then a gap is an
+    error. ``refused`` counts the frames that were not taken, by reason.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class End:
         *,
         most: int = USUAL,
         single: bool = False,
+        order: bool = False,
     ) -> None:
         self.session = session
         self.codecs = codecs
@@ -84,12 +87,22 @@ class End:
         self.switch: sw.Switch | None = None
         """The state of the change of epoch; None before the handshake is done."""
         self.refused: Counter[Reason] = Counter()
-        self.window = Window()
+        self.window = Window(order=order)
         """Which of the peer's sequence numbers are settled."""
         self._most = most
         self._sent = 0
         self._waiting: Taking | None = None
         self._missing(session.offer.spoken)
+
+    @property
+    def bound(self) -> int:
+        """The most bytes of a body that is read now: few of a peer that has proved nothing yet."""
+        return MAX_TALK if self.switch is None else self._most
+
+    @property
+    def sending(self) -> Epoch:
+        """Under which epoch this end speaks; RuntimeError before the handshake is done."""
+        return self._open().sending
 
     def begin(self) -> list[Effect]:
         """Begin the handshake."""
@@ -112,9 +125,13 @@ class End:
             raise
 
     def persisted(self, record: Record) -> list[Effect]:
-        """Go on once a record is durable."""
+        """Go on once a record is durable. Raises LinkError as :meth:`Session.persisted` does."""
         if not isinstance(record, Taking):
-            return self._opened([*self.session.persisted(record)])
+            try:
+                return self._opened([*self.session.persisted(record)])
+            except LinkError as error:
+                self.refused[error.reason] += 1
+                raise
         if record != self._waiting:
             return []
         self._waiting = None

@@ -78,6 +78,7 @@ class Reason(StrEnum):
     MAC = "mac"  # changed on the way, or of another key
     SESSION = "session"  # of another session, or before there is one
     REPLAYED = "replayed"  # its sequence number was taken before
+    GAP = "gap"  # not the next one, where a stream keeps order
     LATE = "late"  # all up to its sequence number was taken or given up
     EPOCH = "epoch"  # of an epoch that is not taken now; or no epoch in common
     DIGEST = "digest"  # one number for two bundles

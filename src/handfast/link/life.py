@@ -11,7 +11,7 @@ import msgspec
 from handfast.errors import Damaged, HandfastError
 from handfast.store.files import Files, Posix, read_file, write_file
 
-__all__ = ["BOOT_ID", "Node", "Private", "boot_id", "count", "counted"]
+__all__ = ["BOOT_ID", "Node", "Private", "boot_id", "count", "counted", "newer"]
 
 BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 
@@ -25,6 +25,11 @@ class Node(msgspec.Struct, frozen=True):
     key: str
     boot: str
     counter: Annotated[int, msgspec.Meta(ge=1)]
+
+
+def newer(node: Node, than: Node | None) -> bool:
+    """Say whether this is a later life than another one of the same key; so is any, than none."""
+    return than is None or node.counter > than.counter
 
 
 def boot_id(path: str = BOOT_ID) -> str:

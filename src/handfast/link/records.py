@@ -15,8 +15,8 @@ from typing import Final
 
 import msgspec
 
-from handfast.errors import UNREADABLE, Damaged, FormatError
-from handfast.link.life import Node
+from handfast.errors import UNREADABLE, Damaged, FormatError, SaveFailed
+from handfast.link.life import Node, newer
 from handfast.link.session import Bound, Record
 from handfast.link.switch import Spoken
 from handfast.store.files import Files, Posix, writing
@@ -31,64 +31,91 @@ _REMEDY: Final = "take the link down at both ends, remove this file, and shake h
 
 
 def recall(records: Iterable[Record]) -> tuple[tuple[Spoken, ...], dict[str, Node]]:
-    """Read records, in order: what a session is to offer, and whom it knows, by key.
+    """Read records, in order: what a session is to offer, and whom it knows, in the newest life.
 
     Epochs are () where nothing is recorded.
     """
     spoken: tuple[Spoken, ...] = ()
     known: dict[str, Node] = {}
     for record in records:
-        if isinstance(record, Bound):
-            known[record.theirs.key] = record.theirs
-        else:
+        if not isinstance(record, Bound):
             spoken = record.spoken
+        elif newer(record.theirs, known.get(record.theirs.key)):
+            known[record.theirs.key] = record.theirs
     return spoken, known
 
 
 class Records:
     """The records of one link, or of all links of one end that speak the same: call it to add one.
 
-    It is what a transport takes as its ``store``: a record is durable when the call returns. Safe
-    in threads; one process has it at a time. Raises Damaged where the file can't be read, and
-    SaveFailed where it can't be written: after that it is of no more use.
+    It is what a transport takes as its ``store``, and a session as whom it knows: a record is
+    durable when the call returns. Safe in threads; one process has the file at a time, which is
+    made when there is something to record. Raises Damaged where it can't be read, and SaveFailed
+    where it can't be written; the next call tries again, in a new file.
     """
 
     def __init__(self, path: str, files: Files | None = None) -> None:
         self._path = path
         self._files = files or Posix()
         self._lock = threading.Lock()
-        self._kept = {_about(record)[0]: record for record in self._read()}
-        self._journal = self._anew()
+        self._journal: Journal | None = None
         self._more = 0
-
-    @property
-    def spoken(self) -> tuple[Spoken, ...]:
+        self.spoken: tuple[Spoken, ...] = ()
         """What a new session is to offer; () where nothing is recorded."""
-        return recall(self._kept.values())[0]
+        self.known: dict[str, Node] = {}
+        """The newest life of each peer that this node is bound to, by key; replaced, never changed.
+        """
+        self._kept: dict[str, Record] = {}
+        for record in self._read():
+            self._keep(record)
 
-    @property
-    def known(self) -> dict[str, Node]:
-        """The newest life of each peer that this node is bound to, by key."""
-        return recall(self._kept.values())[1]
+    def get(self, peer: str) -> Node | None:
+        """Give the newest life of a peer."""
+        return self.known.get(peer)
+
+    def news(self, record: Record) -> bool:
+        """Say whether a record tells anything new: so to meet again writes nothing."""
+        if isinstance(record, Bound):
+            return newer(record.theirs, self.known.get(record.theirs.key))
+        return record.spoken != self.spoken
 
     def __call__(self, record: Record) -> None:
-        """Make a record durable, unless it tells nothing new: so to meet again writes nothing."""
-        name, told = _about(record)
+        """Make a record durable, unless it tells nothing new."""
         with self._lock:
-            if (held := self._kept.get(name)) is not None and _about(held)[1] == told:
+            if not self.news(record):
                 return
-            if self._more >= FEW:
-                self._journal.close()
+            if self._journal is None or self._more >= FEW or not self._journal.stands():
+                self._drop()
                 self._journal, self._more = self._anew(), 0
-            self._journal.append(msgspec.msgpack.encode(record))
-            self._journal.sync()
-            self._kept[name] = record
+            try:
+                self._journal.append(msgspec.msgpack.encode(record))
+                self._journal.sync()
+            except SaveFailed:  # such a journal is dead
+                self._drop()
+                raise
+            self._keep(record)
             self._more += 1
 
     def close(self) -> None:
         """Give the file back."""
         with self._lock:
-            self._journal.close()
+            self._drop()
+
+    def _drop(self) -> None:
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            with suppress(SaveFailed):
+                journal.close()
+
+    def _keep(self, record: Record) -> None:
+        if not self.news(record):
+            return
+        if isinstance(record, Bound):
+            self._kept[record.theirs.key] = record
+            self.known = {**self.known, record.theirs.key: record.theirs}
+        else:
+            self._kept[""] = record
+            self.spoken = record.spoken
 
     def _read(self) -> list[Record]:
         if not self._files.exists(self._path):
@@ -96,8 +123,9 @@ class Records:
         try:
             found = scan(self._files, self._path).records
             return [msgspec.msgpack.decode(data, type=Record) for data in found]
-        except (*UNREADABLE, FormatError) as error:
-            raise Damaged(f"{self._path}: {error}. What to do: {_REMEDY}") from error
+        except (*UNREADABLE, FormatError, Damaged) as error:
+            why = str(error).partition(". What to do")[0].partition(": this domain's")[0]
+            raise Damaged(f"{self._path}: {why}. What to do: {_REMEDY}") from error
 
     def _anew(self) -> Journal:
         """Write all that counts into a new file, and put that in the old one's place."""
@@ -111,11 +139,5 @@ class Records:
             journal.sync()
             self._files.rename(temporary, self._path)
             self._files.fsync_dir(os.path.dirname(os.path.abspath(self._path)))
+        journal.path = self._path
         return journal
-
-
-def _about(record: Record) -> tuple[str, object]:
-    """Tell what a record supersedes, of one peer or of this end, and what counts of it."""
-    if isinstance(record, Bound):
-        return record.theirs.key, record.theirs
-    return "", record.spoken

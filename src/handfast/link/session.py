@@ -22,19 +22,20 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Container, Mapping
-from typing import Final, TypeAlias
+from collections.abc import Container
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
 from handfast.errors import UNREADABLE
 from handfast.link.frame import NO_KEY, Kind, LinkError, Reason, seal
-from handfast.link.life import Node
+from handfast.link.life import Node, newer
 from handfast.link.switch import Spoken, choose
 from handfast.link.trust import Chance, Trust
 
 __all__ = [
-    "Bound", "Effect", "Offer", "Offered", "Persist", "Record", "Send", "Session", "Taking",
+    "Bound", "Effect", "Known", "Offer", "Offered", "Persist", "Record", "Send", "Session",
+    "Taking",
 ]  # fmt: skip
 
 _OFFER: Final = b"handfast.link.offer/1\n"
@@ -119,12 +120,20 @@ class _Peer(msgspec.Struct, frozen=True):
     keys: tuple[bytes, bytes]
 
 
+class Known(Protocol):
+    """The newest life of each peer, as far as this node is bound to one: a dict, or Records."""
+
+    def get(self, peer: str, /) -> Node | None:
+        """Give a peer's newest life, by its key."""
+
+
 class Session:
     """One handshake of one end; ``dialer`` tells the two ends apart.
 
     ``spoken`` are the epochs of this end, base and at most one successor; ``peers`` are the keys of
-    those that may be at the other end; ``known`` the newest incarnation of each that a
-    :class:`Bound` of this node holds. Raises ValueError for epochs that can't be offered.
+    those that may be at the other end; ``known`` gives the newest incarnation of each that a
+    :class:`Bound` of this node holds, and is asked each time. Raises ValueError for epochs that
+    can't be offered.
     """
 
     def __init__(
@@ -136,7 +145,7 @@ class Session:
         peers: Container[str],
         dialer: bool,
         realm: str = "",
-        known: Mapping[str, Node] | None = None,
+        known: Known | None = None,
         chance: Chance = secrets.token_bytes,
     ) -> None:
         numbers = [each.epoch for each in spoken]
@@ -144,7 +153,7 @@ class Session:
             raise ValueError("offer a base and at most one successor, above it, as this key's node")
         self._trust = trust
         self._peers = peers
-        self._known = known or {}
+        self._known: Known = {} if known is None else known
         self._dialer = dialer
         self._agreement = trust.begin(chance)
         successor = spoken[1] if len(spoken) == 2 else None
@@ -178,10 +187,15 @@ class Session:
         return self._persist(Offered(self.offer.node, self.offer.spoken))
 
     def persisted(self, record: Record) -> list[Effect]:
-        """Go on once a record is durable. One that nobody waits for any more is passed over."""
+        """Go on once a record is durable. One that nobody waits for any more is passed over.
+
+        Raises LinkError where a later life of the peer was bound meanwhile, by another session.
+        """
         if record != self._waiting:
             return []
         self._waiting = None
+        if isinstance(record, Bound):
+            self._not_older(record.theirs)  # its successor may have been bound meanwhile
         if isinstance(record, Offered):
             self._offered = True
             if self._heard is not None:
@@ -207,11 +221,13 @@ class Session:
         except UNREADABLE as error:
             raise LinkError(Reason.MALFORMED, f"an offer that can't be read: {error}") from None
         self._admit(offer)
+        over = _OFFER + signed.offer
+        if kind is Kind.PROOF:
+            over = self._to_sign(self._transcript(signed.offer), mine=False)
+        self._verify(offer.node, signed.signature, over)
+        self._not_older(offer.node)
         if kind is Kind.OFFER:
-            self._verify(offer.node, signed.signature, _OFFER + signed.offer)
             return self._meet(offer, signed.offer)
-        transcript = self._transcript(signed.offer)
-        self._verify(offer.node, signed.signature, self._to_sign(transcript, mine=False))
         return self._believe(offer, signed.offer)
 
     # -- what an offer must be -----------------------------------------------------------------
@@ -228,8 +244,12 @@ class Session:
             raise LinkError(Reason.PEER, f"{node.key[:80]!r} is not expected on this connection")
         if len(offer.nonce) != NONCE or (successor and successor.epoch <= offer.base.epoch):
             raise LinkError(Reason.MALFORMED, "an offer without a sound nonce or successor")
-        same = heard is not None and heard.key == node.key
-        known = heard if same else self._known.get(node.key)
+
+    def _not_older(self, node: Node) -> None:
+        heard = self._heard.bound.theirs if self._heard is not None else None
+        known = self._known.get(node.key)
+        if heard is not None and heard.key == node.key and newer(heard, known):
+            known = heard
         if known is None:
             return
         if node.counter < known.counter:

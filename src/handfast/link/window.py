@@ -13,25 +13,32 @@ SPAN: Final = 1024
 
 
 class Window:
-    """Takes each number once. Of what is behind the span a gap counts as given up.
+    """Takes each number once. Of what is behind the span a gap counts as given up; where a stream
+    keeps ``order`` none is taken out of its turn.
 
     ``floor``: every number below was taken or given up. ``lost`` counts those that were given up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, order: bool = False) -> None:
         self.floor = 0
         self.lost = 0
+        self._order = order
         self._seen = 0  # bit i: floor + i was taken
 
     def check(self, sequence: int) -> None:
         """Raise LinkError for a number that was taken or given up. Changes nothing."""
         if sequence < self.floor:
             raise LinkError(Reason.LATE, f"frame {sequence}: all below {self.floor} is settled")
+        if self._order and sequence > self.floor:
+            raise LinkError(Reason.GAP, f"frame {sequence} came where {self.floor} was due")
         if self._seen >> min(sequence - self.floor, SPAN) & 1:
             raise LinkError(Reason.REPLAYED, f"frame {sequence} was taken before")
 
     def take(self, sequence: int) -> None:
         """Take a number that :meth:`check` lets pass."""
+        if self._order:
+            self.floor += 1
+            return
         if sequence >= self.floor + SPAN:
             self.give_up(sequence - SPAN)
         self._seen |= 1 << sequence - self.floor

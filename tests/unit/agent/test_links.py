@@ -25,12 +25,12 @@ import pytest
 from handfast.agent.joining import life_of
 from handfast.agent.links import Address, Links, Pace
 from handfast.agent.speech import CODECS, MAX_SAID, SPOKEN, Said
-from handfast.errors import SaveFailed
 from handfast.link.end import End
 from handfast.link.frame import MAX_BODY, cut
 from handfast.link.records import Records
 from handfast.link.session import Persist, Send, Session
 from handfast.link.trust import Secret
+from handfast.store.files import Files, Posix
 
 RECORDS = tempfile.TemporaryDirectory()
 NUMBERS = itertools.count()
@@ -50,12 +50,14 @@ class Agent:
         secret: bytes = SECRET,
         run: str = "run",
         pace: Pace = PATIENT,
+        disk: Files | None = None,
         **more: Any,
     ) -> None:
         self.me = me
+        self.options = {"secret": secret, "run": run, "pace": pace, **more}
         self.events: list[tuple[str, Any]] = []
         self.address: Address = ("", 0)
-        self.records = Records(f"{RECORDS.name}/{next(NUMBERS)}")
+        self.records = Records(f"{RECORDS.name}/{next(NUMBERS)}", disk)
         self.links = Links(
             secret=secret,
             run=run,
@@ -67,6 +69,12 @@ class Agent:
             pace=pace,
             **more,
         )
+
+    def again(self) -> Self:
+        """The same life with other connections, and the records that it has."""
+        born = type(self)(self.me, **self.options)
+        born.links._records, born.links._life = self.records, self.links._life
+        return born
 
     def send(self, peer: str, payload: bytes) -> bool:
         return self.links.send(peer, Said("domain", payload))
@@ -322,24 +330,88 @@ async def test_an_older_life_of_a_peer_is_refused() -> None:
         assert old.events == []
 
 
+class Full(Posix):
+    """A disk that is full for a while."""
+
+    full = False
+
+    def fdatasync(self, fd: int) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        super().fdatasync(fd)
+
+
 @looped
 async def test_what_can_t_be_recorded_is_no_link() -> None:
-    """And the link comes up by itself where the disk has room again."""
-    a, b = Agent("a"), Agent("b")
-    held = b.records
-    async with mesh(a, b, linked=False) as peers:
-
-        def full(_: object) -> None:
-            raise SaveFailed("no space. What to do: free some")
-
-        full.known = {}  # type: ignore[attr-defined]  # as Records has it
-        b.links._records = full  # type: ignore[assignment]  # a store that fails
-        a.links.set_peers(peers)
+    """It is told why, and the link comes up by itself where the disk has room again."""
+    disk, told = Full(), []
+    a = Agent("a")
+    b = Agent("b", disk=disk, on_refused=lambda peer, why: told.append((peer, why)))
+    async with mesh(a, b):
+        pass
+    disk.full = True
+    born, b = Agent("a"), b.again()
+    async with mesh(born, b, linked=False) as peers:
+        born.links.set_peers(peers)
         b.links.set_peers(peers)
         await until(lambda: b.links.counters["refused_unwritten"] >= 2)
-        assert a.links.up == b.links.up == frozenset()
-        b.links._records = held
+        assert born.links.up == b.links.up == frozenset()
+        assert told[-1][0] == "a"
+        assert "No space left" in told[-1][1]
+        disk.full = False
+        await until(lambda: born.links.up == {"b"} and b.links.up == {"a"})
+
+
+async def tampered(reason: str) -> None:
+    """Send a frame to an open link that was changed, comes before its turn, or twice."""
+    b = Agent("b")
+    async with mesh(b, linked=False):
+        b.links.set_peers({"a": ("127.0.0.1", 1)})
+        dialer, _, writer = await handshake(b.address, "a", "b")
+        one, two = (
+            effect.frame
+            for word in (b"one", b"two")
+            for effect in dialer.end.send(Said("domain", word))
+            if isinstance(effect, Send)
+        )
+        hurt = {"mac": one[:-1] + bytes([one[-1] ^ 1]), "gap": two, "late": one * 2}
+        writer.write(hurt[reason])
+        await until(lambda: b.links.counters[f"refused_{reason}"])
+        await until(lambda: b.links.counters["down"])
+        assert b.got("a") == ([b"one"] if reason == "late" else [])
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("reason", ["mac", "gap", "late"])
+def test_a_frame_that_was_changed_lost_or_doubled_ends_the_link(reason: str) -> None:
+    """A stream keeps order, so whoever carries it has not."""
+    run(tampered(reason))
+
+
+@looped
+async def test_a_dialer_outlives_whatever_goes_wrong() -> None:
+    """An error that nobody thought of is counted, and the peer is dialed again."""
+    a, b = Agent("a"), Agent("b")
+    async with mesh(a, b, linked=False) as peers:
+        real, broken = a.links._end, [3]
+
+        def end(*args: Any, **options: Any) -> Any:
+            if broken[0]:
+                broken[0] -= 1
+                raise RuntimeError("can't start new thread")
+            return real(*args, **options)
+
+        a.links._end = end  # type: ignore[method-assign]  # it fails three times
+        a.links.set_peers(peers)
+        b.links.set_peers(peers)
         await until(lambda: a.links.up == {"b"} and b.links.up == {"a"})
+        assert a.links.counters["failed"] == 3
+        b.links._end = end  # type: ignore[method-assign]  # it fails once, of who accepts
+        broken[0] = 1
+        with contextlib.suppress(ConnectionError):
+            reader, writer = await asyncio.open_connection(*b.address)
+            assert await reader.read(64) == b""
+        writer.transport.abort()
 
 
 # -- who is let in -----------------------------------------------------------------------------
@@ -371,15 +443,18 @@ async def handshake(
     )
     reader, writer = await asyncio.open_connection(*target)
     dialer = Dialer(End(session, CODECS, most=MAX_BODY), reader, writer)
-    dialer.do(dialer.end.begin())
-    while dialer.end.switch is None:
-        data = await reader.read(65536)
-        if not data:
-            writer.transport.abort()
-            raise ConnectionResetError("refused")
-        dialer.arrived += data
-        while (frame := cut(dialer.arrived)) is not None:
-            dialer.do(dialer.end.receive(frame))
+    try:
+        dialer.do(dialer.end.begin())
+        while dialer.end.switch is None:
+            data = await reader.read(65536)
+            if not data:
+                raise ConnectionResetError("refused")
+            dialer.arrived += data
+            while (frame := cut(dialer.arrived)) is not None:
+                dialer.do(dialer.end.receive(frame))
+    except BaseException:
+        writer.transport.abort()
+        raise
     return dialer, reader, writer
 
 
@@ -436,6 +511,7 @@ GARBAGE = [
     bytes(100_000),
     random.Random(7).randbytes(3000),
     b"\x89HFL\x00\x01\x00\x01\xff\xff\xff\xff" + bytes(52),
+    b"\x89HFL\x00\x01\x00\x04\x00\x00\x10\x01" + bytes(52),
     b"",
 ]
 
@@ -457,7 +533,7 @@ async def test_garbage_from_strangers_harms_no_link() -> None:
         assert a.lives("b") == [[]]
         counters = b.links.counters
         assert counters["refused_magic"] == 25
-        assert counters["refused_length"] == 5
+        assert counters["refused_length"] == 10
         await until(lambda: b.links._greeting == 0)
 
 

@@ -288,3 +288,10 @@ def test_a_node_that_joins_holds_what_it_brought() -> None:
     )
     node, effects = rollout.step(node, later)
     assert node.member.retained == brought
+
+
+@pytest.mark.parametrize("digest", ["sha256:ab", "ab@1"])
+def test_a_digest_with_a_mark_that_parts_names_is_refused(digest: str) -> None:
+    """Its plan would aim at half of it, and never end."""
+    with pytest.raises(ValueError, match="by its digest alone"):
+        rollout.round_name("plan", digest)

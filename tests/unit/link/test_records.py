@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -116,10 +117,66 @@ def test_what_can_t_be_written_is_never_taken_for_durable(tmp_path: Path) -> Non
         with pytest.raises(SaveFailed):
             held(bound("a", 2))
         assert held.known["a"].counter == 1
+    disk.full = False
+    held(bound("a", 3))
     held.close()
     again = Records(path)
-    assert again.known["a"].counter in (1, 2)
+    assert again.known["a"].counter == 3
     again.close()
+
+
+def test_a_life_is_never_followed_by_an_earlier_one(tmp_path: Path) -> None:
+    """Whichever handshake is recorded last."""
+    held = Records(str(tmp_path / "records"))
+    held(bound("a", 9))
+    held(bound("a", 3))
+    assert held.known["a"].counter == recall([bound("a", 9), bound("a", 3)])[1]["a"].counter == 9
+    held.close()
+
+
+def test_to_meet_again_writes_nothing(tmp_path: Path) -> None:
+    """Nor is there a file before there is something to record."""
+    path = tmp_path / "records"
+    held = Records(str(path))
+    assert not path.exists()
+    held(bound("a", 1))
+    before = path.stat().st_size
+    for session in range(5):
+        again = Bound(bytes([session]) * 16, ME, Node("a", "boot", 1), A)
+        assert not held.news(again)
+        held(again)
+    assert path.stat().st_size == before
+    held.close()
+
+
+def test_a_file_that_was_taken_away_is_written_anew(tmp_path: Path) -> None:
+    """By whoever tidies /tmp: with all that counts."""
+    path = tmp_path / "records"
+    held = Records(str(path))
+    held(bound("a", 1))
+    path.unlink()
+    held(bound("b", 1))
+    held.close()
+    assert set(Records(str(path)).known) == {"a", "b"}
+
+
+def test_who_is_known_may_be_asked_while_records_are_written(tmp_path: Path) -> None:
+    """In the loop, while threads write: nothing changes under the reader."""
+    held = Records(str(tmp_path / "records"))
+    seen: list[int] = []
+
+    def write(first: int) -> None:
+        for n in range(first, first + 60):
+            held(bound(f"p{n}", 1))
+
+    threads = [threading.Thread(target=write, args=(n * 100,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        seen.append(len([*held.known.values()]))
+    assert len(held.known) == 180
+    assert seen == sorted(seen)
+    held.close()
 
 
 def test_damage_and_strangers_are_named(tmp_path: Path) -> None:
@@ -131,6 +188,8 @@ def test_damage_and_strangers_are_named(tmp_path: Path) -> None:
     assert path.read_bytes() == b"what is this?" * 9
     path.unlink()
     held = Records(str(path))
+    held(bound("a", 1))
+    assert held._journal is not None
     held._journal.append(b"\xc1")
     held._journal.sync()
     held.close()
@@ -147,5 +206,6 @@ def test_what_one_died_over_is_in_nobodys_way(tmp_path: Path) -> None:
     (tmp_path / "records.tmp").write_bytes(b"half")
     held = Records(str(path))
     assert held.spoken == (Spoken(Epoch(1, 1), "x"),)
+    held(bound("a", 1))
     held.close()
     assert os.listdir(tmp_path) == ["records"]

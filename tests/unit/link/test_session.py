@@ -468,3 +468,69 @@ def test_noise_changes_nothing(data: st.DataObject) -> None:
 
 
 _LINK = linked()
+
+
+def test_a_later_life_that_was_bound_meanwhile_ends_an_older_ones_handshake() -> None:
+    """Two connections at once: the successor's is through first, and is known from then on."""
+    known: dict[str, Node] = {}
+    old, new = Side(0, life=1), Side(0, life=2)
+    sides = [Side(1, known=known), Side(1, known=known)]
+    for side in (old, new, *sides):
+        side.do(side.end.begin())
+    (waits,) = sides[0].end.receive(old.out[0])  # its record is not durable yet
+    pair(new, sides[1])
+    assert sides[1].opened is not None
+    known[KEYS[0].id] = new.end.session.offer.node
+    with pytest.raises(LinkError, match="incarnation: life 1 of a peer whose life 2"):
+        sides[0].end.persisted(waits.record)  # type: ignore[union-attr]  # it is a Persist
+    assert sides[0].end.refused == {Reason.INCARNATION: 1}
+    assert not sides[0].end.session.open
+
+
+def test_a_proof_that_comes_before_its_offer_is_bound_before_it_is_answered() -> None:
+    """Over datagrams: nothing is open until the record of it is durable."""
+    one, other = Side(0), Side(1)
+    for side in (one, other):
+        side.do(side.end.begin())
+    one.hear(other.out[0])
+    proof = one.out[-1]
+    assert whole(proof).kind is Kind.PROOF
+    effects = other.end.receive(proof)
+    assert [type(effect).__name__ for effect in effects] == ["Persist"]
+    assert other.end.switch is None
+    other.do(effects)
+    assert isinstance(other.disk[-1], Bound)
+    assert other.opened is not None
+
+
+def test_another_offer_before_a_proof_is_bound_anew() -> None:
+    """The first one's record says nothing of the second: no proof goes out without its own."""
+    trusts = (Keyed(KEYS[0]), Keyed(KEYS[1]))
+    first, second, other = Side(0, trusts=trusts), Side(0, trusts=trusts), Side(1, trusts=trusts)
+    for side in (first, second, other):
+        side.do(side.end.begin())
+    other.hear(first.out[0])
+    assert len(other.disk) == 2
+    effects = other.end.receive(second.out[0])
+    assert [type(effect).__name__ for effect in effects] == ["Persist"]
+    assert whole(other.end.session.again()[-1].frame).kind is Kind.OFFER  # type: ignore[union-attr]
+
+
+def test_frames_of_another_session_have_their_reason() -> None:
+    """With the right key even: the session is looked at before the MAC."""
+    one, other = linked()
+    frame = bytearray(one.end.send("x")[0].frame)  # type: ignore[union-attr]  # it is a Send
+    frame[24] ^= 1
+    with pytest.raises(LinkError, match="session"):
+        other.end.receive(bytes(frame))
+    assert other.end.refused == {Reason.SESSION: 1}
+
+
+def test_an_end_tells_how_much_it_reads_and_under_what_it_speaks() -> None:
+    """Of a peer that has proved nothing yet, little."""
+    one, _ = linked()
+    fresh = Side(0, most=1 << 16)
+    assert (fresh.end.bound, one.end.bound) == (4096, 1 << 20)
+    assert one.end.sending == A.epoch
+    with pytest.raises(RuntimeError, match="wait for Opened"):
+        _ = fresh.end.sending

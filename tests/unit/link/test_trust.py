@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
-from linkkit import A, B, Side, deliver, pair
+from linkkit import A, B, Side, chance, deliver, pair
 
 from handfast.link.frame import LinkError, Reason
 from handfast.link.trust import Secret
@@ -110,3 +112,30 @@ def test_a_secret_that_is_no_secret_is_refused_at_once() -> None:
     """Sixteen bytes at the least."""
     with pytest.raises(ValueError, match="at least 16 bytes, this one 6"):
         Secret(b"secret", "a")
+
+
+def test_a_handshake_under_a_secret_is_the_same_in_every_release() -> None:
+    """Golden: offers, proofs of both roles and frame keys. Agents of two builds rest on them."""
+    one, other = (
+        Side(who, (A, B), trusts=TRUSTS, realm="run", chance=chance(128 * who)) for who in (0, 1)
+    )
+    for side in (one, other):
+        side.do(side.end.begin())
+    said = [one.out[0], other.out[0]]
+    one.hear(said[1])
+    other.hear(said[0])
+    said += [one.out[-1], other.out[-1]]
+    pair(one, other)
+    assert one.opened is not None
+    found = [hashlib.sha256(each).hexdigest()[:32] for each in (*said, *one.end.session.keys)]
+    assert found == GOLDEN
+
+
+GOLDEN = [
+    "8d225e6ab683ffc87bbb4addb47f8e47",
+    "1e56f7d778cc8da19a9275aa10444f08",
+    "810b41fb0940a72f2a55db5062e86c3c",
+    "e987919f8b17ec361e55971a3aa3b150",
+    "8ec1311047d2b4d73373fd488b2334b4",
+    "c4a09529f1eb58c743b681f9dab2cfee",
+]
