@@ -25,10 +25,11 @@ from typing import Any, Final, NoReturn
 
 from handfast.errors import Blocked, FormatError, HandfastError, Refused
 from handfast.fleet.compat.judge import Ruling
+from handfast.fleet.compat.known import known_facts
 from handfast.fleet.compat.options import load_probed
 from handfast.fleet.compat.reading import load, start
 from handfast.fleet.compat.rules import Level
-from handfast.fleet.gate.ask import ASK_S, node_facts
+from handfast.fleet.gate.ask import ASK_S, node_facts, nothing
 from handfast.fleet.gate.clock import now
 from handfast.fleet.gate.keys import Keys, Torch
 from handfast.fleet.gate.overrides import excuse
@@ -59,6 +60,23 @@ with 1, and names this one in its report.
 """
 
 TIMEOUT_S: Final = 120.0
+USAGE: Final = """\
+usage: python -m handfast.gate SCRIPT [ARGUMENTS]
+       python -m handfast.gate -m MODULE [ARGUMENTS]
+
+Asks whether the ranks of this job may run together, and then runs the script in this process.
+Start it by torchrun, or where RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set. The environment
+says how: HANDFAST_GATE_MODE=observe|warn|enforce, and others that docs/fleet/gate.md lists.
+A rank that is refused ends with 96.
+"""
+KEPT: Final[list[Keys]] = []
+"""Stores that live as long as this process.
+
+Where no agent holds the store, rank 0 does, and with it torch's server at the port of the rendezvous
+(`_create_c10d_store` in torch/distributed/rendezvous.py, 2.13: multi_tenant). The script's own
+rendezvous shares that server for as long as somebody here has it. If it were let go, a faster rank's
+script would find it alive, and lose it under its hands.
+"""
 
 
 def check(
@@ -71,7 +89,9 @@ def check(
 
     Every rank calls it, once a round. ``keys`` is where they meet: else the store of torch's
     `env://` rendezvous. ``groups`` are communicators by name, each judged by itself: else what
-    HANDFAST_GATE_GROUPS says. Prints at most one line to the standard error.
+    HANDFAST_GATE_GROUPS says. Prints to the standard error what is not fine: rank 0 a line for each
+    finding, other ranks one at most. Where rank 0 holds the store, it does so for the life of its
+    process, so the port of the rendezvous stays bound.
 
     Raises Refused on every rank where the mode is enforce and a rule is broken, a rank did not
     come, or the round could not be judged; Blocked where nobody could be heard; FormatError and
@@ -82,11 +102,12 @@ def check(
     timeout_s = _number(env, "HANDFAST_GATE_TIMEOUT_S", TIMEOUT_S)
     store = keys or _rendezvous(timeout_s)
     # after torch was loaded: what is mapped now is what will be called
-    facts = _facts(env, timeout_s)
-    place = arrive(store, env.get("TORCHELASTIC_RESTART_COUNT", "0"), seat, facts)
+    facts, untold = _facts(env, timeout_s)
+    place = arrive(store, env.get("TORCHELASTIC_RESTART_COUNT", "0"), seat, facts, untold)
 
     def court(posted: Mapping[int, Posted], stacks: Mapping[str, Stack]) -> Verdict:
-        rules = load(env["HANDFAST_GATE_RULES"]) if env.get("HANDFAST_GATE_RULES") else start()
+        named = env.get("HANDFAST_GATE_RULES")
+        rules = load(named, known_facts()) if named else start()
         tried = env.get("HANDFAST_GATE_PROBED")
         of = ranks_of(env.get("HANDFAST_GATE_GROUPS", ""), seat.size) if groups is None else groups
         return decide(
@@ -106,19 +127,26 @@ def check(
         raise Refused(f"handfast gate: {verdict.line}", verdict=None)
     loud = verdict.level is Level.REFUSE and verdict.mode is not Mode.OBSERVE
     if verdict.level is not Level.FINE and (loud or seat.rank == 0):
-        _say(f"handfast gate: {verdict.line}")
+        lines = (verdict.line,) if seat.rank else verdict.lines
+        _say("\n".join(f"handfast gate: {line}" for line in lines))
     return verdict
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Ask, and then run the script that the arguments name, or end with exit code 96.
 
-    What keeps the gate from asking ends the rank in enforce mode only.
+    What keeps the gate from asking ends the rank in enforce mode only, and in one that can't be
+    read: nobody knows what was meant.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE, end="")
+        return
     module = arguments[:1] == ["-m"]
-    if len(arguments) < 1 + module:
-        _say("usage: python -m handfast.gate [-m] SCRIPT [ARGUMENTS]")
+    target = (arguments[module:] or ["-"])[0]
+    if target.startswith("-"):
+        lost = f"handfast gate: no option {target}\n" if target != "-" else ""
+        _say(f"{lost}{USAGE.rstrip()}")
         sys.exit(2)
     try:
         check()
@@ -126,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _end(str(error))
     except (HandfastError, ValueError, OSError) as error:
         told = f"handfast gate: nobody was judged: {' '.join(str(error).split())}"
-        if os.environ.get("HANDFAST_GATE_MODE") == Mode.ENFORCE:
+        if (os.environ.get("HANDFAST_GATE_MODE") or Mode.OBSERVE) not in (Mode.OBSERVE, Mode.WARN):
             _end(told)
         _say(told)
     sys.argv = arguments[module:]
@@ -143,26 +171,28 @@ def _end(line: str) -> NoReturn:
 
 
 def _say(line: str) -> None:
-    """Write a line in one piece: the ranks of a node share their standard error."""
+    """Write lines in one piece: the ranks of a node share their standard error."""
     with suppress(OSError, ValueError):
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
 
-def _facts(env: Mapping[str, str], timeout_s: float) -> Stack:
-    """What this rank runs; a node that does not answer leaves the node's facts unknown.
+def _facts(env: Mapping[str, str], timeout_s: float) -> tuple[Stack, str]:
+    """What this rank runs, and why its node told nothing: its facts are unknown then.
 
-    Half of the time is left to come to the round.
+    A service or a file that does not count is said at once. Where there is none at all, that is no
+    fault in itself, and rank 0 says it where a rule wants to know. Half of the time is left to come
+    to the round.
     """
     job = take(here(environ=env), tiers=[Tier.JOB])
+    named = env.get("HANDFAST_GATE_NODE", "")
     try:
-        named = env.get("HANDFAST_GATE_NODE", "")
         node = node_facts(named, now(), min(ASK_S, timeout_s / 2))
     except HandfastError as error:
         told = " ".join(str(error).split())
         _say(f"handfast gate: what this node runs is unknown: {told}")
-        node = None
-    return stack(job, node)
+        return stack(job, None), ""
+    return stack(job, node), "" if node else nothing(named)
 
 
 def _excuse(env: Mapping[str, str], found: Iterable[Ruling]) -> tuple[Ruling, ...]:
@@ -224,7 +254,8 @@ def _rendezvous(timeout_s: float) -> Keys:
     except RuntimeError as error:
         what = str(error).partition("\n")[0]
         raise Blocked(f"the store of the rendezvous can't be reached: {what}") from error
-    return Torch(store)
+    KEPT.append(Torch(store))
+    return KEPT[-1]
 
 
 if __name__ == "__main__":

@@ -18,13 +18,15 @@ from handfast.fleet.compat.choose import Choice, Clash
 from handfast.fleet.compat.choose import choose as find
 from handfast.fleet.compat.judge import Verdicts, natural
 from handfast.fleet.compat.judge import judge as hold
-from handfast.fleet.compat.meaning import reads
+from handfast.fleet.compat.known import known_facts
+from handfast.fleet.compat.meaning import expanded, reads
 from handfast.fleet.compat.options import Asked, load_probed
 from handfast.fleet.compat.options import load as load_options
 from handfast.fleet.compat.plan import ordered
 from handfast.fleet.compat.reading import load, start
 from handfast.fleet.compat.rules import ABSENT, Level, Place, Probed, Rules, Scope
 from handfast.fleet.inventory.facts import Fact, Inventory, State, look
+from handfast.fleet.inventory.facts import Kind as Compared
 from handfast.fleet.skew import read_fleet, skew
 
 __all__ = ["choose", "judge"]
@@ -76,7 +78,7 @@ def judge(
     """Say which rules the nodes of a fleet break, by the inventories in DIRECTORY.
 
     A file NODE.json for each node. Exit code 1: a rule that refuses is broken; 3: a file can't be
-    counted. Warnings are exit code 0.
+    counted, or there is none. Warnings are exit code 0.
     """
     with answering(as_json):
         read, results = _read(rules, probed)
@@ -85,7 +87,8 @@ def judge(
             unread |= dict.fromkeys(holders.nodes, f"it and others name the key {holders.key[:16]}")
         counted = {name: nodes[name] for name in nodes if name not in unread}
         places = _places(spelled, counted)
-        found = hold(read, _told(read, counted), places=places, probed=results)
+        every = expanded(read, _exact(counted.values()))
+        found = hold(every, _told(every, counted), places=places, probed=results)
         if as_json:
             answer(found, level=found.level, unread=unread, rules=read.name)
         else:
@@ -126,7 +129,7 @@ def choose(
 
 
 def _read(rules: str | None, probed: str | None) -> tuple[Rules, tuple[Probed, ...]]:
-    read = load(rules) if rules else start()
+    read = load(rules, known_facts()) if rules else start()
     return read, load_probed(probed, read) if probed else ()
 
 
@@ -137,7 +140,10 @@ def _places(spelled: Iterable[str], nodes: Iterable[str]) -> list[Place]:
     for text in spelled:
         scope, _, rest = text.partition(":")
         name, _, patterns = rest.partition("=")
-        if scope not in PLACES or not name or not patterns:
+        if scope not in PLACES:
+            what = f"{scope!r} is no scope that has places: it is one of {', '.join(PLACES)}"
+            raise click.UsageError(f"--place {text}: {what}, as in group:decode=b*,c-17")
+        if not name or not patterns:
             raise click.UsageError(f"--place {text}: write group:decode=b*,c-17")
         inside = [n for n in names if any(fnmatchcase(n, each) for each in patterns.split(","))]
         if not inside:
@@ -160,6 +166,12 @@ def _told(rules: Rules, nodes: Mapping[str, Inventory]) -> dict[str, dict[str, s
         seen[name] = {fact: look(have, fact) for fact in facts}
     listed = {fact for has in seen.values() for fact, found in has.items() if found is not None}
     return {name: {fact: _value(has[fact]) for fact in listed} for name, has in seen.items()}
+
+
+def _exact(nodes: Iterable[Inventory]) -> set[str]:
+    """Name the facts that have to be equal, which patterns stand for."""
+    facts = chain.from_iterable(inventory.facts for inventory in nodes)
+    return {fact.name for fact in facts if fact.kind is Compared.EXACT}
 
 
 def _value(fact: Fact | None) -> str | None:
@@ -195,12 +207,14 @@ def _show(
     console = out()
     for node, why in unread.items():
         console.print(f"[bold red]not counted[/] {escape(node)}: {escape(why)}")
+    if not found.nodes:
+        console.print("no inventory to judge: a file NODE.json for each node is looked for")
     said: Counter[str] = Counter()
     for each in found.rulings:
         said[each.rule] += 1
         if said[each.rule] <= SHOWN:
             told = escape(" ".join(each.sentence.split()))
-            console.print(f"{COLOURS[each.level]}{each.level}[/] {told}")
+            console.print(f"{COLOURS[each.level]}{each.level}[/]: {told}")
             if IN_SENTENCE < len(each.nodes) < sizes.get(each.place, found.nodes):
                 console.print(f"  {len(each.nodes):,} nodes: {escape(_names(each.nodes))}")
     for rule, times in said.items():
@@ -233,10 +247,10 @@ def _show_choice(rules: Rules, found: Choice, kinds: Iterable[Kind]) -> None:
     for kind in kinds:
         console.print(escape(_names(kind.nodes)))
         rows = [
-            (f"  {escape(rules.word(each.fact))}", escape(each.now), escape(each.to), each.move)
-            for each in kind.facts
+            (f"  {escape(rules.word(f.fact))}", escape(f.fact), escape(f.now), escape(f.to), f.move)
+            for f in kind.facts
         ]
-        tabulate((), rows, words=range(4))
+        tabulate(("", "fact", "now", "choice", ""), rows, words=range(5))
 
 
 def _names(names: tuple[str, ...]) -> str:

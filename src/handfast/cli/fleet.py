@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 
 import click
@@ -21,6 +22,7 @@ from handfast.cli.console import (
 )
 from handfast.cli.rehearse import rehearse
 from handfast.errors import HandfastError
+from handfast.fleet.compat.known import known_facts
 from handfast.fleet.compat.options import load_probed
 from handfast.fleet.compat.reading import load as load_rules
 from handfast.fleet.compat.reading import start as start_rules
@@ -30,7 +32,7 @@ from handfast.fleet.gate.ask import ask_signed
 from handfast.fleet.gate.node import PATH, write_node
 from handfast.fleet.gate.node import admit as judge_node
 from handfast.fleet.gate.serve import FRESH_S, serve
-from handfast.fleet.gate.wire import SOCKET
+from handfast.fleet.gate.wire import CHALLENGE, SOCKET
 from handfast.fleet.identity import Key, load, sign, start
 from handfast.fleet.identity import enroll as make_key
 from handfast.fleet.inventory.collect import LIMIT_S, take
@@ -165,11 +167,25 @@ def serve_node(at: str, root: str, limit: float, state: str | None, fresh: float
         asyncio.run(serve(at, collect, fresh_s=fresh, key=key, ready=ready))
 
 
+def _hex(_: click.Context, __: click.Parameter, text: str | None) -> bytes | None:
+    """Read a challenge; anything else is wrong usage (exit code 2)."""
+    if text is None:
+        return None
+    if re.fullmatch(f"(?:[0-9a-fA-F]{{2}}){{1,{CHALLENGE}}}", text) is None:
+        raise click.BadParameter(
+            f"{text[:80]!r} is no challenge: give 2 to {2 * CHALLENGE} hex digits, an even number, "
+            "as `openssl rand -hex 32` prints"
+        )
+    return bytes.fromhex(text)
+
+
 @fleet.command()
 @click.argument("at", default=SOCKET, metavar="[SOCKET]")
-@click.option("--challenge", metavar="HEX", help="Have the node sign its answer over this.")
+@click.option(
+    "--challenge", metavar="HEX", callback=_hex, help="Have the node sign its answer over this."
+)
 @as_json
-def ask(at: str, challenge: str | None, as_json: bool) -> None:
+def ask(at: str, challenge: bytes | None, as_json: bool) -> None:
     """Ask what this node's ranks would be told.
 
     A challenge has 1 to 64 bytes. That the answer is signed says that the node of that key spoke
@@ -179,7 +195,7 @@ def ask(at: str, challenge: str | None, as_json: bool) -> None:
         raise click.UsageError("--challenge asks for what --json writes: give both")
     with answering(as_json):
         if challenge is not None:
-            answer(ask_signed(at, bytes.fromhex(challenge)))
+            answer(ask_signed(at, challenge))
         elif as_json:
             answer(ask_node(at))
         else:
@@ -247,7 +263,7 @@ def admit(
         found = ask_node(asked) if asked else take(here(root), tiers=ON_NODE)
         if not asked:
             write_node(into, found)
-        read = load_rules(rules) if rules else start_rules()
+        read = load_rules(rules, known_facts()) if rules else start_rules()
         tried = load_probed(probed, read) if probed else ()
         verdicts = judge_node(read, found, socket.gethostname(), tried)
     except (HandfastError, OSError) as error:

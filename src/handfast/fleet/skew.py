@@ -16,7 +16,7 @@ import msgspec
 
 from handfast.errors import HandfastError
 from handfast.fleet.identity import read_statement, verify
-from handfast.fleet.inventory.facts import Fact, Inventory, Kind, Tier, decode, look
+from handfast.fleet.inventory.facts import Fact, Inventory, Kind, Tier, decode, look, printable
 from handfast.store.files import Posix, read_file
 
 __all__ = ["Difference", "Group", "Holders", "Reading", "Skew", "TierSkew", "read_fleet", "skew"]
@@ -90,16 +90,19 @@ def read_fleet(directory: str) -> tuple[dict[str, Inventory], dict[str, str]]:
     """Read each `NODE.json` of a directory: an inventory, or a signed statement, which is verified.
 
     Gives the inventories by node, and for each file that can't be counted, why. Raises OSError
-    where the directory can't be read.
+    where the directory can't be read. A file's name is a node's, and all of it can be printed.
     """
     fleet, unread = {}, {}
     for name in sorted(os.listdir(directory)):
         if name.endswith(SUFFIX):
             path, node = os.path.join(directory, name), name.removesuffix(SUFFIX)
+            if (shown := printable(node)) != node:
+                unread[shown] = "its name can't be printed. What to do: rename the file"
+                continue
             try:
                 fleet[node] = _read(path)
             except HandfastError as error:
-                unread[node] = str(error)
+                unread[node] = printable(str(error))
     return fleet, unread
 
 

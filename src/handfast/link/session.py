@@ -15,7 +15,7 @@ The session's id and its two frame keys come from the signed transcript, the key
 trust in (:mod:`~handfast.link.trust`). **Durable first**: an end's incarnation and epochs before
 its offer, both incarnations and the choice before its proof. A :class:`Persist` is done before
 anything that follows from it is sent: go on by :meth:`Session.persisted`. No timer changes
-anything; :meth:`Session.again` only repeats what was sent.
+anything here; :meth:`Session.again` only repeats what was sent.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ that it has heard of the other::
                                         number, all up to that was taken or given up, and the
                                         promise to take nothing older is durable
 
-As in :mod:`handfast.core.link`, no timer changes a phase: a word holds all that its sender has to
-say, only grows, and is sent again until the peer's word shows that it was heard. So loss, doubling
-and order make no difference.
+As in :mod:`handfast.core.link`, a word holds all that its sender has to say, only grows, and is
+sent again until the peer's word shows that it was heard. So loss, doubling and order make no
+difference. No timer changes a phase, but that over datagrams an end gives up waiting for old data
+that does not come.
 
 An epoch's number only rises: a rollback is another change, to a higher number whose digest is the
 old bundle's. A change that is abandoned half-way ends with the link; so does the link of a part

@@ -59,9 +59,7 @@ def test_each_use_is_a_line_that_is_never_overwritten(file: Path) -> None:
     assert (lines[0]["override"]["who"], lines[0]["sentence"]) == ("ada", "two NCCLs")
 
 
-def test_a_use_is_on_the_disk_before_it_counts(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_use_is_on_the_disk_before_it_counts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line is there whole when it is synced, and is synced when the ruling comes back."""
     audit, synced = file.with_suffix(".log"), []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(audit.read_bytes()))

@@ -123,7 +123,7 @@ def test_a_program_of_another_user_is_not_run(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "proc/4242")
     problem = take(host, tiers=[Tier.FABRIC]).get("fabric-manager.version").problem
     assert "process 666 is of another user than root" in problem
-    (other / "status").unlink()
+    (other / "status").write_text("Name:\tnv-fabricmanage\n")
     problem = take(host, tiers=[Tier.FABRIC]).get("fabric-manager.version").problem
     assert "names no user" in problem
 

@@ -40,21 +40,25 @@ def call(tmp_path):
 @pytest.mark.parametrize(
     ("cases", "code", "tally"),
     [
-        (WORKS, 0, "0 of 9 combinations refuse in words, 0 are broken"),
-        (REFUSES, 0, "2 of 9 combinations refuse in words, 0 are broken"),
-        (FAILS, 1, "2 of 9 combinations refuse in words, 2 are broken"),
+        (WORKS, 0, "start 9 work"),
+        (REFUSES, 0, "start 7 work, 2 refuse"),
+        (FAILS, 1, "start 5 work, 2 refuse, 2 fail"),
     ],
 )
 def test_the_exit_code_says_whether_something_is_broken(call, cases, code, tally):
     """A refusal in words is a clean answer, and is counted."""
     told = call(cases)
     assert told.exit_code == code
-    assert f"a job: {tally} (9 moves of 9 fleets in " in told.stdout
+    assert f"a job: {tally} (9 fleets, " in told.stdout
     if cases == FAILS:
         lines = [line.split() for line in told.stdout.splitlines()]
         assert lines[0] == ["a", "b", "met", "start"]
         assert lines[2] == ["1", "2", "1", "refuses", "too", "old"]
         assert lines[3][:5] == ["1", "3", "1", "fails", "the"]
+        assert lines[11] == ["client", "server", "asked", "worked"]
+        assert lines[13] == ["1", "2", "2", "0", "refuses", "too", "old"]
+        assert lines[14] == ["1", "3", "2", "2", "works"]
+        assert lines[18][:7] == ["3", "1", "2", "0", "fails", "the", "probe"]
 
 
 def test_a_walk_that_broke_something_is_told(tmp_path):
@@ -64,7 +68,11 @@ def test_a_walk_that_broke_something_is_told(tmp_path):
     assert told.exit_code == 0
     walk = "start a 1; restart a; upgrade a to 2; restart a; downgrade a to 1"
     assert f"refuses {walk}\n  these are notes of version 2, and this is 1\n" in told.stdout
-    assert "1 of 2 combinations refuse in words" in told.stdout
+    tally = "start 3 work; upgrade 1 works; downgrade 1 refuses; restart 2 work (3 fleets, "
+    assert f"greeters: {tally}" in told.stdout
+    assert told.stderr.splitlines() == [
+        f"fleet {at}: {version}: start all" for at, version in enumerate("121", 1)
+    ]
 
 
 def test_json_has_it_all(call):
@@ -79,6 +87,18 @@ def test_json_has_it_all(call):
         "sentence": "too old",
     }
     assert found["breaks"][0]["walk"] == ["start a 1, b 2"]
+    assert found["tally"] == {"start": {"works": 5, "refuses": 2, "fails": 2}}
+    assert found["pairs"][1]["worst"] == "refuses"
+    assert found["cut"] is False
+
+
+def test_what_is_kept_is_named(call, tmp_path):
+    """Below each move that broke something; the directory is made."""
+    told = call(FAILS, "--keep", str(tmp_path / "new" / "kept"))
+    kept = sorted(map(str, (tmp_path / "new" / "kept").iterdir()))
+    assert len(kept) == 4
+    assert sorted(line[8:] for line in told.stdout.splitlines() if "  kept: " in line) == kept
+    assert "refuses start a 1, b 2\n  too old\n  kept: " in told.stdout
 
 
 def test_what_is_found_of_pairs_is_recorded(call, tmp_path):

@@ -58,6 +58,14 @@ def go(path, **how):
     return came, report(rehearsal, came)
 
 
+def command(place, *words):
+    """Start the command, with its fleets below a directory."""
+    argv = [sys.executable, "-c", COMMAND, *words]
+    environ = {**os.environ, "TMPDIR": str(place)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(argv, env=environ, stdout=pipe, stderr=pipe, text=True)
+
+
 def job(tmp_path, text, versions="{'1': {}, '2': {}}", nodes="a, b"):
     """Write the rehearsal of a job; gives its path."""
     path = tmp_path / "job.yaml"
@@ -87,7 +95,7 @@ def histories(came, nodes):
 def test_versions_that_get_on(tmp_path):
     """Every order of two nodes, and each node restarted once at each of nine states."""
     told = []
-    came, found = go(rehearsalkit.service(tmp_path), tell=told.append)
+    came, found = go(rehearsalkit.service(tmp_path), tell=lambda *what: told.append(what))
     assert found.judged
     assert {row.worst for row in found.rows} == {Outcome.WORKS}
     assert [row.versions for row in found.rows] == [("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")]
@@ -101,7 +109,9 @@ def test_versions_that_get_on(tmp_path):
         for trail in came.trails
     }
     assert {"".join(walk) for walk in walks} - {""} == {"aa", "bb", "abab", "abba", "baab", "baba"}
-    assert told[2] == "fleet 3: 1, 1: start all"
+    assert told[0] == (Kind.START, "fleet 1: 1, 1: start all")
+    assert (Kind.UPGRADE, "fleet 3: 1, 1: upgrade a to 2") in told
+    assert len(told) == found.moves
 
 
 def test_a_downgrade_that_the_older_version_refuses(tmp_path):
@@ -120,6 +130,12 @@ def test_a_downgrade_that_the_older_version_refuses(tmp_path):
     assert [(each.times, each.of) for each in found.breaks] == [(2, 2)] * 2
     assert (found.refused, found.bad) == (2, 0)
     assert found.unmade == 2  # the second downgrade after either
+    assert found.tally == {
+        "start": {"works": found.fleets},
+        "upgrade": {"works": 10},
+        "downgrade": {"works": 2, "refuses": 4},
+        "restart": {"works": 12},
+    }
 
 
 @pytest.mark.heavy
@@ -283,6 +299,17 @@ def test_a_job_is_each_way_to_give_nodes_versions(tmp_path):
     assert came.trails[0][0].versions == ("1", "1")
     assert [trail[0].versions[0] == trail[0].versions[1] for trail in came.trails[:3]] == [True] * 3
     assert (found.refused, found.bad, found.moves) == (4, 2, 9)
+    assert found.tally == {"start": {"works": 3, "refuses": 4, "fails": 2}}
+    # a row has the worst of two directions; here is each, in whichever fleets it was asked
+    assert [(each.client, each.server, each.met, each.worked) for each in found.pairs] == [
+        ("1", "1", 2, 2), ("1", "2", 2, 2), ("1", "3", 2, 2),
+        ("2", "1", 2, 0), ("2", "2", 2, 2), ("2", "3", 2, 2),
+        ("3", "1", 2, 0), ("3", "2", 2, 0), ("3", "3", 2, 2),
+    ]  # fmt: skip
+    worst = {(each.client, each.server): (each.worst, each.sentence) for each in found.pairs}
+    assert worst["1", "2"] == (Outcome.WORKS, "")
+    assert worst["2", "1"] == (Outcome.REFUSES, "too new")
+    assert worst["3", "1"] == (Outcome.FAILS, sentence)
 
 
 def test_each_node_of_a_job_is_asked(tmp_path):
@@ -306,6 +333,22 @@ def test_what_is_set_up_is_always_taken_back(tmp_path):
     assert found.rows[1].sentence == "setup ended with 1, and said nothing"
     assert found.untidy == ("teardown ended with 3: busy",)
     assert found.judged
+
+
+def test_what_broke_is_kept(tmp_path):
+    """Of each fleet that did not work: its directory, with what each process said in a file."""
+    keep = tmp_path / "keep"
+    keep.mkdir()
+    _, found = go(rehearsalkit.service(tmp_path, manner="brittle"), keep=str(keep))
+    assert [len(each.kept) for each in found.breaks] == [each.times for each in found.breaks]
+    kept = [Path(path) for each in found.breaks for path in each.kept]
+    assert sorted(kept) == sorted(keep.iterdir())
+    said = {path.name.partition("-")[2]: path.read_text() for path in (kept[0] / "said").iterdir()}
+    assert "greeted by 2, which 1 has never heard of\n" in (said["a-1"], said["b-1"])
+    assert {"probe", "probe.err", "ready-a", "ready-b"} <= set(said)
+    assert {path.name for path in (kept[0] / "nodes").iterdir()} == {"a", "b"}
+    numbers = sorted(path.name for path in (kept[0] / "said").iterdir() if path.suffix == "")
+    assert numbers[:2] == ["001-a-1", "002-b-1"]
 
 
 def test_what_a_process_started_is_ended_with_it(tmp_path, place):
@@ -381,8 +424,7 @@ def test_who_is_interrupted_leaves_nothing_behind(tmp_path, place, number, code)
     diary = tmp_path / "diary"
     more = f"teardown: [sh, -c, 'echo down >> {diary}']\n"
     path = rehearsalkit.service(tmp_path, manner="silent", probe_s=600, more=more)
-    environ = {**os.environ, "TMPDIR": str(place)}
-    told = subprocess.Popen([sys.executable, "-c", COMMAND, path, "--json"], env=environ)
+    told = command(place, path, "--json")
     try:
         before: list[int] = []
         while len(before) < 3 or before != left(place):  # two nodes and a probe that stay
@@ -390,8 +432,50 @@ def test_who_is_interrupted_leaves_nothing_behind(tmp_path, place, number, code)
             before = left(place)
             time.sleep(0.3)
         told.send_signal(number)
-        assert told.wait(60) == code
+        answer, lines = told.communicate(timeout=60)
+        assert told.returncode == code
     finally:
         told.kill()
         told.wait()
     assert diary.read_text().split()[-1] == "down"
+    found = json.loads(answer)
+    assert (found["cut"], found["judged"], found["bad"]) == (True, True, 0)
+    assert [row["versions"] for row in found["rows"]] == [["1", "1"], ["2", "2"]]
+    assert found["tally"]["start"] == {"works": 3}  # and the upgrade that hung is not in it
+    assert lines.splitlines() == [
+        f"fleet {at}: {versions}: start all"
+        for at, versions in enumerate(("1, 1", "2, 2", "1, 1"), 1)
+    ]
+
+
+def test_who_is_interrupted_twice_takes_back_no_less(tmp_path, place):
+    """Before the first fleet served at all, and while its node does not want to end."""
+    diary = tmp_path / "diary"
+    path = tmp_path / "slow.yaml"
+    path.write_text(
+        "rehearsal: slow\nversions: {'1': {}, '2': {}}\nnodes: [a]\n"
+        f'run: [sh, -c, \'trap "echo asked >> {diary}" TERM; echo up >> {diary}; '
+        "while true; do sleep 0.1; done']\n"
+        "ready: ['false']\nprobe: {each: fleet, run: ['true']}\nstop-s: 2\nready-s: 600\n"
+        f"teardown: [sh, -c, 'sleep 0.5; echo down >> {diary}']\n"
+    )
+
+    def wait_for(word):
+        while not (diary.exists() and word in diary.read_text()):
+            assert told.poll() is None
+            time.sleep(0.01)
+
+    told = command(place, str(path))
+    try:
+        wait_for("up")
+        told.send_signal(signal.SIGINT)
+        wait_for("asked")
+        told.send_signal(signal.SIGINT)
+        answer, _ = told.communicate(timeout=60)
+        assert told.returncode == 130
+    finally:
+        told.kill()
+        told.wait()
+    assert diary.read_text().split() == ["up", "asked", "down"]
+    assert answer.startswith("slow: nothing was tried (0 fleets, ")
+    assert answer.splitlines()[-1] == "cut off: it was interrupted, and the rest was not tried"

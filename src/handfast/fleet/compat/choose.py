@@ -19,7 +19,7 @@ import msgspec
 from handfast.core.lattice import Conflict, Solution, greatest_retained
 from handfast.errors import Refused
 from handfast.fleet.compat import words
-from handfast.fleet.compat.meaning import Results, answer, results
+from handfast.fleet.compat.meaning import Results, answer, expanded, reads, results
 from handfast.fleet.compat.plan import Menu, Options, Plan, Tie, compiled
 from handfast.fleet.compat.rules import ABSENT, Level, Matrix, MustProbe, Place, Probed, Rule, Rules
 
@@ -74,12 +74,15 @@ def choose(
 
     ``options`` gives each node, for each fact, what it could have, in any order; what is fixed has
     one option, what is not there none. What a rule can't judge does not keep it. Nodes that could
-    have the same, in the same places, get the same. The order of rules and nodes changes nothing.
+    have the same, in the same places, get the same. A pattern stands for the facts that somebody
+    has options for. The order of rules and nodes changes nothing.
     Raises FormatError where versions of a fact can't be ordered, or two orders contradict each
     other; Refused where matrices and probes leave more than TRIES to look through; ValueError for
     a place with a node that is not there.
     """
-    kept = sorted((r for r in rules.rules if r.mode is Level.REFUSE), key=lambda r: r.name)
+    every = expanded(rules, chain.from_iterable(options.values())).rules
+    named = (r for r in every if not any(fact.endswith("*") for fact in reads(r)[0]))
+    kept = sorted((r for r in named if r.mode is Level.REFUSE), key=lambda r: r.name)
     plan = compiled(kept, options, places)
     search = _Search(plan, results(probed))
     ties = range(len(plan.ties))

@@ -31,7 +31,7 @@ def alone(rule: Rule) -> str:
         return _minimum(body, node)
     if isinstance(body, Matrix):
         return _matrix(body, node)
-    return _probe(body)
+    return _probe(body, node)
 
 
 def together(rules: Sequence[Rule]) -> Iterator[tuple[str, str]]:
@@ -49,10 +49,16 @@ def _exact(body: Exact, node: bool) -> str:
         return "it names a fact twice. What to do: name each once"
     if node and len(body.facts) < 2:
         return "on one node a fact equals itself. What to do: name two, or give a wider scope"
-    if not node and len(body.facts) > 1:
+    wild = any(fact.endswith("*") for fact in body.facts)
+    if node and wild:
+        return (
+            "on one node a pattern does not say which facts equal which. What to do: name the "
+            "facts, or give a wider scope"
+        )
+    if not node and not wild and len(body.facts) > 1:
         return (
             "over several nodes it would not say which facts equal which. What to do: write a "
-            "rule for each fact"
+            "rule for each fact, or a pattern (env.NCCL_*) that they fit"
         )
     if node and body.absent_differs:
         return "absent-differs is for rules over several nodes. What to do: take it out"
@@ -107,9 +113,13 @@ def _matrix(body: Matrix, node: bool) -> str:
     return ""
 
 
-def _probe(body: MustProbe) -> str:
+def _probe(body: MustProbe, node: bool) -> str:
     if len(set(body.facts)) < len(body.facts):
         return "it names a fact twice. What to do: name each once"
+    if body.about and node:
+        return "on one node nothing differs. What to do: take about out, or give a wider scope"
+    if lost := sorted(set(body.about) - set(body.facts)):
+        return f"it is about {lost[0]}, which is none of its facts. What to do: name it there, too"
     return ""
 
 

@@ -11,12 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain, product
+from types import MappingProxyType
 from typing import TypeAlias
 
 import msgspec
 
 from handfast.fleet.compat import words
-from handfast.fleet.compat.meaning import Results, answer, gap, reads, results
+from handfast.fleet.compat.meaning import Results, answer, expanded, gap, reads, results
 from handfast.fleet.compat.rules import (
     ABSENT,
     Exact,
@@ -39,7 +40,7 @@ class Ruling(msgspec.Struct, frozen=True):
     """What one rule says against some nodes, in one sentence.
 
     ``nodes`` are all whom it is about, in their natural order; ``place`` is empty for a rule
-    about one node.
+    about one node. ``unknown``: it could not be told whether the rule is broken.
     """
 
     rule: str
@@ -47,11 +48,13 @@ class Ruling(msgspec.Struct, frozen=True):
     sentence: str
     nodes: tuple[str, ...]
     place: str = ""
+    unknown: bool = False
 
 
 class Verdicts(msgspec.Struct, frozen=True):
     """What was found; nothing is listed that is fine.
 
+    What refuses comes first, and of one level what is known to be broken before what is unknown.
     ``unjudged`` names the rules that had nothing to say here: no node has their facts, or no place
     of their scope was given. ``nodes`` were looked at, of which ``distinct`` have different
     values, and ``looks`` counts the values and ordered pairs of values that rules were held
@@ -111,15 +114,16 @@ class _Court:
             found = answer(rule, first, second, self.probed)
             if not found.holds:
                 subject = words.runs(self.rules, names, at)
-                yield self._ruling(rule, found.holds, subject, found.why, names)
+                yield self._ruling(rule, found.holds, subject, found.why, names, at=at)
 
     def _pairs(
         self, rule: Rule, place: Place, first: list[_Flock], second: list[_Flock]
     ) -> Iterator[Ruling]:
         left, right = reads(rule)
-        sides = [_sides(first, left)]
+        below = rule.body.below if isinstance(rule.body, Exact) else ""
+        sides = [_sides(first, left, below)]
         if left != right or first is not second:
-            sides.append(_sides(second, right))
+            sides.append(_sides(second, right, below))
         if not (isinstance(rule.body, Exact) and rule.body.absent_differs):
             sides = [{v: names for v, names in s.items() if ABSENT not in v} for s in sides]
         if not all(sides):  # nobody is there to be held against
@@ -171,10 +175,12 @@ class _Court:
         why: str,
         names: Sequence[str],
         place: Place | None = None,
+        at: Facts = MappingProxyType({}),
     ) -> Ruling:
         bad = Level.WARN if holds is None and not rule.require_known else rule.mode
-        sentence = words.sentence(self.rules, rule, subject, why, self.whose)
-        return Ruling(rule.name, bad, sentence, tuple(names), place.name if place else "")
+        sentence = words.sentence(self.rules, rule, subject, why, self.whose, at)
+        where = place.name if place else ""
+        return Ruling(rule.name, bad, sentence, tuple(names), where, holds is None)
 
 
 def judge(
@@ -188,12 +194,15 @@ def judge(
     """Judge nodes, by their facts, each alone and together in places.
 
     ``nodes`` gives each node (or rank) its facts; one that is not there is absent, one that is
-    None unknown. Rules about one node and about the fleet need no place; those of other scopes are
-    judged in each place of theirs. ``probed`` are the results that must-probe rules ask for.
+    None unknown. A pattern stands for the facts that any of them has; one that is a node's fact
+    itself, and None, says that all it could stand for there is unknown, which is said once. Rules
+    about one node and about the fleet need no place; those of other scopes are judged in each place
+    of theirs. ``probed`` are the results that must-probe rules ask for.
     ``whose`` wants the rules kept, in the sentences: "bundle b7"; else the file's name stands.
     The order of nodes, places and rules changes nothing. Raises ValueError for a place with a node
     that is not there.
     """
+    rules = expanded(rules, chain.from_iterable(nodes.values()))
     facts = sorted({fact for rule in rules.rules for fact in chain(*reads(rule))})
     flocks, of = _grouped(nodes, facts)
     fleet = Place(Scope.FLEET, "fleet", tuple(nodes))
@@ -207,9 +216,10 @@ def judge(
     court = _Court(rules, results(probed), whose or rules.name)
     ordered = sorted(rules.rules, key=lambda each: each.name)
     found = [ruling for rule in ordered for ruling in court.rule(rule, spots[rule.scope])]
-    found.sort(key=lambda ruling: ruling.level is not Level.REFUSE)
+    found.sort(key=lambda ruling: (ruling.level is not Level.REFUSE, ruling.unknown))
     found = list(dict.fromkeys(found))  # of who is on both sides of a link it is said once
-    unjudged = tuple(rule.name for rule in ordered if rule.name not in court.judged)
+    names = dict.fromkeys(rule.name for rule in ordered)
+    unjudged = tuple(name for name in names if name not in court.judged)
     return Verdicts(tuple(found), unjudged, len(nodes), len(flocks), court.looks)
 
 
@@ -252,11 +262,16 @@ def _within(
     return [_Flock(flocks[n].facts, found) for n, found in sorted(inside.items())]
 
 
-def _sides(flocks: Iterable[_Flock], facts: tuple[str, ...]) -> Sides:
-    """The distinct values of some facts, and who has them."""
+def _sides(flocks: Iterable[_Flock], facts: tuple[str, ...], below: str = "") -> Sides:
+    """The distinct values of some facts, and who has them.
+
+    Who knows nothing of what is ``below`` a pattern is among them for the pattern only.
+    """
     found: Sides = defaultdict(list)
     for each in flocks:
-        found[tuple([each.facts[fact] for fact in facts])] += each.names
+        values = tuple([each.facts[fact] for fact in facts])
+        if below in ("", *facts) or values != (None,) or each.facts[below] is not None:
+            found[values] += each.names
     return {values: natural(names) for values, names in found.items()}
 
 

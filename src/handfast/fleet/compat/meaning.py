@@ -6,8 +6,11 @@ the fact is not there, or None where nobody could tell.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Final, NamedTuple, TypeAlias
+
+import msgspec
 
 from handfast.fleet.compat.rules import (
     ABSENT,
@@ -18,11 +21,15 @@ from handfast.fleet.compat.rules import (
     MustProbe,
     Probed,
     Rule,
+    Rules,
     Scope,
 )
-from handfast.fleet.compat.versions import compare, read, within
+from handfast.fleet.compat.versions import compare, read, sort_key, within
 
-__all__ = ["Answer", "Results", "answer", "gap", "needs", "place_of", "reads", "results"]
+__all__ = [
+    "Answer", "Results", "answer", "covers", "expanded", "gap", "needs", "place_of", "reads",
+    "results",
+]  # fmt: skip
 
 Results: TypeAlias = Mapping[tuple[str, tuple[str, ...], tuple[str, ...]], bool]
 
@@ -49,6 +56,43 @@ def reads(rule: Rule) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if isinstance(body, Adjacent):
         return body.facts[:1], body.facts[-1:]
     return body.facts, () if rule.scope is Scope.NODE else body.facts
+
+
+def covers(name: str, fact: str) -> bool:
+    """Whether a rule that says ``name``, a fact or a pattern, speaks of a fact."""
+    return fact == name or (name.endswith("*") and fact.startswith(name[:-1]))
+
+
+def expanded(rules: Rules, names: Iterable[str]) -> Rules:
+    """Put in place of each pattern the facts of these names that fit it, a rule for each.
+
+    All keep their rule's name. The pattern stays as one more of them: it has no value of its own,
+    and is unknown on a node where all that it could stand for is.
+    """
+    bodies = [rule.body for rule in rules.rules]
+    if not any(isinstance(body, Exact) and any(map(_wild, body.facts)) for body in bodies):
+        return rules
+    there = sorted(set(names))
+    every = chain.from_iterable(_expanded(rule, there) for rule in rules.rules)
+    return msgspec.structs.replace(rules, rules=tuple(every))
+
+
+def _expanded(rule: Rule, names: Sequence[str]) -> Iterator[Rule]:
+    body = rule.body
+    if not isinstance(body, Exact) or body.below or not any(map(_wild, body.facts)):
+        yield rule
+        return
+    found: dict[str, str] = {}
+    for named in body.facts:
+        for fact in (named, *(fact for fact in names if covers(named, fact))):
+            found.setdefault(fact, named)
+    for fact, named in found.items():
+        of = named if _wild(named) else ""
+        yield msgspec.structs.replace(rule, body=Exact((fact,), body.absent_differs, of))
+
+
+def _wild(name: str) -> bool:
+    return name.endswith("*")
 
 
 def results(probed: Iterable[Probed]) -> Results:
@@ -153,13 +197,20 @@ def _tried(
 ) -> Answer:
     if rule.scope is Scope.NODE:
         b = a
-    elif a == b:
+    elif all(
+        x == y
+        for fact, x, y in zip(body.facts, a, b, strict=True)
+        if fact in (body.about or body.facts)
+    ):
         return Answer(True)
     return Answer(probed.get((body.probe, a, b), False))
 
 
-def needs(rule: Rule, word: Mapping[str, str]) -> str:
-    """Say in words what a rule needs; ``word`` has what people call its facts."""
+def needs(rule: Rule, word: Mapping[str, str], at: Mapping[str, str | None]) -> str:
+    """Say in words what a rule needs; ``word`` has what people call its facts.
+
+    Of a table that is only the row for what is known to be there (``at``); else all of it.
+    """
     body = rule.body
     if isinstance(body, Exact):
         if rule.scope is Scope.NODE:
@@ -168,7 +219,8 @@ def needs(rule: Rule, word: Mapping[str, str]) -> str:
     if isinstance(body, Minimum):
         if body.by is None:
             return f"at least {body.version}"
-        rows = (f"{low} from {word[body.by]} {key} on" for key, low in body.versions.items())
+        asked = _row(body, at.get(body.by) or "").items()
+        rows = (f"{low} from {word[body.by]} {key} on" for key, low in asked)
         return f"{word[body.fact]} at least {', '.join(rows)}"
     if isinstance(body, Matrix):
         return "a pair that its matrix allows, in this direction"
@@ -178,3 +230,12 @@ def needs(rule: Rule, word: Mapping[str, str]) -> str:
     if body.never_ahead:
         return f"the first at most {body.width} behind, {unit}, and never ahead"
     return f"them at most {body.width} apart, {unit}"
+
+
+def _row(body: Minimum, value: str) -> Mapping[str, str]:
+    """The row that asks most of what a version has reached; all, where it can't be told which."""
+    reached = {key: low for key, low in body.versions.items() if (compare(value, key) or 0) >= 0}
+    if not reached or any(compare(value, key) is None for key in body.versions):
+        return body.versions
+    most = max(reached, key=lambda key: sort_key(reached[key]))
+    return {most: reached[most]}

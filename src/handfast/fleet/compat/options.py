@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from handfast.errors import UNREADABLE, FormatError
-from handfast.fleet.compat.meaning import reads
+from handfast.fleet.compat.meaning import covers, reads
 from handfast.fleet.compat.reading import MOST, Wrong, composed
 from handfast.fleet.compat.rules import Fact, Level, MustProbe, Probed, Rules, Text
 
@@ -156,7 +156,7 @@ def _nodes(
         raise Wrong(f"node {spelled}: {error}. What to do: correct it", line) from None
     for part, names in (("could", found.could), ("now", found.now)):
         for fact in names:
-            if fact not in facts:
+            if not any(covers(named, fact) for named in facts):
                 raise Wrong(
                     f"node {spelled}: no rule that refuses speaks of {fact}, so there is nothing "
                     "to choose. What to do: correct its spelling, or leave it out",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from importlib import import_module, resources
 from itertools import chain
 from types import MappingProxyType
@@ -19,7 +20,7 @@ import msgspec
 
 from handfast.errors import UNREADABLE, FormatError
 from handfast.fleet.compat import consistency
-from handfast.fleet.compat.meaning import reads
+from handfast.fleet.compat.meaning import covers, reads
 from handfast.fleet.compat.rules import (
     Adjacent,
     Exact,
@@ -28,6 +29,7 @@ from handfast.fleet.compat.rules import (
     Matrix,
     Minimum,
     MustProbe,
+    Named,
     Rule,
     Rules,
     Scope,
@@ -39,6 +41,21 @@ __all__ = ["MOST", "Wrong", "composed", "load", "parse", "start"]
 MOST: Final = 1 << 20  # bytes; the file that is shipped has some 10,000
 KINDS: Final = ("exact", "adjacent", "minimum", "matrix", "must_probe")
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
+SETTINGS: Final = ("env.", "file.")  # families where what is not set is a setting, too
+HINTS: Final = MappingProxyType(  # by where in a rule it is wrong
+    {
+        "scope": f"give one of {', '.join(Scope)}",
+        "mode": "give refuse, or warn",
+        "exact": "name facts as the inventory does; env.NCCL_* is every fact that begins so",
+        "adjacent.field": (
+            "give the number of the part of the version that is compared, counted from 1: of "
+            "1.31.4 it is 31 in field 2"
+        ),
+        "adjacent.width": "give how many releases the two may be apart, at most",
+        "minimum.versions": "write {12: 525, 13: 580}: from 12 on at least 525, from 13 on 580",
+        "matrix": "write pairs of releases, the client's first: allow: [[1.17, 1.18]]",
+    }
+)
 TAGS: Final = MappingProxyType(  # what nodes have that were given none
     {
         kind: f"tag:yaml.org,2002:{tag}"
@@ -59,7 +76,7 @@ class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="keb
     """The file without its rules: they are read one by one, so that an error names its rule."""
 
     format: Literal[1]
-    facts: dict[Fact, Text] = {}
+    facts: dict[Named, Text] = {}
     brought: dict[Fact, Text] = {}
 
 
@@ -70,8 +87,8 @@ class _Spelled(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     scope: Scope
     mode: Literal["refuse", "warn"] = "refuse"
     require_known: bool = False
-    absent_differs: bool = False
-    exact: Annotated[tuple[Fact, ...], msgspec.Meta(min_length=1)] | None = None
+    absent_differs: bool | None = None
+    exact: Annotated[tuple[Named, ...], msgspec.Meta(min_length=1)] | None = None
     adjacent: Adjacent | None = None
     minimum: Minimum | None = None
     matrix: Matrix | None = None
@@ -95,9 +112,11 @@ def parse(data: bytes, name: str, known: Collection[str] = ()) -> Rules:
 
     ``known`` are the facts that an inventory has; one that ends in ``.*`` stands for all names
     below it. A rule may name these, and what the file says under ``brought`` that the site brings;
-    without an inventory, what it names under ``facts``, where people's words for facts are. Raises
-    FormatError, with file, line and rule, for what can't be read, or can't be meant; and where
-    PyYAML is not installed.
+    without an inventory, what it names under ``facts``, where people's words for facts are. A rule
+    over several nodes whose facts all are settings (``env.``, ``file.``) has ``absent-differs``
+    unless it says otherwise: a variable that is not set has its library's default, and that is one
+    more value. Raises FormatError, with file, line and rule, for what can't be read, or can't be
+    meant; and where PyYAML is not installed.
     """
     lines: dict[tuple[str, ...], int] = {}
     try:
@@ -200,7 +219,7 @@ def _rule(name: str, spelled: object, line: int) -> Rule:
     try:
         found = msgspec.convert(spelled, _Spelled, strict=False)
     except msgspec.ValidationError as error:
-        raise Wrong(f"rule {name}: {error}. What to do: correct it", line) from None
+        raise Wrong(f"rule {name}: {error}. What to do: {_hint(str(error))}", line) from None
     kinds = [kind for kind in KINDS if getattr(found, kind) is not None]
     if len(kinds) != 1:
         raise Wrong(
@@ -215,43 +234,75 @@ def _rule(name: str, spelled: object, line: int) -> Rule:
             line,
         )
     body = getattr(found, kinds[0])
+    if kinds == ["exact"]:
+        differs = found.absent_differs
+        if differs is None:
+            settings = all(fact.startswith(SETTINGS) for fact in body)
+            differs = settings and found.scope is not Scope.NODE
+        body = Exact(body, differs)
     return Rule(
         name=name,
         source=found.source,
         scope=found.scope,
-        body=Exact(body, found.absent_differs) if kinds == ["exact"] else body,
+        body=body,
         mode=Level(found.mode),
         require_known=found.require_known,
     )
+
+
+def _hint(error: str) -> str:
+    """What to do about an error of msgspec's, which ends in where it is: - at `$.scope`."""
+    where = error.rpartition("`$.")[2].rstrip("`")
+    return next((told for part, told in HINTS.items() if where.startswith(part)), "correct it")
 
 
 def _check_facts(
     head: _Head, rules: Sequence[Rule], known: Collection[str], lines: Mapping[tuple[str, ...], int]
 ) -> None:
     """Hold the names of facts against the inventory's, and the file's own against its rules."""
-    families = tuple(name.removesuffix("*") for name in known if name.endswith(".*"))
     there = {*(known or head.facts), *head.brought}
     used = set()
     for rule in rules:
         for fact in chain(*reads(rule)):
             used.add(fact)
-            if fact not in there and not fact.startswith(families):
+            if not _listed(fact, there):
                 raise Wrong(
-                    f"rule {rule.name}: no inventory has the fact {fact}. What to do: correct its "
-                    "spelling, or, if the site brings it, say so under `brought:`",
-                    lines[("rules", rule.name)],
+                    f"rule {rule.name}: {_lost(fact, there, known)}", lines[("rules", rule.name)]
                 )
     for fact in head.facts:
-        if known and fact not in there and not fact.startswith(families):
+        if known and not _listed(fact, there):
             raise Wrong(
-                f"facts has words for {fact}, which no inventory has. What to do: correct its "
-                "spelling, or move it to `brought:`",
+                f"facts has words for {fact}, which no inventory has{_like(fact, there)}. What to "
+                "do: correct its spelling, or move it to `brought:`",
                 lines[("facts", fact)],
             )
     for fact in head.brought:
-        if fact in head.facts or fact not in used:
+        if fact in head.facts or not any(covers(name, fact) for name in used):
             raise Wrong(
                 f"brought has {fact}, which no rule names, or `facts:` has too. What to do: take "
                 "it out, or correct its spelling",
                 lines[("brought", fact)],
             )
+
+
+def _listed(name: str, there: Collection[str]) -> bool:
+    """Whether a fact, or some fact of a pattern, is among names and families."""
+    return name in there or any(covers(each, name) or covers(name, each) for each in there)
+
+
+def _lost(fact: str, there: Collection[str], known: Collection[str]) -> str:
+    if known:
+        return (
+            f"no inventory has the fact {fact}{_like(fact, there)}. What to do: correct its "
+            f"spelling, or, if the site brings it, write `{fact}: WORDS` under `brought:`"
+        )
+    return (
+        f"neither `facts:` nor `brought:` has an entry for {fact}{_like(fact, there)}. What to do: "
+        f"write `{fact}: WORDS` under `facts:`, WORDS being what people call it, or under "
+        "`brought:`, if the site brings it"
+    )
+
+
+def _like(fact: str, there: Collection[str]) -> str:
+    near = get_close_matches(fact, sorted(there), 1, 0.8)
+    return f" (is it {near[0]}?)" if near else ""

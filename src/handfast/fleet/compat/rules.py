@@ -9,7 +9,7 @@ import msgspec
 
 __all__ = [
     "ABSENT", "Adjacent", "Body", "Exact", "Fact", "Level", "Matrix", "Minimum", "MustProbe",
-    "Pair", "Place", "Probed", "Rule", "Rules", "Scope", "Text",
+    "Named", "Pair", "Place", "Probed", "Rule", "Rules", "Scope", "Text",
 ]  # fmt: skip
 
 ABSENT = ""
@@ -17,6 +17,14 @@ ABSENT = ""
 
 Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
 Fact: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\Z")]
+Named: TypeAlias = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\Z"
+        r"|^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}\.[A-Za-z0-9._+-]{0,98}\*\Z"
+    ),
+]
+"""A fact, or a pattern: ``env.NCCL_*`` is every fact that begins so; a dot stands before the star."""
 Pair: TypeAlias = tuple[Text, Text]
 
 
@@ -45,11 +53,14 @@ class Level(StrEnum):
 class Exact(msgspec.Struct, frozen=True):
     """Equal text: several facts on one node, or one fact over all nodes of a place.
 
+    Over a place there may be patterns: each fact that fits one is held equal to itself. ``below`` is
+    the pattern that brought a fact here (`meaning.expanded`), and empty as a rule is written.
     ``absent_differs``: over a place, a node without the fact differs from one that has it.
     """
 
-    facts: tuple[Fact, ...]
+    facts: tuple[Named, ...]
     absent_differs: bool = False
+    below: str = ""
 
 
 class Adjacent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -93,11 +104,12 @@ class MustProbe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
     """Versions do not tell, so the recorded result of a probe by this name is required.
 
     It is recorded for the values of these facts at both ends. Equal values need none, unless the
-    rule is about one node.
+    rule is about one node; where it is ``about`` some of the facts, equal values of these need none.
     """
 
     probe: Text
     facts: Annotated[tuple[Fact, ...], msgspec.Meta(min_length=1)]
+    about: tuple[Fact, ...] = ()
 
 
 Body: TypeAlias = Exact | Adjacent | Minimum | Matrix | MustProbe
@@ -125,8 +137,8 @@ class Rules(msgspec.Struct, frozen=True):
     words: dict[str, str] = {}
 
     def word(self, fact: str) -> str:
-        """What people call a fact."""
-        return self.words.get(fact, fact)
+        """What people call a fact; a variable has its name, whatever the file says of others."""
+        return self.words.get(fact, fact if fact.endswith("*") else fact.removeprefix("env."))
 
 
 class Place(msgspec.Struct, frozen=True):

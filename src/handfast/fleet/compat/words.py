@@ -14,7 +14,7 @@ __all__ = ["clash", "differ", "meets", "need", "runs", "sentence", "several"]
 FEW: Final = 3
 
 Side: TypeAlias = tuple[Sequence[str], Iterable[tuple[str, str | None]]]
-Options: TypeAlias = Iterable[tuple[str, Sequence[str]]]
+Options: TypeAlias = Sequence[tuple[str, Sequence[str]]]
 
 
 def several(names: Sequence[str], last: str = "and") -> str:
@@ -55,10 +55,15 @@ def differ(
     return f"{where} runs {', '.join(shown)}"
 
 
-def sentence(rules: Rules, rule: Rule, subject: str, why: str, whose: str) -> str:
-    """Close a sentence: who needs what, or why it can't be told; by which rule, and who says so."""
+def sentence(
+    rules: Rules, rule: Rule, subject: str, why: str, whose: str, at: Mapping[str, str | None]
+) -> str:
+    """Close a sentence: who needs what, or why it can't be told; by which rule, and who says so.
+
+    ``at`` are values that decide which row of a table is meant.
+    """
     word = {fact: rules.word(fact) for fact in chain(*reads(rule))}
-    wants = f"{whose} needs {needs(rule, word)}"
+    wants = f"{whose} needs {needs(rule, word, at)}"
     tail = f", which can't be told: {why}" if why else ""
     return f"{subject}; {wants}{tail} [rule {rule.name}: {rule.source}]"
 
@@ -70,10 +75,11 @@ def need(
 
     ``could`` is what they have to choose from, fact by fact; it may name a fact for each side.
     """
+    at = {fact: options[0] for fact, options in could if len(options) == 1}
     word = {fact: rules.word(fact) for fact in chain(*reads(rule))}
     who = several(nodes) if nodes == others else f"{several(nodes)} with {several(others)}"
     have = " with ".join(_could(rules, fact, options) for fact, options in could)
-    return f"{who}: {needs(rule, word)}, of {have} [rule {rule.name}: {rule.source}]"
+    return f"{who}: {needs(rule, word, at)}, of {have} [rule {rule.name}: {rule.source}]"
 
 
 def clash(said: Iterable[str]) -> str:

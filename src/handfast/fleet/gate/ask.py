@@ -24,7 +24,7 @@ from handfast.fleet.identity import Statement, verify
 from handfast.fleet.inventory.facts import Inventory
 from handfast.store.files import describe
 
-__all__ = ["ASK_S", "ask", "ask_signed", "node_facts"]
+__all__ = ["ASK_S", "ask", "ask_signed", "node_facts", "nothing"]
 
 ASK_S: Final = 20.0  # a collector is ended after 15
 PAUSE_S: Final = 0.01
@@ -40,6 +40,19 @@ def node_facts(named: str, at: datetime, timeout_s: float = ASK_S) -> Inventory 
     if _there(path):
         return ask(path, timeout_s)
     return read_node(named or PATH, at)
+
+
+def nothing(named: str) -> str:
+    """Say where nothing was found, where :func:`node_facts` gives None, and what to do."""
+    if named:
+        return (
+            f"neither a node service nor a file is at {named}, which HANDFAST_GATE_NODE names. What "
+            "to do: start `handfast fleet node` there, or correct it"
+        )
+    return (
+        f"no node service at {SOCKET} and no {PATH}. What to do: start `handfast fleet node` on "
+        "the host, or have its prolog run `handfast fleet admit`; in a container, mount /run/handfast"
+    )
 
 
 def ask(path: str, timeout_s: float = ASK_S) -> Inventory:

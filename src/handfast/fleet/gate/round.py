@@ -1,6 +1,6 @@
 """One round of the gate: each rank posts who it is, one judges, and all hear the same.
 
-A rank posts 32 bytes for its stack; only the first that has a stack posts its facts, and does so
+A rank posts 32 bytes for its stack, and where its node told nothing, why; only the first that has a stack posts its facts, and does so
 before its own post, so that a digest which is there has its facts or a holder who is missing. Rank
 0 judges; if it does not, the first of the others that has waited long enough. Whoever judges puts
 the verdict once, so two judges leave one verdict.
@@ -15,7 +15,7 @@ would be named as missing there, never judged by what it ran before.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from itertools import chain
 from typing import Final, TypeVar
@@ -23,11 +23,12 @@ from typing import Final, TypeVar
 import msgspec
 
 from handfast.errors import UNREADABLE, Blocked, FormatError, HandfastError
-from handfast.fleet.compat.judge import Ruling, judge
-from handfast.fleet.compat.meaning import reads
+from handfast.fleet.compat.judge import Ruling, judge, natural
+from handfast.fleet.compat.meaning import expanded, reads
 from handfast.fleet.compat.rules import Level, Place, Probed, Rules, Scope
+from handfast.fleet.compat.words import several
 from handfast.fleet.gate.keys import Keys
-from handfast.fleet.gate.stack import Stack, decode, digest, encode, held
+from handfast.fleet.gate.stack import NODE, Stack, decode, digest, encode, held
 from handfast.store.files import describe
 
 __all__ = ["WORLD", "Mode", "Seat", "Verdict", "arrive", "attend", "decide", "gather", "ranks_of"]
@@ -35,8 +36,10 @@ __all__ = ["WORLD", "Mode", "Seat", "Verdict", "arrive", "attend", "decide", "ga
 _T = TypeVar("_T")
 
 WORLD: Final = "world"
+UNTOLD: Final = "node-tells"  # the name of a finding, as "all-ranks" and "judged" are
 GRACE_S: Final = 10.0  # how much longer the others wait for a verdict than the judge for them
 NAMED: Final = 8  # ranks that are missing, by name; the others are counted
+SHOWN: Final = 8  # findings that are said
 
 
 class Mode(StrEnum):
@@ -58,10 +61,11 @@ class Seat(msgspec.Struct, frozen=True):
 
 
 class Posted(msgspec.Struct, frozen=True):
-    """What a rank posts: its place, and the digest of its stack."""
+    """What a rank posts: its place, the digest of its stack, and why its node told nothing."""
 
     seat: Seat
     digest: str
+    untold: str = ""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -75,7 +79,8 @@ class Finding(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """What every rank hears. ``mode`` is the judge's, so that no rank goes on alone.
 
-    ``findings`` begin with the worst. So many ``ranks`` came, with so many ``stacks``.
+    ``findings`` begin with the worst; of warnings, what is broken stands before why nodes told
+    nothing, and that before what is unknown. So many ``ranks`` came, with so many ``stacks``.
     """
 
     level: Level
@@ -94,21 +99,31 @@ class Verdict(msgspec.Struct, frozen=True):
         """Say it in one line: what is worst, and how much more there is."""
         if not self.findings:
             return f"fine: {self.ranks} ranks, {self.stacks} stacks"
-        word = "would be refused" if self.level is Level.REFUSE else "warning"
         more = f" (and {len(self.findings) - 1} more)" if len(self.findings) > 1 else ""
-        told = " ".join(self.findings[0].sentence.split())
-        return f"{'refused' if self.refused else word}: {told}{more}"
+        return f"{self._told(self.findings[0])}{more}"
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Say all of it, a line each, up to a limit, and then how much more there is."""
+        said = [self._told(each) for each in self.findings[:SHOWN]] or [self.line]
+        left = len(self.findings) - SHOWN
+        return (*said, f"and {left} more") if left > 0 else tuple(said)
+
+    def _told(self, finding: Finding) -> str:
+        word = "refused" if self.refused else "would be refused"
+        bad = finding.level is Level.REFUSE
+        return f"{word if bad else 'warning'}: {' '.join(finding.sentence.split())}"
 
 
-def arrive(keys: Keys, base: str, seat: Seat, facts: Stack) -> str:
-    """Post a rank's stack; gives the name of its round."""
+def arrive(keys: Keys, base: str, seat: Seat, facts: Stack, untold: str = "") -> str:
+    """Post a rank's stack, and why its node told nothing; gives the name of its round."""
     place = f"handfast.gate/{base}/{seat.size}"
     place += f"/{keys.claim(f'{place}/arrived/{seat.rank}')}"
     text = encode(facts)
     name = digest(text)
     if keys.claim(f"{place}/holders/{name}") == 1:
         keys.set(f"{place}/facts/{name}", text)
-    post = Posted(seat, name)
+    post = Posted(seat, name, untold)
     keys.set(f"{place}/rank/{seat.rank}", msgspec.json.encode(post).decode())
     return place
 
@@ -150,6 +165,7 @@ def decide(
     """
     if wrong := [f"{g}: {r}" for g, ranks in groups.items() for r in ranks if not 0 <= r < size]:
         raise ValueError(f"a group names a rank that this round of {size} has not: {wrong[0]}")
+    rules = expanded(rules, chain.from_iterable(stacks.values()))
     wanted = sorted({fact for rule in rules.rules for fact in chain(*reads(rule))})
     known = {name: held(facts, wanted) for name, facts in stacks.items()}
     blank: Stack = dict.fromkeys(wanted)
@@ -159,11 +175,13 @@ def decide(
         Place(Scope.GROUP, name, tuple(names[rank] for rank in ranks if rank in names))
         for name, ranks in groups.items()
     ]
-    rulings = excuse(judge(rules, nodes, places=places, probed=probed, whose=whose).rulings)
+    found = judge(rules, nodes, places=places, probed=probed, whose=whose).rulings
+    untold = {names[rank]: each.untold for rank, each in posted.items() if each.untold}
+    rulings = (*excuse(found), *_blind(rules, found, untold))
     missing = tuple(rank for rank in range(size) if rank not in posted)
     if missing:
         rulings = (_absent(missing, posted, size), *rulings)
-    ordered = sorted(rulings, key=lambda each: each.level is not Level.REFUSE)
+    ordered = sorted(rulings, key=_weight)
     level = ordered[0].level if ordered else Level.FINE
     findings = tuple(Finding(each.rule, each.level, each.sentence) for each in ordered)
     return Verdict(level, mode, findings, len(posted), len(stacks))
@@ -244,6 +262,28 @@ def _absent(missing: tuple[int, ...], posted: Mapping[int, Posted], size: int) -
     told = f"rank{'s' * (len(names) > 1)} {', '.join(names[:NAMED])}{more}"
     sentence = f"{told} of {size} did not come to the gate in time"
     return Ruling("all-ranks", Level.REFUSE, sentence, tuple(names))
+
+
+def _weight(ruling: Ruling) -> tuple[bool, bool, bool]:
+    """Sort what is worst first; of one level what is broken, then why nodes told nothing."""
+    return ruling.level is not Level.REFUSE, ruling.unknown, ruling.rule != UNTOLD
+
+
+def _blind(
+    rules: Rules, found: Iterable[Ruling], untold: Mapping[str, str]
+) -> Iterator[Ruling]:
+    """Say why nodes told nothing, where a rule could not be told for the want of it."""
+    of_nodes = {
+        rule.name
+        for rule in rules.rules
+        if any(fact.partition(".")[0] in NODE for fact in chain(*reads(rule)))
+    }
+    dark = {name for each in found if each.unknown and each.rule in of_nodes for name in each.nodes}
+    for why in dict.fromkeys(untold.values()):
+        who = tuple(name for name in natural(dark & untold.keys()) if untold[name] == why)
+        if who:
+            sentence = f"{several(who)}: what the node runs is unknown: {why}"
+            yield Ruling(UNTOLD, Level.WARN, sentence, who, unknown=True)
 
 
 def _failed(what: str, mode: Mode, size: int) -> Verdict:

@@ -6,7 +6,8 @@ where its file was replaced or deleted since. Only what runs as root, or as we d
 anybody may name a process of his like that, and would have his program run as root. They print
 `Fabric Manager version is : 580.159.03` and `IMEX version is: 570.148.08` (as seen in public logs
 and parsers of these versions). A process is known by its name, of which the kernel keeps 15 bytes
-(TASK_COMM_LEN, proc_pid_comm(5)).
+(TASK_COMM_LEN, proc_pid_comm(5)). Others end all the while, and that means nothing. Where one of
+these ends as it is asked, a restart say, it is looked for again.
 
 That there is none can only be said by who sees all processes: of the first PID namespace, whose
 number is 4026531836 (PROC_PID_INIT_INO in include/linux/proc_ns.h), and not past `hidepid`.
@@ -37,6 +38,7 @@ __all__ = ["ETHERNET", "FABRIC_MANAGER", "IMEX", "INFINIBAND", "OFED"]
 
 FIRST_PIDS: Final = "pid:[4026531836]"
 COMM: Final = 15
+LOOKS: Final = 3
 
 _VERSION: Final = re.compile(r"version is\s*:\s*(\S+)")
 _IB: Final = Want("nic", Tier.FABRIC, family=True)
@@ -51,14 +53,13 @@ def _daemon(name: str, program: str) -> Collector:
 
     def collect(host: Host) -> Iterator[Fact]:
         try:
-            pids = _processes(host, program[:COMM])
+            said = _answers(host, want, program)
         except Unsure as error:
             yield want.unknown(str(error), "/proc")
             return
-        if not pids:
+        if not said:
             yield want.absent(f"no process {program}")
             return
-        said = [asked(want, link, partial(_runs, host, link)) for link in map(_exe, pids)]
         lost = next((fact for fact in said if fact.value is None), None)
         source = " ".join(_source(host, fact.source) for fact in said)
         yield lost or want.known(spell(str(fact) for fact in said), source)
@@ -66,14 +67,27 @@ def _daemon(name: str, program: str) -> Collector:
     return Collector((want,), collect)
 
 
+def _answers(host: Host, want: Want, program: str) -> list[Fact]:
+    """Ask each process of a program for its version. Raises Unsure where they can't be found."""
+    said: list[Fact] = []
+    for _ in range(LOOKS):
+        pids = _processes(host, program[:COMM])
+        said = [asked(want, link, partial(_runs, host, link)) for link in map(_exe, pids)]
+        if all(_owners(host, pid) for pid in pids):
+            break
+    return said
+
+
 def _processes(host: Host, comm: str) -> list[str]:
     """Find processes by name. Raises Unsure where not all can be seen and none was found."""
     names = [name for name in host.names("/proc", PROC) or () if name.isdigit()]
-    # one that ends meanwhile has no name any more
-    found = [pid for pid in names if host.text(f"/proc/{pid}/comm", PROC) == comm]
-    trusted = [pid for pid in found if _owners(host, pid) <= {0, os.getuid()}]
+    # one that ends meanwhile has no name any more, or no owners
+    named = [pid for pid in names if host.text(f"/proc/{pid}/comm", PROC) == comm]
+    found = {pid: owners for pid in named if (owners := _owners(host, pid))}
+    trusted = [pid for pid, owners in found.items() if owners <= {0, os.getuid()}]
     if found and not trusted:
-        raise Unsure(f"process {found[0]} is of another user than root, so its program is not run")
+        other = next(iter(found))
+        raise Unsure(f"process {other} is of another user than root, so its program is not run")
     if not found:
         if "1" not in names:
             raise Unsure("/proc hides the processes of others (hidepid)")
@@ -84,11 +98,13 @@ def _processes(host: Host, comm: str) -> list[str]:
 
 
 def _owners(host: Host, pid: str) -> set[int]:
-    """Give the users that a process runs as: not the owner of its directory, which may be another.
+    """Give the users that a process runs as; none where it has ended, be it reaped or not.
 
-    That is root's for each process that is not dumpable (proc(5)).
+    The owner of its directory may be another: root for each that is not dumpable (proc(5)).
     """
-    text = host.text(f"/proc/{pid}/status", PROC) or ""
+    text = host.text(f"/proc/{pid}/status", PROC)
+    if text is None or re.search(r"^State:\s+[XZ]", text, re.MULTILINE):
+        return set()
     match = re.search(r"^Uid:((\s+\d+){4})$", text, re.MULTILINE)
     if match is None:
         raise Unsure(f"/proc/{pid}/status names no user")

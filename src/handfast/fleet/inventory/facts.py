@@ -12,6 +12,10 @@ nodes are equal*: whoever judges digests must judge each with itself as well, an
 :meth:`Inventory.unknown` names what a rule may not pass over. To salt an unknown with its node
 would look safer. It would make every pair of nodes a pair to be judged, and the answer would be
 the same.
+
+**All of a fact can be printed.** Its texts come from files and programs of others. What a terminal
+would obey or not show is spelled out where a fact is made, and a fact that holds such a thing can
+neither be made nor read: so whoever prints one, and there are many, need not think of it.
 """
 
 from __future__ import annotations
@@ -31,13 +35,22 @@ from handfast.link.life import Node
 
 __all__ = [
     "ALL", "FORMAT", "Fact", "Inventory", "Kind", "State", "Tier", "Want", "decode", "encode",
-    "gather", "look", "spell",
+    "gather", "look", "printable", "spell",
 ]  # fmt: skip
 
 FORMAT: Final = 1
+LONGEST: Final = 4096
+SOURCE: Final = 1000
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$")]
-Text = Annotated[str, msgspec.Meta(max_length=4096)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\Z")]
+Text = Annotated[str, msgspec.Meta(max_length=LONGEST)]
+
+UNSHOWN: Final = re.compile(
+    # controls; what has no width, ends a line or turns its direction; halves of a pair; tags
+    "[\0-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""A list and not `str.isprintable`, which changes with each Python's edition of Unicode."""
 
 
 class Tier(StrEnum):
@@ -89,6 +102,8 @@ class Fact(msgspec.Struct, frozen=True):
             raise ValueError(f"{self.name} is {self.state}, and its value is {self.value!r}")
         if (self.state is State.UNKNOWN) != bool(self.problem):
             raise ValueError(f"{self.name} is {self.state}, and its problem is {self.problem!r}")
+        if UNSHOWN.search(f"{self.value or ''}{self.problem}{self.source}"):
+            raise ValueError(f"{self.name} has characters that can't be printed")
 
     def __str__(self) -> str:
         """Spell what is known, for people."""
@@ -109,20 +124,21 @@ class Want(msgspec.Struct, frozen=True):
     family: bool = False
 
     def known(self, value: str, source: str) -> Fact:
-        """Report a value; one that is too long is cut, with its hash in place of the rest."""
-        if len(value) > 4096:
-            value = value[:4000] + " sha256:" + hashlib.sha256(value.encode()).hexdigest()
-        return Fact(self.name, self.tier, self.kind, State.KNOWN, value, source=source)
+        """Report a value; what is too long or can't be printed is changed, and ends in a hash."""
+        told = printable(value)
+        if told != value or len(told) > LONGEST:
+            told = f"{told[:4000]} sha256:{_hash(value)}"
+        return Fact(self.name, self.tier, self.kind, State.KNOWN, told, source=_short(source))
 
     def absent(self, source: str) -> Fact:
         """Report that it is not there at all."""
-        return Fact(self.name, self.tier, self.kind, State.ABSENT, source=source)
+        return Fact(self.name, self.tier, self.kind, State.ABSENT, source=_short(source))
 
     def unknown(self, problem: str, source: str = "") -> Fact:
         """Report that nobody can say, and why."""
-        reason = problem.strip()[:1000] or "no reason was given"
+        reason = _short(problem.strip()) or "no reason was given"
         return Fact(
-            self.name, self.tier, self.kind, State.UNKNOWN, problem=reason, source=source[:1000]
+            self.name, self.tier, self.kind, State.UNKNOWN, problem=reason, source=_short(source)
         )
 
     def below(self, part: str, kind: Kind | None = None) -> Want:
@@ -134,6 +150,19 @@ class Want(msgspec.Struct, frozen=True):
         """Say whether a fact is this one, or of this family."""
         below = self.family and fact.name.startswith(f"{self.name}.")
         return fact.tier is self.tier and (below or fact.name == self.name)
+
+
+def printable(text: str) -> str:
+    """Spell out, as Python does, what a terminal would obey or not show: ESC becomes `\\x1b`."""
+    return UNSHOWN.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def _short(text: str) -> str:
+    return printable(text)[:SOURCE]
+
+
+def _hash(value: str) -> str:
+    return hashlib.sha256(value.encode(errors="surrogatepass")).hexdigest()
 
 
 class Inventory(msgspec.Struct, frozen=True):
@@ -223,8 +252,8 @@ def decode(data: bytes, where: str) -> Inventory:
         return msgspec.json.decode(data, type=Inventory)
     except UNREADABLE as error:
         raise FormatError(
-            f"{where}: no inventory of a node: {error}. What to do: take it again, with "
-            "`handfast fleet inventory --json`"
+            f"{where}: no inventory of a node: {printable(str(error))}. What to do: take it again, "
+            "with `handfast fleet inventory --json`"
         ) from error
 
 

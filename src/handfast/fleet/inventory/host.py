@@ -5,7 +5,8 @@ at `/host`, say), and the recorded files of a real machine can be looked at in a
 
 That a file is not there means something only where files of its kind can be seen at all: a
 container without `/sys` knows nothing of its NICs. So whoever reads names a second path that is
-always there where the first could be.
+always there where the first could be. A file below /proc/PID whose process ends after it was
+opened is not there either: its read fails with ESRCH (fs/proc/base.c, Linux 6.12).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from handfast.store.files import describe
 __all__ = ["Host", "Unsure", "asked", "here", "mapped_files"]
 
 LIMIT: Final = 1 << 20  # bytes of a file that are read: files of the kernel are far shorter
+GONE: Final = (FileNotFoundError, NotADirectoryError, ProcessLookupError)
 DELETED: Final = " (deleted)"
 
 # linux/sockios.h and linux/ethtool.h, Linux 6.12: a request, and its answer of 196 bytes, of which
@@ -74,7 +76,7 @@ class Host(msgspec.Struct, frozen=True):
         try:
             with open(self.at(path), "rb") as file:
                 found = file.read(limit + 1)
-        except (FileNotFoundError, NotADirectoryError):
+        except GONE:
             self._look(path, base)
             return None
         except OSError as error:
@@ -92,7 +94,7 @@ class Host(msgspec.Struct, frozen=True):
         """List a directory, sorted; None where it is not there and ``base`` is. Raises Unsure."""
         try:
             return sorted(os.listdir(self.at(path)))
-        except (FileNotFoundError, NotADirectoryError):
+        except GONE:
             self._look(path, base)
             return None
         except OSError as error:
@@ -159,17 +161,23 @@ class Host(msgspec.Struct, frozen=True):
 
 
 def here(root: str = "/", environ: Mapping[str, str] | None = None) -> Host:
-    """Describe this machine and this process."""
+    """Describe this machine and this process; bytes that are no text are spelled out."""
     loaded = getattr(sys.modules.get("torch"), "__version__", None)
+    env = os.environ if environ is None else environ
     return Host(
         root=root,
-        environ=dict(os.environ if environ is None else environ),
+        environ={_text(name): _text(value) for name, value in env.items()},
         maps=mapped_files(),
         modules={} if loaded is None else {"torch": str(loaded)},
         # as NCCL does it, and not $HOME: userHomeDir() of src/misc/param.cc, NCCL 2.30
         home=_home(),
-        directory=os.getcwd(),
+        directory=_text(os.getcwd()),
     )
+
+
+def _text(name: str) -> str:
+    """Spell out what Python keeps as halves of a pair (PEP 383): they are no text, nor JSON."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _home() -> str:

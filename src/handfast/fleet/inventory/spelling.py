@@ -6,7 +6,7 @@ and `.`, and letters or digits at both ends; a value likewise, or empty (Kuberne
 so that two values stay two. Job-tier facts are no property of a node and make no label.
 
 Metrics: the text format of Prometheus and of node_exporter's textfile collector. Labels' values are
-escaped as there: backslash, quote, line feed ("Exposition formats").
+escaped as there: backslash and quote ("Exposition formats"); a fact has no line feed.
 """
 
 from __future__ import annotations
@@ -75,4 +75,4 @@ def _line(metric: str, number: int, /, **marks: str) -> str:
 
 
 def _escape(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return value.replace("\\", "\\\\").replace('"', '\\"')

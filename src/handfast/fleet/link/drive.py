@@ -37,6 +37,7 @@ class Driver:
         self._put = put
         self._turn = asyncio.Lock()
         self._opened = asyncio.Event()
+        self._through = asyncio.Event()  # the link is open, and no change is asked for
         self._down = asyncio.Event()
 
     async def begin(self) -> None:
@@ -53,9 +54,17 @@ class Driver:
         await self._do(lambda: self.end.send(value))
 
     async def change(self, to: Spoken) -> None:
-        """Ask for a change of epoch; see :meth:`End.change`."""
+        """Ask for a change of epoch, which goes on by itself; see :meth:`End.change`."""
         self._must_be_up()
         await self._do(lambda: self.end.change(to))
+
+    async def changed(self) -> None:
+        """Wait until this end is through with the change that it asked for: it takes the new epoch
+        alone. At once where it asked for none. Raises HandfastError where the link goes down before.
+
+        The peer may still be on its way: all that it waits for of this end is said.
+        """
+        await self._unless_down(self._through.wait())
 
     async def take(self) -> tuple[Epoch, Any]:
         """Wait for the peer's next value. Raises HandfastError once the link is down."""
@@ -90,6 +99,11 @@ class Driver:
                     self._opened.set()
                 else:
                     taken.append(effect)
+            switch = self.end.switch
+            if switch is not None and switch.next is None:
+                self._through.set()
+            else:
+                self._through.clear()
         return taken
 
     async def _write_down(self, record: Record) -> None:

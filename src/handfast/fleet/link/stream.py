@@ -2,23 +2,31 @@
 
 Nothing is sent twice: what a stream does not bring, its end shows. Only a frame of an epoch that
 is not taken, or that its codec can't read, is refused and counted and the link goes on.
+
+Whoever closes it says so, and reads on, a moment at the most, until the peer has closed it, too. A
+socket that is closed while there is something unread in it resets the connection (RFC 1122,
+4.2.2.13), which takes from the peer what it has not read yet: why it was refused, say.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
+from handfast.errors import HandfastError
 from handfast.fleet.link.drive import Driver
 from handfast.link.end import End
 from handfast.link.frame import HEADER, MAX_BODY, LinkError, Reason, read_header
 from handfast.link.session import Record
 
-__all__ = ["Stream"]
+__all__ = ["PARTING_S", "Stream"]
 
+PARTING_S: Final = 2.0
+"""How long the end that closes waits for the peer to close it, too, in seconds."""
+
+PIECE: Final = 1 << 16  # bytes that are let go at a time
 _PASSED: Final = (Reason.EPOCH, Reason.CODEC)
 
 
@@ -51,23 +59,40 @@ class Stream(Driver):
     ) -> None:  # fmt: skip
         self.fail(None)
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-        self._writer.close()
-        with suppress(OSError):
-            await self._writer.wait_closed()
+            await self._task
 
     async def _run(self) -> None:
+        listening = asyncio.create_task(self._listen())
+        await self._down.wait()
+        listening.cancel()
+        await asyncio.wait([listening])
+        await self._part()
+
+    async def _listen(self) -> None:
         try:
             await self.begin()
             while True:
                 await self._writer.drain()
                 await self._next()
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            gone = HandfastError("the peer closed it")
+            gone.__cause__ = error
+            self.fail(gone)
         except Exception as error:  # the connection's, the store's, a codec's: all who wait hear it
             self.fail(error)
-        finally:
-            self._writer.close()
+
+    async def _part(self) -> None:
+        """Close, when the peer has heard all that was said; what still comes is let go."""
+        try:
+            async with asyncio.timeout(PARTING_S):
+                if self._writer.can_write_eof():
+                    self._writer.write_eof()
+                    while await self._reader.read(PIECE):
+                        pass
+                self._writer.close()
+                await self._writer.wait_closed()
+        except OSError:  # it hears nothing any more
+            self._writer.transport.abort()
 
     async def _next(self) -> None:
         head = await self._reader.readexactly(HEADER)

@@ -60,11 +60,15 @@ WORKS: Final = Found(Outcome.WORKS)
 
 
 class Fleet:
-    """A fleet that is made anew below the empty directory ``root``; its end ends all processes."""
+    """A fleet that is made anew below the empty directory ``root``; its end ends all processes.
+
+    What they say is in ``root``/said, in files that are numbered in the order of the starts.
+    """
 
     def __init__(self, rehearsal: Rehearsal, root: str, versions: Iterable[str]) -> None:
         self._is = rehearsal
-        self._root = root
+        self.root = root
+        """Where it lies."""
         self._children: list[Child] = []  # all that run: nodes, and what is asked just now
         self._nodes: dict[str, Child] = {}
         self._versions = dict(zip(rehearsal.nodes, versions, strict=True))
@@ -82,7 +86,7 @@ class Fleet:
     def start(self) -> Found:
         """Set the fleet up, start all nodes, and wait until each serves."""
         if self._is.setup:
-            found = self._ask(self._is.setup, {}, self._is.setup_s, "setup")
+            found = self._once(self._is.setup, "setup")
             if found.outcome is not Outcome.WORKS:
                 return found
         if not self._is.run:
@@ -111,7 +115,8 @@ class Fleet:
             for end, node in zip(("client", "server"), ends, strict=True):
                 own |= {f"{end}.{name}": text for name, text in self._own(node).items()}
         what = " ".join(("the probe", " -> ".join(map(self._tell, ends)))).rstrip()
-        return self._ask(self._is.probe.run, own, self._is.probe_s, what)
+        out = self._file("-".join(("probe", *ends)))
+        return self._ask(self._is.probe.run, own, self._is.probe_s, what, out)
 
     def lost(self) -> Found:
         """Whether a node's process ended by itself since it was started."""
@@ -119,22 +124,27 @@ class Fleet:
         return worst([self._fate(node) for node in ended])
 
     def close(self) -> Found:
-        """End all processes, and take back what was set up; gives what came of that."""
-        try:
+        """End all processes, and take back what was set up; gives what came of that.
+
+        Who interrupts it waits, ``stop-s`` and ``setup-s`` at the most: what is not taken back here
+        nobody takes back.
+        """
+        with undisturbed():
             self._stop(self._nodes.values())
-        finally:
-            with undisturbed():
-                for child in tuple(self._children):
-                    child.end()
-            down = self._is.teardown
-            found = self._ask(down, {}, self._is.setup_s, "teardown") if down else WORKS
-        return found
+            for child in tuple(self._children):
+                child.end()
+            return self._once(self._is.teardown, "teardown") if self._is.teardown else WORKS
+
+    def _once(self, argv: Iterable[str], what: str) -> Found:
+        """Run what is run once for the whole fleet."""
+        return self._ask(argv, {}, self._is.setup_s, what, self._file(what))
 
     def _launch(self, node: str) -> Found | None:
         """Start a node's process; gives why it could not be."""
         argv = self._filled(self._is.run, self._own(node))
         try:
-            self._nodes[node] = self._child(argv, together=True)
+            out = self._file(f"{node}-{self._versions[node]}")
+            self._nodes[node] = self._child(argv, out, out)
         except (OSError, ValueError) as error:
             return _unstarted(Outcome.DIES, self._tell(node), argv, error)
         return None
@@ -142,9 +152,10 @@ class Fleet:
     def _serves(self, node: str, until: float) -> Found:
         """Ask again and again whether a node is ready, until it is, ended, or it is too late."""
         child = self._nodes[node]
+        out = self._file(f"ready-{node}")  # for all the answers until it is
         while True:
             left = max(PAUSE_S, until - time.monotonic())
-            ready = self._ask(self._is.ready, self._own(node), left, "ready")
+            ready = self._ask(self._is.ready, self._own(node), left, "ready", out)
             if child.wait(0):
                 return self._fate(node)
             if ready.outcome is Outcome.WORKS:
@@ -162,11 +173,13 @@ class Fleet:
         outcome = Outcome.REFUSES if code == REFUSED else Outcome.DIES
         return _told(outcome, f"{self._tell(node)} {_ended(code)}", tail(child.out))
 
-    def _ask(self, argv: Iterable[str], own: Mapping[str, str], limit_s: float, what: str) -> Found:
+    def _ask(
+        self, argv: Iterable[str], own: Mapping[str, str], limit_s: float, what: str, out: str
+    ) -> Found:
         """Run a program to its end, or to the limit."""
         filled = self._filled(argv, own)
         try:
-            child = self._child(filled)
+            child = self._child(filled, out, f"{out}.err")
         except (OSError, ValueError) as error:
             return _unstarted(Outcome.FAILS, what, filled, error)
         try:
@@ -181,7 +194,12 @@ class Fleet:
         outcome = Outcome.REFUSES if code == REFUSED else Outcome.FAILS
         return _told(outcome, f"{what} {_ended(code)}", said)
 
-    def _child(self, argv: list[str], *, together: bool = False) -> Child:
+    def _file(self, name: str) -> str:
+        """Name a file for what is said next."""
+        self._started += 1
+        return f"{self.root}/said/{self._started:03}-{name}"
+
+    def _child(self, argv: list[str], out: str, err: str) -> Child:
         """Start a process; what it says goes to one file, or to two."""
         told = {
             "nodes": self._is.nodes,
@@ -189,16 +207,13 @@ class Fleet:
             "ports": self._ports,
             "dirs": {node: self._dir(node) for node in self._is.nodes},
             "variables": {node: self._is.versions[v] for node, v in self._versions.items()},
-            "work": f"{self._root}/work",
+            "work": f"{self.root}/work",
         }
         env = {**os.environ, "HANDFAST_REHEARSAL": msgspec.json.encode(told).decode()}
-        self._started += 1
-        out = f"{self._root}/said/{self._started}"
-        err = out if together else f"{out}.err"
-        return Child(argv, self._children, env=env, cwd=f"{self._root}/work", out=out, err=err)
+        return Child(argv, self._children, env=env, cwd=f"{self.root}/work", out=out, err=err)
 
     def _filled(self, argv: Iterable[str], own: Mapping[str, str]) -> list[str]:
-        values = {"work": f"{self._root}/work", **own}
+        values = {"work": f"{self.root}/work", **own}
         for node in self._is.nodes:
             values |= {f"{node}.{name}": text for name, text in self._own(node).items()}
         return [fill(each, values) for each in argv]
@@ -217,7 +232,7 @@ class Fleet:
         }
 
     def _dir(self, node: str) -> str:
-        return f"{self._root}/nodes/{node}"
+        return f"{self.root}/nodes/{node}"
 
     def _tell(self, node: str) -> str:
         return f"{node} ({self._versions[node]})"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from itertools import pairwise, product
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 import msgspec
 
+from handfast.fleet.rehearse.child import undisturbed
 from handfast.fleet.rehearse.fleet import Fleet, Found, Outcome, worst
 from handfast.fleet.rehearse.reading import Rehearsal
 from handfast.fleet.rehearse.walks import State, Walk, edges, orders, pick
 
-__all__ = ["Did", "Kind", "Rehearsed", "Trail", "rehearse"]
+__all__ = ["Asked", "Cut", "Did", "Kind", "Rehearsed", "Trail", "rehearse"]
 
 
 class Kind(StrEnum):
@@ -27,18 +30,27 @@ class Kind(StrEnum):
     RESTART = "restart"
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """A pair that was probed, by the versions of its two ends, and what came of it."""
+
+    client: str
+    server: str
+    found: Found
+
+
 class Did(msgspec.Struct, frozen=True):
     """A move, what the nodes ran after it, and what came of it.
 
-    ``node`` is empty for a start. ``pairs`` are those that were probed: client and server by
-    their numbers, and whether they worked.
+    ``node`` is empty for a start. ``kept`` is the directory of the fleet, where it was to be kept
+    and this move did not work; else empty.
     """
 
     kind: Kind
     node: str
     versions: tuple[str, ...]
     found: Found
-    pairs: tuple[tuple[int, int, bool], ...] = ()
+    pairs: tuple[Asked, ...] = ()
+    kept: str = ""
 
     @property
     def works(self) -> bool:
@@ -53,7 +65,8 @@ Trail = tuple[Did, ...]
 class Rehearsed(msgspec.Struct, frozen=True):
     """What came of a rehearsal.
 
-    ``judged`` is False where a fleet of one version did not work: then mixtures were not tried.
+    ``judged`` is True once the fleets of one version have all worked; else no mixture was tried.
+    ``cut``: it was interrupted, so what is missing was not tried.
     ``unmade`` counts moves that no walk could come to; ``untidy`` says what came of teardowns that
     did not work.
     """
@@ -63,48 +76,81 @@ class Rehearsed(msgspec.Struct, frozen=True):
     unmade: int
     untidy: tuple[str, ...]
     seconds: float
+    cut: bool = False
+
+
+class Cut(KeyboardInterrupt):
+    """A rehearsal was cut off: what ``came`` of it until then, and the ``interrupt``."""
+
+    def __init__(self, came: Rehearsed, interrupt: KeyboardInterrupt) -> None:
+        self.came = came
+        self.interrupt = interrupt
+        super().__init__("the rehearsal was cut off")
 
 
 def rehearse(
-    rehearsal: Rehearsal, *, quick: bool = False, tell: Callable[[str], None] = lambda _: None
+    rehearsal: Rehearsal,
+    *,
+    quick: bool = False,
+    keep: str | None = None,
+    tell: Callable[[Kind, str], None] = lambda *_: None,
 ) -> Rehearsed:
-    """Go through a rehearsal. ``tell`` is told how far it is, in one line.
+    """Go through a rehearsal. ``tell`` is told before each move what it is, in one line.
 
-    ``quick``: each move from each state once, and not in every order. Whatever ends the call, no
-    process that it started is left. Raises OSError where there is no room for a fleet.
+    ``quick``: each move from each state once, and not in every order. ``keep``: a directory in
+    which that of each fleet that did not work stays. Whatever ends the call, no process that it
+    started is left. Raises OSError where there is no room for a fleet, and Cut for an interrupt.
     """
-    return _Stage(rehearsal, quick, tell).play()
+    return _Stage(rehearsal, quick, keep, tell).play()
 
 
 class _Stage:
     """What has come of it so far."""
 
-    def __init__(self, rehearsal: Rehearsal, quick: bool, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        rehearsal: Rehearsal,
+        quick: bool,
+        keep: str | None,
+        tell: Callable[[Kind, str], None],
+    ) -> None:
         self._is = rehearsal
         self._size = len(rehearsal.nodes)
         self._quick = quick
+        self._keep = None if keep is None else os.path.abspath(keep)
         self._tell = tell
+        self._begun = time.monotonic()
+        self._judged = False
         self._trails: list[Trail] = []
         self._unmade = 0
         self._untidy: list[str] = []
 
     def play(self) -> Rehearsed:
         """All of it."""
-        begun = time.monotonic()
+        try:
+            self._all()
+        except KeyboardInterrupt as interrupt:
+            raise Cut(self._came(cut=True), interrupt) from interrupt
+        return self._came(cut=False)
+
+    def _came(self, *, cut: bool) -> Rehearsed:
+        took = round(time.monotonic() - self._begun, 1)
+        untidy = tuple(self._untidy)
+        return Rehearsed(tuple(self._trails), self._judged, self._unmade, untidy, took, cut)
+
+    def _all(self) -> None:
         versions = tuple(self._is.versions)
         uniform = [(version,) * self._size for version in versions]
         for each in uniform:
             self._together(each)
-        judged = all(trail[0].works for trail in self._trails)
-        if judged and not self._is.run:
+        self._judged = all(trail[0].works for trail in self._trails)
+        if self._judged and not self._is.run:
             for mixed in product(versions, repeat=self._size):
                 if mixed not in uniform:
                     self._together(mixed)
-        elif judged:
+        elif self._judged:
             for old, new in pairwise(versions):
                 self._neighbours(old, new)
-        took = round(time.monotonic() - begun, 1)
-        return Rehearsed(tuple(self._trails), judged, self._unmade, tuple(self._untidy), took)
 
     def _together(self, versions: tuple[str, ...]) -> None:
         """A fleet that is started as it is, once."""
@@ -151,17 +197,30 @@ class _Stage:
 
     @contextmanager
     def _fleet(self, versions: tuple[str, ...]) -> Iterator[tuple[Fleet, list[Did]]]:
-        """Make a fleet, and in the end away with it; what was done to it is kept."""
+        """Make a fleet, and in the end away with it; what was done to it is remembered."""
         trail: list[Did] = []
-        with TemporaryDirectory(prefix="handfast-", ignore_cleanup_errors=True) as root:
+        with self._directory(trail) as root:
             fleet = Fleet(self._is, root, versions)
             try:
                 yield fleet, trail
             finally:
-                end = fleet.close()
-        self._trails.append(tuple(trail))
-        if end.outcome is not Outcome.WORKS and end.sentence not in self._untidy:
-            self._untidy.append(end.sentence)
+                with undisturbed():
+                    end = fleet.close()
+                    if trail:  # else it was interrupted before there was anything to tell
+                        self._trails.append(tuple(trail))
+                    if end.outcome is not Outcome.WORKS and end.sentence not in self._untidy:
+                        self._untidy.append(end.sentence)
+
+    @contextmanager
+    def _directory(self, trail: Sequence[Did]) -> Iterator[str]:
+        """Make the directory of a fleet, and away with it unless it is to be kept."""
+        root = mkdtemp(prefix=f"handfast-fleet-{len(self._trails) + 1}-", dir=self._keep)
+        try:
+            yield root
+        finally:
+            with undisturbed():
+                if not (trail and trail[-1].kept):
+                    _away(root)
 
     def _do(
         self, fleet: Fleet, trail: list[Did], kind: Kind, at: int = 0, version: str = ""
@@ -169,18 +228,30 @@ class _Stage:
         """Do one thing to a fleet, and see what came of it."""
         node = "" if kind is Kind.START else self._is.nodes[at]
         what = f"{kind} {node} to {version}" if node else f"{kind} all"
-        self._tell(f"fleet {len(self._trails) + 1}: {', '.join(fleet.versions)}: {what}")
+        self._tell(kind, f"fleet {len(self._trails) + 1}: {', '.join(fleet.versions)}: {what}")
         found = fleet.lost()  # since the last look: to stop it now would hide that
         if found.outcome is Outcome.WORKS:
             found = fleet.move(node, version) if node else fleet.start()
         probed = fleet.probe() if found.outcome is Outcome.WORKS else {}
         # a node that ended says more than a probe that failed for it
         found = worst([fleet.lost(), found, *probed.values()])
-        numbers = {name: number for number, name in enumerate(self._is.nodes)}
+        runs = dict(zip(self._is.nodes, fleet.versions, strict=True))
         pairs = tuple(
-            (numbers[ends[0]], numbers[ends[1]], each.outcome is Outcome.WORKS)
+            Asked(runs[ends[0]], runs[ends[1]], each)
             for ends, each in probed.items()
             if len(ends) == 2
         )
-        trail.append(Did(kind, node, fleet.versions, found, pairs))
+        broke = self._keep is not None and found.outcome is not Outcome.WORKS
+        kept = fleet.root if broke else ""
+        trail.append(Did(kind, node, fleet.versions, found, pairs, kept))
         return trail[-1].works
+
+
+def _away(root: str) -> None:
+    """Remove a directory and all below it, also what a program took its own rights to."""
+    for at, directories, _ in os.walk(root):
+        for path in (f"{at}/{name}" for name in directories):
+            if not os.path.islink(path):
+                with suppress(OSError):
+                    os.chmod(path, 0o700)
+    shutil.rmtree(root, ignore_errors=True)

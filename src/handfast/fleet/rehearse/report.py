@@ -1,9 +1,10 @@
-"""What a rehearsal has shown: a matrix by what the nodes ran, and the moves that broke it."""
+"""What a rehearsal has shown: matrices of nodes and of pairs, and the moves that broke it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, product
 
 import msgspec
 
@@ -12,7 +13,7 @@ from handfast.fleet.rehearse.fleet import Found, Outcome, worst
 from handfast.fleet.rehearse.reading import Rehearsal
 from handfast.fleet.rehearse.rehearsing import Did, Kind, Rehearsed, Trail
 
-__all__ = ["Break", "Report", "Row", "recorded", "report"]
+__all__ = ["Break", "Pair", "Report", "Row", "recorded", "report"]
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -29,10 +30,25 @@ class Row(msgspec.Struct, frozen=True):
     sentence: str
 
 
+class Pair(msgspec.Struct, frozen=True):
+    """What came of the probes of a client and a server of these versions, in whichever fleets.
+
+    It worked ``worked`` of the ``met`` times that it was asked; the sentence is of the worst.
+    """
+
+    client: str
+    server: str
+    met: int
+    worked: int
+    worst: Outcome
+    sentence: str
+
+
 class Break(msgspec.Struct, frozen=True):
     """A move after which a fleet did not work: ``times`` of the ``of`` times that it was made.
 
-    ``walk`` is the shortest that led there, in words, that move included.
+    ``walk`` is the shortest that led there, in words, that move included. ``kept`` are the
+    directories of the fleets that it broke, where they were to be kept.
     """
 
     kind: Kind
@@ -44,15 +60,23 @@ class Break(msgspec.Struct, frozen=True):
     times: int
     of: int
     walk: tuple[str, ...]
+    kept: tuple[str, ...]
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A rehearsal's result; see :class:`Rehearsed` for ``judged``, ``unmade`` and ``untidy``."""
+    """A rehearsal's result; see :class:`Rehearsed` for ``judged``, ``cut``, ``unmade``, ``untidy``.
+
+    ``pairs`` has those of all versions that were probed, ``tally`` how many moves of each kind came
+    to what.
+    """
 
     rehearsal: str
     nodes: tuple[str, ...]
     judged: bool
+    cut: bool
+    tally: dict[Kind, dict[Outcome, int]]
     rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...]
     breaks: tuple[Break, ...]
     fleets: int
     moves: int
@@ -77,7 +101,10 @@ def report(rehearsal: Rehearsal, came: Rehearsed) -> Report:
         rehearsal=rehearsal.name,
         nodes=rehearsal.nodes,
         judged=came.judged,
+        cut=came.cut,
+        tally=_tally(came.trails),
         rows=_rows(rehearsal, came.trails),
+        pairs=_pairs(rehearsal, came.trails),
         breaks=_breaks(rehearsal.nodes, came.trails),
         fleets=len(came.trails),
         moves=sum(map(len, came.trails)),
@@ -94,9 +121,9 @@ def recorded(rehearsal: Rehearsal, came: Rehearsed) -> tuple[Probed, ...]:
     facts = {version: rehearsal.facts(version) for version in rehearsal.versions}
     passed: dict[tuple[tuple[str, ...], tuple[str, ...]], bool] = {}
     for did in chain(*came.trails):
-        for client, server, works in did.pairs:
-            key = facts[did.versions[client]], facts[did.versions[server]]
-            passed[key] = passed.get(key, True) and works
+        for each in did.pairs:
+            key = facts[each.client], facts[each.server]
+            passed[key] = passed.get(key, True) and each.found.outcome is Outcome.WORKS
     return tuple(Probed(rehearsal.record.probe, *key, ok) for key, ok in passed.items())
 
 
@@ -116,6 +143,26 @@ def _rows(rehearsal: Rehearsal, trails: Iterable[Trail]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def _pairs(rehearsal: Rehearsal, trails: Iterable[Trail]) -> tuple[Pair, ...]:
+    met: dict[tuple[str, str], list[Found]] = {}
+    for asked in chain.from_iterable(did.pairs for did in chain(*trails)):
+        met.setdefault((asked.client, asked.server), []).append(asked.found)
+    pairs = []
+    for client, server in product(rehearsal.versions, rehearsal.versions):
+        if found := met.get((client, server)):
+            worked = sum(each.outcome is Outcome.WORKS for each in found)
+            bad = worst(found)
+            what = (len(found), worked, bad.outcome, bad.sentence)
+            pairs.append(Pair(client, server, *what))
+    return tuple(pairs)
+
+
+def _tally(trails: Iterable[Trail]) -> dict[Kind, dict[Outcome, int]]:
+    count = Counter((did.kind, did.found.outcome) for did in chain(*trails))
+    tally = {kind: {o: count[kind, o] for o in Outcome if count[kind, o]} for kind in Kind}
+    return {kind: outcomes for kind, outcomes in tally.items() if outcomes}
+
+
 def _breaks(nodes: Sequence[str], trails: Iterable[Trail]) -> tuple[Break, ...]:
     """Each move that broke something, by the shortest of its walks; the shortest comes first."""
     made: dict[tuple[Kind, str, tuple[str, ...]], list[Trail]] = {}
@@ -129,7 +176,8 @@ def _breaks(nodes: Sequence[str], trails: Iterable[Trail]) -> tuple[Break, ...]:
             last = trail[-1].found
             what = (last.outcome, last.sentence, last.said, len(broke), len(all_of))
             walk = tuple(_spell(nodes, did) for did in trail)
-            found.append(Break(kind, node, versions, *what, walk))
+            kept = tuple(each[-1].kept for each in broke if each[-1].kept)
+            found.append(Break(kind, node, versions, *what, walk, kept))
     return tuple(sorted(found, key=lambda each: len(each.walk)))
 
 
