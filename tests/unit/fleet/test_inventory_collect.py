@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,3 +160,21 @@ def test_the_management_controller_is_asked_where_its_address_is_given() -> None
     assert [entry.name for entry in found(Host()) if entry.name == "bmc"] == []
     host = Host(environ={BMC_URL: "http://127.0.0.1:1"})
     assert [entry.name for entry in found(host) if entry.name == "bmc"] == ["bmc"]
+
+
+def test_what_prints_as_python_starts_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sitecustomize that prints a line cost all facts, and nobody missed them at the gate."""
+    (tmp_path / "sitecustomize.py").write_text("print('welcome to this image', flush=True)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert ask("well").get("test.one").value == "1"
+
+
+def test_a_place_on_the_path_that_is_no_text_is_handed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some programs put a Path there."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path, tmp_path])
+    assert ask("well").get("test.one").value == "1"

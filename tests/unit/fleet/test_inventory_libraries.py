@@ -59,9 +59,9 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"NCCL_{kind}_PLUGIN", raising=False)
 
 
-def ask(*maps: Path | str) -> Inventory:
-    """The job tier of a process that has these files mapped."""
-    host = Host(environ=dict(os.environ), maps=tuple(map(str, maps)))
+def ask(*maps: Path | str, **environ: str) -> Inventory:
+    """The job tier of a process that has these files mapped, and these variables."""
+    host = Host(environ={**os.environ, **environ}, maps=tuple(map(str, maps)))
     return take(host, entries=[entry for entry in OURS if "libraries" in entry.target])
 
 
@@ -242,3 +242,23 @@ def test_this_process_is_described() -> None:
     """Whatever this machine has."""
     taken = take(here(), tiers=[Tier.JOB])
     assert not [f for f in taken.facts if f.problem.startswith("collector")]
+
+
+def test_a_preloaded_library_of_another_name_is_no_guess(build: Build) -> None:
+    """Calls go to it, whatever it is called, and what lies beside it is not asked."""
+    build("wheels/nvidia/nccl/lib/libnccl.so.2", "nccl", "22703")
+    other = build("elsewhere/nccl-of-ours.so", "nccl", "22105")
+    found = ask(other, LD_PRELOAD=str(other)).get("nccl.version")
+    assert found.state is State.UNKNOWN
+    assert "is preloaded and has ncclGetVersion: call it libnccl.so.2" in found.problem
+    noise = build("elsewhere/libmalloc.so", "ucx", "1.18.0")
+    assert ask(noise, LD_PRELOAD=f"{noise}:").get("nccl.version").value == "2.27.3"
+
+
+def test_torch_with_nccl_built_in_is_not_the_one_that_the_system_has(build: Build) -> None:
+    """The system's package would be loaded by nobody then."""
+    build("system/libnccl.so.2", "nccl", "21903")
+    assert fact("nccl.version").value == "2.19.3"
+    found = fact("nccl.version", "/opt/torch/lib/libtorch_cuda.so")
+    assert found.state is State.UNKNOWN
+    assert "may be a part of torch's own library" in found.problem

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -220,26 +221,35 @@ def test_this_machine_is_described() -> None:
     assert lost == []
 
 
+def built(place: Path, *versions: str) -> list[Path]:
+    """Programs that answer as Fabric Manager does."""
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    found = []
+    for version in versions:
+        source = place / f"{version}.c"
+        source.write_text(SERVICE.replace("VERSION", version))
+        found.append(place / version)
+        subprocess.run(["cc", "-o", found[-1], source], check=True, timeout=60)
+    return found
+
+
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """Two versions of a program that is named as Fabric Manager is; the first one runs."""
-    if shutil.which("cc") is None:
-        pytest.skip("there is no C compiler")
-    built = []
-    for version in ("580.65.06", "590.48.01"):
-        source = tmp_path / f"{version}.c"
-        source.write_text(SERVICE.replace("VERSION", version))
-        built.append(tmp_path / version)
-        subprocess.run(["cc", "-o", built[-1], source], check=True, timeout=60)
-    installed = tmp_path / "nv-fabricmanager"
-    built[0].rename(installed)
+    older, newer = built(tmp_path, "580.65.06", "590.48.01")
+    installed = older.rename(tmp_path / "nv-fabricmanager")
     with subprocess.Popen([installed], stdout=subprocess.PIPE) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == b"up\n"
-        yield installed, built[1]
+        yield installed, newer
         running.kill()
 
 
+ALONE = pytest.mark.xdist_group("nv-fabricmanager")  # each sees the others' processes
+
+
+@ALONE
 def test_a_real_process_is_asked_though_its_file_was_replaced(
     service: tuple[Path, Path],
 ) -> None:
@@ -253,6 +263,22 @@ def test_a_real_process_is_asked_though_its_file_was_replaced(
     after = take(here(), tiers=[Tier.FABRIC]).get("fabric-manager.version")
     assert after.value == "580.65.06"
     assert "replaced since" in after.source
+
+
+@ALONE
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes namespaces")
+@pytest.mark.parametrize("apart", ["--mount", "--pid --fork"])
+def test_a_root_of_a_container_has_nothing_run_as_the_machines(apart: str, tmp_path: Path) -> None:
+    """Its user is 0 as well, and its program would run with the machine's rights and files."""
+    (program,) = built(tmp_path, "580.65.06")
+    argv = ["unshare", *apart.split(), str(program.rename(tmp_path / "nv-fabricmanager"))]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"up\n"
+        found = take(here(), tiers=[Tier.FABRIC]).get("fabric-manager.version")
+        os.killpg(running.pid, signal.SIGKILL)
+    assert found.state is State.UNKNOWN
+    assert "runs in a container, so its program is not run here" in found.problem
 
 
 def test_a_real_interface_is_asked() -> None:

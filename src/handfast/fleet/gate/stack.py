@@ -1,22 +1,24 @@
 """What one rank runs, as it is posted: the facts that must be equal, and 32 bytes for them.
 
-Facts of each node for itself (the name of an interface) are not among them, and what is absent is
-left out. So the ranks of a job have a few stacks, and not as many as there are ranks.
+Facts of each node for itself (the name of an interface) are not among them. So the ranks of a job
+have a few stacks, and not as many as there are ranks.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final, TypeAlias
 
 import msgspec
 
 from handfast.errors import UNREADABLE, FormatError
 from handfast.fleet.compat.rules import ABSENT
-from handfast.fleet.inventory.facts import Inventory, Kind, State
+from handfast.fleet.inventory.facts import Inventory, Kind, State, Tier
 
-__all__ = ["NODE", "Stack", "decode", "digest", "encode", "held", "stack"]
+__all__ = ["NODE", "Stack", "decode", "digest", "encode", "held", "lost", "stack"]
+
+LOST: Final = "collector."
 
 NODE: Final = (
     "bmc", "board", "cpu", "ethernet", "fabric-manager", "gpu", "imex", "kernel", "nic", "ofed",
@@ -24,17 +26,24 @@ NODE: Final = (
 """Above all exact facts of the host and fabric tiers; unknown to a rank whose node told nothing."""
 
 Stack: TypeAlias = dict[str, str | None]
-"""Facts by name: a value, or None for what nobody can tell. What is not there is absent."""
+"""Facts by name: a value, ABSENT, or None for what nobody can tell."""
 
 
 def stack(job: Inventory, node: Inventory | None) -> Stack:
-    """Join the job tier of a rank with what its node said; None where it said nothing."""
+    """Join the job tier of a rank with the other tiers of its node; None where it said nothing."""
     facts: Stack = dict.fromkeys(NODE) if node is None else {}
-    for each in (job, *([node] if node else [])):
-        for fact in each.facts:
-            if fact.kind is Kind.EXACT and fact.state is not State.ABSENT:
-                facts[fact.name] = fact.value
+    for each, tiers in ((node, (Tier.HOST, Tier.FABRIC)), (job, (Tier.JOB,))):
+        for fact in each.facts if each is not None else ():
+            if fact.kind is Kind.EXACT and fact.tier in tiers:
+                facts[fact.name] = ABSENT if fact.state is State.ABSENT else fact.value
+            elif fact.name.startswith(LOST):
+                facts[fact.name] = None
     return facts
+
+
+def lost(facts: Mapping[str, str | None]) -> tuple[str, ...]:
+    """Name the collectors that said nothing here, so that nobody knows what they would have."""
+    return tuple(name.removeprefix(LOST) for name in facts if name.startswith(LOST))
 
 
 def encode(facts: Stack) -> str:
@@ -61,17 +70,23 @@ def decode(text: str, wanted: str) -> Stack:
     return facts
 
 
-def held(facts: Mapping[str, str | None], names: Iterable[str]) -> Stack:
-    """Give what a stack says of some facts; below what is unknown everything is unknown."""
-    return {name: _look(facts, name) for name in names}
+def held(
+    facts: Mapping[str, str | None], names: Iterable[str], listed: Collection[str] = ()
+) -> Stack:
+    """Give what a stack says of some facts. ``listed`` are those that any stack speaks of.
+
+    Below what is unknown everything is unknown, and so is what others list and this one does not;
+    or what nobody lists, where a collector said nothing. Else what nobody lists is absent.
+    """
+    return {name: _look(facts, name, name in listed or bool(lost(facts))) for name in names}
 
 
-def _look(facts: Mapping[str, str | None], name: str) -> str | None:
+def _look(facts: Mapping[str, str | None], name: str, elsewhere: bool) -> str | None:
     if name in facts:
         return facts[name]
     above = name
     while "." in above:
         above = above.rpartition(".")[0]
         if above in facts:
-            return ABSENT if facts[above] is not None else None
-    return ABSENT
+            return None if facts[above] is None else ABSENT
+    return None if elsewhere else ABSENT

@@ -1,7 +1,7 @@
 """One collector's process: it says what it will report, then reports it, and is gone.
 
-What libraries print goes where errors go; the answer has a file of its own. It ends without what
-Python and libraries do at an exit, which may hang as well.
+What libraries print goes where errors go; the answer has a descriptor of its own. It ends without
+what Python and libraries do at an exit, which may hang as well.
 """
 
 from __future__ import annotations
@@ -33,11 +33,9 @@ class Job(msgspec.Struct, frozen=True):
     host: Host
 
 
-def main() -> NoReturn:
-    """Do the job that the standard input names; never returns."""
+def main(answer: int) -> NoReturn:
+    """Do the job that the standard input names, and answer at a descriptor; never returns."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (MOST, MOST))
-    answer = os.dup(1)
-    os.dup2(2, 1)
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     collector = resolve_name(job.target)
     if not isinstance(collector, Collector):

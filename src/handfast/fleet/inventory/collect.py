@@ -35,9 +35,10 @@ LIMIT_S: Final = 15.0
 GRACE_S: Final = 1.0  # how long a process that was killed may take to be gone
 CHILD: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from handfast.fleet.inventory.child import main; main()"
+    "from handfast.fleet.inventory.child import main; main(int(sys.argv[2]))"
 )
-"""The program of a collector's process: it imports what this process would."""
+"""The program of a collector's process: it imports what this process would. The answer's file is
+named by its descriptor, so that nothing which prints as Python starts is taken for one."""
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -81,10 +82,18 @@ def _ask(entry: Entry, host: Host, limit_s: float) -> _Answer:
         asked.write(msgspec.json.encode(Job(entry.target, host)))
         asked.seek(0)
         child = subprocess.Popen(
-            (sys.executable, "-P", "-c", CHILD, json.dumps(sys.path)),
+            (
+                sys.executable,
+                "-P",
+                "-c",
+                CHILD,
+                json.dumps(sys.path, default=os.fspath),
+                str(answer.fileno()),
+            ),
             stdin=asked,
-            stdout=answer,
+            stdout=errors,
             stderr=errors,
+            pass_fds=(answer.fileno(),),
             start_new_session=True,
         )
         fd = os.pidfd_open(child.pid)

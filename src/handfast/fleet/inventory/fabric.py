@@ -2,8 +2,9 @@
 
 **Of a running process.** Fabric Manager and IMEX are asked for the version by what they run from,
 `/proc/PID/exe --version`: the kernel keeps the program of a process for as long as it lives, also
-where its file was replaced or deleted since. Only what runs as root, or as we do, is run for that:
-anybody may name a process of his like that, and would have his program run as root. They print
+where its file was replaced or deleted since. Only what runs as root, or as we do, is run for that,
+and in our own namespaces: anybody may name a process of his like that, or be root of a container,
+and would have his program run as root of the machine. They print
 `Fabric Manager version is : 580.159.03` and `IMEX version is: 570.148.08` (as seen in public logs
 and parsers of these versions). A process is known by its name, of which the kernel keeps 15 bytes
 (TASK_COMM_LEN, proc_pid_comm(5)). Others end all the while, and that means nothing. Where one of
@@ -84,10 +85,13 @@ def _processes(host: Host, comm: str) -> list[str]:
     # one that ends meanwhile has no name any more, or no owners
     named = [pid for pid in names if host.text(f"/proc/{pid}/comm", PROC) == comm]
     found = {pid: owners for pid in named if (owners := _owners(host, pid))}
-    trusted = [pid for pid, owners in found.items() if owners <= {0, os.getuid()}]
-    if found and not trusted:
+    ours = [pid for pid, owners in found.items() if owners <= {0, os.getuid()}]
+    if found and not ours:
         other = next(iter(found))
         raise Unsure(f"process {other} is of another user than root, so its program is not run")
+    trusted = [pid for pid in ours if not host.live or _beside(host, pid)]
+    if ours and not trusted:
+        raise Unsure(f"process {ours[0]} runs in a container, so its program is not run here")
     if not found:
         if "1" not in names:
             raise Unsure("/proc hides the processes of others (hidepid)")
@@ -95,6 +99,17 @@ def _processes(host: Host, comm: str) -> list[str]:
         if (space := host.link(f"/proc/{'self' if host.live else 1}/ns/pid")) != FIRST_PIDS:
             raise Unsure(f"only the processes of a container can be seen ({space})")
     return trusted
+
+
+def _beside(host: Host, pid: str) -> bool:
+    """Say whether a process sees the files, users and processes that we do."""
+    try:
+        return all(
+            host.link(f"/proc/{pid}/ns/{name}") == host.link(f"/proc/self/ns/{name}")
+            for name in ("mnt", "user", "pid")
+        ) and os.path.samefile(host.at(f"/proc/{pid}/root"), host.at("/proc/self/root"))
+    except (Unsure, OSError):
+        return False
 
 
 def _owners(host: Host, pid: str) -> set[int]:

@@ -58,6 +58,8 @@ class _Library:
     files: str  # a pattern for the name of a file
     wheels: tuple[str, ...]  # below a directory of sys.path
     ask: Callable[[str], str]  # of a path
+    call: bytes = b""  # a function that no other library has
+    in_torch: bool = False  # whether torch may have it built in
 
 
 def _nccl(path: str) -> str:
@@ -101,16 +103,38 @@ _LIBRARIES: Final = {
     each.name: each
     for each in (
         _Library(
-            "nccl", "libnccl.so.2", r"libnccl\.so.*", ("nvidia/nccl/lib", "nvidia/cu13/lib"), _nccl
+            "nccl",
+            "libnccl.so.2",
+            r"libnccl\.so.*",
+            ("nvidia/nccl/lib", "nvidia/cu13/lib"),
+            _nccl,
+            b"ncclGetVersion",
+            in_torch=True,
         ),
-        _Library("ucx", "libucp.so.0", r"libucp(-\w+)?\.so.*", ("libucx/lib",), _ucx),
-        _Library("libfabric", "libfabric.so.1", r"libfabric(-\w+)?\.so.*", (), _fabric),
+        _Library(
+            "ucx",
+            "libucp.so.0",
+            r"libucp(-\w+)?\.so.*",
+            ("libucx/lib",),
+            _ucx,
+            b"ucp_get_version_string",
+        ),
+        _Library(
+            "libfabric",
+            "libfabric.so.1",
+            r"libfabric(-\w+)?\.so.*",
+            (),
+            _fabric,
+            b"fi_tostr",
+        ),
         _Library(
             "cuda.runtime",
             "",
             r"libcudart(-\w+)?\.so\.\d+.*",
             ("nvidia/cuda_runtime/lib", "nvidia/cu13/lib"),
             _cuda,
+            b"cudaRuntimeGetVersion",
+            in_torch=True,
         ),
         _Library("cuda.driver", "libcuda.so.1", r"libcuda\.so.*", (), _userspace),
     )
@@ -182,13 +206,11 @@ def _library(host: Host, library: _Library, version: Want, path: Want) -> Iterat
         _live(host)
         found, source = _mapped(host, library.files), "mapped in the process"
         if not found:
+            _elsewhere(host, library)
             found, source = _ahead(library), "what would be loaded"
         said = dict.fromkeys(map(library.ask, found))
         if len(said) > 1:
             raise Unsure(f"{' and '.join(said)}, by {' and '.join(found)}: load it, then ask again")
-        if not said and any("libtorch_cuda" in each for each in host.maps):
-            raise Unsure(f"torch is loaded, and no {library.soname or library.name}: it may be a "
-                         "part of torch's own library")  # fmt: skip
     except (Unsure, OSError, AttributeError) as error:
         yield from (want.unknown(str(error)) for want in (version, path))
         return
@@ -197,6 +219,33 @@ def _library(host: Host, library: _Library, version: Want, path: Want) -> Iterat
         yield path.known(" ".join(found), source)
     else:
         yield from (want.absent(source) for want in (version, path))
+
+
+def _elsewhere(host: Host, library: _Library) -> None:
+    """Raise Unsure where the process may have a library under another name than its own.
+
+    Torch may have it built in; and what is preloaded may be called anything.
+    """
+    if library.in_torch and any("libtorch_cuda" in each for each in host.maps):
+        raise Unsure(
+            f"torch is loaded, and no {library.soname or library.name}: it may be a part of "
+            "torch's own library"
+        )
+    for name in filter(None, re.split(r"[ :]", host.environ.get("LD_PRELOAD", ""))):
+        found = [path for path in host.maps if os.path.basename(path) == os.path.basename(name)]
+        for path in found or ([name] if os.path.isfile(name) else []):
+            if library.call and library.call in _bytes(path):
+                call = library.call.decode()
+                raise Unsure(f"{path} is preloaded and has {call}: call it {library.soname}")
+
+
+def _bytes(path: str) -> bytes:
+    """Give a file's bytes, in which the names of its symbols stand."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise Unsure(f"{path}: {error.strerror}") from error
 
 
 def _live(host: Host) -> None:

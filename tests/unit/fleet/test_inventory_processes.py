@@ -1,0 +1,201 @@
+"""Shows that a process which ends while it is looked at is gone, and makes nothing unknown."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inventorykit import machine
+
+from handfast.fleet.inventory import host as module
+from handfast.fleet.inventory.collect import take
+from handfast.fleet.inventory.fabric import FABRIC_MANAGER, IMEX
+from handfast.fleet.inventory.facts import State, Tier
+from handfast.fleet.inventory.host import Host, here, mapped_files
+from handfast.fleet.inventory.machine import PROC
+
+CHURN = """
+import os
+while True:
+    pids = [os.fork() or os._exit(0) for _ in range(20)]
+    for pid in pids: os.waitpid(pid, 0)
+"""
+RESTLESS = """
+#include <signal.h>
+#include <stdio.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+static int number(const char *name) {
+    int read = 0; FILE *file = fopen(name, "r");
+    if (file) { fscanf(file, "%d", &read); fclose(file); }
+    return read;
+}
+static void note(const char *name, int value) {
+    FILE *file = fopen(name, "w"); fprintf(file, "%d\\n", value); fclose(file);
+}
+int main(int count, char **words) {
+    int times = number("times"), to[2]; char up;
+    if (count > 1 && !times) { puts("Fabric Manager version is : 580.65.06"); return 0; }
+    if (count > 1) { kill(number("pid"), SIGKILL); note("times", times - 1); }
+    pipe(to);
+    if (!fork()) {
+        prctl(PR_SET_NAME, "nv-fabricmanager");
+        setsid(); close(0); close(1); close(2);
+        note("pid", getpid()); write(to[1], "x", 1);
+        for (;;) pause();
+    }
+    read(to[0], &up, 1);
+    return count > 1;
+}
+"""
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of ours that does nothing."""
+    with subprocess.Popen(["sleep", "60"]) as running:
+        yield running
+        running.kill()
+
+
+def end(running: subprocess.Popen[bytes]) -> None:
+    """Kill it and reap it, so that nothing of it is left."""
+    running.kill()
+    running.wait(10)
+
+
+@pytest.fixture
+def ends_once_opened(
+    monkeypatch: pytest.MonkeyPatch, sleeper: subprocess.Popen[bytes]
+) -> Callable[[], None]:
+    """Have the process end between a file's open and its read, from now on."""
+
+    def opening(*arguments: Any, **named: Any) -> Any:
+        file = builtins.open(*arguments, **named)  # noqa: SIM115 - whoever asked closes it
+        end(sleeper)
+        return file
+
+    return lambda: monkeypatch.setattr(module, "open", opening, raising=False)
+
+
+@pytest.mark.parametrize("name", ["comm", "status", "stat", "cmdline"])
+def test_a_process_that_ends_between_open_and_read_is_gone(
+    name: str, sleeper: subprocess.Popen[bytes], ends_once_opened: Callable[[], None]
+) -> None:
+    """The kernel says ESRCH then, and ENOENT to who opens it later."""
+    host, path = here(), f"/proc/{sleeper.pid}/{name}"
+    assert host.data(path, PROC)
+    ends_once_opened()
+    assert host.data(path, PROC) is None
+    assert sleeper.returncode == -signal.SIGKILL
+    assert host.data(path, PROC) is None
+    assert host.names(f"/proc/{sleeper.pid}/ns", PROC) is None
+
+
+def test_the_environment_of_a_process_that_ends_is_empty(
+    sleeper: subprocess.Popen[bytes], ends_once_opened: Callable[[], None]
+) -> None:
+    """The kernel knows no error there."""
+    host, path = here(), f"/proc/{sleeper.pid}/environ"
+    ends_once_opened()
+    assert not host.data(path, PROC)
+    assert host.data(path, PROC) is None
+
+
+def test_a_directory_of_a_process_that_has_ended_is_gone(
+    sleeper: subprocess.Popen[bytes],
+) -> None:
+    """Also where it was found while there was somebody."""
+    fd = os.open(f"/proc/{sleeper.pid}", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        through = Host(root=f"/proc/self/fd/{fd}")
+        assert through.names("/ns", "/")
+        assert through.data("/comm", "/")
+        end(sleeper)
+        assert through.names("/task", "/") is None
+        assert through.data("/comm", "/") is None
+    finally:
+        os.close(fd)
+
+
+def test_the_maps_of_a_process_that_ends_are_an_error_of_the_system(
+    sleeper: subprocess.Popen[bytes], ends_once_opened: Callable[[], None]
+) -> None:
+    """As the function says; the inventory itself asks for its own maps alone."""
+    ends_once_opened()
+    with pytest.raises(ProcessLookupError):
+        mapped_files(str(sleeper.pid))
+    with pytest.raises(FileNotFoundError):
+        mapped_files(str(sleeper.pid))
+
+
+def test_forks_all_around_make_no_manager_unknown() -> None:
+    """Thousands of processes begin and end while it is looked for, some between open and read."""
+    words = (sys.executable, "-c", CHURN)
+    churn = [subprocess.Popen(words, start_new_session=True) for _ in range(3)]
+    try:
+        told = {fact for _ in range(200) for fact in IMEX.collect(here())}
+    finally:
+        for each in churn:
+            os.killpg(each.pid, signal.SIGKILL)
+            each.wait(10)
+    (found,) = told
+    assert found.state is State.ABSENT or "only the processes of a container" in found.problem
+
+
+def test_a_manager_that_has_ended_does_not_run(tmp_path: Path) -> None:
+    """Its files are gone, or it is a zombie that nobody has reaped yet."""
+    host = machine("hgx", tmp_path)
+    status = tmp_path / "proc/4242/status"
+    status.write_text(status.read_text().replace("State:\tS (sleeping)", "State:\tZ (zombie)"))
+    found = take(host, tiers=[Tier.FABRIC]).get("fabric-manager.version")
+    assert (found.state, found.problem) == (State.ABSENT, "")
+    status.unlink()
+    assert take(host, tiers=[Tier.FABRIC]).get("fabric-manager.version").state is State.ABSENT
+
+
+@pytest.fixture
+def restless(tmp_path: Path) -> Iterator[Callable[[int], None]]:
+    """Begin a manager that ends, and leaves another one, each time it is asked, so many times."""
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    source, program = tmp_path / "service.c", tmp_path / "nv-fabricmanager"
+    source.write_text(RESTLESS)
+    subprocess.run(["cc", "-o", program, source], check=True, timeout=60)
+
+    def begin(times: int) -> None:
+        (tmp_path / "times").write_text(f"{times}\n")
+        subprocess.run([program], cwd=tmp_path, check=True, timeout=10)
+
+    yield begin
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+def test_a_manager_that_is_restarted_when_it_is_asked_is_asked_again(
+    restless: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is there then counts."""
+    monkeypatch.chdir(tmp_path)
+    restless(1)
+    (found,) = FABRIC_MANAGER.collect(here())
+    assert found.value == "580.65.06"
+
+
+def test_a_manager_that_always_ends_when_it_is_asked_is_unknown(
+    restless: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked for a few times, and not for ever."""
+    monkeypatch.chdir(tmp_path)
+    restless(1000)
+    (found,) = FABRIC_MANAGER.collect(here())
+    assert found.state is State.UNKNOWN
+    assert "ended with 1" in found.problem
+    assert 990 < int((tmp_path / "times").read_text()) < 1000
