@@ -233,5 +233,5 @@ def test_each_fair_run_that_converges_has_one_cut_of_learning() -> None:
 def test_every_exhibit_holds() -> None:
     """What `handfast prove --exhibits` shows without a framework."""
     found = list(exhibits.exhibits())
-    assert len(found) == 6
+    assert len(found) == 7
     assert all(exhibit.holds and exhibit.conditions for exhibit in found)
