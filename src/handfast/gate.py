@@ -46,7 +46,7 @@ from handfast.fleet.gate.round import (
 )
 from handfast.fleet.gate.stack import Stack, stack
 from handfast.fleet.inventory.collect import take
-from handfast.fleet.inventory.facts import Tier
+from handfast.fleet.inventory.facts import Tier, printable
 from handfast.fleet.inventory.host import here
 
 __all__ = ["EXIT", "check", "main"]
@@ -65,17 +65,17 @@ usage: python -m handfast.gate SCRIPT [ARGUMENTS]
        python -m handfast.gate -m MODULE [ARGUMENTS]
 
 Asks whether the ranks of this job may run together, and then runs the script in this process.
-Start it by torchrun, or where RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set. The environment
-says how: HANDFAST_GATE_MODE=observe|warn|enforce, and others that docs/fleet/gate.md lists.
-A rank that is refused ends with 96.
+Start it by torchrun, or where RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set. The
+environment says how: HANDFAST_GATE_MODE=observe|warn|enforce, and others that docs/fleet/gate.md
+lists. A rank that is refused ends with 96.
 """
 KEPT: Final[list[Keys]] = []
 """Stores that live as long as this process.
 
-Where no agent holds the store, rank 0 does, and with it torch's server at the port of the rendezvous
-(`_create_c10d_store` in torch/distributed/rendezvous.py, 2.13: multi_tenant). The script's own
-rendezvous shares that server for as long as somebody here has it. If it were let go, a faster rank's
-script would find it alive, and lose it under its hands.
+Where no agent holds the store, rank 0 does, and with it torch's server at the port of the
+rendezvous (`_create_c10d_store` in torch/distributed/rendezvous.py, 2.13: multi_tenant). The
+script's own rendezvous shares that server for as long as somebody here has it. If it were let go, a
+faster rank's script would find it alive, and lose it under its hands.
 """
 
 
@@ -152,8 +152,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         check()
     except Refused as error:
         _end(str(error))
-    except (HandfastError, ValueError, OSError) as error:
-        told = f"handfast gate: nobody was judged: {' '.join(str(error).split())}"
+    except Exception as error:  # whatever it is, a job is not to end of it unless it was to
+        kind = "" if isinstance(error, HandfastError | ValueError) else f"{type(error).__name__}: "
+        told = f"handfast gate: nobody was judged: {kind}{' '.join(str(error).split())}"
         if (os.environ.get("HANDFAST_GATE_MODE") or Mode.OBSERVE) not in (Mode.OBSERVE, Mode.WARN):
             _end(told)
         _say(told)
@@ -172,8 +173,8 @@ def _end(line: str) -> NoReturn:
 
 def _say(line: str) -> None:
     """Write lines in one piece: the ranks of a node share their standard error."""
-    with suppress(OSError, ValueError):
-        sys.stderr.write(f"{line}\n")
+    with suppress(OSError, ValueError, AttributeError):  # it may be closed, or None
+        sys.stderr.write("".join(f"{printable(each)}\n" for each in line.splitlines()))
         sys.stderr.flush()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,29 @@ format: 1
 facts: {kernel.release: kernel}
 rules:
   kernel: {source: a test, scope: node, minimum: {fact: kernel.release, version: 999}}
+"""
+
+
+# A rank without an agent: rank 0 holds the store, and here it is slow to come back from the gate.
+ALONE = """
+import os, sys, time
+import handfast.gate as gate
+
+slow, heard = int(os.environ["SLOW"]), gate.attend
+def attend(*arguments):
+    verdict = heard(*arguments)
+    if int(os.environ["RANK"]) == slow:
+        time.sleep(1)
+    return verdict
+gate.attend = attend
+print(gate.check().level, flush=True)
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+total = torch.ones(1)
+dist.all_reduce(total)
+dist.barrier()
+dist.destroy_process_group()
+print(f"{total.item():g}", flush=True)
 """
 
 
@@ -157,6 +181,39 @@ def test_a_rank_that_never_comes_is_named_with_its_node(job: Job) -> None:
     assert re.search(r"refused: rank 1 \(.+\) of 2 did not come to the gate in time", line)
     assert str(EXIT) in codes(done)
     assert job.told() == []
+
+
+@pytest.mark.xdist_group("jobs")
+@pytest.mark.parametrize("slow", [0, 1])
+def test_without_an_agent_the_scripts_own_rendezvous_outlives_the_gates(
+    job: Job, slow: int
+) -> None:
+    """Rank 0 holds the store: whoever leaves the gate first finds it, and does not lose it."""
+    (job.folder / "alone.py").write_text(ALONE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+             "OMP_NUM_THREADS": "1", "HANDFAST_GATE_MODE": "enforce", "SLOW": str(slow),
+             "HANDFAST_GATE_RULES": str(job.folder / "rules.yaml"),
+             "HANDFAST_GATE_NODE": str(job.folder / "node.json")}  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(job.folder / "alone.py")],
+            env={**os.environ, **given, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        told = [rank.communicate(timeout=60) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [out for out, _ in told] == ["fine\n2\n"] * 2, told
+    assert [rank.returncode for rank in ranks] == [0, 0]
 
 
 @pytest.mark.xdist_group("jobs")

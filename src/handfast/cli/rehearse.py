@@ -111,7 +111,8 @@ def _show(found: Report) -> None:
     if found.unmade:
         console.print(f"{found.unmade} moves could not be come to: every way there broke before")
     tally = "; ".join(f"{kind} {_counted(of)}" for kind, of in found.tally.items())
-    tally = f"{tally or 'nothing was tried'} ({found.fleets} fleets, {found.seconds:g} s)"
+    fleets = f"{found.fleets} fleet" if found.fleets == 1 else f"{found.fleets} fleets"
+    tally = f"{tally or 'nothing was tried'} ({fleets}, {found.seconds:g} s)"
     console.print(f"{escape(found.rehearsal)}: {tally}")
     if found.cut:
         console.print("[bold red]cut off[/]: it was interrupted, and the rest was not tried")

@@ -89,7 +89,8 @@ class End:
         self.refused: Counter[Reason] = Counter()
         self.window = Window(order=order)
         """Which of the peer's sequence numbers are settled."""
-        self._most = most
+        self.most = most
+        """The most bytes of data in a frame that is taken or sent."""
         self._sent = 0
         self._waiting: Taking | None = None
         self._missing(session.offer.spoken)
@@ -97,7 +98,7 @@ class End:
     @property
     def bound(self) -> int:
         """The most bytes of a body that is read now: few of a peer that has proved nothing yet."""
-        return MAX_TALK if self.switch is None else self._most
+        return MAX_TALK if self.switch is None else self.most
 
     @property
     def sending(self) -> Epoch:
@@ -115,7 +116,7 @@ class End:
         end is of no more use.
         """
         try:
-            header = whole(data, self._most)
+            header = whole(data, self.most)
             if header.kind < Kind.WORD:
                 body = unseal(NO_KEY, header, data)
                 return self._opened([*self.session.receive(header.kind, body)])
@@ -150,8 +151,8 @@ class End:
         """
         epoch = self._open().sending
         body = self.codecs[epoch].encode(value)
-        if len(body) > self._most:
-            raise ValueError(f"{len(body)} bytes of data; this link's bound is {self._most}")
+        if len(body) > self.most:
+            raise ValueError(f"{len(body)} bytes of data; this link's bound is {self.most}")
         return [self._frame(Kind.DATA, body, epoch)]
 
     def change(self, to: Spoken) -> list[Effect]:

@@ -133,7 +133,7 @@ class Session:
     ``spoken`` are the epochs of this end, base and at most one successor; ``peers`` are the keys of
     those that may be at the other end; ``known`` gives the newest incarnation of each that a
     :class:`Bound` of this node holds, and is asked each time. Raises ValueError for epochs that
-    can't be offered.
+    can't be offered, and for peers that the ``trust`` can't know.
     """
 
     def __init__(
@@ -151,6 +151,7 @@ class Session:
         numbers = [each.epoch for each in spoken]
         if not 1 <= len(spoken) <= 2 or sorted(set(numbers)) != numbers or node.key != trust.id:
             raise ValueError("offer a base and at most one successor, above it, as this key's node")
+        trust.expect(peers)
         self._trust = trust
         self._peers = peers
         self._known: Known = {} if known is None else known

@@ -7,7 +7,7 @@ keys of their own (:mod:`handfast.fleet.link.keyed`).
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final, Protocol
 
 __all__ = ["Agreement", "Chance", "Secret", "Trust"]
@@ -46,6 +46,9 @@ class Trust(Protocol):
     def believes(self, who: str, signature: bytes, data: bytes) -> bool:
         """Say whether this is the signature of that end."""
 
+    def expect(self, peers: Container[str], /) -> None:
+        """Raise ValueError for peers that can't be ends of this trust."""
+
     def begin(self, chance: Chance, /) -> Agreement:
         """Take part in a session. Raises HandfastError where a package is missing."""
 
@@ -67,6 +70,11 @@ class Secret:
     def believes(self, who: str, signature: bytes, data: bytes) -> bool:
         """Say whether somebody with the secret has signed this by that name."""
         return hmac.compare_digest(signature, self._made("sign", who, data))
+
+    def expect(self, peers: Container[str]) -> None:
+        """Expect any name; a text is none of many."""
+        if isinstance(peers, str) or not isinstance(peers, Container):
+            raise ValueError(f"peers is {peers!r:.80}. What to do: give a set of the peers' names")
 
     def begin(self, _: Chance) -> Secret:
         """Take part: the offers' nonces make the keys new."""

@@ -87,9 +87,9 @@ def test_a_clash_names_rules_and_nodes_and_nothing_that_can_be_spared():
         ("equal", ("a",)),
     ]
     assert found.sentence == (
-        "no versions that are at hand keep all of this: a: driver at least 525 from CUDA 12 on, "
-        "580 from CUDA 13 on, of driver 570 or 580 with CUDA 13.0 [rule cuda: s]; a: both equal, "
-        "of driver 570 or 580 with FM 570 [rule equal: s]"
+        "no versions that are at hand keep all of this: a: driver at least 580 from CUDA 13 on, of "
+        "driver 570 or 580 with CUDA 13.0 [rule cuda: s]; a: both equal, of driver 570 or 580 with "
+        "FM 570 [rule equal: s]"
     )
     found = choose(
         rules(EQUAL, CUDA, ONE), {**options, "a": {"driver": ["580"]}, "c": {"driver": ["570"]}}
@@ -214,6 +214,25 @@ def test_a_place_with_a_node_that_has_no_options_is_an_error():
     """To leave it out in silence would choose for somebody else's fleet."""
     with pytest.raises(ValueError, match="link x has the node c, which is not among those"):
         choose(rules(NEAR), {"a": {}}, places=[Place(Scope.LINK, "x", ("a",), ("c",))])
+
+
+def test_a_pattern_is_chosen_for_fact_by_fact():
+    """Each fact that fits is one for all; one that nobody has options for is nothing to choose."""
+    text = "  lib: {source: s, scope: fleet, exact: [lib.*]}\n".replace("lib.*", "lib.*, driver")
+    facts = FACTS.replace("{driver", "{lib.*: library, driver")
+    read = parse(f"{facts}rules:\n{text}".encode(), "compat.yaml")
+    options = {
+        "a": {"lib.x": ["1", "2"], "lib.y": ["7", "8"], "driver": ["570", "580"]},
+        "b": {"lib.x": ["2", "3"], "lib.y": ["6", "7"], "driver": ["570"]},
+    }
+    same = {"driver": "570", "lib.x": "2", "lib.y": "7"}
+    assert choose(read, options) == Choice({"a": same, "b": same}, greatest=True)
+    found = choose(read, {"a": {"lib.x": ["1"]}, "b": {"lib.x": ["2"]}})
+    assert isinstance(found, Clash)
+    assert [part.sentence for part in found.parts] == [
+        "b with a: one lib.x for all, of lib.x 2 with lib.x 1 [rule lib: s]"
+    ]
+    assert choose(read, {"a": {"low": ["1"]}}) == Choice({"a": {}}, greatest=True)
 
 
 def test_a_search_that_grows_too_long_says_so(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -22,6 +23,7 @@ from handfast.fleet.compat.meaning import reads
 from handfast.fleet.gate.round import ranks_of
 from handfast.fleet.gate.stack import Stack, held
 from handfast.fleet.inventory.facts import Inventory, Node, Tier, Want, encode, gather
+from handfast.fleet.inventory.variables import classify
 
 DRIVERS = {"gpu.driver": "580.65.06", "fabric-manager.version": "580.65.06"}
 TORN = {"gpu.driver": "580.65.06", "fabric-manager.version": "570.86.15"}
@@ -49,7 +51,7 @@ def fleet_of(folder: Path, nodes: Mapping[str, Inventory]) -> Path:
 
 def inventory_of(facts: Stack, wanted: set[str]) -> Inventory:
     """A stack as an inventory, which lists what is absent, too."""
-    every = facts | held(facts, wanted)
+    every = facts | held(facts, {fact for fact in wanted if not fact.endswith("*")})
     wants = {Want(name, Tier.HOST): value for name, value in every.items()}
     return gather(
         want.unknown("a test")
@@ -62,9 +64,12 @@ def inventory_of(facts: Stack, wanted: set[str]) -> Inventory:
 
 
 def site(folder: Path, body: str) -> Path:
-    """A file of rules over the facts a and b."""
+    """A file of rules over the facts a and b, which the site brings."""
     path = folder / "site.rules"
-    path.write_text(f"format: 1\nfacts: {{a: A, b: B}}\nrules:\n{body}")
+    brought = ", ".join(
+        f"{fact}: {fact.upper()}" for fact in "ab" if re.search(rf"\b{fact}\b", body)
+    )
+    path.write_text(f"format: 1\nbrought: {{{brought}}}\nrules:\n{body}")
     return path
 
 
@@ -88,7 +93,7 @@ def test_the_fleets_of_the_gate_are_judged_as_the_gate_judges_them(
     assert done.exit_code == (1 if level == "refuse" else 0), done.output
     if level == "refuse":
         subject = fleet["refused"].partition("; job 17")[0]
-        assert done.output.startswith(f"refuse {subject}; ")
+        assert done.output.startswith(f"refuse: {subject}; ")
     assert json.loads(judged(folder, *options, "--json").output)["level"] == level
 
 
@@ -100,13 +105,13 @@ def test_one_cause_is_one_sentence_however_many_nodes_have_it(tmp_path: Path) ->
     assert done.exit_code == 1
     lines = done.output.splitlines()
     assert lines[0].startswith(
-        "refuse n1, n2, n3 and 297 others run driver 580.65.06 with Fabric Manager 570.86.15; "
+        "refuse: n1, n2, n3 and 297 others run driver 580.65.06 with Fabric Manager 570.86.15; "
         "start.yaml needs both equal [rule nvidia-fabric-manager: "
     )
     assert lines[1] == "  300 nodes: n1, n2, n3, n4, n5, n6, n7, n8 and 292 more"
     assert lines[2].startswith("nothing to judge: aws-ofi-nccl-libfabric, ")
     assert lines[3:] == [
-        "301 nodes, 2 kinds of them, 17 rules of start.yaml: 1 refused, 0 warnings"
+        "301 nodes, 2 kinds of them, 18 rules of start.yaml: 1 refused, 0 warnings"
     ]
     told = json.loads(judged(folder, "--json").output)
     assert [len(each["nodes"]) for each in told["rulings"]] == [300]
@@ -117,7 +122,7 @@ def test_many_sentences_of_one_rule_are_counted(tmp_path: Path) -> None:
     """Twelve drivers that each have another Fabric Manager: eight are said."""
     torn = {f"n{n}": TORN | {"gpu.driver": f"580.{n}"} for n in range(12)}
     done = judged(fleet_of(tmp_path, {name: inventory(**facts) for name, facts in torn.items()}))
-    assert done.output.count("refuse n") == 8
+    assert done.output.count("refuse: n") == 8
     assert "and 4 sentences more of rule nvidia-fabric-manager: see --json" in done.output
     assert "12 refused" in done.output
 
@@ -134,8 +139,8 @@ def test_what_one_inventory_lists_and_another_does_not_is_unknown(tmp_path: Path
     done = judged(fleet_of(tmp_path / "fleet", nodes), "--rules", rules)
     assert done.exit_code == 1
     lines = done.output.splitlines()
-    assert lines[0].startswith("refuse the fleet runs A 1 on x, A 2 on y; ")
-    assert lines[1].startswith("warn z runs an unknown A; ")
+    assert lines[0].startswith("refuse: the fleet runs A 1 on x, A 2 on y; ")
+    assert lines[1].startswith("warn: z runs an unknown A; ")
     assert lines[2] == "nothing to judge: two, zero"
     fine = judged(fleet_of(tmp_path / "less", {"x": nodes["x"], "z": nodes["z"]}), "--rules", rules)
     assert fine.exit_code == 0
@@ -159,11 +164,26 @@ def test_all_nodes_are_one_of_each_place_until_places_are_given(tmp_path: Path) 
     assert parts.output == f"4 nodes, 2 kinds of them, 3 rules of {rules}: 0 refused, 0 warnings\n"
 
 
-@pytest.mark.parametrize("place", ["fleet:x=*", "group:=*", "group:x", "group:x=", "x"])
-def test_a_place_that_is_none_is_wrong_usage(tmp_path: Path, place: str) -> None:
+SCOPES = "is no scope that has places: it is one of group, link, fabric"
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("fleet:x=*", SCOPES),
+        ("foo:a=n1", SCOPES),
+        ("x", SCOPES),
+        ("group:=*", "write group:decode=b*,c-17"),
+        ("group:x", "write group:decode=b*,c-17"),
+        ("group:x=", "write group:decode=b*,c-17"),
+    ],
+)
+def test_a_place_that_is_none_is_wrong_usage(tmp_path: Path, place: str, why: str) -> None:
     """So is one without a node: it would hide a mistake in its pattern."""
     folder = fleet_of(tmp_path, {"x": inventory(a="1")})
-    assert judged(folder, "--place", place).exit_code == 2
+    wrong = judged(folder, "--place", place)
+    assert wrong.exit_code == 2
+    assert why in wrong.output
     lost = judged(folder, "--place", "group:g=y*")
     assert lost.exit_code == 2
     assert "no node has such a name" in lost.output
@@ -184,7 +204,37 @@ def test_a_file_that_can_not_be_counted_is_said_and_is_an_exit_code(tmp_path: Pa
     assert held_twice.exit_code == 3
     assert sorted(json.loads(held_twice.output)["unread"]) == ["p", "q"]
     (tmp_path / "empty").mkdir()
-    assert judged(tmp_path / "empty").exit_code == 3
+    none = judged(tmp_path / "empty")
+    assert none.exit_code == 3
+    assert none.output.startswith("no inventory to judge: a file NODE.json for each node is looked")
+
+
+def test_settings_are_compared_by_the_rules_that_are_shipped(tmp_path: Path) -> None:
+    """Each variable that has to be equal; not those of each node for itself, nor a node's log."""
+
+    def node(**env: str) -> Inventory:
+        every = [Want("env", Tier.JOB, family=True).known("read", "a test")]
+        for name, value in env.items():
+            kind = classify(name)
+            assert kind is not None
+            every.append(Want(f"env.{name}", Tier.JOB, kind).known(value, "a test"))
+        return gather(every)
+
+    nodes = {
+        "a": node(NCCL_DEBUG="INFO", NCCL_SOCKET_IFNAME="eth0"),
+        "b": node(NCCL_ALGO="Ring", NCCL_SOCKET_IFNAME="eth1"),
+        "c": inventory(**DRIVERS),
+    }
+    done = judged(fleet_of(tmp_path, nodes))
+    assert done.exit_code == 0
+    lines = done.output.splitlines()
+    assert lines[0].startswith(
+        "warn: the fleet runs no NCCL_ALGO on a, NCCL_ALGO Ring on b; start.yaml needs one "
+    )
+    settings = [line for line in lines if "[rule settings" in line]
+    assert settings[0] == lines[0]
+    assert settings[1].startswith("warn: c runs an unknown setting; start.yaml needs one setting")
+    assert len(settings) == 2
 
 
 def test_rules_and_results_that_can_not_be_read_are_named(tmp_path: Path) -> None:
@@ -211,7 +261,7 @@ def test_what_was_probed_counts(tmp_path: Path) -> None:
     line = '{{"probe": "ucx-tag-send", "client": ["{}"], "server": ["{}"], "passed": true}}\n'
     results.write_text(line.format("1.18.0", "1.17.0"))
     once = judged(folder, "--probed", results)
-    assert once.output.startswith("warn y runs UCX 1.17.0 and talks to x, which runs UCX 1.18.0; ")
+    assert once.output.startswith("warn: y runs UCX 1.17.0 and talks to x, which runs UCX 1.18.0; ")
     assert "1 warnings" in once.output
     results.write_text(line.format("1.18.0", "1.17.0") + line.format("1.17.0", "1.18.0"))
     assert "0 warnings" in judged(folder, "--probed", results).output
@@ -237,11 +287,13 @@ def test_the_greatest_choice_is_told_with_what_it_raises(tmp_path: Path) -> None
     assert [line.split() for line in done.output.splitlines()] == [
         ["the", "greatest", "choice:", "no", "other", "has", "any", "version", "higher"],
         f"{names} and 4 more".split(),
-        ["Fabric", "Manager", "570.86.15", "580.65.06", "raised"],
-        ["driver", "570.86.15", "580.65.06", "raised"],
+        ["fact", "now", "choice"],
+        ["Fabric", "Manager", "fabric-manager.version", "570.86.15", "580.65.06", "raised"],
+        ["driver", "gpu.driver", "570.86.15", "580.65.06", "raised"],
         ["old"],
-        ["driver", "590.48.01", "570.86.15", "lowered"],
-        ["NCCL", "2.27.5", "2.27.5"],
+        ["fact", "now", "choice"],
+        ["driver", "gpu.driver", "590.48.01", "570.86.15", "lowered"],
+        ["NCCL", "nccl.version", "2.27.5", "2.27.5"],
     ]
     told = json.loads(chosen(tmp_path, RISING, "--json").output)
     assert (told["rules"], told["greatest"]) == ("start.yaml", True)
@@ -261,7 +313,8 @@ def test_what_can_not_be_compared_is_only_changed(tmp_path: Path) -> None:
         rules,
     )
     assert [line.split() for line in done.output.splitlines()[1:]] == [
-        ["x"], ["A", "1-rc1", "1", "changed"], ["y"], ["A", "1"],
+        ["x"], ["fact", "now", "choice"], ["A", "a", "1-rc1", "1", "changed"],
+        ["y"], ["fact", "now", "choice"], ["A", "a", "1"],
     ]  # fmt: skip
 
 
@@ -275,9 +328,9 @@ def test_a_clash_is_told_need_by_need(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert done.output == (
         "no choice keeps all of these; without any one of them there is one:\n"
-        "  x: libcuda at least 450 from CUDA 11 on, 525 from CUDA 12 on, 580 from CUDA 13 on, of "
-        "libcuda 570 or 575 with CUDA 13.0 [rule cuda-driver: docs.nvidia.com/deploy/"
-        "cuda-compatibility/minor-version-compatibility.html]\n"
+        "  x: libcuda at least 580 from CUDA 13 on, of libcuda 570 or 575 with CUDA 13.0 [rule "
+        "cuda-driver: docs.nvidia.com/deploy/cuda-compatibility/"
+        "minor-version-compatibility.html]\n"
     )
     told = json.loads(chosen(tmp_path, text, "--json").output)
     assert [(part["rule"], part["nodes"]) for part in told["parts"]] == [("cuda-driver", ["x"])]

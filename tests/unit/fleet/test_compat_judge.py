@@ -249,8 +249,7 @@ def test_a_minimum_by_itself_and_by_another_fact():
     ((level, sentence),) = said(nodes)
     assert level is Level.REFUSE
     assert sentence == (
-        "a runs driver 570.1 with CUDA 13.0.1; bundle b7 needs driver at least 525.60.13 from "
-        "CUDA 12 on, 580 from CUDA 13 on"
+        "a runs driver 570.1 with CUDA 13.0.1; bundle b7 needs driver at least 580 from CUDA 13 on"
     )
     assert said({"a": {"gpu.driver": "535.0", "cuda": "11.8"}}) == []
     assert said({"a": {"gpu.driver": "535+b", "cuda": "12.0"}}) == []
@@ -258,8 +257,77 @@ def test_a_minimum_by_itself_and_by_another_fact():
         ((level, sentence),) = said({"a": odd})
         assert level is Level.WARN
         assert "can't be compared" in sentence
+        assert ("525.60.13 from CUDA 12 on" in sentence) == (odd["cuda"] == "13rc1")
     mixed = {"a": {"gpu.driver": "580.65 (7), 590.12 (1)", "cuda": "13"}}
     assert {level for level, _ in said(mixed)} == {Level.WARN}
+
+
+SETTINGS = parse(
+    b"""
+format: 1
+facts: {env.*: setting, file.*: file of settings}
+rules:
+  settings: {source: s, scope: group, mode: warn, exact: [env.NCCL_*, env.*, file.*]}
+""",
+    "compat.yaml",
+)
+
+
+def test_a_pattern_stands_for_the_facts_that_are_there():
+    """A sentence for each that differs, with its name and each value; not set is a value, too."""
+    nodes = {f"r{n}": {"env.NCCL_ALGO": "Tree", "env.UCX_TLS": "tcp"} for n in range(4)}
+    assert said(nodes, group(*nodes), rules=SETTINGS) == []
+    nodes["r2"] = {"env.NCCL_ALGO": "Ring", "file.nccl.graph": "sha256:7"}
+    found = judge(SETTINGS, nodes, places=[group(*nodes)], whose="job 17")
+    assert [ruling.sentence.partition(";")[0] for ruling in found.rulings] == [
+        "group world runs NCCL_ALGO Tree on r0, r1 and r3, NCCL_ALGO Ring on r2",
+        "group world runs UCX_TLS tcp on r0, r1 and r3, no UCX_TLS on r2",
+        "group world runs no file.nccl.graph on r0, r1 and r3, file.nccl.graph sha256:7 on r2",
+    ]
+    assert {(ruling.rule, ruling.level) for ruling in found.rulings} == {("settings", "warn")}
+    assert "; job 17 needs one NCCL_ALGO for all [rule settings: s]" in found.rulings[0].sentence
+    assert found.unjudged == ()
+    assert judge(SETTINGS, {"a": {"b": "1"}}, places=[group("a")]).unjudged == ("settings",)
+
+
+def test_a_family_that_is_unknown_is_said_once():
+    """And not for each variable that others have set; what is known all the same is compared."""
+    nodes = {f"r{n}": {"env.NCCL_ALGO": "Tree", "env.UCX_TLS": "tcp"} for n in range(3)}
+    nodes["r1"] = {"env.*": None, "env.NCCL_*": None, "env.NCCL_ALGO": "Ring", "env.UCX_TLS": None}
+    nodes["r2"] |= {"env.UCX_TLS": None}
+    assert [told.partition(";")[0] for _, told in said(nodes, group(*nodes), rules=SETTINGS)] == [
+        "group world runs NCCL_ALGO Tree on r0 and r2, NCCL_ALGO Ring on r1",
+        "r1 runs an unknown env.NCCL_*",
+        "r1 runs an unknown setting",
+        "r2 runs an unknown UCX_TLS",
+    ]
+
+
+def test_patterns_are_judged_by_distinct_values():
+    """d values of each fact, whatever n is."""
+    looks = set()
+    for count in (10, 1000):
+        nodes = {f"r{n}": {"env.NCCL_ALGO": f"{n % 3}", "env.UCX_TLS": "x"} for n in range(count)}
+        looks.add(judge(SETTINGS, nodes, places=[group(*nodes)]).looks)
+    assert len(looks) == 1
+
+
+def test_a_probe_that_is_about_one_fact_is_not_asked_for_where_that_is_equal():
+    """Two versions at one vendor are another rule's; what is recorded has all of the values."""
+    text = (
+        b"format: 1\nfacts: {v: vendor, n: NCCL}\nrules:\n  vendors: {source: s, scope: group, "
+        b"must-probe: {probe: p, facts: [v, n], about: [v]}}\n"
+    )
+    rules = parse(text, "f")
+    nodes = {"a": {"v": "x", "n": "1"}, "b": {"v": "x", "n": "2"}}
+    assert said(nodes, group("a", "b"), rules=rules) == []
+    assert (
+        len(said(nodes, group("a", "b"), rules=parse(text.replace(b", about: [v]", b""), "f"))) == 2
+    )
+    nodes["b"] = {"v": "y", "n": "2"}
+    there = Probed("p", ("x", "1"), ("y", "2"), passed=True)
+    ((_, sentence),) = said(nodes, group("a", "b"), rules=rules, probed=[there])
+    assert sentence.startswith("b runs vendor y with NCCL 2 and talks to a, which runs")
 
 
 def test_over_a_link_clients_are_held_against_servers():
@@ -282,6 +350,7 @@ def test_the_worst_stands_first_and_gives_the_level():
     nodes = {"a": {"gpu.driver": "530", "fm": "530.1"}, "b": {"gpu.driver": "530", "fm": None}}
     found = judge(RULES, nodes)
     assert [ruling.level for ruling in found.rulings] == ["refuse", "warn", "warn"]
+    assert [ruling.unknown for ruling in found.rulings] == [False, False, True]
     assert found.level is Level.REFUSE
 
 

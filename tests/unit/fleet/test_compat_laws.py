@@ -71,6 +71,7 @@ paired = st.one_of(
     rule(node | wide, st.builds(Matrix, st.just("a"), st.just("b"), pairs, pairs)),
     rule(wide, st.builds(Matrix, fact, fact, pairs, pairs)),
     rule(node | wide, st.builds(MustProbe, st.just("p"), st.sampled_from([("a",), FACTS]))),
+    rule(wide, st.builds(MustProbe, st.just("p"), st.just(FACTS), fact.map(lambda f: (f,)))),
 )
 
 

@@ -43,6 +43,20 @@ def refused(text: str | bytes, match: str) -> None:
     assert "What to do: " in str(caught.value)
 
 
+def test_a_fact_that_fits_a_pattern_is_spoken_of() -> None:
+    """A pattern itself is no fact, and nothing that a node could have."""
+    rules = parse_rules(
+        b"format: 1\nfacts: {env.*: setting}\n"
+        b"rules: {s: {source: s, scope: group, exact: [env.X_*]}}",
+        "site.rules",
+    )
+    text = f"{HEAD}  n: {{could: {{env.X_A: [1]}}}}\n"
+    assert parse(text.encode(), "o", rules).options == {"n": {"env.X_A": ("1",)}}
+    for wrong in ("env.Y_A", "'env.X_*'"):
+        with pytest.raises(FormatError, match=r"line 3: node n: "):
+            parse(text.replace("env.X_A", wrong).encode(), "o", rules)
+
+
 def test_options_are_read_as_they_are_written(tmp_path: Path) -> None:
     """Versions stay texts; a range names its nodes; what only is now is the one option."""
     path = tmp_path / "o.yaml"

@@ -16,6 +16,7 @@ from inventorykit import machine
 
 from handfast.errors import FormatError, Refused
 from handfast.fleet.compat.rules import Level
+from handfast.fleet.gate.ask import nothing
 from handfast.fleet.gate.keys import Memory
 from handfast.gate import EXIT, check
 
@@ -62,6 +63,35 @@ def test_an_override_lets_it_pass_on_record(env: dict[str, str], tmp_path: Path)
     file.write_text(one % "2020")
     with pytest.raises(Refused, match=r"override x of ada \(y\) expired at 2020"):
         check(keys=Memory(), environ=odd)
+
+
+def test_a_node_that_told_nothing_is_said_with_what_to_do(
+    env: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, by rank 0, where a rule is about what nodes run; and else not at all."""
+    check(keys=Memory(), environ=env)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "rules.yaml").write_text(DRIVER)
+    check(keys=Memory(), environ=env)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("handfast gate: warning: rank 0 (")
+    assert (
+        f": what the node runs is unknown: neither a node service nor a file is at {tmp_path}"
+        "/node.json, which HANDFAST_GATE_NODE names. What to do: start `handfast fleet node` "
+    ) in first
+    assert "runs an unknown driver; job 17 needs" in second
+    assert nothing("").startswith(
+        "no node service at /run/handfast/node.sock and no /run/handfast/node.json. What to do: "
+        "start `handfast fleet node`"
+    )
+
+
+def test_rules_with_a_mistyped_fact_are_not_judged_by(env: dict[str, str], tmp_path: Path) -> None:
+    """They would never fire, and everybody would take that for the best of news."""
+    (tmp_path / "rules.yaml").write_text(DRIVER.replace("gpu.driver", "gpu.drivr"))
+    found = check(keys=Memory(), environ=env)
+    assert "this round could not be judged: " in found.line
+    assert "no inventory has the fact gpu.drivr (is it gpu.driver?)" in found.line
 
 
 def test_a_file_of_the_node_that_does_not_count_is_said(
@@ -176,8 +206,30 @@ def test_what_keeps_it_from_asking_ends_a_job_in_enforce_mode_only(
     assert "Zen" in module.stdout
     ended = command(env, "-m", "this", RANK="x", HANDFAST_GATE_MODE="enforce")
     assert (ended.returncode, ended.stdout) == (EXIT, "")
-    assert command(env).returncode == 2
-    assert command(env, "-m").returncode == 2
+    for setting in ({"HANDFAST_GATE_MODE": "enforced"},
+                    {"HANDFAST_GATE_MODE": "enforce", "HANDFAST_GATE_TIMEOUT_S": "soon"},
+                    {"HANDFAST_GATE_MODE": "enforce", "WORLD_SIZE": "many"}):  # fmt: skip
+        ended = command(env, "-m", "this", **setting)
+        assert (ended.returncode, ended.stdout) == (EXIT, ""), setting
+        assert "handfast gate: nobody was judged: " in ended.stderr
+    observed = command(env, "-m", "this", HANDFAST_GATE_TIMEOUT_S="soon")
+    assert "HANDFAST_GATE_TIMEOUT_S is 'soon'" in observed.stderr
+    assert "Zen" in observed.stdout
+
+
+@pytest.mark.parametrize("wrong", [(), ("-m",), ("--hlep",), ("-m", "--help"), ("-x", "train.py")])
+def test_what_is_no_script_is_wrong_usage(env: dict[str, str], wrong: tuple[str, ...]) -> None:
+    """It is said how to call it; whoever asks for help is helped."""
+    done = command(env, *wrong)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: python -m handfast.gate SCRIPT [ARGUMENTS]" in done.stderr
+    assert "Traceback" not in done.stderr
+    if not wrong:
+        assert "no option" not in done.stderr
+        for word in ("-h", "--help"):
+            helped = command(env, word)
+            assert (helped.returncode, helped.stderr) == (0, "")
+            assert helped.stdout == done.stderr
 
 
 def test_a_store_that_can_not_be_reached_is_said(env: dict[str, str]) -> None:

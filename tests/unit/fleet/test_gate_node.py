@@ -143,3 +143,11 @@ def test_a_prolog_that_can_not_judge_says_so(tmp_path: Path) -> None:
     told = admit(tmp_path, version="{")
     assert (told.exit_code, "not judged" in told.output) == (0, True)
     assert admit(tmp_path, "--enforce", version="{").exit_code == 3
+
+
+@pytest.mark.parametrize("wrong", ["0", "xyz", "", "0 0", "00" * 65])
+def test_a_challenge_that_is_none_is_wrong_usage(wrong: str) -> None:
+    """Before anybody is asked, and with what one looks like."""
+    done = CliRunner().invoke(fleet, ["ask", "/nowhere/n.sock", "--json", "--challenge", wrong])
+    assert done.exit_code == 2
+    assert "give 2 to 128 hex digits, an even number" in " ".join(done.output.split())

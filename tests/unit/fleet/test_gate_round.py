@@ -120,6 +120,62 @@ def test_ten_thousand_ranks_are_judged_by_their_few_stacks() -> None:
     assert max(size for _, size in keys.puts) < 4000
 
 
+def test_a_setting_of_one_rank_alone_is_named() -> None:
+    """By the shipped rules, with the variable and who has which value; it warns, in any mode."""
+    who = ranks(read(FLEETS / "legit-one-algorithm.yaml"))
+    found = meet(who, rules_of(""))[0]
+    assert found.line.startswith(
+        "warning: group world runs no NCCL_ALGO on rank 0 (a), NCCL_ALGO Ring on rank 1 (b); "
+        "job 17 needs one NCCL_ALGO for all [rule settings: "
+    )
+    assert len(found.findings) == 1
+
+
+def test_two_versions_at_one_vendor_are_one_finding() -> None:
+    """The rule about processors' vendors has nothing to say of them."""
+    found = meet(ranks(read(FLEETS / "mixed-nccl.yaml")), rules_of(""))[0]
+    assert [each.rule for each in found.findings] == ["nccl"]
+
+
+def test_all_findings_are_said_up_to_a_limit() -> None:
+    """Each by its own level; a refusal stays one line, with how many more there are."""
+    who = [("a", {"nccl.version": "1", "env": "read"}), ("b", {"nccl.version": "2", "env": "read"})]
+    for n in range(9):
+        who[0][1][f"env.NCCL_{n}"] = "1"
+    found = meet(who, rules_of(""), mode=Mode.OBSERVE)[0]
+    assert len(found.findings) == 10
+    assert found.lines[0].startswith("would be refused: group world runs NCCL 1 on rank 0 (a), ")
+    assert found.lines[1].startswith("warning: group world runs no NCCL_0 on rank 1 (b), NCCL_0 1 ")
+    assert found.lines[8:] == ("and 2 more",)
+    assert found.line == f"{found.lines[0]} (and 9 more)"
+    assert meet([("a", ONE)], rules_of(""))[0].lines == ("fine: 1 ranks, 1 stacks",)
+
+
+def blind(why: str, *stacks: dict[str, str]) -> Verdict:
+    """Judge ranks whose nodes told nothing, for a reason."""
+    posted, held = {}, {}
+    for rank, facts in enumerate(stacks):
+        name = rounds.digest(rounds.encode(facts))
+        posted[rank], held[name] = rounds.Posted(seat(rank, len(stacks)), name, why), facts
+    return judging(len(stacks), Mode.WARN)(posted, held)
+
+
+def test_why_nodes_told_nothing_is_said_where_a_rule_wants_to_know() -> None:
+    """Between what is broken and what is unknown; of a job that needs nothing of it, not at all."""
+    nobody = dict.fromkeys(rounds.NODE)
+    found = blind("no service", {**nobody, "torch.version": "1"}, {**nobody, "torch.version": "2"})
+    told = [each.sentence.partition(";")[0] for each in found.findings]
+    assert told[0].startswith("group world runs torch 1 on rank 0 (node-0), torch 2 on rank 1")
+    assert told[1] == (
+        "rank 0 (node-0) and rank 1 (node-0): what the node runs is unknown: no service"
+    )
+    assert len(told) > 2
+    assert all("unknown" in each for each in told[2:])
+    assert blind("no service", ONE, ONE).findings == ()
+    (nccl,) = blind("no service", {"nccl.version": None}).findings
+    assert "an unknown NCCL" in nccl.sentence
+
+
 def test_ranks_at_once_hear_one_verdict(connect: Connect) -> None:
     """Over memory and over torch's own store, each rank a thread."""
     heard = crowd(connect, [ONE, ONE, OTHER, ONE])

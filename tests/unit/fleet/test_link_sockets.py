@@ -9,10 +9,11 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from linkkit import BACK, A, B, Side
+from linkkit import BACK, KEYED, KEYS, A, B, Side
 
 from handfast.core.lattice import Epoch
-from handfast.errors import HandfastError
+from handfast.errors import HandfastError, Refused
+from handfast.fleet.link import stream
 from handfast.fleet.link.datagram import Datagram
 from handfast.fleet.link.drive import ROOM
 from handfast.fleet.link.stream import Stream
@@ -20,6 +21,7 @@ from handfast.link import switch as sw
 from handfast.link.end import End
 from handfast.link.frame import LinkError, Reason
 from handfast.link.session import Record
+from handfast.link.switch import Spoken
 
 HOST = "127.0.0.1"
 Meddle = Callable[[int, bytes], list[bytes]]
@@ -103,6 +105,7 @@ def test_a_stream_goes_through_an_upgrade_and_a_rollback(many: int) -> None:
             await one.send(f"{number} before")
             await asyncio.gather(one.change(to), other.change(to))
             await one.send(f"{number} meanwhile")
+            await asyncio.gather(one.changed(), other.changed())
             await until(lambda to=to: settled(one.end, to.epoch) and settled(other.end, to.epoch))
             await one.send(f"{number} after")
             await other.send("back")
@@ -158,10 +161,186 @@ def test_a_stream_that_is_meddled_with_goes_down(meddle: Meddle, reason: Reason 
             assert other.error.reason is reason
             assert other.end.refused == {reason: 1}
         else:
-            assert isinstance(other.error, asyncio.IncompleteReadError | OSError)
+            assert str(other.error).startswith("the peer closed it")
 
     async def test() -> None:
         await relayed(body, meddle)
+
+    run(test())
+
+
+Talk = Callable[[Stream], Awaitable[None]]
+
+
+async def joined(spoken: tuple[tuple[Spoken, ...], ...], talks: tuple[Talk, Talk]) -> list[str]:
+    """Run two ends over TCP, each until it leaves; give what they died of, "" of one that did not.
+
+    There is no relay between, which would make a reset gentler.
+    """
+
+    async def one(who: int, reader: Any, writer: Any) -> str:
+        side = Side(who, spoken[who], order=True)
+        try:
+            async with Stream(reader, writer, side.end, side.disk.append) as link:
+                await link.opened()
+                await talks[who](link)
+        except HandfastError as error:
+            return str(error)
+        return ""
+
+    others: asyncio.Queue[asyncio.Task[str]] = asyncio.Queue()
+
+    async def arrived(reader: Any, writer: Any) -> None:
+        task = asyncio.create_task(one(1, reader, writer))
+        others.put_nowait(task)
+        await task
+
+    server = await asyncio.start_server(arrived, HOST, 0)
+    try:
+        dialed = one(0, *await asyncio.open_connection(*server.sockets[0].getsockname()))
+        mine = await dialed
+        return [mine, await (await others.get())]
+    finally:
+        server.close()
+
+
+def test_who_waited_for_a_change_may_leave_at_once() -> None:
+    """The other end comes through, too, and hears why the link is down; by no error of a socket,
+    though it says more than the one that leaves ever reads."""
+    through = []
+
+    async def leaves(link: Stream) -> None:
+        for to in (B, BACK):
+            await link.change(to)
+            await link.changed()
+            assert link.end.switch is not None
+            assert link.end.switch.now == to
+            assert link.end.switch.next is None
+            await until(lambda to=to: settled(link.end, to.epoch))
+        for _ in range(ROOM + 5):
+            await link.take()  # so it is known to be under way
+
+    async def stays(link: Stream) -> None:
+        for to in (B, BACK):
+            await link.change(to)
+            await link.changed()
+            through.append(to)
+            await until(lambda to=to: settled(link.end, to.epoch))
+        while True:
+            await link.send("x" * 60_000)
+            await asyncio.sleep(0)
+
+    async def test() -> None:
+        for talks, who in (((leaves, stays), 1), ((stays, leaves), 0)):
+            died = await joined(((A,), (A,)), talks)
+            assert died[who] == "the link is down: the peer closed it. What to do: shake hands anew"
+            assert died[1 - who] == ""
+
+    run(test())
+    assert through == [B, BACK] * 2
+
+
+def test_the_last_to_be_through_is_so_though_its_peer_has_left() -> None:
+    """The first leaves as soon as it is through; the other's change was heard whole."""
+
+    async def change(link: Stream) -> None:
+        await link.change(B)
+        await link.changed()
+
+    async def test() -> None:
+        for _ in range(20):
+            assert await joined(((A,), (A,)), (change, change)) == ["", ""]
+
+    run(test())
+
+
+def heard(link: Stream) -> sw.Word | None:
+    """The newest word of the peer."""
+    return link.end.switch.peer if link.end.switch is not None else None
+
+
+def test_a_change_that_the_peer_leaves_is_not_waited_for() -> None:
+    """Whoever waits for it is told, also where it is itself that closes the link."""
+
+    async def waits(link: Stream) -> None:
+        await link.changed()  # none was asked for
+        await link.change(B)
+        await link.changed()
+
+    async def leaves(link: Stream) -> None:
+        await until(lambda: heard(link) is not None)
+
+    async def test() -> None:
+        died = await joined(((A,), (A,)), (waits, leaves))
+        assert died == ["the link is down: the peer closed it. What to do: shake hands anew", ""]
+
+    run(test())
+
+
+@pytest.mark.parametrize("when", ["in the offers", "in the words"])
+def test_both_ends_name_two_bundles_of_one_number(when: str) -> None:
+    """Whoever sees it first has said its own before it closes, and resets nothing."""
+    wrong = Spoken(B.epoch, "bundle x")
+    offered = when == "in the offers"
+    spoken = ((A, B), (A, wrong)) if offered else ((A,), (A,))
+
+    def talks(to: Spoken) -> Talk:
+        async def talk(link: Stream) -> None:
+            await link.change(to)
+            while True:  # both are in the middle of a sentence
+                await link.send("x" * 60_000)
+                await asyncio.sleep(0)
+
+        return talk
+
+    async def test() -> None:
+        died = await joined(spoken, (talks(B), talks(wrong)))
+        for at, (mine, theirs) in enumerate(((B, wrong), (wrong, B))):
+            what = f"epoch 1/2 is bundle {mine.digest} here and {theirs.digest} at the peer"
+            assert f"the link is down: digest: {what}" in died[at]
+
+    run(test())
+
+
+def test_who_asks_second_for_a_number_with_another_bundle_is_refused() -> None:
+    """Both digests are named, nothing is recorded, and the link can still be changed."""
+    wrong = Spoken(B.epoch, "bundle x")
+
+    async def first(link: Stream) -> None:
+        await link.change(B)
+        await link.changed()
+
+    async def second(link: Stream) -> None:
+        await until(lambda: (word := heard(link)) is not None and word.next is not None)
+        with pytest.raises(Refused, match="epoch 1/2 is bundle bundle x here and bundle b at"):
+            await link.change(wrong)
+        await first(link)
+
+    async def test() -> None:
+        assert await joined(((A,), (A,)), (first, second)) == ["", ""]
+
+    run(test())
+
+
+def test_a_peer_that_does_not_close_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may hang for ever; then it is told nothing more."""
+    monkeypatch.setattr(stream, "PARTING_S", 0.05)
+    side = Side(0)
+
+    async def test() -> None:
+        ended = asyncio.Event()
+
+        async def hangs(reader: Any, writer: Any) -> None:
+            await ended.wait()
+            writer.close()
+
+        server = await asyncio.start_server(hangs, HOST, 0)
+        dialed = await asyncio.open_connection(*server.sockets[0].getsockname())
+        async with Stream(*dialed, side.end, side.disk.append):
+            pass
+        assert dialed[1].is_closing()
+        ended.set()
+        server.close()
 
     run(test())
 
@@ -308,3 +487,17 @@ def test_a_store_that_fails_ends_the_link() -> None:
         assert not sent
 
     run(test())
+
+
+ID = KEYS[0].id
+
+
+@pytest.mark.parametrize(
+    "peers", [None, ID, [None], {"node1"}, {ID.upper()}, {ID[1:]}, {ID + "\n"}]
+)
+def test_what_is_no_key_is_no_peer(peers: Any) -> None:
+    """It is told at once, and not by a handshake that never ends."""
+    with pytest.raises(ValueError, match=r"(peers is|is no key of a peer).*What to do: give"):
+        KEYED[0].expect(peers)
+    KEYED[0].expect({KEYS[1].id})
+    KEYED[0].expect([])

@@ -24,7 +24,7 @@ Named: TypeAlias = Annotated[
         r"|^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}\.[A-Za-z0-9._+-]{0,98}\*\Z"
     ),
 ]
-"""A fact, or a pattern: ``env.NCCL_*`` is every fact that begins so; a dot stands before the star."""
+"""A fact, or a pattern: ``env.NCCL_*`` is every fact that begins so; a dot is before the star."""
 Pair: TypeAlias = tuple[Text, Text]
 
 
@@ -53,8 +53,8 @@ class Level(StrEnum):
 class Exact(msgspec.Struct, frozen=True):
     """Equal text: several facts on one node, or one fact over all nodes of a place.
 
-    Over a place there may be patterns: each fact that fits one is held equal to itself. ``below`` is
-    the pattern that brought a fact here (`meaning.expanded`), and empty as a rule is written.
+    Over a place there may be patterns: each fact that fits one is held equal to itself. ``below``
+    is the pattern that brought a fact here (`meaning.expanded`), and empty as a rule is written.
     ``absent_differs``: over a place, a node without the fact differs from one that has it.
     """
 
@@ -104,7 +104,8 @@ class MustProbe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
     """Versions do not tell, so the recorded result of a probe by this name is required.
 
     It is recorded for the values of these facts at both ends. Equal values need none, unless the
-    rule is about one node; where it is ``about`` some of the facts, equal values of these need none.
+    rule is about one node; where it is ``about`` some of the facts, equal values of these need
+    none.
     """
 
     probe: Text

@@ -46,12 +46,13 @@ def nothing(named: str) -> str:
     """Say where nothing was found, where :func:`node_facts` gives None, and what to do."""
     if named:
         return (
-            f"neither a node service nor a file is at {named}, which HANDFAST_GATE_NODE names. What "
-            "to do: start `handfast fleet node` there, or correct it"
+            f"neither a node service nor a file is at {named}, which HANDFAST_GATE_NODE names. "
+            "What to do: start `handfast fleet node` there, or correct it"
         )
     return (
         f"no node service at {SOCKET} and no {PATH}. What to do: start `handfast fleet node` on "
-        "the host, or have its prolog run `handfast fleet admit`; in a container, mount /run/handfast"
+        "the host, or have its prolog run `handfast fleet admit`; into containers mount "
+        "/run/handfast"
     )
 
 

@@ -63,11 +63,12 @@ def read_node(path: str, at: datetime, age: timedelta = AGE) -> Inventory | None
         return None
     except OSError as error:
         raise _distrust(path, error.strerror or str(error)) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _distrust(path, "it is no plain file")
     with open(fd, "rb") as file:
         found = os.fstat(fd)
         written = datetime.fromtimestamp(found.st_mtime, UTC)
-        if not stat.S_ISREG(found.st_mode):
-            raise _distrust(path, "it is no plain file")
         if not trusted(found.st_uid):
             raise _distrust(path, f"it is of user {found.st_uid}, and neither root's nor ours")
         if found.st_mode & 0o022:

@@ -1,9 +1,9 @@
 """One round of the gate: each rank posts who it is, one judges, and all hear the same.
 
-A rank posts 32 bytes for its stack, and where its node told nothing, why; only the first that has a stack posts its facts, and does so
-before its own post, so that a digest which is there has its facts or a holder who is missing. Rank
-0 judges; if it does not, the first of the others that has waited long enough. Whoever judges puts
-the verdict once, so two judges leave one verdict.
+A rank posts 32 bytes for its stack, and if its node told nothing, why; only the first that has a
+stack posts its facts, and does so before its own post, so that a digest which is there has its
+facts or a holder who is missing. Rank 0 judges; if it does not, the first of the others that has
+waited long enough. Whoever judges puts the verdict once, so two judges leave one verdict.
 
 **A round is its own.** Its keys carry the restart count, the size of the job, and how often this
 rank has arrived with these: torchrun keeps one store over its restarts, and does not count a
@@ -28,7 +28,7 @@ from handfast.fleet.compat.meaning import expanded, reads
 from handfast.fleet.compat.rules import Level, Place, Probed, Rules, Scope
 from handfast.fleet.compat.words import several
 from handfast.fleet.gate.keys import Keys
-from handfast.fleet.gate.stack import NODE, Stack, decode, digest, encode, held
+from handfast.fleet.gate.stack import NODE, Stack, decode, digest, encode, held, lost
 from handfast.store.files import describe
 
 __all__ = ["WORLD", "Mode", "Seat", "Verdict", "arrive", "attend", "decide", "gather", "ranks_of"]
@@ -165,9 +165,11 @@ def decide(
     """
     if wrong := [f"{g}: {r}" for g, ranks in groups.items() for r in ranks if not 0 <= r < size]:
         raise ValueError(f"a group names a rank that this round of {size} has not: {wrong[0]}")
+    within = [frozenset(ranks) for ranks in groups.values()]
     rules = expanded(rules, chain.from_iterable(stacks.values()))
     wanted = sorted({fact for rule in rules.rules for fact in chain(*reads(rule))})
-    known = {name: held(facts, wanted) for name, facts in stacks.items()}
+    listed = set[str]().union(*stacks.values())
+    known = {name: held(facts, wanted, listed) for name, facts in stacks.items()}
     blank: Stack = dict.fromkeys(wanted)
     names = {rank: f"rank {rank} ({each.seat.host})" for rank, each in posted.items()}
     nodes = {names[rank]: known.get(each.digest, blank) for rank, each in posted.items()}
@@ -177,7 +179,10 @@ def decide(
     ]
     found = judge(rules, nodes, places=places, probed=probed, whose=whose).rulings
     untold = {names[rank]: each.untold for rank, each in posted.items() if each.untold}
-    rulings = (*excuse(found), *_blind(rules, found, untold))
+    rulings = (*excuse(found), *_blind(rules, found, untold), *_deaf(names, posted, stacks))
+    if apart := [names[rank] for rank in sorted(names) if all(rank not in g for g in within)]:
+        sentence = f"{several(apart)}: in no group, and so not judged"
+        rulings = (*rulings, Ruling("all-groups", Level.WARN, sentence, tuple(apart)))
     missing = tuple(rank for rank in range(size) if rank not in posted)
     if missing:
         rulings = (_absent(missing, posted, size), *rulings)
@@ -244,7 +249,8 @@ def ranks_of(text: str, size: int) -> dict[str, tuple[int, ...]]:
         ranks: list[int] = []
         for span in spans.split(","):
             low, _, high = span.partition("-")
-            if not (low.isdecimal() and (high or low).isdecimal() and int(high or low) < size):
+            whole = low.isdecimal() and (high or low).isdecimal()
+            if not (whole and int(low) <= int(high or low) < size):
                 raise ValueError(f"{part}: no ranks of this round of {size}: {span}")
             ranks += range(int(low), int(high or low) + 1)
         found[name] = tuple(ranks)
@@ -269,9 +275,7 @@ def _weight(ruling: Ruling) -> tuple[bool, bool, bool]:
     return ruling.level is not Level.REFUSE, ruling.unknown, ruling.rule != UNTOLD
 
 
-def _blind(
-    rules: Rules, found: Iterable[Ruling], untold: Mapping[str, str]
-) -> Iterator[Ruling]:
+def _blind(rules: Rules, found: Iterable[Ruling], untold: Mapping[str, str]) -> Iterator[Ruling]:
     """Say why nodes told nothing, where a rule could not be told for the want of it."""
     of_nodes = {
         rule.name
@@ -284,6 +288,17 @@ def _blind(
         if who:
             sentence = f"{several(who)}: what the node runs is unknown: {why}"
             yield Ruling(UNTOLD, Level.WARN, sentence, who, unknown=True)
+
+
+def _deaf(
+    names: Mapping[int, str], posted: Mapping[int, Posted], stacks: Mapping[str, Stack]
+) -> Iterator[Ruling]:
+    """Say whose collectors told nothing, so that nobody knows what they would have."""
+    for name, facts in stacks.items():
+        if gone := lost(facts):
+            who = tuple(names[rank] for rank in sorted(posted) if posted[rank].digest == name)
+            sentence = f"{several(who)}: nothing was heard of the collectors {several(gone)}"
+            yield Ruling("collectors", Level.WARN, sentence, who, unknown=True)
 
 
 def _failed(what: str, mode: Mode, size: int) -> Verdict:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -34,6 +35,8 @@ from handfast.fleet.inventory.facts import Inventory
 from handfast.store.files import describe
 
 __all__ = ["FRESH_S", "serve"]
+
+logger = logging.getLogger(__name__)
 
 FRESH_S: Final = 10.0
 CALLERS: Final = 256  # connections at once
@@ -108,6 +111,9 @@ class _Service:
             return refusal(str(error))
         except OSError as error:  # no process could be started, say
             return refusal(f"nothing could be collected: {describe(error)}")
+        except Exception as error:  # the asker is told whatever it is
+            logger.exception("nothing could be collected")
+            return refusal(f"nothing could be collected: {type(error).__name__}: {error}")
 
     async def _fresh(self) -> Inventory:
         """Give facts that were looked for at most so many seconds before this call, or after it."""

@@ -90,8 +90,8 @@ def _processes(host: Host, comm: str) -> list[str]:
         other = next(iter(found))
         raise Unsure(f"process {other} is of another user than root, so its program is not run")
     trusted = [pid for pid in ours if not host.live or _beside(host, pid)]
-    if ours and not trusted:
-        raise Unsure(f"process {ours[0]} runs in a container, so its program is not run here")
+    if not trusted and (apart := [pid for pid in ours if _owners(host, pid)]):
+        raise Unsure(f"process {apart[0]} runs in a container, so its program is not run here")
     if not found:
         if "1" not in names:
             raise Unsure("/proc hides the processes of others (hidepid)")

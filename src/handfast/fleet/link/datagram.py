@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
 
 from handfast.fleet.link.drive import ROOM, Driver
 from handfast.link.end import End
-from handfast.link.frame import KIND_AT, Kind, LinkError, Reason
+from handfast.link.frame import HEADER, KIND_AT, Kind, LinkError, Reason
 from handfast.link.session import Record
 
 __all__ = ["TICK_S", "Address", "Datagram"]
@@ -25,14 +24,18 @@ __all__ = ["TICK_S", "Address", "Datagram"]
 TICK_S: Final = 0.25
 """How often what was not heard is said again, in seconds."""
 
+LARGEST: Final = 65_507 - HEADER
+"""The most bytes of data in a datagram over IPv4 (RFC 791, RFC 768)."""
+
 Address: TypeAlias = tuple[Any, ...]
 
 
 class Datagram(Driver, asyncio.DatagramProtocol):
     """A link over one UDP socket: ``async with Datagram(end, store, local=…, peer=…) as link``.
 
-    A listener leaves ``peer`` out. Both ends answer where the last frame came from that was not
-    refused: once the link is open, a frame of its session.
+    A listener leaves ``peer`` out. It answers a handshake where that came from; once the link is
+    open, both ends speak to where the last frame of its session came from, which nobody else can
+    have sent. Who shakes hands anew does so in a new life: the peer holds on to the old one else.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class Datagram(Driver, asyncio.DatagramProtocol):
         patience: int = 4,
     ) -> None:
         super().__init__(end, store, self._write)
+        end.most = min(end.most, LARGEST)
+        self._dials = peer is not None
         self._local = local
         self._peer = peer
         self._tick_s = tick_s
@@ -85,9 +90,7 @@ class Datagram(Driver, asyncio.DatagramProtocol):
         self.fail(None)
         for task in self._tasks:
             task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._transport is not None:
             self._transport.close()
 
@@ -105,7 +108,7 @@ class Datagram(Driver, asyncio.DatagramProtocol):
 
     async def _next(self, data: bytes, address: Address) -> None:
         before = self._peer
-        if before is None:  # whoever it is has to be answered; it is kept if it was not refused
+        if not self._dials and not self._opened.is_set():  # a handshake may be anybody's, or old
             self._peer = address
         try:
             taken = await self.hear(data)
@@ -114,13 +117,13 @@ class Datagram(Driver, asyncio.DatagramProtocol):
             if error.reason is Reason.ANEW:
                 raise
             return
-        inside = data[KIND_AT] >= Kind.WORD  # nobody has sent that before: not so a handshake's
-        self._peer = address if inside or not self._opened.is_set() else before
+        if data[KIND_AT] >= Kind.WORD:
+            self._peer = address
         for each in taken:
-            try:
-                self.values.put_nowait(each)
-            except asyncio.QueueFull:
+            if self.values.full():
                 self.end.refused[Reason.FULL] += 1
+            else:
+                await self.arrive(each)
 
     async def _repeat(self) -> None:
         waited = 0

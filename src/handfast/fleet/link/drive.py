@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from handfast.core.lattice import Epoch
-from handfast.errors import HandfastError
+from handfast.errors import HandfastError, Refused
 from handfast.link.end import Effect, End, Opened, Taken
 from handfast.link.session import Persist, Record, Send
 from handfast.link.switch import Spoken
@@ -39,6 +39,8 @@ class Driver:
         self._opened = asyncio.Event()
         self._through = asyncio.Event()  # the link is open, and no change is asked for
         self._down = asyncio.Event()
+        self._came = asyncio.Event()  # a value, since somebody looked
+        self._asking: set[asyncio.Task[Any]] = set()
 
     async def begin(self) -> None:
         """Begin the handshake."""
@@ -54,25 +56,38 @@ class Driver:
         await self._do(lambda: self.end.send(value))
 
     async def change(self, to: Spoken) -> None:
-        """Ask for a change of epoch, which goes on by itself; see :meth:`End.change`."""
+        """Ask for a change of epoch, which goes on by itself; see :meth:`End.change`.
+
+        Raises Refused, too, where the peer has asked for this number with another digest. Then
+        nothing is recorded, and the link is as it was.
+        """
         self._must_be_up()
-        await self._do(lambda: self.end.change(to))
+        # who gives up waiting has asked all the same: half of it would be in the way for ever
+        asking = asyncio.ensure_future(self._do(lambda: self._ask(to)))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asking.discard)
+        await asyncio.shield(asking)
 
     async def changed(self) -> None:
-        """Wait until this end is through with the change that it asked for: it takes the new epoch
-        alone. At once where it asked for none. Raises HandfastError where the link goes down before.
+        """Wait until this end is through with the change that it asked for, if it did.
 
-        The peer may still be on its way: all that it waits for of this end is said.
+        It takes the new epoch alone then. The peer may still be on its way, but all that it waits
+        for of this end is said. Raises HandfastError where the link goes down before.
         """
         await self._unless_down(self._through.wait())
 
     async def take(self) -> tuple[Epoch, Any]:
         """Wait for the peer's next value. Raises HandfastError once the link is down."""
-        if not self.values.empty():
-            taken = self.values.get_nowait()
-        else:
-            taken = await self._unless_down(self.values.get())
+        while self.values.empty():
+            self._came.clear()
+            await self._unless_down(self._came.wait())
+        taken = self.values.get_nowait()
         return taken.epoch, taken.value
+
+    async def arrive(self, taken: Taken) -> None:
+        """Hold a value until somebody takes it; waits where there is no room."""
+        await self.values.put(taken)
+        self._came.set()
 
     async def hear(self, frame: bytes) -> Sequence[Taken]:
         """Give a frame to the end, and what it took of it. Raises LinkError."""
@@ -84,6 +99,17 @@ class Driver:
             self.error = error
             self._down.set()
 
+    def _ask(self, to: Spoken) -> Sequence[Effect]:
+        peer = self.end.switch.peer if self.end.switch is not None else None
+        theirs = peer.next if peer is not None else None
+        if theirs is not None and theirs.epoch == to.epoch and theirs.digest != to.digest:
+            raise Refused(
+                f"epoch {to.epoch} is bundle {to.digest} here and {theirs.digest[:80]} at the peer",
+                verdict=None,
+                remedy="ask for what the peer did, or take the link down and give a new number",
+            )
+        return self.end.change(to)
+
     async def _do(self, what: Callable[[], Sequence[Effect]]) -> list[Taken]:
         taken = []
         async with self._turn:
@@ -94,7 +120,8 @@ class Driver:
                     await self._write_down(effect.record)
                     effects.extend(self.end.persisted(effect.record))
                 elif isinstance(effect, Send):
-                    self._put(effect.frame)
+                    if not self._down.is_set():  # else nobody hears it
+                        self._put(effect.frame)
                 elif isinstance(effect, Opened):
                     self._opened.set()
                 else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Final
 
 from handfast.errors import HandfastError
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Keyed"]
 
 _KEYS: Final = b"handfast.link.keys/1\n"
+_ID: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class Keyed:
@@ -37,6 +40,19 @@ class Keyed:
         except (InvalidSignature, ValueError):
             return False
         return True
+
+    def expect(self, peers: Container[str]) -> None:
+        """Raise ValueError for peers that no node can be: each is a public key, 64 hex digits."""
+        if isinstance(peers, str | bytes) or not isinstance(peers, Iterable):
+            raise ValueError(
+                f"peers is {peers!r:.80}. What to do: give a set of the peers' key ids"
+            )
+        for each in peers:
+            if not isinstance(each, str) or not _ID.match(each):
+                raise ValueError(
+                    f"{each!r:.80} is no key of a peer: that has 64 hex digits, 0-9 and a-f. "
+                    "What to do: give its Key.id, which `handfast fleet enroll` prints on its node"
+                )
 
     def begin(self, chance: Chance) -> Exchange:
         """Make a key for one session."""

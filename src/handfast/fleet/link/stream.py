@@ -18,7 +18,7 @@ from typing import Final, Self
 from handfast.errors import HandfastError
 from handfast.fleet.link.drive import Driver
 from handfast.link.end import End
-from handfast.link.frame import HEADER, MAX_BODY, LinkError, Reason, read_header
+from handfast.link.frame import HEADER, LinkError, Reason, read_header
 from handfast.link.session import Record
 
 __all__ = ["PARTING_S", "Stream"]
@@ -74,10 +74,10 @@ class Stream(Driver):
             while True:
                 await self._writer.drain()
                 await self._next()
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
-            gone = HandfastError("the peer closed it")
-            gone.__cause__ = error
-            self.fail(gone)
+        except asyncio.IncompleteReadError:
+            self.fail(HandfastError("the peer closed it"))
+        except ConnectionError as error:  # so did its system: it died, say
+            self.fail(HandfastError(f"the peer closed it ({error})"))
         except Exception as error:  # the connection's, the store's, a codec's: all who wait hear it
             self.fail(error)
 
@@ -97,14 +97,14 @@ class Stream(Driver):
     async def _next(self) -> None:
         head = await self._reader.readexactly(HEADER)
         try:
-            header = read_header(head, MAX_BODY)
+            header = read_header(head, self.end.bound)
         except LinkError as error:
             self.end.refused[error.reason] += 1
             raise
         body = await self._reader.readexactly(header.length)
         try:
             for taken in await self.hear(head + body):
-                await self.values.put(taken)
+                await self.arrive(taken)
         except LinkError as error:
             strange = error.reason is Reason.EPOCH and self.end.switch is None
             if error.reason not in _PASSED or strange:  # no epoch in common: no link

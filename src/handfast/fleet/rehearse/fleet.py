@@ -130,9 +130,7 @@ class Fleet:
         nobody takes back.
         """
         with undisturbed():
-            self._stop(self._nodes.values())
-            for child in tuple(self._children):
-                child.end()
+            self._stop(tuple(self._children))  # also one whose start was interrupted
             return self._once(self._is.teardown, "teardown") if self._is.teardown else WORKS
 
     def _once(self, argv: Iterable[str], what: str) -> Found:

@@ -219,7 +219,10 @@ class _Stage:
             yield root
         finally:
             with undisturbed():
-                if not (trail and trail[-1].kept):
+                if mounted := _mounted(root):  # what is mounted there is not ours to remove
+                    what = f"{mounted} is still mounted, so {root} is left as it is"
+                    self._untidy.append(f"{what}. What to do: unmount it in `teardown`")
+                elif not (trail and trail[-1].kept):
                     _away(root)
 
     def _do(
@@ -245,6 +248,17 @@ class _Stage:
         kept = fleet.root if broke else ""
         trail.append(Did(kind, node, fleet.versions, found, pairs, kept))
         return trail[-1].works
+
+
+def _mounted(root: str) -> str:
+    """Name a place at or below a directory where something is mounted; "" where nothing is.
+
+    /proc/self/mountinfo: the fifth field, in which blanks are spelled \\040 (proc(5)).
+    """
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        places = [line.split(" ")[4].replace("\\040", " ") for line in file]
+    real = os.path.realpath(root)
+    return next((at for at in places if f"{at}/".startswith(f"{real}/")), "")
 
 
 def _away(root: str) -> None:

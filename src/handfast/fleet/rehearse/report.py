@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain, product
+from itertools import chain, permutations, product
 
 import msgspec
 
@@ -115,7 +115,10 @@ def report(rehearsal: Rehearsal, came: Rehearsed) -> Report:
 
 
 def recorded(rehearsal: Rehearsal, came: Rehearsed) -> tuple[Probed, ...]:
-    """The results for rules of must-probe; a pair passed if it worked each time."""
+    """The results for rules of must-probe.
+
+    A pair passed if it worked each time, and no fleet in which the two met failed otherwise.
+    """
     if rehearsal.record is None:
         return ()
     facts = {version: rehearsal.facts(version) for version in rehearsal.versions}
@@ -124,6 +127,9 @@ def recorded(rehearsal: Rehearsal, came: Rehearsed) -> tuple[Probed, ...]:
         for each in did.pairs:
             key = facts[each.client], facts[each.server]
             passed[key] = passed.get(key, True) and each.found.outcome is Outcome.WORKS
+        if not did.works and not did.pairs:  # it died before it could be probed
+            for client, server in permutations(did.versions, 2):
+                passed[facts[client], facts[server]] = False
     return tuple(Probed(rehearsal.record.probe, *key, ok) for key, ok in passed.items())
 
 
