@@ -13,7 +13,7 @@ import struct
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -109,6 +109,10 @@ class Push(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 Message = Call | Reply | Failure | Push
 
+# Made before any thread meets these types: msgspec 0.22 builds what it knows of one when it first
+# does, and a second thread that meets it meanwhile ends the process by SIGSEGV.
+_MESSAGE: Final = msgspec.msgpack.Decoder(Message)
+
 
 def encode(message: Message) -> bytes:
     """The frame of a message. Raises ValueError if too large, TypeError for what has no msgpack."""
@@ -161,7 +165,7 @@ class Incoming:
     def _messages(self) -> Iterator[tuple[Message, list[int]]]:
         while (body := self._frame()) is not None:
             try:
-                message = msgspec.msgpack.decode(body, type=Message)
+                message = _MESSAGE.decode(body)
             except UNREADABLE as error:
                 raise FormatError(f"a frame that can't be read: {error}") from None
             named = message.fds if isinstance(message, Call | Reply) else 0

@@ -24,6 +24,8 @@ from handfast.store.journal import Journal, scan
 
 __all__ = ["Records", "recall"]
 
+_RECORD: Final[msgspec.msgpack.Decoder[Record]] = msgspec.msgpack.Decoder(Record)
+
 FEW: Final = 4096
 """After so many records more the file is written anew, with what counts alone."""
 
@@ -122,7 +124,7 @@ class Records:
             return []
         try:
             found = scan(self._files, self._path).records
-            return [msgspec.msgpack.decode(data, type=Record) for data in found]
+            return [_RECORD.decode(data) for data in found]
         except (*UNREADABLE, FormatError, Damaged) as error:
             why = str(error).partition(". What to do")[0].partition(": this domain's")[0]
             raise Damaged(f"{self._path}: {why}. What to do: {_REMEDY}") from error

@@ -104,6 +104,12 @@ class Seal(msgspec.Struct, frozen=True, array_like=True):
         return mine and all(0 < sealed < number for sealed in self.lengths)
 
 
+# Made before any thread meets these types: see `frames.py` of the agent.
+_FILE: Final = msgspec.json.Decoder(IdentityFile)
+_IDENTITY: Final = msgspec.json.Decoder(Identity)
+_SEAL: Final = msgspec.msgpack.Decoder(Seal)
+
+
 class Claim(msgspec.Struct, frozen=True):
     """An incarnation that was taken: its directory's parent, journal and inherited history."""
 
@@ -184,7 +190,7 @@ def read_identity(files: Files, root: str, name: str) -> Identity:
     path = f"{domain_path(root, name)}/domain.json"
     data = read_file(files, path, IDENTITY_MAX)
     try:
-        envelope = msgspec.json.decode(data, type=IdentityFile)
+        envelope = _FILE.decode(data)
         sound = envelope.check == xxhash.xxh3_128_hexdigest(envelope.identity)
         version = msgspec.json.decode(envelope.identity, type=dict[str, object]).get("format")
         if sound and version != FORMAT:
@@ -192,7 +198,7 @@ def read_identity(files: Files, root: str, name: str) -> Identity:
                 f"{path}: a domain of format {version}; this handfast reads format {FORMAT}. "
                 "What to do: use the release of handfast that wrote it, or a later one"
             )
-        found = msgspec.json.decode(envelope.identity, type=Identity)
+        found = _IDENTITY.decode(envelope.identity)
     except UNREADABLE as error:
         raise Damaged(f"{path}: not the identity of a domain: {error}. {_LOST}") from error
     if not sound:
@@ -350,7 +356,7 @@ def _check_unused(files: Files, path: str, number: int) -> None:
 
 def _seal(journal: str, record: bytes, identity: Identity, number: int) -> Seal:
     try:
-        seal = msgspec.msgpack.decode(record, type=Seal)
+        seal = _SEAL.decode(record)
     except UNREADABLE as error:
         raise FormatError(f"{journal}: its first record is no seal: {error}. {_LOST}") from error
     if not seal.fits(identity, number):

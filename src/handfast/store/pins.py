@@ -60,6 +60,9 @@ class Holder(msgspec.Struct, frozen=True):
         return cls(os.getpid(), socket.gethostname(), purpose, boot, namespaces, _start_of("self"))
 
 
+_HOLDER: Final = msgspec.json.Decoder(Holder)
+
+
 class Pin:
     """One held epoch; `holder` is None if the pin's file can't be read (it holds all the same)."""
 
@@ -149,7 +152,7 @@ def pins(files: Files, root: str, name: str) -> tuple[Pin, ...]:
     for entry, epoch in _names(files, domain):
         path = f"{domain}/pins/{entry}"
         try:
-            holder = msgspec.json.decode(read_file(files, path, HOLDER_MAX), type=Holder)
+            holder = _HOLDER.decode(read_file(files, path, HOLDER_MAX))
         except (HandfastError, *UNREADABLE):
             holder = None
         found.append(Pin(files, path, epoch, holder))

@@ -41,6 +41,12 @@ CHILD: Final = (
 named by its descriptor, so that nothing which prints as Python starts is taken for one."""
 
 
+# Made before any thread meets these types: msgspec 0.22 builds what it knows of one when it first
+# does, and a second thread that meets it meanwhile ends the process by SIGSEGV.
+_WANTS: Final = msgspec.json.Decoder(tuple[Want, ...])
+_FACTS: Final = msgspec.json.Decoder(tuple[Fact, ...])
+
+
 class _Answer(msgspec.Struct, frozen=True):
     """What came of one collector; ``problem`` is empty where it ended well."""
 
@@ -134,8 +140,8 @@ def _read(data: bytes, problem: str) -> _Answer:
     """Read what a collector wrote, as far as it came."""
     first, _, rest = data.partition(b"\n")
     try:
-        wants = msgspec.json.decode(first, type=tuple[Want, ...]) if first else ()
-        facts = msgspec.json.decode(rest, type=tuple[Fact, ...]) if rest and not problem else ()
+        wants = _WANTS.decode(first) if first else ()
+        facts = _FACTS.decode(rest) if rest and not problem else ()
     except UNREADABLE as error:
         return _Answer((), (), problem or f"it said nonsense: {error}")
     return _Answer(wants, facts, problem)
