@@ -74,6 +74,35 @@ def test_what_can_not_be_recorded_is_not_used(file: Path) -> None:
     assert "override canary of ada (canary of 2.30) is not used, since" in found.sentence
 
 
+@pytest.mark.parametrize("how", ["short", "sync"])
+def test_a_line_that_is_not_all_on_the_disk_is_not_used(
+    how: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that takes half of it, or says at the sync that it has lost it."""
+    audit = str(file.with_suffix(".log"))
+    if how == "short":
+        real = os.write
+        monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:20]))
+    else:
+        monkeypatch.setattr(os, "fsync", lambda fd: os.fstat(-1))
+    (found,) = excuse([NCCL], load(str(file)), AT, "job 17", audit)
+    assert found.level is Level.REFUSE
+    assert "is not used, since" in found.sentence
+
+
+def test_a_pipe_is_an_audit_where_somebody_reads_it(file: Path) -> None:
+    """And no place to wait for ever where nobody does."""
+    pipe = str(file.with_suffix(".pipe"))
+    os.mkfifo(pipe)
+    (found,) = excuse([NCCL], load(str(file)), AT, "job 17", pipe)
+    assert found.level is Level.REFUSE
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    (found,) = excuse([NCCL], load(str(file)), AT, "job 17", pipe)
+    assert found.level is Level.WARN
+    assert json.loads(os.read(reader, 1 << 16))["job"] == "job 17"
+    os.close(reader)
+
+
 def test_a_warning_needs_no_override(file: Path) -> None:
     """And uses none up."""
     warned = Ruling("nccl", Level.WARN, "two NCCLs", ("a",))
@@ -86,7 +115,9 @@ def test_a_warning_needs_no_override(file: Path) -> None:
         ("overrides: [{name: a, rule: b, who: c, why: d}]", "until"),
         ("overrides: [{name: a, rule: b, who: c, why: d, until: 2026-12-24T00:00:00}]", "zone"),
         ("overrides: [{name: a, rule: b, who: '', why: d, until: 2026-12-24T00:00:00Z}]", "who"),
-        ("{", "no overrides"),
+        ("{", "no YAML"),
+        ("", "the file is empty"),
+        (FILE + "overrides: []\n", "overrides stands twice"),
         ("[]", "no overrides"),
         (FILE.replace("name: old", "name: canary"), "canary stands twice"),
     ],

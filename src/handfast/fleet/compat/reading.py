@@ -169,7 +169,7 @@ def _plain(
 ) -> object:
     """Turn a node of PyYAML into texts, lists and dictionaries, keeping the line of each key."""
     if node is None:
-        raise Wrong("the file is empty. What to do: begin it with `format: 1`", 1)
+        raise Wrong("the file is empty. What to do: write it as its page of docs/fleet shows", 1)
     line = node.start_mark.line + 1
     if id(node) in seen:
         raise Wrong("an alias (*name) is not read. What to do: write it out", line)

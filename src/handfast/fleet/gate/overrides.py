@@ -11,21 +11,23 @@ nothing but say so. One whose use can't be written down is not used.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import datetime
-from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Final
 
 import msgspec
 
 from handfast.errors import UNREADABLE, FormatError
 from handfast.fleet.compat.judge import Ruling
+from handfast.fleet.compat.reading import MOST, Wrong, composed
 from handfast.fleet.compat.rules import Level
 from handfast.store.files import describe
 
 __all__ = ["Override", "Used", "excuse", "load"]
+
+UNSYNCED: Final = (errno.EINVAL, errno.EROFS)  # a pipe or a device has nothing to sync
 
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
@@ -54,19 +56,17 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load(path: str) -> tuple[Override, ...]:
-    """Read overrides. Raises FormatError for what can't be read, and OSError."""
-    try:
-        yaml: Any = import_module("yaml")  # it has no types of its own
-    except ImportError:
-        raise FormatError(
-            f"{path}: overrides are YAML, which the package PyYAML reads, and it is not "
-            "installed. What to do: pip install 'handfast[fleet]'"
-        ) from None
+    """Read overrides. Raises FormatError, with file and line, for what can't be read, and OSError.
+
+    As with rules nothing may stand twice, of which the last would count in silence.
+    """
     with open(path, "rb") as file:
-        data = file.read(1 << 20)
+        data = file.read(MOST + 1)
     try:
-        found = msgspec.convert(yaml.load(data, Loader=yaml.BaseLoader), _File)
-    except (yaml.YAMLError, *UNREADABLE) as error:
+        found = msgspec.convert(composed(data, path, "overrides", {}), _File)
+    except Wrong as wrong:
+        raise FormatError(f"{path}: line {wrong.line}: {wrong}") from None
+    except UNREADABLE as error:
         what = " ".join(str(error).split())
         raise FormatError(
             f"{path}: no overrides: {what}. What to do: give each name, rule, who, why, and until "
@@ -105,11 +105,20 @@ def _excused(ruling: Ruling, given: list[Override], at: datetime, job: str, audi
 
 
 def _write(audit: str, used: Used) -> None:
-    """Append a line, and come back when it is on the disk."""
-    fd = os.open(audit, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    """Append a line, and come back when all of it is on the disk. Raises OSError.
+
+    A pipe that nobody reads is an error at once, and not a wait.
+    """
+    line = msgspec.json.encode(used) + b"\n"
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    fd = os.open(audit, flags, 0o640)
     try:
-        os.write(fd, msgspec.json.encode(used) + b"\n")
-        with suppress(OSError):  # a pipe or a log device has nothing to sync
+        if os.write(fd, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), audit)
+        try:
             os.fsync(fd)
+        except OSError as error:
+            if error.errno not in UNSYNCED:
+                raise
     finally:
         os.close(fd)
