@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -14,13 +16,13 @@ from linkkit import BACK, KEYED, KEYS, A, B, Side
 from handfast.core.lattice import Epoch
 from handfast.errors import HandfastError, Refused
 from handfast.fleet.link import stream
-from handfast.fleet.link.datagram import Datagram
+from handfast.fleet.link.datagram import LARGEST, Datagram
 from handfast.fleet.link.drive import ROOM
 from handfast.fleet.link.stream import Stream
 from handfast.link import switch as sw
 from handfast.link.end import End
 from handfast.link.frame import LinkError, Reason
-from handfast.link.session import Record
+from handfast.link.session import Record, Send, Taking
 from handfast.link.switch import Spoken
 
 HOST = "127.0.0.1"
@@ -501,3 +503,160 @@ def test_what_is_no_key_is_no_peer(peers: Any) -> None:
         KEYED[0].expect(peers)
     KEYED[0].expect({KEYS[1].id})
     KEYED[0].expect([])
+
+
+# Who gives up, and who meddles with addresses
+
+
+def test_a_change_that_nobody_waits_for_any_more_goes_on_all_the_same() -> None:
+    """The store is slow and its caller gives up: half of a change would be in the way for ever."""
+
+    async def test() -> None:
+        sides = Side(0), Side(1)
+        async with Datagram(sides[1].end, sides[1].disk.append, tick_s=0.01) as other:
+            held = threading.Event()
+
+            def slow(record: Record) -> None:
+                if isinstance(record, Taking):
+                    held.wait(20)
+                sides[0].disk.append(record)
+
+            async with Datagram(sides[0].end, slow, peer=other.address, tick_s=0.01) as one:
+                await asyncio.gather(one.opened(), other.opened())
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await one.change(B)
+                held.set()
+                await other.change(B)
+                await asyncio.gather(one.changed(), other.changed())
+                await until(lambda: settled(one.end, B.epoch) and settled(other.end, B.epoch))
+
+    run(test())
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_value_that_nobody_waits_for_any_more_is_kept(turns: int) -> None:
+    """Whoever gives up just as it comes has not taken it: the next one has."""
+
+    async def body(one: Stream, other: Stream) -> None:
+        await asyncio.gather(one.opened(), other.opened())
+        for number in range(5):
+            waits = asyncio.create_task(other.take())
+            await asyncio.sleep(0)
+            await one.send(f"{number}")
+            await until(lambda w=waits: not other.values.empty() or w.done())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            waits.cancel()
+            try:
+                taken = await waits
+            except asyncio.CancelledError:
+                taken = await other.take()
+            assert taken == (A.epoch, f"{number}")
+
+    async def test() -> None:
+        await relayed(body, lambda _, data: [data])
+
+    run(test())
+
+
+class Thief(asyncio.DatagramProtocol):
+    """Somebody with a socket, who writes down what comes."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        self.heard.append(data)
+
+
+def test_an_old_offer_from_elsewhere_diverts_nobody_who_dials() -> None:
+    """It was recorded, and is rightly signed; what is said goes where the caller said."""
+
+    async def test() -> None:
+        recorded = Side(1)
+        recorded.do(recorded.end.begin())
+        sides = Side(0), Side(1)
+        loop = asyncio.get_running_loop()
+        transport, thief = await loop.create_datagram_endpoint(Thief, local_addr=(HOST, 0))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+            free.bind((HOST, 0))
+            there = free.getsockname()
+        one = Datagram(sides[0].end, sides[0].disk.append, peer=there, tick_s=0.01)
+        other = Datagram(sides[1].end, sides[1].disk.append, local=there, tick_s=0.01)
+        async with one:
+            transport.sendto(recorded.out[0], one.address)  # the real one is not up yet
+            await until(lambda: len(sides[0].disk) == 2)
+            async with other:
+                await asyncio.gather(one.opened(), other.opened())
+                await one.send("to the right one")
+                assert (await other.take())[1] == "to the right one"
+                for address in (one.address, other.address):
+                    transport.sendto(recorded.out[0], address)
+                await one.send("still")
+                assert (await other.take())[1] == "still"
+        assert not thief.heard
+        transport.close()
+
+    run(test())
+
+
+def test_a_listener_answers_where_the_last_frame_of_its_session_came_from() -> None:
+    """A peer's address may change under an open link; nobody else has its frames."""
+
+    async def test() -> None:
+        sides = Side(0), Side(1)
+        async with (
+            Datagram(sides[1].end, sides[1].disk.append, tick_s=0.01) as other,
+            Datagram(sides[0].end, sides[0].disk.append, peer=other.address, tick_s=0.01) as one,
+        ):
+            await asyncio.gather(one.opened(), other.opened())
+            (effect,) = one.end.send("from elsewhere")
+            assert isinstance(effect, Send)
+            loop = asyncio.get_running_loop()
+            transport, moved = await loop.create_datagram_endpoint(Thief, local_addr=(HOST, 0))
+            transport.sendto(effect.frame, other.address)
+            assert (await other.take())[1] == "from elsewhere"
+            await other.send("back there")
+            await until(lambda: bool(moved.heard))
+            transport.close()
+
+    run(test())
+
+
+def test_what_is_longer_than_a_datagram_is_the_callers_error() -> None:
+    """It would vanish without a word."""
+
+    async def test() -> None:
+        sides = Side(0), Side(1)
+        async with (
+            Datagram(sides[1].end, sides[1].disk.append, tick_s=0.01) as other,
+            Datagram(sides[0].end, sides[0].disk.append, peer=other.address, tick_s=0.01) as one,
+        ):
+            await asyncio.gather(one.opened(), other.opened())
+            room = LARGEST - len(str(A.epoch)) - 1
+            with pytest.raises(ValueError, match="this link's bound is"):
+                await one.send("x" * (room + 1))
+            await one.send("x" * room)
+            assert len((await other.take())[1]) == room
+
+    run(test())
+
+
+def test_a_datagram_link_gives_its_socket_back_however_it_ends() -> None:
+    """Where the store fails as something is repeated, too."""
+
+    async def test() -> None:
+        side = Side(0)
+
+        def store(record: Record) -> None:
+            raise OSError(28, "No space left on device")
+
+        link = Datagram(side.end, store, peer=(HOST, 9), tick_s=0.01)
+        async with link:
+            with pytest.raises(HandfastError, match="No space left"):
+                await link.opened()
+        assert link._transport is not None
+        assert link._transport.is_closing()
+
+    run(test())
