@@ -18,7 +18,7 @@ from handfast.errors import FormatError
 from handfast.fleet.gate.node import AGE, read_node, write_node
 from handfast.fleet.gate.stack import NODE, decode, digest, encode, held, stack
 from handfast.fleet.inventory.collect import take
-from handfast.fleet.inventory.facts import Kind, State, Tier, gather
+from handfast.fleet.inventory.facts import Kind, State, Tier, Want, gather
 from handfast.gate import EXIT
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
@@ -63,6 +63,10 @@ def test_what_others_could_have_written_does_not_count(tmp_path: Path) -> None:
         os.chown(path, 65534, -1)
         refused("it is of user 65534")
         os.chown(path, 0, -1)
+    directory = tmp_path / "made-by-a-mount"
+    directory.mkdir()
+    with pytest.raises(FormatError, match="it is no plain file"):
+        read_node(str(directory), NOW)
     path.write_text("{")
     os.utime(path, (NOW.timestamp(), NOW.timestamp()))
     refused("no inventory of a node")
@@ -87,7 +91,7 @@ def test_a_write_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def test_a_stack_is_what_must_be_equal() -> None:
-    """Unknown is None, absent is left out, and what a node did not say is unknown, not absent."""
+    """Unknown is None, and so is what a node did not say; a rank's own facts are its own."""
     job = gather(
         [
             fact("nccl.version", "2.27.5", Tier.JOB),
@@ -100,6 +104,10 @@ def test_a_stack_is_what_must_be_equal() -> None:
     alone = held(stack(job, None), asked)
     assert list(alone.values()) == [None, None, None, "", "2.27.5"]
     assert held({"env": "read"}, ["env.NCCL_ALGO"]) == {"env.NCCL_ALGO": ""}
+    with_job = gather([*SAID.facts, fact("nccl.version", "2.19.3", Tier.JOB)])
+    assert stack(job, with_job) == both  # a node can't tell what its ranks run
+    gone = Want("nccl.plugin.net", Tier.JOB).absent("looked for")
+    assert stack(gather([*job.facts, gone]), None)["nccl.plugin.net"] == ""
     text = encode(both)
     assert decode(text, digest(text)) == both
     with pytest.raises(FormatError, match="can't be read"):

@@ -15,6 +15,7 @@ from gate_scale import members
 from gatekit import FLEETS, meet, ranks, read, rules_of
 
 from handfast.errors import Blocked, FormatError
+from handfast.fleet.compat.reading import parse
 from handfast.fleet.compat.rules import Level
 from handfast.fleet.gate import round as rounds
 from handfast.fleet.gate.keys import Keys, Memory, Torch
@@ -302,3 +303,46 @@ def test_a_store_that_is_gone_is_an_error_of_ours() -> None:
         served.wait()
         with pytest.raises(Blocked, match="of the rendezvous failed"):
             client.get("there", 0)
+
+
+# What nobody told
+
+
+STRICT = """
+format: 1
+facts: {nccl.version: NCCL}
+rules:
+  one-nccl: {source: us, scope: group, exact: [nccl.version], require-known: true}
+"""
+
+
+def by(text: str, facts: list[dict[str, str | None]], groups: str = "") -> Verdict:
+    """Judge ranks in enforce mode, by rules of their own."""
+    members = [(f"node-{rank}", each) for rank, each in enumerate(facts)]
+    return meet(members, parse(text.encode(), "us"), groups=groups)[0]
+
+
+def test_what_one_rank_lists_and_another_does_not_is_unknown_there() -> None:
+    """And never absent, of which no rule speaks: a lost collector let mixtures pass so."""
+    assert by(STRICT, [{"nccl.version": "2.27.5"}, {}]).refused
+    assert not by(STRICT, [{"nccl.version": "2.27.5"}, {"nccl.version": ""}]).refused
+    assert by(STRICT, [{}, {}]).level is Level.FINE  # nobody speaks of it: it is not judged
+
+
+def test_collectors_that_said_nothing_are_a_warning_and_what_they_would_have_said_unknown() -> None:
+    """On all ranks alike, too, where there is nothing to compare."""
+    found = by(STRICT, [{"collector.nccl": None}, {"collector.nccl": None}])
+    assert found.refused
+    told = [each.sentence for each in found.findings if each.rule == "collectors"]
+    assert told == ["rank 0 (node-0) and rank 1 (node-1): nothing was heard of the collectors nccl"]
+
+
+def test_a_rank_in_no_group_is_named() -> None:
+    """Nobody judged it; a span that runs backwards is no empty group but an error."""
+    found = by(STRICT, [{"nccl.version": v} for v in ("1", "1", "2")], "a=0-1")
+    assert not found.refused
+    assert [each.sentence for each in found.findings] == [
+        "rank 2 (node-2): in no group, and so not judged"
+    ]
+    with pytest.raises(ValueError, match="no ranks of this round"):
+        ranks_of("a=3-1", 4)

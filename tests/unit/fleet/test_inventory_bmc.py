@@ -176,3 +176,11 @@ def test_a_controller_that_does_not_answer_is_unknown() -> None:
     """Nothing listens there."""
     taken = gather(BMC.collect(Host(environ={"HANDFAST_BMC_URL": "http://127.0.0.1:1"})))
     assert "refused" in taken.get("bmc.firmware").problem
+
+
+@pytest.mark.parametrize("url", ["file:///etc", "ftp://bmc-17", "bmc-17"])
+def test_an_address_of_another_kind_is_not_opened(url: str) -> None:
+    """Python would read a file of this node by it, and call that a controller."""
+    taken = gather(BMC.collect(Host(environ={"HANDFAST_BMC_URL": url})))
+    assert {fact.state for fact in taken.facts} == {State.UNKNOWN}
+    assert "give https://HOST" in taken.get("bmc.firmware").problem

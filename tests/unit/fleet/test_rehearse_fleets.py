@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from handfast.fleet.rehearse.child import undisturbed
 from handfast.fleet.rehearse.fleet import Fleet, Outcome
 from handfast.fleet.rehearse.reading import load
 from handfast.fleet.rehearse.rehearsing import Kind, rehearse
-from handfast.fleet.rehearse.report import report
+from handfast.fleet.rehearse.report import recorded, report
 
 COMMAND = "from handfast.cli.rehearse import rehearse; rehearse()"
 
@@ -480,3 +481,47 @@ def test_who_is_interrupted_often_takes_back_no_less(tmp_path, place):
     assert diary.read_text().split() == ["up", "asked", "back", "down"]
     assert answer.startswith("slow: nothing was tried (0 fleets, ")
     assert answer.splitlines()[-1] == "cut off: it was interrupted, and the rest was not tried"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_what_is_still_mounted_is_left_alone_and_named(tmp_path, place):
+    """A teardown that fails must not cost what was mounted: it is not the rehearsal's to remove."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("years of work")
+    mount = f"mkdir -p {{work}}/there && mount --bind {precious} {{work}}/there"
+    text = (
+        f"setup: [sh, -c, '{mount}']\nteardown: ['false']\nprobe: {{each: fleet, run: ['true']}}\n"
+    )
+    try:
+        came, found = go(job(tmp_path, text, nodes="a"))
+        assert (precious / "file").read_text() == "years of work"
+        assert any("is still mounted, so" in each for each in came.untidy)
+        assert found.bad == 0
+    finally:
+        for each in place.glob("*/work/there"):
+            subprocess.run(["umount", each], check=True)
+        for each in place.iterdir():
+            shutil.rmtree(each)
+
+
+def test_a_pair_whose_mixture_died_before_it_was_probed_has_not_passed(tmp_path):
+    """It worked where it was probed, and a node that was restarted in it died."""
+    pair = "probe: {each: pair, run: ['true']}"
+    path = rehearsalkit.service(tmp_path, manner="fresh")
+    text = Path(path).read_text()
+    start = text.index("probe: {each: fleet")
+    Path(path).write_text(
+        text[:start] + pair + text[text.index("\n", start) :]
+        + "record: {probe: ping, facts: {ucx.version: '{version}'}}\n"
+    )  # fmt: skip
+    rehearsal = load(path)
+    came = rehearse(rehearsal)
+    done = [
+        did for trail in came.trails for did in trail if did.versions in [("1", "2"), ("2", "1")]
+    ]
+    assert {did.found.outcome for did in done} == {"works", "dies"}
+    assert all(each.found.outcome == "works" for did in done for each in did.pairs)
+    passed = {(p.client[0], p.server[0]): p.passed for p in recorded(rehearsal, came)}
+    assert not passed[("1", "2")]
+    assert not passed[("2", "1")]

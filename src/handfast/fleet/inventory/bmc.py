@@ -47,6 +47,8 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 def _client(host: Host) -> Callable[[str], Document]:
     """Make the function that gets a path's document. Raises Unsure, as that does."""
     environ, url = host.environ, host.environ[BMC_URL].rstrip("/")
+    if not url.startswith(("https://", "http://")):
+        raise Unsure(f"{BMC_URL} is {url[:100]!r}: give https://HOST")
     context = ssl.create_default_context(cafile=environ.get("HANDFAST_BMC_CA_FILE") or None)
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context), _Stay()
@@ -61,8 +63,8 @@ def _client(host: Host) -> Callable[[str], Document]:
         if not path.startswith("/redfish/"):
             raise Unsure(f"{url} leads to {path[:100]!r}, which is not below /redfish/")
         try:
-            # of the operator's own setting
-            request = urllib.request.Request(url + path, headers=headers)  # noqa: S310 - see above
+            whole = url + path
+            request = urllib.request.Request(whole, headers=headers)  # noqa: S310 - http(s) alone
             with opener.open(request, timeout=WAIT_S) as answer:
                 return msgspec.json.decode(answer.read(MOST), type=Document)
         except (OSError, ValueError, *UNREADABLE) as error:
