@@ -243,10 +243,27 @@ def _number(env: Mapping[str, str], name: str, default: float) -> float:
 
 
 def _rendezvous(timeout_s: float) -> Keys:
-    """Reach the store that torch's own `env://` would use; rank 0 may hold it."""
+    """Reach the store that torch's own `env://` would use; rank 0 may hold it.
+
+    Where torchrun's agent does not, torch waits for all ranks as it makes a store
+    (`_create_c10d_store`, torch 2.13): then nobody could say who is missing. So that one is made
+    here, without waiting; the script's own shares its server.
+    """
+    limit = timedelta(seconds=timeout_s)
     try:
         module: Any = import_module("torch.distributed.rendezvous")
-        store, _, _ = next(module.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store, _, _ = next(module.rendezvous("env://", timeout=limit))
+        else:
+            host = os.environ.get("MASTER_ADDR") or ""
+            port, rank = _whole(os.environ, "MASTER_PORT"), _whole(os.environ, "RANK")
+            if not host or port >= 1 << 16:
+                raise ValueError(f"MASTER_ADDR is {host!r} and MASTER_PORT {port}: no address")
+            store = module.TCPStore(
+                host, port, _whole(os.environ, "WORLD_SIZE"), rank == 0, limit,
+                wait_for_workers=False, multi_tenant=True,
+                use_libuv=os.environ.get("USE_LIBUV", "1") == "1",
+            )  # fmt: skip
     except ImportError:
         raise FormatError(
             "the gate meets in torch's store, and torch is not installed. What to do: pip "

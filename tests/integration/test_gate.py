@@ -183,37 +183,50 @@ def test_a_rank_that_never_comes_is_named_with_its_node(job: Job) -> None:
     assert job.told() == []
 
 
+def alone(job: Job, *present: int, **given: str) -> list[tuple[int, str, str]]:
+    """Start some of two ranks without an agent; how each ended, and what it said."""
+    (job.folder / "alone.py").write_text(ALONE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SLOW": "9",
+            "OMP_NUM_THREADS": "1", "HANDFAST_GATE_MODE": "enforce",
+            "HANDFAST_GATE_RULES": str(job.folder / "rules.yaml"),
+            "HANDFAST_GATE_NODE": str(job.folder / "node.json")}  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(job.folder / "alone.py")],
+            env={**os.environ, **told, **given, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in present
+    ]
+    try:
+        said = [rank.communicate(timeout=60) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [(rank.returncode, *each) for rank, each in zip(ranks, said, strict=True)]
+
+
 @pytest.mark.xdist_group("jobs")
 @pytest.mark.parametrize("slow", [0, 1])
 def test_without_an_agent_the_scripts_own_rendezvous_outlives_the_gates(
     job: Job, slow: int
 ) -> None:
     """Rank 0 holds the store: whoever leaves the gate first finds it, and does not lose it."""
-    (job.folder / "alone.py").write_text(ALONE)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-             "OMP_NUM_THREADS": "1", "HANDFAST_GATE_MODE": "enforce", "SLOW": str(slow),
-             "HANDFAST_GATE_RULES": str(job.folder / "rules.yaml"),
-             "HANDFAST_GATE_NODE": str(job.folder / "node.json")}  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(job.folder / "alone.py")],
-            env={**os.environ, **given, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        told = [rank.communicate(timeout=60) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [out for out, _ in told] == ["fine\n2\n"] * 2, told
-    assert [rank.returncode for rank in ranks] == [0, 0]
+    ended = alone(job, 0, 1, SLOW=str(slow))
+    assert [each[:2] for each in ended] == [(0, "fine\n2\n")] * 2, ended
+
+
+@pytest.mark.xdist_group("jobs")
+def test_without_an_agent_a_rank_that_never_comes_is_named(job: Job) -> None:
+    """Torch would wait for all before it let anybody meet, and name nobody."""
+    ((code, out, err),) = alone(job, 0, HANDFAST_GATE_TIMEOUT_S="2")
+    assert (code, out) == (1, "")
+    assert "Refused: handfast gate: refused: rank 1 of 2 did not come to the gate in time" in err
 
 
 @pytest.mark.xdist_group("jobs")
