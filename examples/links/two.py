@@ -20,7 +20,7 @@ import msgspec
 
 from handfast.core.lattice import Epoch
 from handfast.errors import HandfastError
-from handfast.fleet.identity import load, start
+from handfast.fleet.identity import life, load
 from handfast.fleet.link import End, Keyed, Records, Session, Spoken, Stream
 from handfast.link.life import boot_id
 
@@ -38,7 +38,6 @@ async def main(role: str, directory: str, port: str, theirs: str, to: str = "1/1
     """Be one of the two services, as the command line says."""
     goal = next(each for each in (ONE, TWO, THREE) if str(each.epoch) == to)
     key = load(directory)
-    node = start(directory, key, boot_id())  # one more life of this node, durable
     records = Records(f"{directory}/link")  # what the link must not forget, in any life
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -63,10 +62,11 @@ async def main(role: str, directory: str, port: str, theirs: str, to: str = "1/1
         except HandfastError as error:
             print(error, flush=True)
 
-    if role == "dial":
-        await talk(*await asyncio.open_connection("127.0.0.1", int(port)))
-    else:
-        await (await asyncio.start_server(talk, "127.0.0.1", int(port))).serve_forever()
+    with life(directory, key, boot_id()) as node:  # one more of this node: durable, and alone
+        if role == "dial":
+            await talk(*await asyncio.open_connection("127.0.0.1", int(port)))
+        else:
+            await (await asyncio.start_server(talk, "127.0.0.1", int(port))).serve_forever()
 
 
 async def ask(link: Stream) -> None:

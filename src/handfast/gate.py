@@ -162,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if module:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
-        sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+        if not sys.flags.safe_path:  # else Python puts nothing of its own in front
+            sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 from rich.markup import escape
@@ -33,7 +35,7 @@ from handfast.fleet.gate.node import PATH, write_node
 from handfast.fleet.gate.node import admit as judge_node
 from handfast.fleet.gate.serve import FRESH_S, serve
 from handfast.fleet.gate.wire import CHALLENGE, SOCKET
-from handfast.fleet.identity import Key, load, sign, start
+from handfast.fleet.identity import Key, life, load, sign
 from handfast.fleet.identity import enroll as make_key
 from handfast.fleet.inventory.collect import LIMIT_S, take
 from handfast.fleet.inventory.facts import Fact, Inventory, Kind, State, Tier
@@ -110,8 +112,7 @@ def inventory(
         raise click.UsageError("--json, --labels, --metrics: one at a time")
     if state is not None and not as_json:
         raise click.UsageError("--state signs what --json writes: give both")
-    with answering(as_json):
-        key, node = _life(state)
+    with answering(as_json), _life(state) as (key, node):
         chosen = [Tier(tier) for tier in tiers] or list(Tier)
         found = take(here(root), tiers=chosen, node=node, limit_s=limit)
         if key is not None:
@@ -128,12 +129,15 @@ def inventory(
             _show(found, chosen)
 
 
-def _life(state: str | None) -> tuple[Key | None, Node | None]:
-    """Begin a life of the node that is enrolled in a directory; nothing where none is given."""
+@contextmanager
+def _life(state: str | None) -> Iterator[tuple[Key | None, Node | None]]:
+    """Be the node that is enrolled in a directory; nobody where none is given."""
     if state is None:
-        return None, None
+        yield None, None
+        return
     key = load(state)
-    return key, start(state, key, boot_id())
+    with life(state, key, boot_id()) as node:
+        yield key, node
 
 
 @fleet.command("node")
@@ -155,8 +159,7 @@ def serve_node(at: str, root: str, limit: float, state: str | None, fresh: float
     It answers at a socket, in the foreground, until SIGTERM. Any local user may ask; `ask` shows
     what is answered, and a job's gate asks by itself.
     """
-    with answering(as_json=False):
-        key, node = _life(state)
+    with answering(as_json=False), _life(state) as (key, node):
 
         def collect() -> Inventory:
             return take(here(root), tiers=ON_NODE, node=node, limit_s=limit)
@@ -296,7 +299,9 @@ def _show_skew(found: Skew, unread: dict[str, str]) -> None:
         console.print(f"[bold red]not counted[/] {escape(node)}: {escape(why)}")
     for holders in found.refused:
         names = escape(", ".join(holders.nodes))
-        console.print(f"[bold red]refused[/] {names}: all name the key {holders.key[:16]}")
+        why = holders.why or "they may be of one node, which was asked more than once"
+        what = f"all name the key {holders.key[:16]}: {escape(why)}"
+        console.print(f"[bold red]refused[/] {names}: {what}")
     if not found.nodes:
         console.print("no inventory to compare: a file NODE.json for each node is looked for")
     for tier in found.tiers:

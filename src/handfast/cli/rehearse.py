@@ -37,8 +37,8 @@ COLOURS = {Outcome.WORKS: "green", Outcome.REFUSES: "yellow"}
 
 @click.command(
     epilog="Exit codes: 0 everything works, or refuses in words; 1 something fails, hangs or dies; "
-    "2 wrong usage; 3 a fleet of one version does not work, or it could not look; "
-    "130 or 143 it was interrupted, and says what came of it until then."
+    "2 wrong usage; 3 a fleet of one version does not work, something was left behind, or it could "
+    "not look; 130 or 143 it was interrupted, and says what came of it until then."
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--quick", is_flag=True, help="Each move once, and not in every order.")
@@ -64,11 +64,13 @@ def rehearse(file: str, quick: bool, record: str | None, keep: str | None, as_js
         except Cut as cut:
             _say(report(rehearsal, cut.came), as_json)
             raise cut.interrupt from None
-        if record is not None and came.judged:
+        # what an earlier fleet left behind may have helped a later one, or been in its way
+        sound = came.judged and not came.untidy
+        if record is not None and sound:
             _append(record, recorded(rehearsal, came))
         found = report(rehearsal, came)
         _say(found, as_json)
-        if not found.judged:
+        if not sound:
             raise click.exceptions.Exit(NO_LOOK)
         if found.bad:
             raise click.exceptions.Exit(DAMAGED)
@@ -118,6 +120,9 @@ def _show(found: Report) -> None:
         console.print("[bold red]cut off[/]: it was interrupted, and the rest was not tried")
     elif not found.judged:
         console.print("[bold red]not judged[/]: a fleet of one version does not work")
+    if found.untidy:
+        what = "[bold red]left behind[/]: it may have been in the way of later fleets, or of help"
+        console.print(f"{what}. What to do: remove it, correct `teardown`, and rehearse again")
 
 
 def _counted(outcomes: dict[Outcome, int]) -> str:

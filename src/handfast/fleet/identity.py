@@ -6,10 +6,10 @@ key that `handfast fleet enroll` makes once in the node's state directory (file 
 nothing makes again. A reimaged node has no key, so it is another node until somebody says
 otherwise.
 
-**An incarnation** is the kernel's boot id and a counter. The counter is raised under a lock and is
-durable before it is used, by each start of what speaks for the node. It is exclusive: whoever holds
-the directory never uses a number twice. What a power cut takes away is at most a number that nobody
-has used.
+**An incarnation** is the kernel's boot id and a counter. It is one process, which holds the lock of
+the directory for as long as it is the node, and raises the counter, durably, before it says
+anything. So no number is used twice, and no older incarnation of the directory speaks when a newer
+one does. What a power cut takes away is at most a number that nobody has used.
 
 **A cloned disk image** is two machines with one key and one counter. Which of them is the node,
 nobody can say, so both are refused. What shows it, of statements that were seen:
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,7 +39,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 
 from handfast.core.verdict import Verdict
-from handfast.errors import UNREADABLE, Damaged, FormatError, HandfastError, Refused
+from handfast.errors import UNREADABLE, Blocked, Damaged, FormatError, HandfastError, Refused
 from handfast.fleet.inventory.facts import Inventory, decode, encode
 from handfast.link.life import Node, Private, count, counted
 from handfast.store.files import Files, describe, make_directory, remedy, write_file
@@ -47,14 +48,16 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 __all__ = [
-    "EXTRA", "Clone", "Key", "Sighting", "Statement", "clones", "enroll", "load", "read_statement",
-    "sign", "start", "verify",
+    "EXTRA", "Clone", "Key", "Sighting", "Statement", "clones", "enroll", "life", "load",
+    "read_statement", "sign", "verify",
 ]  # fmt: skip
 
 SIGNED: Final = b"handfast.statement/1\n"
 KEY: Final = "node.key"
 COUNTER: Final = "counter"
 LOCK: Final = "lock"
+WAIT_S: Final = 5.0  # for who is the node just now: a look at it takes a second or two
+PAUSE_S: Final = 0.01
 EXTRA: Final = (
     "an identity takes the package `cryptography`. What to do: pip install 'handfast[fleet]'"
 )
@@ -191,14 +194,18 @@ def load(directory: str) -> Key:
 _ANEW: Final = "enroll the node in an empty directory: it is another node then"
 
 
-def start(directory: str, key: Key, boot: str) -> Node:
-    """Begin an incarnation: raise the counter under the lock, durably, and only then give it.
+@contextmanager
+def life(directory: str, key: Key, boot: str) -> Iterator[Node]:
+    """Be the node, as the only process that is: raise the counter, durably, and only then give it.
 
-    Raises Damaged where the counter can't be read, HandfastError where it can't be written.
+    Raises Blocked where another process is the node, Damaged where the counter can't be read,
+    HandfastError where it can't be written.
     """
     path = f"{directory}/{COUNTER}"
-    with _writing(path), _locked(f"{directory}/{LOCK}"):
-        return Node(key.id, boot, count(Private(), path, _ANEW))
+    with _locked(f"{directory}/{LOCK}"):
+        with _writing(path):
+            node = Node(key.id, boot, count(Private(), path, _ANEW))
+        yield node
 
 
 def sign(key: Key, inventory: Inventory, challenge: bytes = b"") -> Statement:
@@ -326,10 +333,30 @@ def _writing(path: str) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: str) -> Iterator[None]:
-    """Hold a lock file, which stays; the kernel lets go of it with the process."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Hold a lock file, which stays and says who holds it; the kernel lets go of it at his end."""
+    with _writing(path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        until = time.monotonic() + WAIT_S
+        while not _taken(fd):
+            if time.monotonic() >= until:
+                holder = os.pread(fd, 20, 0).decode(errors="replace").strip()
+                raise Blocked(
+                    f"{path}: another process is this node. What to do: ask it (`handfast fleet "
+                    "ask --challenge HEX --json`), or end it",
+                    by=[f"process {holder}"] if holder.isdecimal() else [],
+                )
+            time.sleep(PAUSE_S)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+def _taken(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

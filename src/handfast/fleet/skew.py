@@ -2,7 +2,8 @@
 
 Skew is a normal condition. What an operator looks for is the odd one, so groups begin with the
 largest, and a difference names the few. Two inventories that name one key are of two holders, or of
-one that was asked twice: neither is counted, since nobody can say which is the node.
+one that was asked twice: neither is counted, since nobody can say which is the node. What shows
+that there are two is said (:func:`~handfast.fleet.identity.clones`).
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Final
 
 import msgspec
 
 from handfast.errors import HandfastError
-from handfast.fleet.identity import read_statement, verify
+from handfast.fleet.identity import Sighting, clones, read_statement, verify
 from handfast.fleet.inventory.facts import Fact, Inventory, Kind, Tier, decode, look, printable
 from handfast.store.files import Posix, read_file
 
@@ -24,6 +26,7 @@ __all__ = ["Difference", "Group", "Holders", "Reading", "Skew", "TierSkew", "rea
 SUFFIX: Final = ".json"
 MOST: Final = 4 << 20  # bytes of one inventory: one has some twenty thousand
 
+SERIAL: Final = "board.serial"
 NOT_LISTED: Final = "not reported"
 
 
@@ -59,10 +62,15 @@ class TierSkew(msgspec.Struct, frozen=True):
 
 
 class Holders(msgspec.Struct, frozen=True):
-    """A key that several inventories name: none of them is counted."""
+    """A key that several inventories name: none of them is counted.
+
+    ``why`` is what shows that several machines hold it. It is empty where the inventories may be of
+    one machine, which was asked more than once.
+    """
 
     key: str
     nodes: tuple[str, ...]
+    why: str = ""
 
 
 class Skew(msgspec.Struct, frozen=True):
@@ -116,10 +124,15 @@ def _read(path: str) -> Inventory:
 def _refused(fleet: Mapping[str, Inventory]) -> tuple[Holders, ...]:
     holders = defaultdict(list)
     for name in sorted(fleet):
-        node = fleet[name].node
+        node, serial = fleet[name].node, fleet[name].get(SERIAL).value
         if node is not None:
-            holders[node.key].append(name)
-    return tuple(Holders(key, tuple(of)) for key, of in sorted(holders.items()) if len(of) > 1)
+            holders[node.key].append(Sighting(node, serial or "", where=name))
+    why = {each.key: each.why for each in clones(chain.from_iterable(holders.values()))}
+    return tuple(
+        Holders(key, tuple(each.where for each in of), why.get(key, ""))
+        for key, of in sorted(holders.items())
+        if len(of) > 1
+    )
 
 
 def _tier(fleet: Mapping[str, Inventory], tier: Tier) -> TierSkew:

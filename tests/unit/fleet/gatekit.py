@@ -19,8 +19,8 @@ from handfast.fleet.inventory.variables import classify
 FLEETS = Path(__file__).parent / "fleets"
 FABRIC = ("fabric-manager", "imex", "nic", "ethernet", "ofed")
 JOB = {"nccl.version": "2.27.5", "torch.version": "2.8.0", "cuda.runtime.version": "12.8",
-       "cuda.driver.version": "580.65.06", "nccl.plugin.net": "-", "env": "read",
-       "ucx.version": "-"}  # fmt: skip
+       "cuda.driver.version": "580.65.06", "nccl.plugin.net": "none",
+       "nccl.plugin.net.content": "-", "env": "read", "ucx.version": "-"}  # fmt: skip
 NODE = {"gpu.driver": "580.65.06", "fabric-manager.version": "580.65.06", "imex.version": "-",
         "cpu.vendor": "GenuineIntel", "gpu.model": "H200", "kernel.release": "6.8.0-45-generic",
         "nic": "read"}  # fmt: skip

@@ -44,6 +44,19 @@ def service(directory, *, manner="mild", notes="plain", nodes="a, b", probe_s=20
     return str(path)
 
 
+def job(directory, text, versions="{'1': {}, '2': {}}", nodes="a, b"):
+    """Write the rehearsal of a job; gives its path."""
+    path = Path(directory) / "job.yaml"
+    path.write_text(f"rehearsal: job\nversions: {versions}\nnodes: [{nodes}]\n{text}")
+    return str(path)
+
+
+def python(program):
+    """A program as arguments in YAML; its braces are plain."""
+    program = program.replace("{", "{{").replace("}", "}}")
+    return json.dumps([sys.executable, "-IS", "-c", program])
+
+
 def told():
     """What the rehearsal tells its processes."""
     return json.loads(os.environ["HANDFAST_REHEARSAL"])

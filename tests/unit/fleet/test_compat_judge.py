@@ -395,7 +395,11 @@ def test_legitimate_mixtures_pass_the_rules_that_are_shipped():
             None,
         ),
         ("nccl", {"a": {"nccl.version": "2.20.5"}, "b": {"nccl.version": "2.19.3"}}, Scope.GROUP),
-        ("nccl-net-plugin", {"a": {"nccl.plugin.net": "x"}, "b": {}}, Scope.GROUP),
+        (
+            "nccl-net-plugin",
+            {"a": {"nccl.plugin.net": "x"}, "b": {"nccl.plugin.net": "none"}},
+            Scope.GROUP,
+        ),
         (
             "cuda-driver",
             {"a": {"cuda.runtime.version": "13.0", "cuda.driver.version": "570.211.01"}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -215,6 +216,25 @@ def test_what_keeps_it_from_asking_ends_a_job_in_enforce_mode_only(
     observed = command(env, "-m", "this", HANDFAST_GATE_TIMEOUT_S="soon")
     assert "HANDFAST_GATE_TIMEOUT_S is 'soon'" in observed.stderr
     assert "Zen" in observed.stdout
+
+
+def test_a_script_finds_what_it_would_find_without_the_gate(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    """Its own directory in front, or, where Python was told so, nothing."""
+    train = tmp_path / "train.py"
+    train.write_text("import json, sys; print(json.dumps([sys.path, sys.argv, __file__]))")
+    for safe in ("", "1"):
+        plain = subprocess.run(
+            [sys.executable, str(train), "a"],
+            env={**env, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": safe},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        gated = command(env, str(train), "a", RANK="x", PYTHONSAFEPATH=safe)
+        assert json.loads(gated.stdout) == json.loads(plain.stdout)
 
 
 @pytest.mark.parametrize("wrong", [(), ("-m",), ("--hlep",), ("-m", "--help"), ("-x", "train.py")])

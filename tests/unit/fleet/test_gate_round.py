@@ -144,7 +144,7 @@ def test_all_findings_are_said_up_to_a_limit() -> None:
     for n in range(9):
         who[0][1][f"env.NCCL_{n}"] = "1"
     found = meet(who, rules_of(""), mode=Mode.OBSERVE)[0]
-    assert len(found.findings) == 10
+    assert (len(found.findings), found.more) == (8, 2)
     assert found.lines[0].startswith("would be refused: group world runs NCCL 1 on rank 0 (a), ")
     assert found.lines[1].startswith("warning: group world runs no NCCL_0 on rank 1 (b), NCCL_0 1 ")
     assert found.lines[8:] == ("and 2 more",)
@@ -192,6 +192,17 @@ def test_who_does_not_come_is_named(connect: Connect) -> None:
     assert [each and each.line.partition(" (and")[0] for each in heard] == [
         None, told, told, told, None, None,
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("short")
+def test_a_node_is_not_guessed_where_ranks_do_not_lie_in_blocks() -> None:
+    """But dealt out like cards: what one says of its neighbour, the neighbour knows better."""
+    keys = Memory()
+    for rank in (0, 1):
+        place = arrive(keys, "0", Seat(rank, 4, f"node-{rank}", rank, 2), ONE)
+    missing = gather(keys, place, 4, 0.0)[0]
+    found = decide(rules_of(""), missing, {}, size=4, mode=Mode.ENFORCE, groups={})
+    assert found.line.startswith("refused: ranks 2, 3 of 4 did not come")
 
 
 def test_many_that_are_missing_are_counted() -> None:
@@ -261,6 +272,44 @@ def test_a_judge_that_is_late_hears_what_the_others_heard() -> None:
     assert arrive(keys, "0", seat(0, 2), dict(ONE)) == place
     assert attend(keys, place, seat(0, 2), 0.01, judging(2), Mode.ENFORCE) == first
     assert first.line.startswith("refused: rank 0 (node-0) of 2 did not come")
+
+
+def leave(keys: Keys, place: str, size: int) -> threading.Thread:
+    """Let rank 0 judge, and leave, in a thread of its own; gives that once there is a verdict."""
+    court = judging(size)
+    whole = (keys, place, seat(0, size), 0.01, court, Mode.ENFORCE)
+    thread = threading.Thread(target=attend, args=whole, daemon=True)
+    thread.start()
+    assert keys.get(f"{place}/verdict", 60)
+    return thread
+
+
+def test_rank_0_stays_until_all_have_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process may hold the store: were it gone, the slower ranks would have no verdict."""
+    monkeypatch.setattr(rounds, "GRACE_S", 600.0)
+    keys = Memory()
+    places = {arrive(keys, "0", seat(rank, 3), ONE) for rank in range(3)}
+    (place,) = places
+    thread = leave(keys, place, 3)
+    for rank in (1, 2):
+        thread.join(0.3)
+        assert thread.is_alive(), f"rank 0 left before rank {rank} had heard"
+        assert attend(keys, place, seat(rank, 3), 0.01, judging(3), Mode.ENFORCE).ranks == 3
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_rank_0_does_not_stay_for_those_that_never_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for as many as came, and a job with a rank missing is refused without a delay."""
+    monkeypatch.setattr(rounds, "GRACE_S", 600.0)
+    keys = Memory()
+    places = {arrive(keys, "0", seat(rank, 3), ONE) for rank in (0, 2)}
+    (place,) = places
+    thread = leave(keys, place, 3)
+    heard = attend(keys, place, seat(2, 3), 0.01, judging(3), Mode.ENFORCE)
+    assert heard.line.startswith("refused: rank 1 (node-0) of 3 did not come")
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 @pytest.mark.usefixtures("short")

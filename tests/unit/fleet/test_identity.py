@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -17,16 +18,18 @@ from hypothesis import strategies as st
 from inventorykit import inventory
 
 import handfast
-from handfast.errors import Damaged, FormatError, HandfastError, Refused
+from handfast.errors import Blocked, Damaged, FormatError, HandfastError, Refused
+from handfast.fleet import identity
 from handfast.fleet.identity import (
     Clone,
+    Key,
     Sighting,
     clones,
     enroll,
+    life,
     load,
     read_statement,
     sign,
-    start,
     verify,
 )
 from handfast.fleet.inventory.facts import Inventory, gather
@@ -41,6 +44,12 @@ KEY, OTHER = "ab" * 32, "cd" * 32
 def seen(counter: int, boot: str, serial: str = "", asked: int = 0, heard: int = 0) -> Sighting:
     """An incarnation of one key, somewhere."""
     return Sighting(Node(KEY, boot, counter), serial, asked, heard, f"host-{boot}")
+
+
+def lived(home: str, key: Key, boot: str) -> Node:
+    """A life that is over."""
+    with life(home, key, boot) as node:
+        return node
 
 
 # The key
@@ -67,7 +76,7 @@ def test_a_reimaged_node_is_another_one(tmp_path: Path) -> None:
     home = str(tmp_path)
     with pytest.raises(Refused, match=r"not enrolled.*handfast fleet enroll"):
         load(home)
-    start(home, enroll(home), "boot")
+    lived(home, enroll(home), "boot")
     os.unlink(f"{home}/node.key")
     with pytest.raises(Refused, match="a counter and no key"):
         enroll(home)
@@ -78,7 +87,7 @@ def test_an_enrolment_that_was_cut_short_is_done_again(tmp_path: Path) -> None:
     """A counter at 0 was nobody's yet."""
     (tmp_path / "counter").write_text("0\n")
     key = enroll(str(tmp_path))
-    assert start(str(tmp_path), key, "boot").counter == 1
+    assert lived(str(tmp_path), key, "boot").counter == 1
 
 
 def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
@@ -136,12 +145,13 @@ def test_without_the_extra_it_is_said_how_to_get_it(tmp_path: Path) -> None:
 def test_each_start_has_a_number_of_its_own(tmp_path: Path) -> None:
     """Across boots, and across processes that start at once."""
     home, key = str(tmp_path), enroll(str(tmp_path))
-    assert start(home, key, "one") == Node(key.id, "one", 1)
+    assert lived(home, key, "one") == Node(key.id, "one", 1)
     program = (
-        "from handfast.fleet.identity import load, start\n"
+        "from handfast.fleet.identity import life, load\n"
         f"home = {home!r}; key = load(home)\n"
         "print('ready', flush=True); input()\n"
-        "print(*(start(home, key, 'two').counter for _ in range(100)))"
+        "for _ in range(100):\n"
+        "    with life(home, key, 'two') as node: print(node.counter)"
     )
     running = [
         subprocess.Popen(
@@ -159,16 +169,41 @@ def test_each_start_has_a_number_of_its_own(tmp_path: Path) -> None:
         each.stdin.flush()
     numbers = [int(n) for each in running for n in each.communicate(timeout=60)[0].split()]
     assert sorted(numbers) == list(range(2, 302))
-    assert start(home, key, "three").counter == 302
+    assert lived(home, key, "three").counter == 302
+
+
+def test_one_process_at_a_time_is_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as it says so: who else would be it is told by which process, and may be later.
+
+    Else an older incarnation could answer when a newer one has spoken, and look like a clone.
+    """
+    monkeypatch.setattr(identity, "WAIT_S", 0.1)
+    home, key = str(tmp_path), enroll(str(tmp_path))
+    with life(home, key, "boot") as node:
+        assert node.counter == 1
+        with pytest.raises(Blocked, match=r"another process is this node.*--challenge") as refused:
+            lived(home, key, "boot")
+        assert refused.value.by == (f"process {os.getpid()}",)
+    assert lived(home, key, "boot").counter == 2
+    (tmp_path / "lock").write_text("no number")  # whatever lies there, the kernel's lock counts
+    holder = os.open(f"{home}/lock", os.O_RDWR)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(Blocked, match="blocked by: nobody known"):
+            lived(home, key, "boot")
+    finally:
+        os.close(holder)
+    assert lived(home, key, "boot").counter == 3
 
 
 def test_no_number_is_used_twice_whenever_the_process_dies(tmp_path: Path) -> None:
     """Killed again and again in the middle: what was told once is never told again."""
     home, key = str(tmp_path), enroll(str(tmp_path))
     program = (
-        "from handfast.fleet.identity import load, start\n"
+        "from handfast.fleet.identity import life, load\n"
         f"home = {home!r}; key = load(home)\n"
-        "while True: print(start(home, key, 'boot').counter, flush=True)"
+        "while True:\n"
+        "    with life(home, key, 'boot') as node: print(node.counter, flush=True)"
     )
     told: list[int] = []
     for round_ in range(6):
@@ -181,7 +216,7 @@ def test_no_number_is_used_twice_whenever_the_process_dies(tmp_path: Path) -> No
             running.send_signal(signal.SIGKILL)
             told += [int(line) for line in running.stdout if line.endswith("\n")]
     assert told == sorted(set(told))
-    assert start(home, key, "boot").counter > told[-1]
+    assert lived(home, key, "boot").counter > told[-1]
 
 
 @pytest.mark.parametrize("text", ["", "seven", "-1", "\xff"])
@@ -190,17 +225,17 @@ def test_a_counter_that_can_not_be_read_is_never_begun_anew(text: str, tmp_path:
     key = enroll(str(tmp_path))
     (tmp_path / "counter").write_bytes(text.encode("latin-1"))
     with pytest.raises(Damaged, match="is no number"):
-        start(str(tmp_path), key, "boot")
+        lived(str(tmp_path), key, "boot")
     (tmp_path / "counter").unlink()
     with pytest.raises(Damaged, match="the counter is missing"):
-        start(str(tmp_path), key, "boot")
+        lived(str(tmp_path), key, "boot")
 
 
 def test_what_a_start_that_died_left_is_in_nobodys_way(tmp_path: Path) -> None:
     """A temporary file under the lock."""
     key = enroll(str(tmp_path))
     (tmp_path / "counter.tmp").write_text("9")
-    assert start(str(tmp_path), key, "boot").counter == 1
+    assert lived(str(tmp_path), key, "boot").counter == 1
 
 
 # Statements
@@ -209,7 +244,7 @@ def test_what_a_start_that_died_left_is_in_nobodys_way(tmp_path: Path) -> None:
 def stated(home: Path) -> tuple[Inventory, str]:
     """An inventory that names the node enrolled there, and its key's id."""
     key = enroll(str(home))
-    node = start(str(home), key, "boot")
+    node = lived(str(home), key, "boot")
     return gather(inventory(driver="580.65.06").facts, node), key.id
 
 
@@ -335,10 +370,18 @@ def test_a_copied_directory_is_found_when_both_have_started_again(tmp_path: Path
     import shutil
 
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
-    start(one, enroll(one), "b0")
+    lived(one, enroll(one), "b0")
     shutil.copytree(one, two)
-    told = [Sighting(start(home, load(home), boot), where=home) for home, boot in
+    told = [Sighting(lived(home, load(home), boot), where=home) for home, boot in
             ((one, "b1"), (two, "b2"))]  # fmt: skip
     (found,) = clones(told)
     assert isinstance(found, Clone)
     assert found.where == (one, two)
+
+
+def test_the_earliest_of_all_later_numbers_counts_and_not_the_next_ones() -> None:
+    """Number 2 answers late, what it was asked in time; number 3 was heard long before number 1."""
+    late = [seen(2, "a", asked=4, heard=20), seen(3, "a", asked=1, heard=5)]
+    assert clones(late) == ()
+    (found,) = clones([seen(1, "a", asked=10, heard=11), *late])
+    assert found.why == "number 1 answers a challenge that was put after a later one was heard"

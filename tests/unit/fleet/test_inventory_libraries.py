@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -176,21 +177,34 @@ print(json.dumps([before, after]))
 
 def test_plugins_are_known_by_their_content(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """They tell no version. Looked for under the names that NCCL tries; `none` is none."""
-    assert fact("nccl.plugin.net").state is State.ABSENT
     default = build("system/libnccl-net.so", "empty", "1")
-    value = fact("nccl.plugin.net").value or ""
-    assert value.startswith("libnccl-net.so sha256:")
+    assert fact("nccl.plugin.net").value == "libnccl-net"
+    first = fact("nccl.plugin.net.content").value or ""
+    assert re.fullmatch("sha256:[0-9a-f]{16}", first)
     build("system/libnccl-net.so", "empty", "2")
-    assert fact("nccl.plugin.net").value != value
+    assert fact("nccl.plugin.net").value == "libnccl-net"
+    assert fact("nccl.plugin.net.content").value != first
     build("system/libnccl-net-ofi.so", "empty", "3")
     for name in ("ofi", "libnccl-net-ofi.so", str(default.parent / "libnccl-net-ofi.so")):
         monkeypatch.setenv("NCCL_NET_PLUGIN", name)
-        assert (fact("nccl.plugin.net").value or "").startswith("libnccl-net-ofi.so sha256:")
-    assert (fact("nccl.plugin.net", default).value or "").startswith("libnccl-net.so sha256:")
+        assert fact("nccl.plugin.net").value == "libnccl-net-ofi"
+    assert fact("nccl.plugin.net", default).value == "libnccl-net"
     for name in ("none", "gone"):
         monkeypatch.setenv("NCCL_NET_PLUGIN", name)
         assert fact("nccl.plugin.net").state is State.ABSENT
-    assert "replaced" in fact("nccl.plugin.net", f"{default} (deleted)").problem
+    for name in ("nccl.plugin.net", "nccl.plugin.net.content"):
+        assert "replaced" in fact(name, f"{default} (deleted)").problem
+
+
+def test_a_process_with_nccl_and_no_plugin_says_so(build: Build) -> None:
+    """`none` is what NCCL uses then; a process without NCCL has no plugin, and not even none."""
+    assert fact("nccl.plugin.net").state is State.ABSENT
+    assert fact("nccl.plugin.net", "/torch/lib/libtorch_cuda.so").value == "none"
+    loaded = build("elsewhere/libnccl.so.2", "nccl", "22105")
+    assert fact("nccl.plugin.net", loaded).value == "none"
+    build("system/libnccl.so.2", "nccl", "22703")
+    assert fact("nccl.plugin.net").value == "none"
+    assert fact("nccl.plugin.net.content").state is State.ABSENT
 
 
 VERSION = """from typing import Optional

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import ctypes
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from handfast.fleet.inventory.facts import State, Tier
 from handfast.fleet.inventory.host import Host, here, mapped_files
 from handfast.fleet.inventory.machine import PROC
 
+CLONE3 = 435  # of all architectures (asm-generic/unistd.h)
 CHURN = """
 import os
 while True:
@@ -156,6 +158,49 @@ def test_forks_all_around_make_no_manager_unknown() -> None:
     assert found.state is State.ABSENT or "only the processes of a container" in found.problem
 
 
+def fork_as(pid: int, program: str) -> bool:
+    """Run a program as a child with this number; says whether that could be had (clone3(2))."""
+    number = (ctypes.c_int * 1)(pid)
+    # struct clone_args of linux/sched.h, Linux 6.12: exit_signal, set_tid and set_tid_size are set
+    words = (0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(number), 1, 0)
+    given = (ctypes.c_uint64 * len(words))(*words)
+    child = ctypes.CDLL(None, use_errno=True).syscall(CLONE3, given, ctypes.sizeof(given))
+    if child == 0:
+        try:
+            os.execv(program, [program, "60"])  # noqa: S606 - no shell is wanted
+        finally:
+            os._exit(1)
+    return child == pid
+
+
+def test_who_has_a_managers_number_next_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends between the last look at it and its program's run, and a stranger gets its number."""
+    run, programs = Host.run, [str(tmp_path / name) for name in ("nv-fabricmanager", "stranger")]
+    for program in programs:
+        shutil.copy(shutil.which("sleep") or "sleep", program)
+    manager = subprocess.Popen([programs[0], "60"])
+    strangers = []
+
+    def late(host: Host, *command: str) -> str:
+        end(manager)
+        strangers.append(fork_as(manager.pid, programs[1]))
+        return run(host, *command)
+
+    monkeypatch.setattr(Host, "run", late)
+    try:
+        (found,) = FABRIC_MANAGER.collect(here())
+    finally:
+        end(manager)
+        if any(strangers):
+            os.kill(manager.pid, signal.SIGKILL)
+            os.waitpid(manager.pid, 0)
+    if strangers != [True]:
+        pytest.skip("a number of a process can't be chosen here: that takes root")
+    assert found.problem == f"`/proc/{manager.pid}/exe --version`: No such process (ESRCH)"
+
+
 def test_a_manager_that_has_ended_does_not_run(tmp_path: Path) -> None:
     """Its files are gone, or it is a zombie that nobody has reaped yet."""
     host = machine("hgx", tmp_path)
@@ -181,7 +226,11 @@ def restless(tmp_path: Path) -> Iterator[Callable[[int], None]]:
         subprocess.run([program], cwd=tmp_path, check=True, timeout=10)
 
     yield begin
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    pid = int((tmp_path / "pid").read_text())
+    held = os.pidfd_open(pid)
+    assert os.readlink(f"/proc/{pid}/exe") == str(program)  # and not who has its number by now
+    signal.pidfd_send_signal(held, signal.SIGKILL)
+    os.close(held)
 
 
 def test_a_manager_that_is_restarted_when_it_is_asked_is_asked_again(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inventorykit import fact, inventory
 
-from handfast.fleet.identity import enroll, load, sign, start
+from handfast.fleet.identity import enroll, life, load, sign
 from handfast.fleet.inventory.facts import Inventory, Kind, Tier, Want, encode, gather
 from handfast.fleet.skew import Holders, Skew, TierSkew, read_fleet, skew
 from handfast.link.life import Node
@@ -99,6 +99,21 @@ def test_a_key_that_two_name_counts_for_neither() -> None:
     assert [group.nodes for group in host(found).groups] == [("c", "d", "e")]
 
 
+def test_what_shows_that_a_key_has_two_holders_is_said() -> None:
+    """Or that nothing does: one machine that was asked twice says no more than that."""
+
+    def asked(counter: int, boot: str, serial: str | None = None) -> Inventory:
+        facts = inventory(**{"board.serial": serial}).facts
+        return gather(facts, Node("ab" * 32, boot, counter))
+
+    cloned = skew({"a": asked(7, "x"), "b": asked(7, "y"), "c": asked(8, "y")}).refused
+    assert [each.why for each in cloned] == ["number 7 was used under 2 boot ids: x, y"]
+    copied = skew({"a": asked(7, "x", "S1"), "b": asked(8, "x", "S2")}).refused
+    assert [each.why for each in copied] == ["boot x was seen on the serials S1, S2"]
+    twice = skew({"a": asked(7, "x", "S1"), "b": asked(8, "x", "S1")}).refused
+    assert [(each.nodes, each.why) for each in twice] == [(("a", "b"), "")]
+
+
 small = st.dictionaries(st.sampled_from(["a", "b", "c"]), st.sampled_from([None, "1", "2"]))
 
 
@@ -120,7 +135,8 @@ def test_a_directory_of_files_is_read_and_bad_ones_are_named(tmp_path: Path) -> 
     home = str(tmp_path / "state")
     pytest.importorskip("cryptography")
     key = enroll(home)
-    taken = gather(inventory(driver="580").facts, start(home, key, "boot"))
+    with life(home, key, "boot") as node:
+        taken = gather(inventory(driver="580").facts, node)
     (tmp_path / "plain.json").write_bytes(encode(inventory(driver="580")))
     statement = sign(load(home), taken)
     (tmp_path / "signed.json").write_bytes(msgspec.json.encode(statement))

@@ -268,6 +268,9 @@ def test_it_signs_over_a_challenge_as_the_node_that_is_enrolled(
     assert ask(path).node == node
     told = CliRunner().invoke(fleet, ["ask", path, "--json", "--challenge", "00ff"])
     verify(msgspec.json.decode(told.output, type=Statement), "a test", b"\x00\xff")
+    for words in (["inventory", "--state", state, "--json"], ["node", "--state", state]):
+        other = CliRunner().invoke(fleet, words)  # it is the node for as long as it runs
+        assert (other.exit_code, f"blocked by: process {first.pid}" in other.output) == (3, True)
     first.terminate()
     assert first.wait() == 0
     command(start, "--at", path, "--state", state)

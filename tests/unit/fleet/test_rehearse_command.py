@@ -1,6 +1,8 @@
 """Show what the command says and writes, and how it ends."""
 
 import json
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -138,11 +140,38 @@ def test_wrong_usage(call, tmp_path):
     assert "line 6: Object contains unknown field `foo`" in json.loads(told.stdout)["error"]
 
 
-def test_a_teardown_that_does_not_work_is_told(call):
-    """Something of the rehearsal may still be there."""
-    told = call(WORKS, more="teardown: [sh, -c, 'echo busy; exit 3']\n")
-    assert told.exit_code == 0
-    assert "not taken back: teardown ended with 3: busy" in told.stdout
+@pytest.mark.parametrize("cases", [WORKS, FAILS])
+def test_what_was_left_behind_is_no_success(call, tmp_path, cases):
+    """Whatever came of the versions: later fleets ran beside it, so nothing is recorded either."""
+    path = tmp_path / "probed.jsonl"
+    more = "teardown: [sh, -c, 'echo busy; exit 3']\n" + RECORD
+    told = call(cases, "--record", str(path), more=more)
+    assert told.exit_code == 3
+    lines = told.stdout.splitlines()
+    assert "not taken back: teardown ended with 3: busy" in lines
+    assert lines[-1].startswith("left behind: it may have been in the way of later fleets")
+    assert "What to do: remove it, correct `teardown`, and rehearse again" in lines[-1]
+    assert not path.exists()
+    told = call(cases, "--json", more=more)
+    assert told.exit_code == 3
+    assert json.loads(told.stdout)["untidy"] == ["teardown ended with 3: busy"]
+
+
+def test_the_command_itself_ends_with_3_for_what_it_left_behind(tmp_path):
+    """A directory that its own teardown can't remove, as it is not empty; and with 0 without."""
+    path, left = tmp_path / "job.yaml", tmp_path / "left"
+    text = f"setup: [mkdir, -p, {left}]\nteardown: [rmdir, {left}]\n"
+    argv = [sys.executable, "-m", "handfast", "fleet", "rehearse", str(path)]
+
+    def run():
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+
+    path.write_text(JOB % WORKS + text)
+    assert (run().returncode, left.exists()) == (0, False)
+    (left / "in-the-way").mkdir(parents=True)
+    told = run()
+    assert (told.returncode, left.exists()) == (3, True)
+    assert "not taken back: teardown ended with 1: rmdir: " in told.stdout
 
 
 def test_a_refusal_is_spelled_as_the_gate_spells_it():

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import rehearsalkit
+from rehearsalkit import job, python
 
 from handfast.fleet.rehearse.child import undisturbed
 from handfast.fleet.rehearse.fleet import Fleet, Outcome
@@ -65,19 +66,6 @@ def command(place, *words):
     environ = {**os.environ, "TMPDIR": str(place)}
     pipe = subprocess.PIPE
     return subprocess.Popen(argv, env=environ, stdout=pipe, stderr=pipe, text=True)
-
-
-def job(tmp_path, text, versions="{'1': {}, '2': {}}", nodes="a, b"):
-    """Write the rehearsal of a job; gives its path."""
-    path = tmp_path / "job.yaml"
-    path.write_text(f"rehearsal: job\nversions: {versions}\nnodes: [{nodes}]\n{text}")
-    return str(path)
-
-
-def python(program):
-    """A program as arguments in YAML; its braces are plain."""
-    program = program.replace("{", "{{").replace("}", "}}")
-    return json.dumps([sys.executable, "-IS", "-c", program])
 
 
 def histories(came, nodes):

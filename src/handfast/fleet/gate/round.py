@@ -39,7 +39,7 @@ WORLD: Final = "world"
 UNTOLD: Final = "node-tells"  # the name of a finding, as "all-ranks" and "judged" are
 GRACE_S: Final = 10.0  # how much longer the others wait for a verdict than the judge for them
 NAMED: Final = 8  # ranks that are missing, by name; the others are counted
-SHOWN: Final = 8  # findings that are said
+SHOWN: Final = 8  # findings that are said, and so all that travel
 
 
 class Mode(StrEnum):
@@ -79,8 +79,9 @@ class Finding(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """What every rank hears. ``mode`` is the judge's, so that no rank goes on alone.
 
-    ``findings`` begin with the worst; of warnings, what is broken stands before why nodes told
-    nothing, and that before what is unknown. So many ``ranks`` came, with so many ``stacks``.
+    ``findings`` are the worst, and begin with the worst of them; of warnings, what is broken stands
+    before why nodes told nothing, and that before what is unknown. There are so many ``more``. So
+    many ``ranks`` came, with so many ``stacks``.
     """
 
     level: Level
@@ -88,6 +89,7 @@ class Verdict(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...]
     ranks: int
     stacks: int
+    more: int = 0
 
     @property
     def refused(self) -> bool:
@@ -99,15 +101,14 @@ class Verdict(msgspec.Struct, frozen=True):
         """Say it in one line: what is worst, and how much more there is."""
         if not self.findings:
             return f"fine: {self.ranks} ranks, {self.stacks} stacks"
-        more = f" (and {len(self.findings) - 1} more)" if len(self.findings) > 1 else ""
-        return f"{self._told(self.findings[0])}{more}"
+        left = len(self.findings) - 1 + self.more
+        return f"{self._told(self.findings[0])}{f' (and {left} more)' if left else ''}"
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Say all of it, a line each, up to a limit, and then how much more there is."""
-        said = [self._told(each) for each in self.findings[:SHOWN]] or [self.line]
-        left = len(self.findings) - SHOWN
-        return (*said, f"and {left} more") if left > 0 else tuple(said)
+        """Say what is worst, a line each, and then how much more there is."""
+        said = [self._told(each) for each in self.findings] or [self.line]
+        return (*said, f"and {self.more} more") if self.more else tuple(said)
 
     def _told(self, finding: Finding) -> str:
         word = "refused" if self.refused else "would be refused"
@@ -188,8 +189,8 @@ def decide(
         rulings = (_absent(missing, posted, size), *rulings)
     ordered = sorted(rulings, key=_weight)
     level = ordered[0].level if ordered else Level.FINE
-    findings = tuple(Finding(each.rule, each.level, each.sentence) for each in ordered)
-    return Verdict(level, mode, findings, len(posted), len(stacks))
+    worst = tuple(Finding(each.rule, each.level, each.sentence) for each in ordered[:SHOWN])
+    return Verdict(level, mode, worst, len(posted), len(stacks), len(ordered) - len(worst))
 
 
 def attend(
@@ -258,11 +259,17 @@ def ranks_of(text: str, size: int) -> dict[str, tuple[int, ...]]:
 
 
 def _absent(missing: tuple[int, ...], posted: Mapping[int, Posted], size: int) -> Ruling:
-    """Say who did not come; its node is known where another rank of it came."""
+    """Say who did not come, and its node, where another rank of it came and ranks lie in blocks.
+
+    So torchrun gives them out; other launchers may deal them out like cards.
+    """
     hosts: dict[int, str] = {}
-    for each in posted.values():
-        seat = each.seat
-        hosts |= dict.fromkeys(range(seat.first, seat.first + seat.local), seat.host)
+    for seat in (each.seat for each in posted.values()):
+        node = range(seat.first, seat.first + seat.local)
+        if any(posted[rank].seat.host != seat.host for rank in node if rank in posted):
+            hosts = {}
+            break
+        hosts |= dict.fromkeys(node, seat.host)
     names = [f"{rank} ({hosts[rank]})" if rank in hosts else str(rank) for rank in missing]
     more = f" and {len(names) - NAMED} others" if len(names) > NAMED else ""
     told = f"rank{'s' * (len(names) > 1)} {', '.join(names[:NAMED])}{more}"

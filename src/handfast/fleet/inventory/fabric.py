@@ -4,7 +4,9 @@
 `/proc/PID/exe --version`: the kernel keeps the program of a process for as long as it lives, also
 where its file was replaced or deleted since. Only what runs as root, or as we do, is run for that,
 and in our own namespaces: anybody may name a process of his like that, or be root of a container,
-and would have his program run as root of the machine. They print
+and would have his program run as root of the machine. So that is looked at through the directory of
+the process, held open, and its program is run through it, too: it leads nowhere once the process is
+gone, and never to who has its number next (fs/proc/base.c, Linux 6.12). They print
 `Fabric Manager version is : 580.159.03` and `IMEX version is: 570.148.08` (as seen in public logs
 and parsers of these versions). A process is known by its name, of which the kernel keeps 15 bytes
 (TASK_COMM_LEN, proc_pid_comm(5)). Others end all the while, and that means nothing. Where one of
@@ -34,6 +36,7 @@ from handfast.fleet.inventory.collector import Collector
 from handfast.fleet.inventory.facts import Fact, Kind, Tier, Want, spell
 from handfast.fleet.inventory.host import DELETED, Host, Unsure, asked
 from handfast.fleet.inventory.machine import PROC, SYS
+from handfast.store.files import describe
 
 __all__ = ["ETHERNET", "FABRIC_MANAGER", "IMEX", "INFINIBAND", "OFED"]
 
@@ -72,8 +75,8 @@ def _answers(host: Host, want: Want, program: str) -> list[Fact]:
     """Ask each process of a program for its version. Raises Unsure where they can't be found."""
     said: list[Fact] = []
     for _ in range(LOOKS):
-        pids = _processes(host, program[:COMM])
-        said = [asked(want, link, partial(_runs, host, link)) for link in map(_exe, pids)]
+        pids = _processes(host, comm := program[:COMM])
+        said = [asked(want, _exe(pid), partial(_runs, host, comm, pid)) for pid in pids]
         if all(_owners(host, pid) for pid in pids):
             break
     return said
@@ -130,8 +133,28 @@ def _exe(pid: str) -> str:
     return f"/proc/{pid}/exe"
 
 
-def _runs(host: Host, link: str) -> str:
-    told = host.run(link, "--version")
+def _runs(host: Host, comm: str, pid: str) -> str:
+    """Ask what a process runs for its version, if it still is one by that name, and trusted."""
+    if not host.live:
+        return _version(host, pid)
+    try:
+        fd = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Unsure(f"/proc/{pid}: {describe(error)}") from error
+    held = f"{os.getpid()}/fd/{fd}"  # the same process, by a name that nobody else gets
+    try:
+        named = host.text(f"/proc/{held}/comm", PROC) == comm
+        if not (named and _owners(host, held) <= {0, os.getuid()} and _beside(host, held)):
+            raise Unsure(f"process {pid} ended before its program could be run")
+        return _version(host, held)
+    except Unsure as error:
+        raise Unsure(str(error).replace(held, pid)) from error
+    finally:
+        os.close(fd)
+
+
+def _version(host: Host, pid: str) -> str:
+    told = host.run(link := _exe(pid), "--version")
     match = _VERSION.search(told)
     if match is None:
         raise Unsure(f"`{link} --version` names no version: {told[:100]!r}")

@@ -12,8 +12,9 @@ Calls: `ncclGetVersion` (its user guide, "NCCL API"; before 2.9 the code was 100
 the parts, since then 10000, 100 and 1: nccl.h); `ucp_get_version_string` (ucp.h, UCX 1.22);
 `fi_tostr(…, FI_TYPE_VERSION)`, the 19th of fi_type (rdma/fabric.h, fi_tostr.3, libfabric 1.17);
 `cudaRuntimeGetVersion` (CUDA Runtime API). The user half of the GPU driver has its version in the
-name of its file, `libcuda.so.VERSION`. Plugins tell no version, so their content is compared:
-names as in src/plugin/plugin_open.cc, NCCL 2.30.
+name of its file, `libcuda.so.VERSION`. Plugins tell no version, so their content stands for it, as
+a fact of its own: two builds of one plugin are less than a plugin on some ranks only. Names as in
+src/plugin/plugin_open.cc, NCCL 2.30.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from typing import Final
 
 from handfast.fleet.inventory.collector import Collector
@@ -39,6 +41,8 @@ __all__ = ["CUDA", "LIBFABRIC", "NCCL", "PLUGINS", "TORCH", "UCX"]
 RTLD_DI_LINKMAP: Final = 2  # dlfcn.h of glibc 2.36
 FI_TYPE_VERSION: Final = 18
 SHOWN: Final = 16  # hex digits of a plugin's hash
+
+NONE: Final = "none"  # of plugins, where NCCL uses its own: what NCCL_NET_PLUGIN is set to for it
 
 _PLUGINS: Final = ("net", "gin", "rma", "tuner", "profiler", "env")
 
@@ -254,23 +258,53 @@ def _live(host: Host) -> None:
 
 
 def _plugins(host: Host) -> Iterator[Fact]:
-    for kind in _PLUGINS:
-        want, name = _plugin(kind), host.environ.get(f"NCCL_{kind.upper()}_PLUGIN", "")
-        yield asked(want, name or f"libnccl-{kind}.so", partial(_content, host, kind, name))
+    for kind, (which, content) in _PLUGIN_WANTS.items():
+        named = host.environ.get(f"NCCL_{kind.upper()}_PLUGIN", "")
+        source = named or f"libnccl-{kind}.so"
+        yield asked(which, source, partial(_which, host, kind, named))
+        yield asked(content, source, partial(_content, host, kind, named))
 
 
-def _plugin(kind: str) -> Want:
-    return Want(f"nccl.plugin.{kind}", Tier.JOB)
+_PLUGIN_WANTS: Final = {
+    kind: (
+        Want(f"nccl.plugin.{kind}", Tier.JOB),
+        Want(f"nccl.plugin.{kind}.content", Tier.JOB),
+    )
+    for kind in _PLUGINS
+}
 
 
-def _content(host: Host, kind: str, names: str) -> str | None:
-    """Identify a kind of plugin by its files' names and content; None where there is none."""
+def _which(host: Host, kind: str, named: str) -> str | None:
+    """Name the plugins of a kind; NONE where NCCL has none, and None where there is no NCCL."""
+    names = {os.path.basename(path).partition(".so")[0] for path in _files(host, kind, named)}
+    if names:
+        return " ".join(sorted(names))
+    return NONE if _may_have(host, _LIBRARIES["nccl"]) else None
+
+
+def _content(host: Host, kind: str, named: str) -> str | None:
+    """Identify the plugins of a kind by what is in their files; None where there are none."""
+    return " ".join(sorted(map(_identify, _files(host, kind, named)))) or None
+
+
+def _files(host: Host, kind: str, named: str) -> list[str]:
     _live(host)
     found = _mapped(host, rf"libnccl-{kind}\b.*\.so.*")
-    if not found and names.lower() != "none":
-        named = [name.strip() for name in names.split(",")]
-        found = [path for name in named if (path := _first(kind, name))]
-    return " ".join(sorted(map(_identify, found))) or None
+    if not found and named.lower() != NONE:
+        names = [name.strip() for name in named.split(",")]
+        found = [path for name in names if (path := _first(kind, name))]
+    return found
+
+
+def _may_have(host: Host, library: _Library) -> bool:
+    """Whether the process has a library, would load it, or may have it under another name."""
+    try:
+        if _mapped(host, library.files):
+            return True
+        _elsewhere(host, library)
+        return bool(_ahead(library))
+    except Unsure:
+        return True
 
 
 def _first(kind: str, name: str) -> str | None:
@@ -287,7 +321,7 @@ def _identify(path: str) -> str:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise Unsure(f"{path}: {error.strerror}") from error
-    return f"{os.path.basename(path)} sha256:{digest[:SHOWN]}"
+    return f"sha256:{digest[:SHOWN]}"
 
 
 _VERSION: Final = Want("torch.version", Tier.JOB)
@@ -343,7 +377,7 @@ def _record() -> tuple[str, dict[str, object]]:
 
 
 NCCL: Final = _collector("nccl")
-PLUGINS: Final = Collector(tuple(map(_plugin, _PLUGINS)), _plugins)
+PLUGINS: Final = Collector(tuple(chain.from_iterable(_PLUGIN_WANTS.values())), _plugins)
 UCX: Final = _collector("ucx")
 LIBFABRIC: Final = _collector("libfabric")
 CUDA: Final = _collector("cuda.runtime", "cuda.driver")

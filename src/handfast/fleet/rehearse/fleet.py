@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from handfast.fleet.rehearse.child import Child, tail, undisturbed
+from handfast.fleet.rehearse.child import MOST, Child, tail, undisturbed
 from handfast.fleet.rehearse.reading import PORTS, Each, Rehearsal, fill
 from handfast.store.files import describe
 
@@ -186,7 +186,8 @@ class Fleet:
             code = child.end()
         said = tail(child.err) or tail(child.out)
         if not ended:
-            return _told(Outcome.HANGS, f"{what} gave no answer within {limit_s:g} s", said)
+            flood = f" and said more than {MOST >> 20} MiB" if child.flooded else ""
+            return _told(Outcome.HANGS, f"{what} gave no answer within {limit_s:g} s{flood}", said)
         if code == 0:
             return WORKS
         outcome = Outcome.REFUSES if code == REFUSED else Outcome.FAILS
