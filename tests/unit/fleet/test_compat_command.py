@@ -111,7 +111,7 @@ def test_one_cause_is_one_sentence_however_many_nodes_have_it(tmp_path: Path) ->
     assert lines[1] == "  300 nodes: n1, n2, n3, n4, n5, n6, n7, n8 and 292 more"
     assert lines[2].startswith("nothing to judge: aws-ofi-nccl-libfabric, ")
     assert lines[3:] == [
-        "301 nodes, 2 kinds of them, 18 rules of start.yaml: 1 refused, 0 warnings"
+        "301 nodes, 2 kinds of them, 19 rules of start.yaml: 1 refused, 0 warnings"
     ]
     told = json.loads(judged(folder, "--json").output)
     assert [len(each["nodes"]) for each in told["rulings"]] == [300]
