@@ -17,7 +17,6 @@ terminal or of a launcher's process group nor the trainer's death end it (DESIGN
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -35,6 +34,7 @@ from handfast.agent.manners import Manners
 from handfast.agent.speech import told
 from handfast.errors import HandfastError
 from handfast.link.switch import Spoken
+from handfast.store.files import try_lock
 
 __all__ = ["Seat", "connect", "connect_or_start", "meeting_place", "settings", "take_seat"]
 
@@ -176,7 +176,7 @@ def take_seat(place: str, *, wait_s: float = 10.0) -> Seat | None:
     _check_private(place)
     lock = _open_lock(place, "alive.lock")
     deadline = time.monotonic() + wait_s
-    while not _try_lock(lock):
+    while not try_lock(lock):
         if time.monotonic() > deadline or _listens(place):
             os.close(lock)
             return None
@@ -238,20 +238,12 @@ def _open_lock(place: str, name: str) -> int:
     return os.open(os.path.join(place, name), flags, 0o600)
 
 
-def _try_lock(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 @contextlib.contextmanager
 def _starting(place: str, deadline: float, log_path: str) -> Iterator[None]:
     """Be the only starter of this place. The lock ends with its holder, however that ends."""
     lock = _open_lock(place, "starting.lock")
     try:
-        while not _try_lock(lock):
+        while not try_lock(lock):
             if time.monotonic() > deadline:
                 raise AgentGone(
                     "another process is starting the agent and does not finish",

@@ -9,7 +9,6 @@ whichever came first, and the other round is told that it was overtaken.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import secrets
@@ -52,6 +51,7 @@ from handfast.store.files import (
     discard,
     make_directory,
     read_file,
+    try_lock,
     write_file,
     writing,
 )
@@ -313,13 +313,8 @@ def allocate_in(
 def _take(lock: int, path: str, patience_s: float | None) -> None:
     """Lock a file, and say for what that waits; nobody holds it for longer than a write."""
     reminder = Reminder()
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            who = f"another process has locked {path}"
-        else:
-            return
+    who = f"another process has locked {path}"
+    while not try_lock(lock):
         if reminder.over(patience_s):
             raise Blocked(
                 f"the round can't be recorded: {who}. What to do: `lslocks` and `fuser` name who "

@@ -27,7 +27,6 @@ the answer to a challenge says when it was made.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections import defaultdict
@@ -42,7 +41,7 @@ from handfast.core.verdict import Verdict
 from handfast.errors import UNREADABLE, Blocked, Damaged, FormatError, HandfastError, Refused
 from handfast.fleet.inventory.facts import Inventory, decode, encode
 from handfast.link.life import Node, Private, count, counted
-from handfast.store.files import Files, describe, make_directory, remedy, write_file
+from handfast.store.files import Files, describe, make_directory, remedy, try_lock, write_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -338,7 +337,7 @@ def _locked(path: str) -> Iterator[None]:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         until = time.monotonic() + WAIT_S
-        while not _taken(fd):
+        while not try_lock(fd):
             if time.monotonic() >= until:
                 holder = os.pread(fd, 20, 0).decode(errors="replace").strip()
                 raise Blocked(
@@ -352,11 +351,3 @@ def _locked(path: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def _taken(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

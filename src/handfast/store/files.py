@@ -424,6 +424,19 @@ def discard(files: Files, *paths: str) -> None:
                 files.unlink(path)
 
 
+def try_lock(fd: int) -> bool:
+    """Lock a file against all other holders, without waiting; False where another one has it.
+
+    It is held until the descriptor is closed: the kernel does that, too, at the process's end.
+    Raises OSError where the file system has no locks.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def make_directory(files: Files, path: str, above: str = "") -> None:
     """Make a directory and its parents where they are missing, each durable in its parent.
 

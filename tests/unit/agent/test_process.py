@@ -29,6 +29,7 @@ from handfast.agent.manners import Manners
 from handfast.agent.process import connect, connect_or_start, meeting_place, settings, take_seat
 from handfast.agent.speech import SPOKEN
 from handfast.errors import FormatError, HandfastError
+from handfast.store.files import try_lock
 
 SMALL_AGENT = str(Path(__file__).with_name("small_agent.py"))
 ARGV = [sys.executable, SMALL_AGENT]
@@ -430,7 +431,7 @@ def test_an_agent_that_does_not_listen_in_time_is_reported(node: Node) -> None:
 
 def test_a_starter_that_hangs_is_reported(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = process._open_lock(meeting_place("run@node"), "starting.lock")
-    assert process._try_lock(lock)
+    assert try_lock(lock)
     with pytest.raises(AgentGone, match="another process is starting the agent"):
         node.start(wait_s=0.05)
     os.close(lock)

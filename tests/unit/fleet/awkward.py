@@ -16,6 +16,7 @@ from handfast.fleet.inventory.host import Host
 ONE, TWO = Want("test.one", Tier.HOST), Want("test.two", Tier.HOST)
 FAMILY = Want("test.family", Tier.HOST, family=True)
 MARK = "AWKWARD_PIDS"
+SLEEP = ["sleep", "600.25"]  # a child that is known by this
 
 
 def _well(host: Host) -> Iterator[Fact]:
@@ -35,7 +36,7 @@ def _breeds(host: Host) -> Iterator[Fact]:
     """Leave children behind: one in the group, and one that has left it and holds the files."""
     with open(host.environ[MARK], "w", encoding="ascii") as file:
         for apart in (False, True):
-            child = subprocess.Popen(["sleep", "600"], start_new_session=apart)
+            child = subprocess.Popen(SLEEP, start_new_session=apart)
             print(child.pid, file=file)
     if host.environ.get("AWKWARD_WAITS"):
         time.sleep(600)

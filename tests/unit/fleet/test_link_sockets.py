@@ -6,8 +6,8 @@ import asyncio
 import random
 import socket
 import threading
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -601,16 +601,23 @@ def test_an_old_offer_from_elsewhere_diverts_nobody_who_dials() -> None:
     run(test())
 
 
+@asynccontextmanager
+async def opened() -> AsyncIterator[tuple[Datagram, Datagram]]:
+    """Who dials and who listens, over a link that is open."""
+    sides = Side(0), Side(1)
+    async with (
+        Datagram(sides[1].end, sides[1].disk.append, tick_s=0.01) as other,
+        Datagram(sides[0].end, sides[0].disk.append, peer=other.address, tick_s=0.01) as one,
+    ):
+        await asyncio.gather(one.opened(), other.opened())
+        yield one, other
+
+
 def test_a_listener_answers_where_the_last_frame_of_its_session_came_from() -> None:
     """A peer's address may change under an open link; nobody else has its frames."""
 
     async def test() -> None:
-        sides = Side(0), Side(1)
-        async with (
-            Datagram(sides[1].end, sides[1].disk.append, tick_s=0.01) as other,
-            Datagram(sides[0].end, sides[0].disk.append, peer=other.address, tick_s=0.01) as one,
-        ):
-            await asyncio.gather(one.opened(), other.opened())
+        async with opened() as (one, other):
             (effect,) = one.end.send("from elsewhere")
             assert isinstance(effect, Send)
             loop = asyncio.get_running_loop()
@@ -628,12 +635,7 @@ def test_what_is_longer_than_a_datagram_is_the_callers_error() -> None:
     """It would vanish without a word."""
 
     async def test() -> None:
-        sides = Side(0), Side(1)
-        async with (
-            Datagram(sides[1].end, sides[1].disk.append, tick_s=0.01) as other,
-            Datagram(sides[0].end, sides[0].disk.append, peer=other.address, tick_s=0.01) as one,
-        ):
-            await asyncio.gather(one.opened(), other.opened())
+        async with opened() as (one, other):
             room = LARGEST - len(str(A.epoch)) - 1
             with pytest.raises(ValueError, match="this link's bound is"):
                 await one.send("x" * (room + 1))

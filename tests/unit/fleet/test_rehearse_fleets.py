@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -489,6 +490,28 @@ def test_what_is_still_mounted_is_left_alone_and_named(tmp_path, place):
     finally:
         for each in place.glob("*/*/there"):
             subprocess.run(["umount", each], check=True)
+        for each in place.iterdir():
+            shutil.rmtree(each)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a file immutable")
+def test_what_can_not_be_removed_is_named(tmp_path, place):
+    """It stays on the machine, so a rehearsal that leaves it behind must not look tidy."""
+    text = (
+        "setup: [sh, -c, 'touch {work}/rock && chattr +i {work}/rock']\n"
+        "probe: {each: fleet, run: ['true']}\n"
+    )
+    try:
+        came, found = go(job(tmp_path, text, nodes="a"))
+        if any("chattr" in did.found.sentence for trail in came.trails for did in trail):
+            pytest.skip("this file system has no immutable files")
+        assert came.untidy
+        for what in came.untidy:
+            assert re.match(rf"{re.escape(str(place))}/\S+ could not be removed whole", what)
+        assert found.bad == 0
+    finally:
+        for rock in place.glob("*/*/rock"):
+            subprocess.run(["chattr", "-i", rock], check=False)
         for each in place.iterdir():
             shutil.rmtree(each)
 

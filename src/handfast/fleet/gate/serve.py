@@ -15,7 +15,6 @@ died, and is replaced.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
@@ -32,7 +31,7 @@ from handfast.errors import HandfastError
 from handfast.fleet.gate.wire import LINE, read_request, refusal, reply
 from handfast.fleet.identity import Key, sign
 from handfast.fleet.inventory.facts import Inventory
-from handfast.store.files import describe
+from handfast.store.files import describe, try_lock
 
 __all__ = ["FRESH_S", "serve"]
 
@@ -200,12 +199,10 @@ def _alone(path: str) -> Iterator[None]:
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(f"{path}.lock", flags, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(fd):
             raise HandfastError(
                 f"another process serves at {path}. What to do: leave it, or end it first"
-            ) from None
+            )
         yield
     finally:
         os.close(fd)

@@ -207,11 +207,7 @@ def _collector(*names: str) -> Collector:
 
 def _library(host: Host, library: _Library, version: Want, path: Want) -> Iterator[Fact]:
     try:
-        _live(host)
-        found, source = _mapped(host, library.files), "mapped in the process"
-        if not found:
-            _elsewhere(host, library)
-            found, source = _ahead(library), "what would be loaded"
+        found, source = _find(host, library)
         said = dict.fromkeys(map(library.ask, found))
         if len(said) > 1:
             raise Unsure(f"{' and '.join(said)}, by {' and '.join(found)}: load it, then ask again")
@@ -223,6 +219,15 @@ def _library(host: Host, library: _Library, version: Want, path: Want) -> Iterat
         yield path.known(" ".join(found), source)
     else:
         yield from (want.absent(source) for want in (version, path))
+
+
+def _find(host: Host, library: _Library) -> tuple[list[str], str]:
+    """Find a library that the process has, or would load; also which. Raises Unsure."""
+    _live(host)
+    if found := _mapped(host, library.files):
+        return found, "mapped in the process"
+    _elsewhere(host, library)
+    return _ahead(library), "what would be loaded"
 
 
 def _elsewhere(host: Host, library: _Library) -> None:
@@ -279,7 +284,10 @@ def _which(host: Host, kind: str, named: str) -> str | None:
     names = {os.path.basename(path).partition(".so")[0] for path in _files(host, kind, named)}
     if names:
         return " ".join(sorted(names))
-    return NONE if _may_have(host, _LIBRARIES["nccl"]) else None
+    try:
+        return NONE if _find(host, _LIBRARIES["nccl"])[0] else None
+    except Unsure:  # it may have NCCL, under another name
+        return NONE
 
 
 def _content(host: Host, kind: str, named: str) -> str | None:
@@ -294,17 +302,6 @@ def _files(host: Host, kind: str, named: str) -> list[str]:
         names = [name.strip() for name in named.split(",")]
         found = [path for name in names if (path := _first(kind, name))]
     return found
-
-
-def _may_have(host: Host, library: _Library) -> bool:
-    """Whether the process has a library, would load it, or may have it under another name."""
-    try:
-        if _mapped(host, library.files):
-            return True
-        _elsewhere(host, library)
-        return bool(_ahead(library))
-    except Unsure:
-        return True
 
 
 def _first(kind: str, name: str) -> str | None:

@@ -222,8 +222,9 @@ class _Stage:
                 if mounted := _mounted(root):  # what is mounted there is not ours to remove
                     what = f"{mounted} is still mounted, so {root} is left as it is"
                     self._untidy.append(f"{what}. What to do: unmount it in `teardown`")
-                elif not (trail and trail[-1].kept):
-                    _away(root)
+                elif not (trail and trail[-1].kept) and not _away(root):
+                    what = f"{root} could not be removed whole: see what holds it or writes there"
+                    self._untidy.append(f"{what}. What to do: end that in `teardown`")
 
     def _do(
         self, fleet: Fleet, trail: list[Did], kind: Kind, at: int = 0, version: str = ""
@@ -261,11 +262,15 @@ def _mounted(root: str) -> str:
     return next((at for at in places if f"{at}/".startswith(f"{real}/")), "")
 
 
-def _away(root: str) -> None:
-    """Remove a directory and all below it, also what a program took its own rights to."""
+def _away(root: str) -> bool:
+    """Remove a directory and all below it, also what a program took its own rights to.
+
+    Says whether it is gone: a file may be immutable, and a daemon may go on writing there.
+    """
     for at, directories, _ in os.walk(root):
         for path in (f"{at}/{name}" for name in directories):
             if not os.path.islink(path):
                 with suppress(OSError):
                     os.chmod(path, 0o700)
     shutil.rmtree(root, ignore_errors=True)
+    return not os.path.lexists(root)
