@@ -1,4 +1,4 @@
-"""Two ends of a link over a network that forgets nothing: what L1 is searched over.
+"""Two ends of a link over a network that forgets nothing: what F10 is searched over.
 
 Whatever was said may be heard at any time, in any order, again and again, or never. Both ends crash
 and come back as new incarnations; the operator upgrades and rolls back, over open links or by
@@ -157,7 +157,7 @@ class Link:
     # -- the laws ------------------------------------------------------------------------------
 
     def l1(self, state: State) -> bool:
-        """L1: a frame is read only under the epoch that it was sent under."""
+        """F10: a frame is read only under the epoch that it was sent under."""
         return all(
             self.reads(state.ends[1 - frame.sender], frame) in (None, frame.step)
             for frame in state.frames
