@@ -38,7 +38,8 @@ esac
 exec {1} -m handfast "$@"
 """
 SRUN = """#!/bin/sh
-[ "$1" = --ntasks-per-node=1 ] && shift
+[ "$1 $2 $3 $4" = "-N 2 -n 2" ] || exit 9
+shift 4
 exec "$@"
 """
 
@@ -151,7 +152,11 @@ def test_the_prolog_asks_the_service_where_there_is_one(served: Node) -> None:
 
 def test_a_job_asks_outside_of_its_container(served: Node) -> None:
     """And names a file of its own, which others may read and not write."""
-    path = {"PATH": f"{served.folder}/bin:/usr/bin:/bin", "SLURM_JOB_ID": "17"}
+    path = {
+        "PATH": f"{served.folder}/bin:/usr/bin:/bin",
+        "SLURM_JOB_ID": "17",
+        "SLURM_JOB_NUM_NODES": "2",
+    }
     script = block("sh", "srun") + 'cat "$HANDFAST_GATE_NODE"'
     code, told = served.run(script, **path)
     assert code == 0
