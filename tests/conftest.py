@@ -25,6 +25,10 @@ HELPERS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")  
 # all of them, and the order of a sum must not depend on how many threads share it.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# A script that starts tests in the background has Ctrl-C ignored, and so would all of its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("heavy", deadline=None, max_examples=2000)
