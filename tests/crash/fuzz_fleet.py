@@ -7,13 +7,14 @@ from typing import Any
 import msgspec
 
 from handfast.errors import FormatError, HandfastError
-from handfast.fleet.compat import options
+from handfast.fleet.compat import options, reading
 from handfast.fleet.compat.reading import start
+from handfast.fleet.gate import overrides, stack, wire
 from handfast.fleet.gate import round as gate
-from handfast.fleet.gate import stack, wire
 from handfast.fleet.identity import Statement, read_statement
 from handfast.fleet.inventory import collect, facts
 from handfast.fleet.inventory.facts import Fact, Kind, State, Tier, Want
+from handfast.fleet.rehearse import reading as rehearsal
 from handfast.link.life import Node
 
 RULES = start()
@@ -28,6 +29,25 @@ COLLECTED = (
 )
 PROBED = b'{"probe":"ucx","client":["1.13"],"server":["1.14"],"passed":true}\n'
 OPTIONS = b"format: 1\nnodes:\n  gpu-[01-08]:\n    could:\n      gpu.driver: ['570', '580']\n"
+
+RULE = b"""format: 1
+facts: {gpu.driver: driver}
+brought: {kubelet: kubelet, apiserver: kube-apiserver}
+rules:
+  driver: {source: a, scope: fabric, mode: warn, exact: [gpu.driver]}
+  kube:
+    {source: b, scope: fleet, adjacent: {facts: [kubelet, apiserver], releases: ['1.28', '1.29']}}
+"""
+REHEARSAL = b"""rehearsal: r
+versions: {'1': {bin: '{here}/a'}, '2': {bin: '{version}'}}
+run: ['{bin}', '{{x}}', '{port}']
+ready: [ask, '{node}']
+probe: {each: pair, run: ['{client.bin}']}
+record: {probe: p, facts: {ucx.version: '{version}'}}
+"""
+OVERRIDES = b"""overrides:
+  - {name: n, rule: nccl, who: ada, why: canary, until: 2026-12-24T00:00:00Z}
+"""
 
 
 def read_stack(data: bytes) -> Any:
@@ -63,4 +83,11 @@ FLEET: dict[str, tuple[Any, tuple[type[Exception], ...], tuple[bytes, ...]]] = {
         (PROBED,),
     ),
     "options": (lambda data: options.parse(data, "x", RULES), (FormatError,), (OPTIONS,)),
+    "rules": (lambda data: reading.parse(data, "x"), (FormatError,), (RULE,)),
+    "rehearsal": (
+        lambda data: rehearsal.parse(data, "x", "/", {}),
+        (FormatError,),
+        (REHEARSAL,),
+    ),
+    "overrides": (lambda data: overrides.parse(data, "x"), (FormatError,), (OVERRIDES,)),
 }

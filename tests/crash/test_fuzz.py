@@ -52,12 +52,15 @@ FED = {
     "checkpoint/rounds.py": ("round",),
     "core/messages.py": ("records", "messages"),
     "fleet/compat/options.py": ("options", "probed"),
+    "fleet/compat/reading.py": ("rules",),
+    "fleet/gate/overrides.py": ("overrides",),
     "fleet/gate/round.py": ("posted",),
     "fleet/gate/stack.py": ("stack",),
     "fleet/gate/wire.py": ("node-request", "node-reply"),
     "fleet/identity.py": ("statement",),
     "fleet/inventory/collect.py": ("collected",),
     "fleet/inventory/facts.py": ("inventory",),
+    "fleet/rehearse/reading.py": ("rehearsal",),
     "link/end.py": ("link", "link-word"),
     "link/records.py": ("link-records",),
     "link/session.py": ("link-offer",),
@@ -83,6 +86,7 @@ BY_OUR_OWN = {
     "testing/exact/moments.py": "what a rank of the trial has written, in a directory of its own",
     "testing/storage.py": "the note of an earlier run, which is left alone if it can't be read",
     "testing/writer.py": "the note of an earlier run; that it can't be read is said",
+    "torch/corrections.py": "what a checkpoint held, which was validated before it is loaded",
     "torch/examine.py": "what the agent of this node asks its examiner",
     "torch/staged.py": "objects that the trainer has just encoded",
 }
@@ -94,7 +98,7 @@ def test_no_decoder_is_overlooked() -> None:
     apart from the demo, which only reads its own, and the audit, which tests/audit/test_hostile.py
     feeds with whole files."""
     root = Path(handfast.__file__).parent
-    calls = re.compile(r"msgspec\.(json|msgpack)\.(decode\(|Decoder)")
+    calls = re.compile(r"msgspec\.(convert\(|(json|msgpack)\.(decode\(|Decoder))")
     found = {
         str(path.relative_to(root))
         for path in root.rglob("*.py")

@@ -34,6 +34,8 @@ def write(root: Path, path: str, text: str) -> None:
         ("NCCL_SOCKET_IFNAME", Kind.PER_NODE),
         ("NCCL_IB_HCA", Kind.PER_NODE),
         ("NCCL_IB_ROUTABLE_FLID_GID_INDEX", Kind.PER_NODE),
+        ("NCCL_MNNVL_CLIQUE_ID", Kind.PER_NODE),
+        ("NCCL_MNNVL_ENABLE", Kind.EXACT),
         ("UCX_NET_DEVICES", Kind.PER_NODE),
         ("FI_TCP_IFACE", Kind.PER_NODE),
         ("CUDA_VISIBLE_DEVICES", Kind.PER_NODE),

@@ -56,25 +56,29 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load(path: str) -> tuple[Override, ...]:
-    """Read overrides. Raises FormatError, with file and line, for what can't be read, and OSError.
+    """Read the overrides of a file; see :func:`parse`. Raises OSError, too."""
+    with open(path, "rb") as file:
+        return parse(file.read(MOST + 1), path)
+
+
+def parse(data: bytes, name: str) -> tuple[Override, ...]:
+    """Read overrides; ``name`` is the file's. Raises FormatError, with it and the line.
 
     As with rules nothing may stand twice, of which the last would count in silence.
     """
-    with open(path, "rb") as file:
-        data = file.read(MOST + 1)
     try:
-        found = msgspec.convert(composed(data, path, "overrides", {}), _File)
+        found = msgspec.convert(composed(data, name, "overrides", {}), _File)
     except Wrong as wrong:
-        raise FormatError(f"{path}: line {wrong.line}: {wrong}") from None
+        raise FormatError(f"{name}: line {wrong.line}: {wrong}") from None
     except UNREADABLE as error:
         what = " ".join(str(error).split())
         raise FormatError(
-            f"{path}: no overrides: {what}. What to do: give each name, rule, who, why, and until "
+            f"{name}: no overrides: {what}. What to do: give each name, rule, who, why, and until "
             "with a zone (2026-12-24T00:00:00Z)"
         ) from error
-    names = [each.name for each in found.overrides]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise FormatError(f"{path}: {twice[0]} stands twice. What to do: rename one")
+    named = [each.name for each in found.overrides]
+    if twice := sorted({each for each in named if named.count(each) > 1}):
+        raise FormatError(f"{name}: {twice[0]} stands twice. What to do: rename one")
     return found.overrides
 
 

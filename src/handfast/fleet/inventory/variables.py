@@ -29,6 +29,7 @@ TABLE: Final[tuple[tuple[str, Kind, str, str], ...]] = (
     (r"NCCL_(SOCKET|OOB_NET)_IFNAME", _PER, "names of interfaces", "guide"),
     (r"NCCL_IB_(HCA|(.*_)?GID_INDEX)", _PER, "names and table entries of a node's NICs", "guide"),
     (r"NCCL_HOSTID", _PER, "differs from node to node by its meaning", "guide"),
+    (r"NCCL_MNNVL_(UUID|CLIQUE_ID)", _PER, "which NVLink domain and clique a node is in", "guide"),
     (r"NCCL_RAS_ADDR", _PER, "an address", "guide"),
     (r"NCCL_(CONF|TOPO|GRAPH)_FILE", _PER, "a path; what the file says is compared", "guide"),
     (r"UCX_(NET_DEVICES|IB_GID_INDEX|CONFIG_DIR)", _PER, "names of devices, a path", "UCX"),
