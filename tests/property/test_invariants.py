@@ -110,6 +110,30 @@ def other_base(w: Written):
     return w.record
 
 
+def orphaned() -> Truth:
+    """Let generation 2 resume from the first epoch, and 3 from the second, which 2 left behind."""
+    second = replace(CERTIFICATE, base=E1)
+    more = [ms.Restored(second), ms.Restored(replace(CERTIFICATE, generation=3))]
+    for _, frozen in TRUTH.records(ms.Frozen):
+        report = replace(frozen.report, restored=second)
+        more += [replace(frozen, generation=3, report=report)] * (frozen.generation == 2)
+    return also(*more)
+
+
+def losing(w: Written):
+    """Let a member report as lost what it also reports as retained."""
+    if isinstance(w.record, ms.Frozen) and w.record.report.retained:
+        held = w.record.report.retained[0].epoch
+        return replace(w.record, report=replace(w.record.report, lost=(ms.Lost(held, "x"),)))
+    return w.record
+
+
+def staged_by_one(w: Written):
+    """Let only one of two have saved an epoch."""
+    saved = isinstance(w.record, ms.Staged) and w.record.epoch == E1
+    return None if saved and w.domain == "dir1a" else w.record
+
+
 def frozen_without(w: Written):
     return None if isinstance(w.record, ms.Frozen) and w.domain == "dir1a" else w.record
 
@@ -171,6 +195,7 @@ DECLARED = {
         turn(apply=[ev.Persist(E3)]),
         turn(before=replace(MEMBER, persisting=(E4,)), apply=[ev.Persist(E4)]),
         turn(before=open_on(E4), apply=[ev.Persist(E4)]),
+        turn(apply=[ev.Persist(Epoch(3, 20))]),  # the step that was restored
         turn(ev.Tick(), persist=[ms.Skipped(0, E4, "slow")]),
     ],
     "s6": [
@@ -200,7 +225,7 @@ DECLARED = {
         but(lambda w: None if isinstance(w.record, ms.Valid) else w.record),
         but(lambda w: None if isinstance(w.record, ms.Accepted) else w.record),
     ],
-    "s12": [but(other_base), but(asking)],
+    "s12": [but(other_base), but(asking), orphaned()],
     "s13": [
         replace(
             TRUTH,
@@ -210,6 +235,7 @@ DECLARED = {
     ],
     "s14": [
         also(ms.Bad(0, 2, E2, "x")),
+        but(losing),
         turn(persist=[ms.Valid(0, 2, Epoch(2, 99))]),
     ],
     "s15": [
@@ -259,6 +285,7 @@ def test_every_wrong_release_is_told_why():
     assert "2/30 is not retained" in released(E1, line_lost)
     assert "the user keeps it" in released(E1, keep=Keep(3))
     assert "the user keeps it" in released(E1, keep=Keep(1, every=10))
+    assert released(E1, keep=Keep(3), journal=but(staged_by_one).journal) == ""  # no checkpoint
     assert released(E1, keep=keep) == released(GENESIS, keep=keep) == ""
     assert released(E1, boot("dir0a", 1, [])) == ""
 
