@@ -70,7 +70,17 @@ def test_after_a_rollback_both_speak_the_old_bits_under_a_new_number() -> None:
     assert search_link(real(lives=(1, 1)), goal).sound
 
 
-def test_whatever_happened_they_can_talk_again() -> None:
+@pytest.mark.parametrize(
+    ("plan", "bounds"),
+    [
+        pytest.param(PLAN, {"lives": (1, 1)}, id="upgrade and rollback"),
+        pytest.param(PLAN[:2], {"lives": (2, 1), "alone": True}, id="crash"),
+        pytest.param(PLAN, {"lives": (2, 1), "alone": True}, id="all", marks=pytest.mark.heavy),
+    ],
+)
+def test_whatever_happened_they_can_talk_again(
+    plan: tuple[tuple[int, str], ...], bounds: Any
+) -> None:
     """From every state, by moves that need no fault; or no epoch is left that both speak."""
 
     def apart(state: State) -> bool:
@@ -79,7 +89,7 @@ def test_whatever_happened_they_can_talk_again() -> None:
         )
 
     found = explore(
-        real(PLAN[:2], lives=(2, 1), alone=True),
+        real(plan, **bounds),
         eventually={"talking": lambda s: talking(s) or apart(s)},
         calm=calm,
     )

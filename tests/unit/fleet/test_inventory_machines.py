@@ -18,10 +18,13 @@ from handfast.fleet.inventory.facts import Kind, State, Tier
 from handfast.fleet.inventory.host import Host, Unsure, here, mapped_files
 
 SERVICE = """
+#include <fcntl.h>
 #include <stdio.h>
 #include <unistd.h>
 int main(int count, char **words) {
-    if (count > 1) { puts("Fabric Manager version is : VERSION"); return 0; }
+    if (count > 1) {
+        close(creat("MARKER", 0600)); puts("Fabric Manager version is : VERSION"); return 0;
+    }
     puts("up"); fflush(stdout);
     for (;;) pause();
 }
@@ -222,13 +225,14 @@ def test_this_machine_is_described() -> None:
 
 
 def built(place: Path, *versions: str) -> list[Path]:
-    """Programs that answer as Fabric Manager does."""
+    """Programs that answer as Fabric Manager does, and leave a file `asked` here when they do."""
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
     found = []
     for version in versions:
         source = place / f"{version}.c"
-        source.write_text(SERVICE.replace("VERSION", version))
+        program = SERVICE.replace("VERSION", version).replace("MARKER", f"{place}/asked")
+        source.write_text(program)
         found.append(place / version)
         subprocess.run(["cc", "-o", found[-1], source], check=True, timeout=60)
     return found
@@ -257,6 +261,7 @@ def test_a_real_process_is_asked_though_its_file_was_replaced(
     installed, newer = service
     before = take(here(), tiers=[Tier.FABRIC]).get("fabric-manager.version")
     assert before.value == "580.65.06"
+    assert (installed.parent / "asked").exists()
     newer.rename(installed)
     asked = subprocess.run([installed, "--version"], capture_output=True, text=True, check=True)
     assert "590.48.01" in asked.stdout
@@ -279,6 +284,7 @@ def test_a_root_of_a_container_has_nothing_run_as_the_machines(apart: str, tmp_p
         os.killpg(running.pid, signal.SIGKILL)
     assert found.state is State.UNKNOWN
     assert "runs in a container, so its program is not run here" in found.problem
+    assert not (tmp_path / "asked").exists()
 
 
 def test_a_real_interface_is_asked() -> None:

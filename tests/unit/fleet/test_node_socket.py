@@ -87,7 +87,7 @@ with socket.socket(socket.AF_UNIX) as listener:
     if what == "nothing":
         signal.pause()
     sock, _ = listener.accept()
-    sock.recv(300)
+    print("heard", len(sock.recv(300)), flush=True)
     if what == "silence":
         signal.pause()
     if what == "half":
@@ -508,11 +508,12 @@ def test_a_service_that_is_killed_half_way_leaves_the_facts_unknown(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_another_users_service_is_not_asked(start: Start, folder: Path) -> None:
-    """Whoever made the socket: it counts who listens."""
+    """Whoever made the socket: it counts who listens. He hears not a byte."""
     path = at(folder)
-    start("-c", OTHER, path, "12345", reply(inventory(gpu="1")).decode().strip())
+    other = start("-c", OTHER, path, "12345", reply(inventory(gpu="1")).decode().strip())
     with pytest.raises(Untrusted, match="user 12345 listens there"):
         node_facts(path, NOW)
+    assert other.stdout.readline() == "heard 0\n"
 
 
 def test_in_a_user_namespace_nobody_passes_for_this_user(serving: Start, folder: Path) -> None:
