@@ -238,7 +238,7 @@ class Order(torch.utils.data.Dataset[int]):
 
 
 def with_things_beside(path: str, steps: int, forget: str = "") -> None:
-    """What it keeps changes nothing that is trained, and one thing of it may be forgotten."""
+    """What it keeps changes nothing that is trained, and of it some things may be forgotten."""
     torch.manual_seed(1)
     model = nn.Linear(WIDTH, WIDTH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -251,7 +251,8 @@ def with_things_beside(path: str, steps: int, forget: str = "") -> None:
         "model": model, "optimizer": optimizer, "average": average, "swa": swa, "scaler": scaler,
         "rate": rate, "best": best, "tracked": tracked, "ema": ema,
     }  # fmt: skip
-    state.pop(forget, None)
+    for name in forget.split():
+        state.pop(name, None)
     with Checkpointer(path, state) as ckpt:
         for step in range(ckpt.restore() + 1, steps + 1):
             x = torch.ones(2, WIDTH)

@@ -110,7 +110,12 @@ def test_what_could_have_been_saved_and_differs_is_a_failure(forget: str) -> Non
     assert said[2].startswith(f"  {path} ({kind}, not in the state")
     assert f"What to do: put it into the state: Checkpointer(path, {{..., '{forget}'" in said[-2]
     assert said[-1] == f"If it may differ, leave it out: ignore=('{forget}',)"
-    assert asserted(job, steps=4, kill_at=2, ignore=[forget]).exact
+
+
+def test_what_may_differ_is_left_out() -> None:
+    """All of these at once, each named as it was told."""
+    job = partial(exact_jobs.with_things_beside, forget=" ".join(BESIDE))
+    assert asserted(job, steps=4, kill_at=2, ignore=list(BESIDE)).exact
 
 
 def test_what_else_differs_beside_the_state_is_noted() -> None:
