@@ -154,13 +154,13 @@ REUSED = ((1, "a"), (2, "b"), (1, "a"))
 REFUSED = (LinkError, Refused)
 WRONG: dict[str, tuple[Callable[[], Link], str]] = {
     "version checked only at connect": (
-        lambda: ConnectOnly(switch, PLAN[:2], refused=REFUSED), "l1",
+        lambda: ConnectOnly(switch, PLAN[:2], refused=REFUSED), "f10",
     ),
     "epoch number reused at rollback": (
         lambda: Link(
             altered(ask=ask_any, hear=hear_any), REUSED, lives=(1, 1), refused=REFUSED
         ),
-        "l1",
+        "f10",
     ),
     "session without durable incarnation": (
         lambda: Volatile(switch, PLAN[:2], lives=(2, 2), refused=REFUSED), "own",

@@ -38,7 +38,7 @@ COLOURS = {Outcome.WORKS: "green", Outcome.REFUSES: "yellow"}
 @click.command(
     epilog="Exit codes: 0 everything works, or refuses in words; 1 something fails, hangs or dies; "
     "2 wrong usage; 3 a fleet of one version does not work, something was left behind, or it could "
-    "not look; 130 or 143 it was interrupted, and says what came of it until then."
+    "not look; 129, 130 or 143 it was interrupted, and says what came of it until then."
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.option("--quick", is_flag=True, help="Each move once, and not in every order.")

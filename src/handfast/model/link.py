@@ -156,7 +156,7 @@ class Link:
 
     # -- the laws ------------------------------------------------------------------------------
 
-    def l1(self, state: State) -> bool:
+    def f10(self, state: State) -> bool:
         """F10: a frame is read only under the epoch that it was sent under."""
         return all(
             self.reads(state.ends[1 - frame.sender], frame) in (None, frame.step)

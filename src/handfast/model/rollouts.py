@@ -87,5 +87,5 @@ def search_link(
     link: Link, goals: Mapping[str, Callable[[State], bool]] | None = None
 ) -> Report[State, str]:
     """Search every state of two ends; ``goals`` are what must be reached somewhere."""
-    laws = {"l1": link.l1, "own": link.own, "agreed": link.agreed, "promised": link.promised}
+    laws = {"f10": link.f10, "own": link.own, "agreed": link.agreed, "promised": link.promised}
     return explore(link, always=laws, sometimes=goals)

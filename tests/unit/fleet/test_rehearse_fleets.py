@@ -25,7 +25,12 @@ from handfast.fleet.rehearse.reading import load
 from handfast.fleet.rehearse.rehearsing import Kind, rehearse
 from handfast.fleet.rehearse.report import recorded, report
 
-COMMAND = "from handfast.cli.rehearse import rehearse; rehearse()"
+COMMAND = """
+import signal
+from handfast.cli.rehearse import rehearse
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it may be ignored here, as by `nohup`
+rehearse()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -409,7 +414,9 @@ def test_a_thread_may_rehearse(tmp_path):
     assert [row.worst for row in found.rows] == ["works"] * 4
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_who_is_interrupted_leaves_nothing_behind(tmp_path, place, number, code):
     """In the middle of a probe that hangs, with nodes that run; what was set up is taken back."""
     diary = tmp_path / "diary"
