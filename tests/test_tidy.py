@@ -20,6 +20,8 @@ from handfast.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 
+pytestmark = pytest.mark.xdist_group("tidy")  # each file is parsed once
+
 LINE = 100
 FUNCTION = 60
 MODULE = 500

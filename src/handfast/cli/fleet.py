@@ -86,7 +86,7 @@ for command in (choose, judge, rehearse):
     "tiers",
     type=click.Choice([str(tier) for tier in Tier]),
     multiple=True,
-    help="Of some tiers only: of a node's agent host and fabric, of a rank job.",
+    help="Of some tiers only: of a node host and fabric, of a rank job.",
 )
 @root
 @limit
