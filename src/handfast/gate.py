@@ -90,8 +90,9 @@ def check(
     Every rank calls it, once a round. ``keys`` is where they meet: else the store of torch's
     `env://` rendezvous. ``groups`` are communicators by name, each judged by itself: else what
     HANDFAST_GATE_GROUPS says. Prints to the standard error what is not fine: rank 0 a line for each
-    ruling, eight at most; others one at most, and one where their node told nothing. Where rank 0 holds the store, it does so for the life of its
-    process, so the port of the rendezvous stays bound.
+    ruling, eight at most; others one at most, and one where their node told nothing. Where rank 0
+    holds the store, it does so for the life of its process, so the port of the rendezvous stays
+    bound.
 
     Raises Refused on every rank where the mode is enforce and a rule is broken, a rank did not
     come, or the round could not be judged; Blocked where nobody could be heard; FormatError and
