@@ -1,4 +1,4 @@
-"""Shows agents of two builds in one job: every move, with a recovery and a save after each."""
+"""Shows agents that speak one epoch, and two, in one job: every move, a recovery and a save each."""
 
 from __future__ import annotations
 
