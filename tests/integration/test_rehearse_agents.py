@@ -1,4 +1,4 @@
-"""Shows agents that speak one epoch, and two, in one job: every move, a recovery and a save each."""
+"""Shows agents that speak one epoch, or two, in one job: moves, a recovery and a save after each."""
 
 from __future__ import annotations
 
