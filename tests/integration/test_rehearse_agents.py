@@ -1,4 +1,4 @@
-"""Shows agents that speak one epoch, or two, in one job: moves, a recovery and a save after each."""
+"""Shows agents that speak one epoch, or two, in one job: a recovery and a save after each move."""
 
 from __future__ import annotations
 
