@@ -321,6 +321,14 @@ def exceptions_give_a_reason(source: Source) -> Iterator[Complaint]:
             yield line, f"why? {comment}"
 
 
+@rule(r"tests/.*\.py", "x = 1  # " + word("type: ig", "nore[arg-type] - why"))
+def only_what_is_checked_is_silenced(source: Source) -> Iterator[Complaint]:
+    """mypy reads `src` and `benchmarks`, and tells there of silencers that silence nothing."""
+    for line, comment in source.comments:
+        if re.match(r"#\s*type:\s*ignore", comment):
+            yield line, f"mypy reads no tests: {comment}"
+
+
 @rule(PYTHON, "@pytest.mark." + word("filter", 'warnings("ignore:x")'))
 def warnings_that_are_ignored_give_a_reason(source: Source) -> Iterator[Complaint]:
     """A warning may be the only word of a fault."""

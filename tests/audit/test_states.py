@@ -153,7 +153,7 @@ def test_trees_that_contain_themselves_are_read_once() -> None:
     tree["list"] = [tree, tree]
     assert [counter.value for _, counter in read_state(tree).counters] == [3]
     module = Object("Module", (), {"_parameters": {}, "_modules": {}})
-    module.fields["_modules"]["inner"] = module  # type: ignore[index]  # a dict, behind a Mapping
+    module.fields["_modules"]["inner"] = module  # a dict, behind a Mapping
     assert read_state(module).tensors == []
 
 
@@ -316,7 +316,7 @@ def test_the_history_of_lbfgs_is_among_the_valueless(tmp_path: Path) -> None:
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type] - its stub wants a float
+    optimizer.step(closure)  # its stub wants a float
     lost = said(tmp_path, optimizer.state_dict()).valueless
     assert {"state[0]/old_dirs[0]", "state[0]/old_stps[0]", "state[0]/ro[0]"} <= {*lost}
 

@@ -390,7 +390,7 @@ def test_wrappers_come_and_go(saved: Saved, run: str) -> None:
     compiled = torch.compile(model, backend="eager")
     with Checkpointer(run, {"model": compiled, "optimizer": optimizer}) as checkpointer:
         checkpointer.restore()
-        train(compiled, optimizer)  # type: ignore[arg-type] # a module, though torch calls it not
+        train(compiled, optimizer)  # a module, though torch calls it not
         checkpointer.save(1).converged(60)
     (stamp,) = stamps(run)
     assert stamp.lineage == "tuned"

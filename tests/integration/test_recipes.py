@@ -191,7 +191,7 @@ def test_a_sampler_of_ones_own_goes_on_where_it_was(
     monkeypatch.chdir(tmp_path)
     lazy = run("sampler", 0)["Shuffled"]
 
-    class Eager(lazy):  # type: ignore[misc] # it stands in the guide
+    class Eager(lazy):  # it stands in the guide
         def __iter__(self) -> Iterator[int]:
             return iter(list(super().__iter__()))
 

@@ -401,12 +401,12 @@ async def test_a_dialer_outlives_whatever_goes_wrong() -> None:
                 raise RuntimeError("can't start new thread")
             return real(*args, **options)
 
-        a.links._end = end  # type: ignore[method-assign]  # it fails three times
+        a.links._end = end  # it fails three times
         a.links.set_peers(peers)
         b.links.set_peers(peers)
         await until(lambda: a.links.up == {"b"} and b.links.up == {"a"})
         assert a.links.counters["failed"] == 3
-        b.links._end = end  # type: ignore[method-assign]  # it fails once, of who accepts
+        b.links._end = end  # it fails once, of who accepts
         broken[0] = 1
         with contextlib.suppress(ConnectionError):
             reader, writer = await asyncio.open_connection(*b.address)

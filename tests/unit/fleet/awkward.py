@@ -83,7 +83,7 @@ def _stutters(host: Host) -> Iterator[Fact]:
 
 
 def _babbles(host: Host) -> Iterator[Fact]:
-    yield "all is well"  # type: ignore[misc]  # that is what this one does wrong
+    yield "all is well"  # that is what this one does wrong
 
 
 WELL = Collector((ONE, TWO, FAMILY), _well)

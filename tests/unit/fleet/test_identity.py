@@ -348,7 +348,7 @@ def test_evidence_only_grows(seen_: list[Sighting], more: Sighting, random: obje
     """More sightings never clear a key; order and repetition make no difference."""
     found = clones(seen_)
     shuffled = [*seen_, *seen_]
-    random.shuffle(shuffled)  # type: ignore[attr-defined]  # Hypothesis' own kind of Random
+    random.shuffle(shuffled)  # Hypothesis' own kind of Random
     assert clones(shuffled) == found
     assert not found or clones([*seen_, more])
 

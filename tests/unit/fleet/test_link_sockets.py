@@ -34,7 +34,7 @@ def settled(end: End, to: Epoch) -> bool:
     """Whether an end is through with a change, and knows that its peer is, too."""
     state = end.switch
     through = state is not None and state.now.epoch == to and state.next is None
-    return through and sw.phase(state) is sw.Phase.OLD  # type: ignore[arg-type]  # not None here
+    return through and sw.phase(state) is sw.Phase.OLD  # not None here
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -481,7 +481,7 @@ def test_a_store_that_fails_ends_the_link() -> None:
         side = Side(0)
         sent = []
         link = Datagram(side.end, store, peer=(HOST, 9))
-        link._write = sent.append  # type: ignore[method-assign]  # to see what would be said
+        link._write = sent.append  # to see what would be said
         with pytest.raises(OSError, match="no space"):
             await link.begin()
         with pytest.raises(HandfastError, match="down: no space"):

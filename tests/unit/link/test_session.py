@@ -284,7 +284,7 @@ def test_offers_and_proofs_may_come_before_this_end_is_durable() -> None:
     assert [whole(frame).kind for frame in one.out] == [Kind.OFFER, Kind.PROOF]
     pair(one, other)
     assert agree(one, other)
-    proof = other.end.session.again()[0].frame  # type: ignore[union-attr]  # it is a Send
+    proof = other.end.session.again()[0].frame  # it is a Send
     fresh = Side(0)
     fresh.hear(proof)
     assert fresh.end.refused == {Reason.SIGNATURE: 1}
@@ -452,7 +452,7 @@ FRAME_KEYS = "9d188e4f7e1d62fe07b3cc114b0fea7fc854f3ab2f3c809dae04e253ee6919bf"
 def test_noise_changes_nothing(data: st.DataObject) -> None:
     """Bytes, and frames with bytes changed, to an open end: refused by reason, and it goes on."""
     one, other = _LINK
-    frame = one.end.send("sound")[0].frame  # type: ignore[union-attr]  # it is a Send
+    frame = one.end.send("sound")[0].frame  # it is a Send
     hurt = bytearray(frame)
     for _ in range(data.draw(st.integers(1, 4))):
         hurt[data.draw(st.integers(0, len(hurt) - 1))] ^= data.draw(st.integers(1, 255))
@@ -482,7 +482,7 @@ def test_a_later_life_that_was_bound_meanwhile_ends_an_older_ones_handshake() ->
     assert sides[1].opened is not None
     known[KEYS[0].id] = new.end.session.offer.node
     with pytest.raises(LinkError, match="incarnation: life 1 of a peer whose life 2"):
-        sides[0].end.persisted(waits.record)  # type: ignore[union-attr]  # it is a Persist
+        sides[0].end.persisted(waits.record)  # it is a Persist
     assert sides[0].end.refused == {Reason.INCARNATION: 1}
     assert not sides[0].end.session.open
 
@@ -520,7 +520,7 @@ def test_another_offer_before_a_proof_is_bound_anew() -> None:
 def test_frames_of_another_session_have_their_reason() -> None:
     """With the right key even: the session is looked at before the MAC."""
     one, other = linked()
-    frame = bytearray(one.end.send("x")[0].frame)  # type: ignore[union-attr]  # it is a Send
+    frame = bytearray(one.end.send("x")[0].frame)  # it is a Send
     frame[24] ^= 1
     with pytest.raises(LinkError, match="session"):
         other.end.receive(bytes(frame))

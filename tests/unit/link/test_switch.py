@@ -20,7 +20,7 @@ OTHER_B = Spoken(B.epoch, "bundle x")
 def word(number: int = 1, **fields: object) -> Word:
     """A word of a peer that speaks A and has heard nothing."""
     said = {"heard": 0, "now": A, "next": None, "sending": A.epoch, "last": -1, "asks": True}
-    return Word(number, **{**said, **fields})  # type: ignore[arg-type]  # of the fields given
+    return Word(number, **{**said, **fields})  # of the fields given
 
 
 def test_the_phases_come_in_their_order() -> None:

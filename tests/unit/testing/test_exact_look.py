@@ -362,7 +362,7 @@ class Kept:
 class Given(Kept):
     """One that only gives it."""
 
-    load_state_dict = None  # type: ignore[assignment] # it is taken away
+    load_state_dict = None  # it is taken away
 
 
 class Numbers(Kept, torch.utils.data.Dataset[int]):

@@ -68,7 +68,7 @@ def test_a_module_of_that_name_from_another_place_is_not_taken_for_it(
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "twins.py").write_text(f"def job(path, steps):\n    return '{folder}'")
     monkeypatch.syspath_prepend(str(tmp_path / "one"))
-    import twins  # type: ignore[import-not-found] # made just now
+    import twins  # made just now
 
     packed = msgspec.structs.replace(pack(twins.job), file=str(tmp_path / "two" / "twins.py"))
     assert unpack(packed)("", 0) == "two"
@@ -94,7 +94,7 @@ def test_a_function_without_a_file_or_a_name_is_refused() -> None:
 
     for job, why in ((print, "stands in no file"), (local, "local object"), (3, "is no function")):
         with pytest.raises(TypeError, match=why):
-            pack(job)  # type: ignore[arg-type] # on purpose
+            pack(job)  # on purpose
 
 
 def test_a_rank_that_stands_still_ends_with_whoever_could_kill_it(tmp_path: Path) -> None:

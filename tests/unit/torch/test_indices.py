@@ -78,7 +78,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
             caplog.clear()
             return found == other
 
-        __hash__ = None  # type: ignore[assignment] - it is looked at, and no key
+        __hash__ = None  # it is looked at, and no key
 
     with caplog.at_level(logging.WARNING, "handfast"):
         yield Said()
@@ -132,7 +132,7 @@ class Wrapper(nn.Module):
 
 def wrapped(model: nn.Module, how: str) -> nn.Module:
     if how == "compiled":
-        return torch.compile(model, backend="eager")  # type: ignore[return-value] # a module
+        return torch.compile(model, backend="eager")  # a module
     return nn.DataParallel(model)
 
 
@@ -773,14 +773,14 @@ class Accelerated(Optimizer):
         self.optimizer = inner
 
     @property
-    def state(self) -> Any:  # type: ignore[override] # as Accelerate's
+    def state(self) -> Any:  # as Accelerate's
         return self.optimizer.state
 
     @property
-    def param_groups(self) -> Any:  # type: ignore[override] # as Accelerate's
+    def param_groups(self) -> Any:  # as Accelerate's
         return self.optimizer.param_groups
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override] # as Accelerate's
+    def step(self, closure: Any = None) -> None:  # as Accelerate's
         self.optimizer.step(closure)
 
 

@@ -139,13 +139,13 @@ def test_what_was_one_tensor_is_one_again_wherever_it_stood() -> None:
     model, opt = stepped()
     one = torch.ones(3)
     opt.state[model.weight] |= {"last": one, "history": [torch.zeros(3), one]}
-    opt.state["all"] = {"one": one}  # type: ignore[index]  # - torch allows any key
+    opt.state["all"] = {"one": one}  # torch allows any key
     opt.param_groups[0]["scale"] = one
     other, live = stepped()
     Snapshot({"m": model, "o": opt}).restore({"m": other, "o": live})
     entry, there = live.state[other.weight], live.param_groups[0]["scale"]
     assert entry["last"] is entry["history"][1] is there
-    assert live.state["all"]["one"] is there  # type: ignore[index]  # - torch allows any key
+    assert live.state["all"]["one"] is there  # torch allows any key
     assert entry["history"][0].tolist() == [0.0] * 3
 
 

@@ -1110,7 +1110,7 @@ def test_a_module_that_leaves_something_out_takes_its_extra_state() -> None:
 class Own(Extra):
     """Loads by a method of its own, which knows no `strict`."""
 
-    def load_state_dict(self, tree: Any) -> None:  # type: ignore[override]  # - as users write it
+    def load_state_dict(self, tree: Any) -> None:  # as users write it
         super().load_state_dict(tree)
 
 

@@ -777,7 +777,7 @@ def test_no_training_is_refused(
 def test_kin_of_adam_is_not_refused(kind: type[Optimizer], betas: tuple[float, float]) -> None:
     """They have Adam's moments, and so its bound."""
     weight = nn.Parameter(torch.ones(25))
-    optimizer = kind([weight], lr=1e-3, betas=betas)  # type: ignore[call-arg] # each has betas
+    optimizer = kind([weight], lr=1e-3, betas=betas)  # each has betas
     for number, gradient in enumerate(gradients(200)):
         weight.grad = gradient
         optimizer.step()
