@@ -4,11 +4,13 @@ import contextlib
 import gc
 import itertools
 import os
+import re
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI nothing is left out: there a test that could not be run is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name what could not be run here, and why: a test that is skipped has shown nothing."""
     for skipped in terminalreporter.stats.get("skipped", []):
@@ -76,7 +85,7 @@ def _session() -> Iterator[str]:
         patch.setenv(MARK, mark)
         yield mark
     shutil.rmtree(sockets, ignore_errors=True)
-    _fail_on(_leftovers(mark, of_session=True), "the tests")
+    _fail_on(_leftovers(mark, frozenset()), "the tests")
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +95,7 @@ def _nothing_left_running(
     """Fail a test that leaves a process behind: an agent, a trainer, a forked child."""
     mark = f"{_session}.{next(_numbers)}"
     monkeypatch.setenv(MARK, mark)
-    before = _descendants()
+    before = _pids()
     yield
     _fail_on(_leftovers(mark, before), request.node.name)
 
@@ -102,50 +111,41 @@ def _fail_on(left: dict[int, str], who: str) -> None:
         pytest.fail(f"{who} left running (killed now): {left}", pytrace=False)
 
 
-def _leftovers(
-    mark: str, before: dict[int, str] | None = None, *, of_session: bool = False
-) -> dict[int, str]:
-    """Processes that are still there after a while: by the mark, and by their parents.
+def _leftovers(mark: str, before: AbstractSet[int]) -> dict[int, str]:
+    """Processes that came and are still there after a while: by the mark, and by their parents.
 
     A child that only forked shows its parent's first environment, so the mark can't find it; an
-    agent in a session of its own is nobody's child, so its parents can't.
+    agent in a session of its own is nobody's child, so its parents can't. The mark of a session
+    begins the marks of its tests.
     """
     deadline = time.monotonic() + GRACE_S
     while True:
-        left = _marked(mark, of_session=of_session)
-        if before is not None:
-            left |= {pid: name for pid, name in _descendants().items() if pid not in before}
+        came = _pids() - before - {os.getpid()}
+        left = {pid: _name(pid) for pid in came if _marked(pid, mark) or _ours(pid)}
+        left = {pid: name for pid, name in left.items() if name}
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.02)
 
 
-def _marked(mark: str, *, of_session: bool) -> dict[int, str]:
-    wanted = f"{MARK}={mark}".encode()
-    found = {}
-    for pid in _pids():
-        variables = _proc(pid, "environ").split(b"\0")
-        if any(v.startswith(wanted) if of_session else v == wanted for v in variables):
-            found[pid] = _name(pid, _parent(pid))
-    return {pid: name for pid, name in found.items() if name and pid != os.getpid()}
+def _marked(pid: int, mark: str) -> bool:
+    wanted = re.escape(f"{MARK}={mark}".encode())
+    return re.search(rb"(\A|\0)" + wanted + rb"[.\0]", _proc(pid, "environ")) is not None
 
 
-def _descendants() -> dict[int, str]:
-    """Children, and theirs: what a fork server forks is its child, and looks like itself."""
-    parents = {pid: _parent(pid) for pid in _pids()}
-    found, ahead = {}, [os.getpid()]
-    while ahead:
-        parent = ahead.pop()
-        children = [pid for pid, its in parents.items() if its == parent]
-        ahead += children
-        found |= {pid: name for pid in children if (name := _name(pid, parent))}
-    return found
+def _ours(pid: int) -> bool:
+    """A child, or a child's: what a fork server forks is its child, and looks like itself."""
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        pid = _parent(pid)
+    return False
 
 
-def _name(pid: int, parent: int) -> str:
+def _name(pid: int) -> str:
     """The command line; empty for a zombie, and for the helpers that live with this process."""
     line = _proc(pid, "cmdline").replace(b"\0", b" ").strip()
-    ours = parent == os.getpid() and any(name in line for name in HELPERS)
+    ours = any(name in line for name in HELPERS) and _parent(pid) == os.getpid()
     return "" if ours else line.decode(errors="replace")
 
 
@@ -154,8 +154,8 @@ def _parent(pid: int) -> int:
     return int(fields[1]) if fields else 0
 
 
-def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+def _pids() -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
 
 
 def _proc(pid: int, name: str) -> bytes:

@@ -64,11 +64,16 @@ def test_a_test_that_leaves_a_process_fails(
     assert done.returncode == (1 if left else 0)
 
 
-def test_what_could_not_be_run_is_named(tmp_path: Path) -> None:
-    """Shows that a skip is told with its reason, whoever asks for the shortest output."""
+@pytest.mark.parametrize("ci", ["", "true"])
+def test_what_could_not_be_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ci: str
+) -> None:
+    """Shows that a skip is told with its reason, whoever asks for the shortest output, and that
+    it fails CI, where nothing is left out."""
+    monkeypatch.setenv("CI", ci)
     done = suite(tmp_path, "import pytest\ndef test_one():\n    pytest.skip('no spin here')\n")
     assert "could not run tests/test_it.py::test_one: Skipped: no spin here" in done.stdout
-    assert done.returncode == 0
+    assert done.returncode == (1 if ci else 0)
 
 
 @pytest.mark.xdist_group("jobs")

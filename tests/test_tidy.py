@@ -27,8 +27,16 @@ FUNCTION = 60
 MODULE = 500
 CORE = 3_000
 
+SILENCER = r"#\s*(noqa|type:\s*ignore|pragma:\s*no (?:cover|branch))"
+
 Complaint = tuple[int, str]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def parsed(text: str) -> ast.Module:
+    """The tree of a source; none is parsed twice, whoever asks."""
+    return ast.parse(text)
 
 
 @dataclass(frozen=True)
@@ -46,18 +54,26 @@ class Source:
     @cached_property
     def tree(self) -> ast.Module:
         """The parsed module."""
-        return ast.parse(self.text, self.path)
+        return parsed(self.text)
 
     @cached_property
-    def comments(self) -> list[Complaint]:
-        """Each comment with its line."""
+    def nodes(self) -> list[ast.AST]:
+        """All nodes of the module."""
+        return list(ast.walk(self.tree))
+
+    @cached_property
+    def silencers(self) -> list[Complaint]:
+        """Each comment that silences a tool, with its line."""
+        if not re.search(SILENCER, self.text):
+            return []
         tokens = tokenize.generate_tokens(io.StringIO(self.text).readline)
-        return [(t.start[0], t.string) for t in tokens if t.type == tokenize.COMMENT]
+        comments = [(t.start[0], t.string) for t in tokens if t.type == tokenize.COMMENT]
+        return [(line, comment) for line, comment in comments if re.match(SILENCER, comment)]
 
     @cached_property
     def functions(self) -> list[Function]:
         """All functions and methods, wherever they stand."""
-        return [node for node in ast.walk(self.tree) if isinstance(node, Function)]
+        return [node for node in self.nodes if isinstance(node, Function)]
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,7 @@ def modules_are_short(source: Source) -> Iterator[Complaint]:
 @rule(r"src/handfast/(?!testing/).*\.py", "assert True")
 def no_assert(source: Source) -> Iterator[Complaint]:
     """Python drops it under -O; a promise is checked, and an error raised, or neither."""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Assert):
             yield node.lineno, "assert vanishes under -O: raise an error"
 
@@ -144,9 +160,11 @@ def no_wall_clock(source: Source) -> Iterator[Complaint]:
     """It is set back and forth, so nothing may hang on it; but for one label that people read."""
     calls = {"time.time", "time.time_ns", "time.localtime", "time.ctime", "datetime.now",
              "datetime.utcnow", "datetime.today", "date.today"}  # fmt: skip
-    for node in ast.walk(source.tree):
-        if isinstance(node, ast.Call) and ".".join(ast.unparse(node.func).split(".")[-2:]) in calls:
-            yield node.lineno, f"{ast.unparse(node.func)}: use time.monotonic, or no time"
+    for node in source.nodes:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            name = ast.unparse(node.func)
+            if ".".join(name.split(".")[-2:]) in calls:
+                yield node.lineno, f"{name}: use time.monotonic, or no time"
 
 
 @rule(PURE, "from datetime import datetime\nx = datetime.now()")
@@ -156,7 +174,7 @@ def core_calls_nothing_impure(source: Source) -> Iterator[Complaint]:
     # A digest's hash only serves dictionaries, which keep the order of insertion.
     exempt = {n for f in source.functions if f.name == "__hash__" for n in ast.walk(f)}
     banned = {"now", "utcnow", "today", "monotonic", "perf_counter", "urandom", "getenv", "environ"}
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Attribute) and node.attr in banned:
             yield node.lineno, f".{node.attr} is not pure"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node not in exempt:
@@ -246,12 +264,12 @@ def stores_reach_the_disk_by_one_door(source: Source) -> Iterator[Complaint]:
         "statvfs", "utime", "posix_fadvise", "posix_fallocate", "sync",
     }  # fmt: skip
     methods = {"read_bytes", "read_text", "write_bytes", "write_text", "iterdir", "rglob"}
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Attribute):
             of_os = isinstance(node.value, ast.Name) and node.value.id in {"os", "shutil"}
             if (of_os and node.attr in calls) or node.attr in methods:
                 yield node.lineno, f"{ast.unparse(node)}: only store/files.py speaks to the disk"
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "open":
+        elif isinstance(node, ast.Name) and node.id == "open":
             yield node.lineno, "open(): only store/files.py speaks to the disk"
 
 
@@ -286,7 +304,7 @@ def ports() -> list[set[str]]:
     return [
         {method.name for method in node.body if isinstance(method, Function)}
         for path in (ROOT / "src").rglob("*.py")
-        for node in ast.parse(path.read_text()).body
+        for node in parsed(path.read_text()).body
         if isinstance(node, ast.ClassDef) and "Protocol" in map(ast.unparse, node.bases)
     ]
 
@@ -315,16 +333,15 @@ def a_test_says_what_it_shows(source: Source) -> Iterator[Complaint]:
 @rule(PYTHON, "x = 1  # " + word("pragma: no ", "cover"))
 def exceptions_give_a_reason(source: Source) -> Iterator[Complaint]:
     """Whoever silences a tool says why, behind a dash or in a second comment."""
-    silencers = r"#\s*(noqa|type:\s*ignore|pragma:\s*no (?:cover|branch))"
-    for line, comment in source.comments:
-        if re.match(silencers, comment) and not re.search(r"( - |#.*# )\w+", comment):
+    for line, comment in source.silencers:
+        if not re.search(r"( - |#.*# )\w+", comment):
             yield line, f"why? {comment}"
 
 
 @rule(r"tests/.*\.py", "x = 1  # " + word("type: ig", "nore[arg-type] - why"))
 def only_what_is_checked_is_silenced(source: Source) -> Iterator[Complaint]:
     """mypy reads `src` and `benchmarks`, and tells there of silencers that silence nothing."""
-    for line, comment in source.comments:
+    for line, comment in source.silencers:
         if re.match(r"#\s*type:\s*ignore", comment):
             yield line, f"mypy reads no tests: {comment}"
 
@@ -407,7 +424,7 @@ def named_files_and_tests_exist(source: Source) -> Iterator[Complaint]:
 def _tests(text: str) -> set[str]:
     """The names by which pytest knows the tests of a module, and their classes."""
     names = set()
-    for node in ast.parse(text).body:
+    for node in parsed(text).body:
         if isinstance(node, Function):
             names.add(node.name)
         elif isinstance(node, ast.ClassDef):
@@ -542,7 +559,7 @@ def unused(package: dict[str, str], doors: set[str]) -> list[str]:
 
 def _imports(text: str) -> Iterator[str]:
     """The modules that a source names: in imports, or as a whole string (`python -m`, preloads)."""
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
