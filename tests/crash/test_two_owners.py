@@ -143,12 +143,12 @@ EVERY = [
 
 
 def test_of_two_that_claim_at_once_none_builds_on_what_the_other_has_not_synced() -> None:
-    """Shows it where one is killed between the append of its seal and the sync, at any call of the
-    other; and for some other ways in which two claims meet.
+    """Shows it where one is killed between the append of its seal and the sync, at every second
+    call of the other; and for some other ways in which two claims meet.
 
     The seal came behind the other's sync, and was built on.
     """
-    sealed = [way for way in EVERY if way[:2] == (SEAL, SEAL + 1)]
+    sealed = [way for way in EVERY if way[:2] == (SEAL, SEAL + 1)][::2]
     meetings([*sealed, *random.Random(3).sample(EVERY, MEETINGS)])
 
 

@@ -237,7 +237,7 @@ class Order(torch.utils.data.Dataset[int]):
         self.asked = state["asked"]
 
 
-def with_things_beside(path: str, steps: int, forget: str = "") -> None:
+def with_things_beside(path: str, steps: int, forget: str = "", compiled: bool = False) -> None:
     """What it keeps changes nothing that is trained, and of it some things may be forgotten."""
     torch.manual_seed(1)
     model = nn.Linear(WIDTH, WIDTH)
@@ -245,7 +245,8 @@ def with_things_beside(path: str, steps: int, forget: str = "") -> None:
     average, swa = Average(model), torch.optim.swa_utils.AveragedModel(model)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     rate = torch.optim.lr_scheduler.StepLR(optimizer, 1000)
-    best, clock, data, compiled = {"loss": 9.0}, Clock(), Order(), torch.compile(model)
+    best, clock, data = {"loss": 9.0}, Clock(), Order()
+    same = torch.compile(model) if compiled else model  # to import what compiles takes seconds
     tracked, ema = nn.BatchNorm1d(WIDTH), {k: t.clone() for k, t in model.state_dict().items()}
     state: dict[str, object] = {
         "model": model, "optimizer": optimizer, "average": average, "swa": swa, "scaler": scaler,
@@ -270,7 +271,7 @@ def with_things_beside(path: str, steps: int, forget: str = "") -> None:
             best["loss"] = min(best["loss"], -step) if forget != "best" else best["loss"] - 1
             clock.lap()
             ckpt.save(step)
-    assert isinstance(compiled, nn.Module)
+    assert isinstance(same, nn.Module)
 
 
 def with_a_rate_made_anew(path: str, steps: int, forget: str = "") -> None:

@@ -123,13 +123,14 @@ def test_what_else_differs_beside_the_state_is_noted() -> None:
 
     Nothing is said of what differs by itself (a clock), nor of a compiled module.
     """
-    result = asserted(partial(exact_jobs.with_things_beside, forget="best"), steps=4, kill_at=2)
+    job = partial(exact_jobs.with_things_beside, compiled=True)
+    result = asserted(partial(job, forget="best"), steps=4, kill_at=2)
     assert [d.path for d in result.beside] == ["data/asked", "best['loss']"]
     said = str(result).splitlines()
     assert said[0].startswith("exact: ")
     assert said[1].startswith("not in the state, and other after the resume; what of it matters")
     assert "  best['loss'] (value, not in the state): 7.0 uninterrupted, 9.0 after" in said[-1]
-    whole = asserted(exact_jobs.with_things_beside, steps=4, kill_at=2)
+    whole = asserted(job, steps=4, kill_at=2)
     assert [d.path for d in whole.beside] == ["data/asked"]
 
 
