@@ -134,7 +134,7 @@ def refusal(stuck: Stuck, retained: Sequence[Epoch], want: int | None) -> Refuse
     if stuck.phase != "exhausted":
         return Refused(
             f"a rank can't take epoch {stuck.epoch}",
-            verdict=Verdict.FOREIGN,
+            verdict=_declared(stuck.reasons),
             shards=stuck.reasons,
             remedy="mend what those ranks name, and start again",
         )
@@ -156,6 +156,15 @@ def refusal(stuck: Stuck, retained: Sequence[Epoch], want: int | None) -> Refuse
         remedy="`handfast verify` says what each directory holds; a lost run is never restarted "
         "from scratch in silence: give a fresh path for that",
     )
+
+
+def _declared(reasons: Sequence[str]) -> Verdict:
+    """The verdict of who declined, which opens its words behind its name; else FOREIGN.
+
+    Of a mixture all may find out, and who is told by another first says no less.
+    """
+    said = {reason.partition(": ")[2].partition(":")[0] for reason in reasons}
+    return next((verdict for verdict in Verdict if verdict in said), Verdict.FOREIGN)
 
 
 def groups_apart(groups: Sequence[Sequence[int]]) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from handfast.agent.joining import Opened
-from handfast.agent.snapshot import Proposal
-from handfast.checkpoint.refusal import Hand, agree, below, lay, read
+from handfast.agent.snapshot import Proposal, Stuck
+from handfast.checkpoint.refusal import Hand, agree, below, lay, read, refusal, words
 from handfast.core.lattice import Epoch
 from handfast.core.verdict import Verdict
 from handfast.errors import Refused
@@ -52,3 +52,19 @@ def test_a_step_down_is_refused_with_what_is_lost() -> None:
     assert found.shards == ("1/3: d0 lost it",)
     assert "epoch 1/2 is the newest that can be had" in str(found)
     assert "policy='rollback'" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (Refused("what the ranks bring is a mixture", verdict=Verdict.MIXED), Verdict.MIXED),
+        (Refused("the shapes differ", verdict=None), Verdict.FOREIGN),
+        (ValueError("mixed up"), Verdict.FOREIGN),
+    ],
+)
+def test_who_is_told_of_a_refusal_gives_the_same_verdict(
+    error: Exception, verdict: Verdict
+) -> None:
+    """It may hear another rank's words before it finds out for itself."""
+    stuck = Stuck("declined", Epoch(0, 0), (f"rank 1: {words(error)}",))
+    assert refusal(stuck, (), None).verdict is verdict
